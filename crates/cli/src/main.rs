@@ -1,0 +1,2 @@
+//! The narrowbit command.
+fn main() {}
