@@ -1,0 +1,35 @@
+use crate::DType;
+
+/// Why a tensor could not be made or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorError {
+    /// The data's length is not what dtype and shape ask for.
+    #[error("a tensor of shape {shape:?} and type {dtype} takes {expected} {unit}, but {actual} were given")]
+    Length {
+        /// The element type.
+        dtype: DType,
+        /// The shape in elements.
+        shape: Vec<usize>,
+        /// The length that dtype and shape ask for.
+        expected: usize,
+        /// The length that was given.
+        actual: usize,
+        /// What is counted: "bytes" or "elements".
+        unit: &'static str,
+    },
+    /// The number of elements overflows the address space.
+    #[error("shape {0:?} has more elements than memory can address")]
+    TooLarge(Vec<usize>),
+    /// The tensor holds another type than the caller asked for.
+    #[error("expected a tensor of {expected}, found {actual}")]
+    Type {
+        /// What the caller can use.
+        expected: String,
+        /// What the tensor holds.
+        actual: DType,
+    },
+    /// Two shapes can't be broadcast together.
+    #[error("shapes {0:?} and {1:?} can't be broadcast together")]
+    Broadcast(Vec<usize>, Vec<usize>),
+}
