@@ -140,7 +140,8 @@ fn encode_e8m0(x: f32) -> u8 {
     }
     // The nearest power of two; a tie (mantissa exactly one half) goes up.
     let bits = x.to_bits();
-    let up = bits >> 22 & 1;
+    // Subnormals lie between 2^-127 (code 0, half of the field's unit) and 2^-126.
+    let up = if bits >> 23 == 0 { u32::from(bits >= 0x60_0000) } else { bits >> 22 & 1 };
     ((bits >> 23) + up).min(254) as u8
 }
 
