@@ -1,0 +1,3 @@
+//! Control flow, sequences and optionals.
+
+crate::registry::operators! {}

@@ -1,0 +1,3 @@
+//! Operators of the `com.microsoft` domain that ONNX Runtime writes.
+
+crate::registry::operators! { domain "com.microsoft": }

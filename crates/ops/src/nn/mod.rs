@@ -1,0 +1,3 @@
+//! Neural-network layers: convolution, pooling, normalisation, attention, recurrence.
+
+crate::registry::operators! {}

@@ -1,0 +1,3 @@
+//! Quantization operators of ONNX: QuantizeLinear, QLinearConv, MatMulInteger and the like.
+
+crate::registry::operators! {}
