@@ -41,11 +41,7 @@ pub fn test(layout: &Layout, cargo_args: &[String]) -> Result<()> {
     proc::run(&mut command)?;
 
     eprintln!();
-    eprintln!(
-        "ONNX node tests: {}; Python: {}",
-        fixtures.node_tests.display(),
-        fixtures.venv.dir().display()
-    );
+    eprintln!("ONNX node tests: {}; Python: {}", fixtures.node_tests.display(), fixtures.venv.dir().display());
     match shared {
         Some(dir) => eprintln!("shared models: {}", dir.display()),
         None => eprintln!(
@@ -62,19 +58,7 @@ pub fn test(layout: &Layout, cargo_args: &[String]) -> Result<()> {
 /// When a check or a test fails.
 pub fn ci(layout: &Layout) -> Result<()> {
     proc::run(cargo(layout).args(["fmt", "--all", "--check"]))?;
-    proc::run(cargo(layout).args([
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
-    proc::run(
-        cargo(layout)
-            .args(["doc", "--workspace", "--no-deps", "--locked"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
-    )?;
+    proc::run(cargo(layout).args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    proc::run(cargo(layout).args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     test(layout, &[])
 }

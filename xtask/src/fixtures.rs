@@ -32,14 +32,9 @@ pub fn prepare(layout: &Layout) -> Result<Fixtures> {
 fn export_node_tests(layout: &Layout, venv: &Venv) -> Result<PathBuf> {
     let dir = layout.target("onnx-node");
     let script = layout.repo("tests/conformance/export_node_tests.py");
-    let read = |path: &PathBuf| {
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-    };
+    let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let requirements = read(&layout.repo("tests/requirements.txt"))?;
-    let stamp = Stamp::new(
-        dir.join(".narrowbit-stamp"),
-        &[&requirements, &read(&script)?],
-    );
+    let stamp = Stamp::new(dir.join(".narrowbit-stamp"), &[&requirements, &read(&script)?]);
     if !stamp.is_current() {
         proc::run(Command::new(venv.python()).arg(&script).arg(&dir))?;
         stamp.write()?;

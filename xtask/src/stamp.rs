@@ -27,8 +27,7 @@ impl Stamp {
 
     /// Records a complete run.
     pub fn write(&self) -> Result<()> {
-        fs::write(&self.file, &self.inputs)
-            .with_context(|| format!("cannot write {}", self.file.display()))
+        fs::write(&self.file, &self.inputs).with_context(|| format!("cannot write {}", self.file.display()))
     }
 }
 

@@ -3,8 +3,8 @@
 //! Reference evaluation computes in the output's own type where ONNX says so: `f32`
 //! arithmetic is done in `f32`, half types are computed in `f32` and rounded once.
 
-use narrowbit_ir::{Dim, Fact, InferCx, OpError, check_size};
-use narrowbit_tensor::{DType, Tensor, shape};
+use narrowbit_ir::{Dim, Fact, InferCx, OpError};
+use narrowbit_tensor::{DType, Tensor};
 
 /// The fact of an output with the type and shape of input 0.
 ///
@@ -66,19 +66,4 @@ pub fn map_numeric(x: &Tensor, f: impl Fn(f64) -> f64, g: impl Fn(i64) -> i64) -
         }
         d => Err(OpError::input(0, d.name(), "a numeric type")),
     }
-}
-
-/// The common shape of two tensors and the element offsets of each under it, in row-major order.
-///
-/// # Errors
-/// When they can't be broadcast together or the result would be too large.
-pub fn broadcast_pair(a: &Tensor, b: &Tensor) -> Result<(Vec<usize>, Vec<usize>, Vec<usize>), OpError> {
-    let out = shape::broadcast(a.shape(), b.shape())?;
-    check_size(a.dtype(), &out)?;
-    let walk = |t: &Tensor| {
-        let strides = shape::broadcast_strides(t.shape(), &out);
-        shape::offsets(&out, &strides).collect::<Vec<_>>()
-    };
-    let (ia, ib) = (walk(a), walk(b));
-    Ok((out, ia, ib))
 }
