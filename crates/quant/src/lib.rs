@@ -1,1 +1,6 @@
-//! placeholder
+//! Calibration, the quantization plan, and the graph with explicit QuantizeLinear and
+//! DequantizeLinear nodes.
+#![forbid(unsafe_code)]
+
+pub mod observe;
+pub mod scheme;
