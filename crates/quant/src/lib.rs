@@ -3,4 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod observe;
+pub mod options;
+pub mod plan;
+pub mod qdq;
 pub mod scheme;

@@ -8,7 +8,7 @@ use crate::scheme::ActivationScheme;
 /// spread over the quantization levels, and the candidate of least Kullback-Leibler divergence wins.
 /// A tensor without negative values spends all levels on one side when the scheme is asymmetric.
 pub fn range(h: &Histogram, full: Range, scheme: &ActivationScheme) -> Range {
-    let one_sided = !scheme.symmetric && full.min >= 0.0 || !scheme.symmetric && full.max <= 0.0;
+    let one_sided = !scheme.symmetric && (full.min >= 0.0 || full.max <= 0.0);
     let levels = if one_sided { 256 } else { 128 };
     let magnitudes = fold(h);
     let used = magnitudes.iter().rposition(|&c| c > 0.0).map_or(0, |p| p + 1);
