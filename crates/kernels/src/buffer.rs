@@ -40,7 +40,7 @@ impl Buffer {
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<f32>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<f32>());
         // Large buffers start on a huge page boundary.
         let align = if bytes >= HUGE { 2 << 20 } else { ALIGNMENT };
         match Layout::from_size_align(bytes, align) {
@@ -135,6 +135,10 @@ impl<T> SharedMut<T> {
         SharedMut(slice.as_mut_ptr())
     }
 
+    pub(crate) fn from_ptr(pointer: *mut T) -> Self {
+        SharedMut(pointer)
+    }
+
     pub(crate) fn ptr(self) -> *mut T {
         self.0
     }
@@ -158,7 +162,7 @@ mod tests {
         for len in [0, 1, 15, 4096, 2 << 20] {
             let buffer = Buffer::new(len);
             assert_eq!(buffer.len(), len);
-            assert!(len == 0 || buffer.as_ptr() as usize % ALIGNMENT == 0);
+            assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(ALIGNMENT));
             assert!(buffer.iter().all(|&x| x == 0.0));
         }
     }

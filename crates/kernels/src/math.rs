@@ -12,6 +12,9 @@ const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
+/// √(2/π)
+const ROOT_2_PI: f32 = 0.797_884_6;
+
 /// Horner's rule, highest power last.
 #[inline(always)]
 fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) -> S::F {
@@ -27,7 +30,7 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) ->
 /// `2^n` for integer `n` in −126 … 127.
 #[inline(always)]
 fn exponent<S: Simd>(s: S, n: S::I) -> S::F {
-    s.from_bits(s.shl_i::<23>(s.add_i(n, s.splat_i(127))))
+    s.float_of(s.shl_i::<23>(s.add_i(n, s.splat_i(127))))
 }
 
 /// eˣ; overflows to infinity, underflows through the denormals to 0.
@@ -70,7 +73,7 @@ pub(crate) fn log<S: Simd>(s: S, x: S::F) -> S::F {
     let bits = s.to_bits(scaled);
     let shifted = s.sub_i(bits, s.splat_i(0x3f35_04f3));
     let e = s.sar_i::<23>(shifted);
-    let m = s.from_bits(s.sub_i(bits, s.shl_i::<23>(e)));
+    let m = s.float_of(s.sub_i(bits, s.shl_i::<23>(e)));
     let e = s.add(s.to_f32(e), offset);
     let f = s.sub(m, s.splat(1.0));
     let p = polynomial(
@@ -154,7 +157,10 @@ pub(crate) fn gelu_erf<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let x2 = s.mul(x, x);
-    let inner = s.mul(x, s.mul_add(x2, s.splat(0.044_715 * 0.797_884_56), s.splat(0.797_884_56)));
+    let inner = s.mul(
+        x,
+        s.mul_add(x2, s.splat(0.044_715 * ROOT_2_PI), s.splat(ROOT_2_PI)),
+    );
     // x/2 · (1 + tanh u) = x · sigmoid(2u)
     s.mul(x, sigmoid(s, s.add(inner, inner)))
 }

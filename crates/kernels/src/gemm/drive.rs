@@ -3,7 +3,7 @@
 use super::kernel::Tile;
 use super::operand::Shared;
 use super::pack::{ColumnPanels, PackA, RawB, RawView, RowPanels, pack_b};
-use super::{BatchDim, Bias, Gemm, GemmKernel, Lhs, PackedA, PackedB, Rhs};
+use super::{BatchDim, Bias, Gemm, GemmKernel, Lhs, PackedA, Rhs};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{KernelError, Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
@@ -26,7 +26,18 @@ const SERIAL: usize = 1 << 18;
 /// An operand, the bias or C is too short for the shape and strides, packed operands
 /// have other dimensions or kernels, or the results of a batch overlap.
 pub fn gemm(exec: &Exec, g: &Gemm<'_>, c: &mut [f32]) -> Result {
-    let batches = check(g, c)?;
+    let len = c.len();
+    // SAFETY: the slice is borrowed exclusively.
+    unsafe { gemm_raw(exec, g, c.as_mut_ptr(), len) }
+}
+
+/// As [`gemm`], for results with gaps that others may use meanwhile.
+///
+/// # Safety
+/// `c` covers `len` floats, of which those that the shape addresses are not used by
+/// anyone else.
+pub(crate) unsafe fn gemm_raw(exec: &Exec, g: &Gemm<'_>, c: *mut f32, len: usize) -> Result {
+    let batches = check(g, len)?;
     if batches == 0 || g.m == 0 || g.n == 0 {
         return Ok(());
     }
@@ -44,7 +55,7 @@ pub fn gemm(exec: &Exec, g: &Gemm<'_>, c: &mut [f32]) -> Result {
 }
 
 /// Checks every length; returns the number of products.
-fn check(g: &Gemm<'_>, c: &[f32]) -> Result<usize> {
+fn check(g: &Gemm<'_>, c_len: usize) -> Result<usize> {
     let lens: Vec<usize> = g.batch.iter().map(|dim| dim.len).collect();
     let batches = product(NAME, &lens)?;
     if batches == 0 || g.m == 0 || g.n == 0 {
@@ -56,7 +67,7 @@ fn check(g: &Gemm<'_>, c: &[f32]) -> Result<usize> {
     };
     let tile = span(NAME, &[(g.m, g.ldc), (g.n, 1)])?;
     let need = tile + reach(|dim| dim.c)?;
-    at_least(NAME, "c", c.len(), need)?;
+    at_least(NAME, "c", c_len, need)?;
     if let Some(residual) = g.residual {
         at_least(NAME, "residual", residual.len(), need)?;
     }
@@ -81,6 +92,11 @@ fn check(g: &Gemm<'_>, c: &[f32]) -> Result<usize> {
             exact(NAME, "rows of the packed b", packed.k, g.k)?;
             exact(NAME, "columns of the packed b", packed.columns, g.n)?;
             at_least(NAME, "matrices of the packed b", packed.count, b_reach + 1)?;
+        }
+        Rhs::Borrowed(packed) => {
+            exact(NAME, "rows of the packed b", packed.k, g.k)?;
+            exact(NAME, "columns of the packed b", packed.columns, g.n)?;
+            require(NAME, b_reach == 0, "a borrowed operand has no batch")?;
         }
         Rhs::Image(image, data) => {
             image.check()?;
@@ -108,8 +124,15 @@ fn check_disjoint(g: &Gemm<'_>) -> Result {
 }
 
 fn kernel_of(exec: &Exec, g: &Gemm<'_>) -> Result<&'static GemmKernel> {
-    let a = if let Lhs::Packed(packed) = g.a { Some(packed.kernel) } else { None };
-    let b = if let Rhs::Packed(packed) = g.b { Some(packed.kernel) } else { None };
+    let a = match g.a {
+        Lhs::Packed(packed) => Some(packed.kernel),
+        Lhs::View(_) => None,
+    };
+    let b = match g.b {
+        Rhs::Packed(packed) => Some(packed.kernel),
+        Rhs::Borrowed(packed) => Some(packed.kernel),
+        Rhs::View(_) | Rhs::Image(..) => None,
+    };
     match (a, b) {
         (Some(a), Some(b)) if !std::ptr::eq(a, b) => {
             Err(KernelError::Invalid { kernel: NAME, what: "the operands are packed for different kernels" })
@@ -154,12 +177,13 @@ enum SourceA<'a> {
 
 #[derive(Clone, Copy)]
 enum SourceB<'a> {
-    Packed(&'a PackedB, usize),
+    /// The panels, of the whole of K.
+    Packed(&'a [f32]),
     Raw(RawB<'a>),
 }
 
 impl<'a> Driver<'a> {
-    fn new(exec: &Exec, g: &Gemm<'a>, kernel: &'static GemmKernel, c: &mut [f32]) -> Self {
+    fn new(exec: &Exec, g: &Gemm<'a>, kernel: &'static GemmKernel, c: *mut f32) -> Self {
         // Whole windows per block when B is an image.
         let unit = if let Rhs::Image(image, _) = g.b { image.kh * image.kw } else { 1 };
         let units = g.k.div_ceil(unit);
@@ -172,14 +196,18 @@ impl<'a> Driver<'a> {
             rows: RowPanels::new(g.m, kernel.mr),
             columns: ColumnPanels { columns: g.n, nr: kernel.nr, lanes: kernel.lanes },
             kc,
-            c: SharedMut::new(c),
+            c: SharedMut::from_ptr(c),
         }
     }
 
     /// Enough tasks to feed and balance the threads, few enough to pack little twice.
     fn grid(&self, threads: usize, batches: usize) -> Grid {
         let (m_panels, n_panels) = (self.rows.count, self.columns.count());
-        let nc = if matches!(self.g.b, Rhs::Packed(_)) { 4 * NC } else { NC };
+        let nc = if matches!(self.g.b, Rhs::Packed(_) | Rhs::Borrowed(_)) {
+            4 * NC
+        } else {
+            NC
+        };
         let mut rows = m_panels.div_ceil((2 * MC).div_ceil(self.kernel.mr));
         let mut columns = n_panels.div_ceil((nc / self.kernel.nr).max(1));
         if threads > 1 {
@@ -226,7 +254,10 @@ impl<'a> Driver<'a> {
                 Lhs::View(view) => SourceA::View(offset(view.raw(), a)),
             }),
             b: Shared(match self.g.b {
-                Rhs::Packed(packed) => SourceB::Packed(packed, b),
+                Rhs::Packed(packed) => {
+                    SourceB::Packed(&packed.data[b * packed.k * self.columns.padded()..])
+                }
+                Rhs::Borrowed(packed) => SourceB::Packed(packed.data),
                 Rhs::View(view) => SourceB::Raw(RawB::View(offset(view.raw(), b))),
                 Rhs::Image(image, data) => SourceB::Raw(RawB::Image(image, data.as_ptr().wrapping_add(b))),
             }),
@@ -308,10 +339,7 @@ impl<'a> Driver<'a> {
         for j in j0..j1 {
             let (n0, width) = (self.columns.start(j), self.columns.width(j));
             let b = match p.b.get() {
-                SourceB::Packed(packed, index) => {
-                    let matrix = index * packed.k * self.columns.padded();
-                    packed.data[matrix + n0 * packed.k + k0 * width..].as_ptr()
-                }
+                SourceB::Packed(panels) => panels[n0 * g.k + k0 * width..].as_ptr(),
                 SourceB::Raw(_) => b_scratch[(n0 - self.columns.start(j0)) * k..].as_ptr(),
             };
             for i in i0..i1 {

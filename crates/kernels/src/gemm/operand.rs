@@ -65,6 +65,76 @@ pub enum Rhs<'a> {
     Packed(&'a PackedB),
     /// The windows of a convolution over an NCHW image.
     Image(&'a ImageColumns, &'a [f32]),
+    /// Packed into borrowed memory, for one call.
+    #[doc(hidden)]
+    Borrowed(&'a PackedHeads<'a>),
+}
+
+/// A right operand packed into scratch memory: a key or value matrix of one head, which
+/// several products use.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedHeads<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) kernel: &'static GemmKernel,
+    pub(super) k: usize,
+    pub(super) columns: usize,
+}
+
+impl<'a> PackedHeads<'a> {
+    /// Floats that the packed keys (`depth × keys`) and values (`keys × value_depth`) take.
+    pub(crate) fn lens(
+        exec: &Exec,
+        depth: usize,
+        keys: usize,
+        value_depth: usize,
+    ) -> (usize, usize) {
+        let lanes = GemmKernel::best(exec.isa()).lanes;
+        let round = |len: usize| len.next_multiple_of(16);
+        (
+            round(depth * keys.next_multiple_of(lanes)),
+            round(keys * value_depth.next_multiple_of(lanes)),
+        )
+    }
+
+    /// Packs a `k × columns` matrix into `memory`.
+    pub(crate) fn new(
+        exec: &Exec,
+        memory: &'a mut [f32],
+        view: MatrixView<'_>,
+        (k, columns): (usize, usize),
+    ) -> Result<PackedHeads<'a>> {
+        let kernel = GemmKernel::best(exec.isa());
+        let panels = ColumnPanels {
+            columns,
+            nr: kernel.nr,
+            lanes: kernel.lanes,
+        };
+        view.check("b", k, columns, 0)?;
+        at_least(NAME, "scratch", memory.len(), k * panels.padded())?;
+        for panel in 0..panels.count() {
+            let start = panels.start(panel);
+            let raw = view.raw();
+            let view = RawView {
+                data: raw.data.wrapping_add(start * raw.col_stride),
+                ..raw
+            };
+            let (n, width) = (panels.valid(panel), panels.width(panel));
+            let dst = memory[start * k..][..k * width].as_mut_ptr();
+            exec.isa().dispatch(PackB {
+                view,
+                k,
+                n,
+                width,
+                dst,
+            });
+        }
+        Ok(PackedHeads {
+            data: memory,
+            kernel,
+            k,
+            columns,
+        })
+    }
 }
 
 /// Constant left operands (for example convolution weights), packed for one kernel.

@@ -160,7 +160,6 @@ impl Simd for Avx2 {
             _mm256_or_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a), _mm256_and_ps(_mm256_set1_ps(-0.0), b))
         }
         lt(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_LT_OQ>(a, b) }
-        le(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_LE_OQ>(a, b) }
         eq(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b) }
         unordered(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_UNORD_Q>(a, b) }
         select(m: F, a: F, b: F) -> F { _mm256_blendv_ps(b, a, m) }
@@ -181,14 +180,11 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_min_ss(d, _mm_movehdup_ps(d)))
         }}
         to_bits(a: F) -> I { _mm256_castps_si256(a) }
-        from_bits(a: I) -> F { _mm256_castsi256_ps(a) }
+        float_of(a: I) -> F { _mm256_castsi256_ps(a) }
         to_i32(a: F) -> I { _mm256_cvtps_epi32(a) }
         to_f32(a: I) -> F { _mm256_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm256_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm256_sub_epi32(a, b) }
-        and_i(a: I, b: I) -> I { _mm256_and_si256(a, b) }
-        min_i(a: I, b: I) -> I { _mm256_min_epi32(a, b) }
-        max_i(a: I, b: I) -> I { _mm256_max_epi32(a, b) }
     }
 
     #[inline(always)]
