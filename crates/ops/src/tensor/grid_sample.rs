@@ -175,7 +175,11 @@ impl Op for GridSample {
                 Some([&[params::unify(&s[0], &g[0])?, s[1].clone()], &g[1..g.len() - 1]].concat())
             }
             (Some(s), Some(g)) => {
-                return Err(OpError::shape(format!("a grid of shape {} does not fit an input of shape {}", show(g), show(s))));
+                return Err(OpError::shape(format!(
+                    "a grid of shape {} does not fit an input of shape {}",
+                    show(g),
+                    show(s)
+                )));
             }
             _ => None,
         };
@@ -257,7 +261,8 @@ mod tests {
 
     #[test]
     fn reflects_at_the_border() {
-        let op = |align_corners| GridSample { mode: Mode::Linear, padding: Padding::Reflection, align_corners, opset: 20 };
+        let op =
+            |align_corners| GridSample { mode: Mode::Linear, padding: Padding::Reflection, align_corners, opset: 20 };
         assert_eq!(op(true).reflect(-1.0, 4), 1.0);
         assert_eq!(op(true).reflect(4.0, 4), 2.0);
         assert_eq!(op(false).reflect(-1.0, 4), 0.0);

@@ -3,7 +3,6 @@
 //! Source of all formulas: ONNX Resize-19. Coordinates are computed in f32 as ONNX Runtime does, so that
 //! ties of the nearest modes fall the same way.
 
-
 use narrowbit_ir::{OpError, check_size};
 use narrowbit_tensor::{DType, Tensor, shape};
 
@@ -157,7 +156,8 @@ impl Taps {
             _ => (1.0, 0.0),
         };
         // A kernel stretched beyond the input sees only the border: its extent is bounded by that.
-        let narrow = if method.antialias { f64::from(axis.scale).min(1.0).max(1.0 / (axis.from as f64 + 1.0)) } else { 1.0 };
+        let narrow =
+            if method.antialias { f64::from(axis.scale).min(1.0).max(1.0 / (axis.from as f64 + 1.0)) } else { 1.0 };
         let reach = support / narrow;
         let (first, last) = ((at - reach).ceil() as i64, (at + reach).floor() as i64);
         let begin = self.weight.len();

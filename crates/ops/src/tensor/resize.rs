@@ -75,7 +75,11 @@ pub fn build(opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
     let a = attrs.float_or("cubic_coeff_a", CUBIC_A)?;
     let kernels = [("nearest", Kernel::Nearest(nearest)), ("linear", Kernel::Linear), ("cubic", Kernel::Cubic(a))];
     let method = Method {
-        coordinates: if old { Coordinates::Asymmetric } else { choice(attrs, "coordinate_transformation_mode", &COORDINATES)? },
+        coordinates: if old {
+            Coordinates::Asymmetric
+        } else {
+            choice(attrs, "coordinate_transformation_mode", &COORDINATES)?
+        },
         kernel: choice(attrs, "mode", &kernels[..if old { 2 } else { 3 }])?,
         antialias: attrs.flag("antialias")?,
         exclude_outside: attrs.flag("exclude_outside")?,

@@ -46,8 +46,20 @@ impl Reduction {
             Reduction::None => b,
             Reduction::Add => a + b,
             Reduction::Mul => a * b,
-            Reduction::Max => if b > a || b.is_nan() { b } else { a },
-            Reduction::Min => if b < a || b.is_nan() { b } else { a },
+            Reduction::Max => {
+                if b > a || b.is_nan() {
+                    b
+                } else {
+                    a
+                }
+            }
+            Reduction::Min => {
+                if b < a || b.is_nan() {
+                    b
+                } else {
+                    a
+                }
+            }
         }
     }
 
@@ -57,8 +69,20 @@ impl Reduction {
             Reduction::None => b,
             Reduction::Add => a.wrapping_add(b),
             Reduction::Mul => a.wrapping_mul(b),
-            Reduction::Max => if b ^ flip > a ^ flip { b } else { a },
-            Reduction::Min => if b ^ flip < a ^ flip { b } else { a },
+            Reduction::Max => {
+                if b ^ flip > a ^ flip {
+                    b
+                } else {
+                    a
+                }
+            }
+            Reduction::Min => {
+                if b ^ flip < a ^ flip {
+                    b
+                } else {
+                    a
+                }
+            }
         }
     }
 }

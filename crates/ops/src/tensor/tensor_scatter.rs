@@ -94,8 +94,10 @@ impl Op for TensorScatter {
     }
 
     fn attrs(&self) -> AttrMap {
-        AttrMap::new()
-            .with_unless("axis", self.axis, -2)
-            .with_unless("mode", if self.circular { "circular" } else { "linear" }, "linear")
+        AttrMap::new().with_unless("axis", self.axis, -2).with_unless(
+            "mode",
+            if self.circular { "circular" } else { "linear" },
+            "linear",
+        )
     }
 }
