@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use narrowbit_tensor::Tensor;
 
 use crate::{AttrMap, ConstId, Fact, NodeId, Op, ValueId, ValueType};
@@ -34,6 +35,19 @@ pub struct Value {
     pub ty: ValueType,
     /// Where it comes from.
     pub def: Def,
+}
+
+/// What a file says of a value that narrowbit does not use, kept so that it survives a round trip.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ValueNote {
+    /// A description.
+    pub doc: String,
+    /// Free key-value pairs.
+    pub metadata: Vec<(String, String)>,
+    /// Tensors with quantization parameters of this value: role and name (ONNX `quantization_annotation`).
+    pub quantization: Vec<(String, String)>,
+    /// The encoded ONNX `TypeProto`, where it says more than [`ValueType`] can: denotations, maps, sparse tensors.
+    pub ty: Bytes,
 }
 
 /// An operator applied to values.
@@ -90,6 +104,8 @@ pub struct Graph {
     pub doc: String,
     /// Free key-value pairs in the file.
     pub metadata: Vec<(String, String)>,
+    /// What the file says of values beyond their types, by value name.
+    pub notes: BTreeMap<String, ValueNote>,
     pub(crate) nodes: Vec<Option<Node>>,
     pub(crate) order: Vec<NodeId>,
     pub(crate) values: Vec<Option<Value>>,

@@ -23,7 +23,7 @@ pub use attr::{Attr, AttrMap};
 pub use datum::Datum;
 pub use dim::Dim;
 pub use fact::{Fact, TensorType, ValueType};
-pub use graph::{Def, Graph, Node, Use, Value};
+pub use graph::{Def, Graph, Node, Use, Value, ValueNote};
 pub use ids::{ConstId, NodeId, ValueId};
 pub use model::{Function, Model};
 pub use op::{Body, ChannelAxis, EvalCx, InferCx, NodeError, Op, OpError, OpSource, Opaque, QuantRole, check_size};
