@@ -84,6 +84,19 @@ mod tests {
     }
 
     #[test]
+    fn matches_onnx_runtime_with_auto_pad() {
+        let x = tensor([1, 1, 6], &[1., 2., 3., 4., 5., 6.]);
+        let pool = |kernel: i64, stride: i64, attrs: AttrMap| {
+            let mut attrs = attrs.with("kernel_shape", vec![kernel]).with("strides", vec![stride]);
+            f32s(&run(&*build(17, &mut attrs).unwrap(), &[Some(&x)], 1).unwrap()[0])
+        };
+        let auto = |name: &str| AttrMap::new().with("auto_pad", name);
+        assert_eq!(pool(3, 2, auto("VALID").with("ceil_mode", 1i64)), [2.0, 4.0, 5.5]);
+        assert_eq!(pool(3, 2, auto("SAME_LOWER")), [1.5, 3.0, 5.0]);
+        assert_eq!(pool(4, 3, auto("SAME_UPPER").with("count_include_pad", 1i64)), [2.5, 3.75]);
+    }
+
+    #[test]
     fn refuses_missing_kernels_and_integers() {
         assert!(build(19, &mut AttrMap::new()).is_err());
         let x = Tensor::new([1, 1, 2], vec![1i32, 2]).unwrap();

@@ -132,6 +132,15 @@ mod tests {
     }
 
     #[test]
+    fn counts_three_axes_in_column_major_order() {
+        // As ONNX Runtime's indices.
+        let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let mut attrs = AttrMap::new().with("kernel_shape", vec![2i64, 2, 2]).with("storage_order", 1i64);
+        let y = run(&*build(12, &mut attrs).unwrap(), &[Some(&tensor([1, 1, 2, 3, 4], &values))], 2).unwrap();
+        assert_eq!(y[1].to_i64s().unwrap(), [9, 15, 21, 11, 17, 23]);
+    }
+
+    #[test]
     fn pools_bytes_and_never_takes_pads() {
         let x = Tensor::new([1, 1, 2, 2], vec![-3i8, -5, -7, -128]).unwrap();
         let y = run(&*op(AttrMap::new().with("pads", vec![1i64, 1, 0, 0])), &[Some(&x)], 1).unwrap();

@@ -72,7 +72,7 @@ impl Op for Gru {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::testing::{f32s, run as eval, tensor};
+    use crate::nn::testing::{assert_close, f32s, run as eval, tensor};
 
     #[test]
     fn resets_before_or_after_the_recurrent_product() {
@@ -87,6 +87,33 @@ mod tests {
             let y = eval(&*build(14, &mut attrs).unwrap(), &ins, 2).unwrap();
             assert_eq!(f32s(&y[1]), [0.75 * new - 0.25]);
         }
+    }
+
+    #[test]
+    fn matches_onnx_runtime_both_ways_with_clipping_and_lengths() {
+        let x = [1.8, 0.4, 1.0, 2.2, 1.9, -1.0, 1.0, -0.2, -0.1, 0.4, 0.1, 1.5];
+        let w = [
+            0.8, 0.1, 0.4, 0.3, 1.5, -0.2, 0.3, -0.9, -2.6, 0.7, 0.9, -0.7, 2.3, -1.5, 0.0, -0.2, 1.5, 1.5, 0.2, 0.4,
+            -0.9, -2.0, -0.3, 0.2,
+        ];
+        let r = [
+            1.2, 1.2, -0.4, -0.3, -1.0, -1.4, -1.7, 2.0, -0.5, -0.4, -1.3, 0.8, -1.6, -0.2, -0.9, 0.4, -0.5, -1.2, 0.0,
+            0.4, 0.1, 0.3, -0.6, -0.4,
+        ];
+        let b = [
+            -0.7, -0.4, -0.8, -1.7, 0.2, -0.4, -1.6, 0.5, -0.9, 0.1, 0.7, 0.1, 1.1, -1.2, 0.4, -0.7, -0.9, -0.6, -0.3,
+            0.1, -1.2, 0.9, 0.5, -1.5,
+        ];
+        let (x, w, r, b) = (tensor([3, 2, 2], &x), tensor([2, 6, 2], &w), tensor([2, 6, 2], &r), tensor([2, 12], &b));
+        let lens = Tensor::vector(vec![3i32, 1]);
+        let attrs = AttrMap::new().with("linear_before_reset", 1i64).with("direction", "bidirectional");
+        let op = build(14, &mut attrs.with("clip", 0.9f32)).unwrap();
+        let y = eval(&*op, &[Some(&x), Some(&w), Some(&r), Some(&b), Some(&lens)], 2).unwrap();
+        let last = [0.3205043, 0.1423556, -0.3909955, -0.2070463, -0.4669223, -0.6974421, -0.3938449, -0.5092516];
+        // ONNX Runtime approximates tanh and the logistic function in f32.
+        assert_close(&y[1], &last, 1e-5);
+        let second = [-0.6529906, 0.3763839, 0.0, 0.0, -0.3655338, -0.6510643, 0.0, 0.0];
+        assert_close(&y[0], &[&f32s(&y[0])[..8], &second, &f32s(&y[0])[16..]].concat(), 1e-5);
     }
 
     #[test]
