@@ -25,12 +25,17 @@ impl Buffer {
     /// `len` zeros. Aborts, like `Vec`, when the system has no memory left.
     pub fn new(len: usize) -> Buffer {
         if len == 0 {
-            return Buffer { data: NonNull::dangling(), len };
+            return Buffer {
+                data: NonNull::dangling(),
+                len,
+            };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(data) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
+        let Some(data) = NonNull::new(raw.cast::<f32>()) else {
+            handle_alloc_error(layout)
+        };
         #[cfg(target_os = "linux")]
         if layout.size() >= HUGE {
             // SAFETY: the range is ours; the call is only a hint.
@@ -40,7 +45,7 @@ impl Buffer {
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<f32>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<f32>());
         // Large buffers start on a huge page boundary.
         let align = if bytes >= HUGE { 2 << 20 } else { ALIGNMENT };
         match Layout::from_size_align(bytes, align) {
@@ -100,7 +105,9 @@ pub(crate) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) ->
     let spare = SPARE.with(|list| {
         let mut list = list.borrow_mut();
         // The smallest that fits, so that nested uses of several sizes settle.
-        let best = (0..list.len()).filter(|&i| list[i].len() >= len).min_by_key(|&i| list[i].len());
+        let best = (0..list.len())
+            .filter(|&i| list[i].len() >= len)
+            .min_by_key(|&i| list[i].len());
         best.map(|i| list.swap_remove(i))
     });
     let mut buffer = spare.unwrap_or_else(|| Buffer::new(len.next_multiple_of(4096)));
@@ -135,6 +142,10 @@ impl<T> SharedMut<T> {
         SharedMut(slice.as_mut_ptr())
     }
 
+    pub(crate) fn from_ptr(pointer: *mut T) -> Self {
+        SharedMut(pointer)
+    }
+
     pub(crate) fn ptr(self) -> *mut T {
         self.0
     }
@@ -158,7 +169,7 @@ mod tests {
         for len in [0, 1, 15, 4096, 2 << 20] {
             let buffer = Buffer::new(len);
             assert_eq!(buffer.len(), len);
-            assert!(len == 0 || buffer.as_ptr() as usize % ALIGNMENT == 0);
+            assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(ALIGNMENT));
             assert!(buffer.iter().all(|&x| x == 0.0));
         }
     }

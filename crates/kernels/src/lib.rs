@@ -8,14 +8,21 @@
 mod testing;
 
 mod activation;
+pub mod attention;
 mod buffer;
+pub mod calibrate;
 pub mod conv;
+pub mod elementwise;
 mod error;
 mod exec;
 pub mod gemm;
 pub mod isa;
 mod math;
+pub mod movement;
 pub mod pool;
+pub mod pooling;
+pub mod quantize;
+pub mod reduce;
 mod simd;
 
 pub use activation::Activation;

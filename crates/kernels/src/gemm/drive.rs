@@ -3,7 +3,7 @@
 use super::kernel::Tile;
 use super::operand::Shared;
 use super::pack::{ColumnPanels, PackA, RawB, RawView, RowPanels, pack_b};
-use super::{BatchDim, Bias, Gemm, GemmKernel, Lhs, PackedA, PackedB, Rhs};
+use super::{BatchDim, Bias, Gemm, GemmKernel, Lhs, PackedA, Rhs};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{KernelError, Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
@@ -26,7 +26,18 @@ const SERIAL: usize = 1 << 18;
 /// An operand, the bias or C is too short for the shape and strides, packed operands
 /// have other dimensions or kernels, or the results of a batch overlap.
 pub fn gemm(exec: &Exec, g: &Gemm<'_>, c: &mut [f32]) -> Result {
-    let batches = check(g, c)?;
+    let len = c.len();
+    // SAFETY: the slice is borrowed exclusively.
+    unsafe { gemm_raw(exec, g, c.as_mut_ptr(), len) }
+}
+
+/// As [`gemm`], for results with gaps that others may use meanwhile.
+///
+/// # Safety
+/// `c` covers `len` floats, of which those that the shape addresses are not used by
+/// anyone else.
+pub(crate) unsafe fn gemm_raw(exec: &Exec, g: &Gemm<'_>, c: *mut f32, len: usize) -> Result {
+    let batches = check(g, len)?;
     if batches == 0 || g.m == 0 || g.n == 0 {
         return Ok(());
     }
@@ -44,7 +55,7 @@ pub fn gemm(exec: &Exec, g: &Gemm<'_>, c: &mut [f32]) -> Result {
 }
 
 /// Checks every length; returns the number of products.
-fn check(g: &Gemm<'_>, c: &[f32]) -> Result<usize> {
+fn check(g: &Gemm<'_>, c_len: usize) -> Result<usize> {
     let lens: Vec<usize> = g.batch.iter().map(|dim| dim.len).collect();
     let batches = product(NAME, &lens)?;
     if batches == 0 || g.m == 0 || g.n == 0 {
@@ -56,7 +67,7 @@ fn check(g: &Gemm<'_>, c: &[f32]) -> Result<usize> {
     };
     let tile = span(NAME, &[(g.m, g.ldc), (g.n, 1)])?;
     let need = tile + reach(|dim| dim.c)?;
-    at_least(NAME, "c", c.len(), need)?;
+    at_least(NAME, "c", c_len, need)?;
     if let Some(residual) = g.residual {
         at_least(NAME, "residual", residual.len(), need)?;
     }
@@ -81,6 +92,11 @@ fn check(g: &Gemm<'_>, c: &[f32]) -> Result<usize> {
             exact(NAME, "rows of the packed b", packed.k, g.k)?;
             exact(NAME, "columns of the packed b", packed.columns, g.n)?;
             at_least(NAME, "matrices of the packed b", packed.count, b_reach + 1)?;
+        }
+        Rhs::Borrowed(packed) => {
+            exact(NAME, "rows of the packed b", packed.k, g.k)?;
+            exact(NAME, "columns of the packed b", packed.columns, g.n)?;
+            require(NAME, b_reach == 0, "a borrowed operand has no batch")?;
         }
         Rhs::Image(image, data) => {
             image.check()?;
@@ -108,12 +124,20 @@ fn check_disjoint(g: &Gemm<'_>) -> Result {
 }
 
 fn kernel_of(exec: &Exec, g: &Gemm<'_>) -> Result<&'static GemmKernel> {
-    let a = if let Lhs::Packed(packed) = g.a { Some(packed.kernel) } else { None };
-    let b = if let Rhs::Packed(packed) = g.b { Some(packed.kernel) } else { None };
+    let a = match g.a {
+        Lhs::Packed(packed) => Some(packed.kernel),
+        Lhs::View(_) => None,
+    };
+    let b = match g.b {
+        Rhs::Packed(packed) => Some(packed.kernel),
+        Rhs::Borrowed(packed) => Some(packed.kernel),
+        Rhs::View(_) | Rhs::Image(..) => None,
+    };
     match (a, b) {
-        (Some(a), Some(b)) if !std::ptr::eq(a, b) => {
-            Err(KernelError::Invalid { kernel: NAME, what: "the operands are packed for different kernels" })
-        }
+        (Some(a), Some(b)) if !std::ptr::eq(a, b) => Err(KernelError::Invalid {
+            kernel: NAME,
+            what: "the operands are packed for different kernels",
+        }),
         // A packed operand proves that its kernel's tier was available.
         (Some(kernel), _) | (_, Some(kernel)) => Ok(kernel),
         _ => Ok(GemmKernel::best(exec.isa())),
@@ -154,14 +178,19 @@ enum SourceA<'a> {
 
 #[derive(Clone, Copy)]
 enum SourceB<'a> {
-    Packed(&'a PackedB, usize),
+    /// The panels, of the whole of K.
+    Packed(&'a [f32]),
     Raw(RawB<'a>),
 }
 
 impl<'a> Driver<'a> {
-    fn new(exec: &Exec, g: &Gemm<'a>, kernel: &'static GemmKernel, c: &mut [f32]) -> Self {
+    fn new(exec: &Exec, g: &Gemm<'a>, kernel: &'static GemmKernel, c: *mut f32) -> Self {
         // Whole windows per block when B is an image.
-        let unit = if let Rhs::Image(image, _) = g.b { image.kh * image.kw } else { 1 };
+        let unit = if let Rhs::Image(image, _) = g.b {
+            image.kh * image.kw
+        } else {
+            1
+        };
         let units = g.k.div_ceil(unit);
         let blocks = g.k.div_ceil(KC).max(1);
         let kc = units.div_ceil(blocks).max(1) * unit;
@@ -170,16 +199,24 @@ impl<'a> Driver<'a> {
             g: *g,
             kernel,
             rows: RowPanels::new(g.m, kernel.mr),
-            columns: ColumnPanels { columns: g.n, nr: kernel.nr, lanes: kernel.lanes },
+            columns: ColumnPanels {
+                columns: g.n,
+                nr: kernel.nr,
+                lanes: kernel.lanes,
+            },
             kc,
-            c: SharedMut::new(c),
+            c: SharedMut::from_ptr(c),
         }
     }
 
     /// Enough tasks to feed and balance the threads, few enough to pack little twice.
     fn grid(&self, threads: usize, batches: usize) -> Grid {
         let (m_panels, n_panels) = (self.rows.count, self.columns.count());
-        let nc = if matches!(self.g.b, Rhs::Packed(_)) { 4 * NC } else { NC };
+        let nc = if matches!(self.g.b, Rhs::Packed(_) | Rhs::Borrowed(_)) {
+            4 * NC
+        } else {
+            NC
+        };
         let mut rows = m_panels.div_ceil((2 * MC).div_ceil(self.kernel.mr));
         let mut columns = n_panels.div_ceil((nc / self.kernel.nr).max(1));
         if threads > 1 {
@@ -195,7 +232,10 @@ impl<'a> Driver<'a> {
                 rows = rows.max(wanted.div_ceil(columns).min(most)).max(1);
             }
         }
-        Grid { rows: rows.clamp(1, m_panels), columns: columns.clamp(1, n_panels) }
+        Grid {
+            rows: rows.clamp(1, m_panels),
+            columns: columns.clamp(1, n_panels),
+        }
     }
 
     fn task(&self, grid: &Grid, task: usize) {
@@ -203,7 +243,9 @@ impl<'a> Driver<'a> {
         let (index, cell) = (task / per_product, task % per_product);
         // Neighbouring tasks share columns, so that a panel of B is fetched once.
         let (column, row) = (cell / grid.rows, cell % grid.rows);
-        let cut = |panels: usize, parts: usize, part: usize| (panels * part / parts, panels * (part + 1) / parts);
+        let cut = |panels: usize, parts: usize, part: usize| {
+            (panels * part / parts, panels * (part + 1) / parts)
+        };
         let i = cut(self.rows.count, grid.rows, row);
         let j = cut(self.columns.count(), grid.columns, column);
         self.block(&self.product(index), i, j);
@@ -226,12 +268,20 @@ impl<'a> Driver<'a> {
                 Lhs::View(view) => SourceA::View(offset(view.raw(), a)),
             }),
             b: Shared(match self.g.b {
-                Rhs::Packed(packed) => SourceB::Packed(packed, b),
+                Rhs::Packed(packed) => {
+                    SourceB::Packed(&packed.data[b * packed.k * self.columns.padded()..])
+                }
+                Rhs::Borrowed(packed) => SourceB::Packed(packed.data),
                 Rhs::View(view) => SourceB::Raw(RawB::View(offset(view.raw(), b))),
-                Rhs::Image(image, data) => SourceB::Raw(RawB::Image(image, data.as_ptr().wrapping_add(b))),
+                Rhs::Image(image, data) => {
+                    SourceB::Raw(RawB::Image(image, data.as_ptr().wrapping_add(b)))
+                }
             }),
             c: self.c.ptr().wrapping_add(c),
-            residual: self.g.residual.map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(c)),
+            residual: self
+                .g
+                .residual
+                .map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(c)),
             bias,
         }
     }
@@ -239,11 +289,19 @@ impl<'a> Driver<'a> {
     /// Row panels `i0..i1` by column panels `j0..j1` of one product.
     fn block(&self, p: &Product<'_>, (i0, i1): (usize, usize), (j0, j1): (usize, usize)) {
         let columns = self.columns.start(j1).min(self.columns.padded()) - self.columns.start(j0);
-        let b_len = if matches!(p.b.get(), SourceB::Raw(_)) { columns * self.kc } else { 0 };
+        let b_len = if matches!(p.b.get(), SourceB::Raw(_)) {
+            columns * self.kc
+        } else {
+            0
+        };
         let per_block = (MC / self.kernel.mr).max(1);
         let a_rows = self.rows.start(i1.min(i0 + per_block)) - self.rows.start(i0);
         // The first panels are the longest, so no later block has more rows.
-        let a_len = if matches!(p.a.get(), SourceA::View(_)) { a_rows * self.kc } else { 0 };
+        let a_len = if matches!(p.a.get(), SourceA::View(_)) {
+            a_rows * self.kc
+        } else {
+            0
+        };
         let a_len = a_len.next_multiple_of(16);
         with_scratch(a_len + b_len, |scratch| {
             let (a_scratch, b_scratch) = scratch.split_at_mut(a_len);
@@ -266,7 +324,13 @@ impl<'a> Driver<'a> {
         });
     }
 
-    fn pack_rows(&self, p: &Product<'_>, (i0, i1): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
+    fn pack_rows(
+        &self,
+        p: &Product<'_>,
+        (i0, i1): (usize, usize),
+        (k0, k): (usize, usize),
+        out: &mut [f32],
+    ) {
         let SourceA::View(view) = p.a.get() else {
             return;
         };
@@ -277,11 +341,22 @@ impl<'a> Driver<'a> {
             let at = (start - self.rows.start(i0)) * k;
             let height = self.rows.height(i);
             let dst = out[at..at + height * k].as_mut_ptr();
-            self.isa.dispatch(PackA { view, height, k, dst });
+            self.isa.dispatch(PackA {
+                view,
+                height,
+                k,
+                dst,
+            });
         }
     }
 
-    fn pack_columns(&self, p: &Product<'_>, (j0, j1): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
+    fn pack_columns(
+        &self,
+        p: &Product<'_>,
+        (j0, j1): (usize, usize),
+        (k0, k): (usize, usize),
+        out: &mut [f32],
+    ) {
         let SourceB::Raw(source) = p.b.get() else {
             return;
         };
@@ -308,10 +383,7 @@ impl<'a> Driver<'a> {
         for j in j0..j1 {
             let (n0, width) = (self.columns.start(j), self.columns.width(j));
             let b = match p.b.get() {
-                SourceB::Packed(packed, index) => {
-                    let matrix = index * packed.k * self.columns.padded();
-                    packed.data[matrix + n0 * packed.k + k0 * width..].as_ptr()
-                }
+                SourceB::Packed(panels) => panels[n0 * g.k + k0 * width..].as_ptr(),
                 SourceB::Raw(_) => b_scratch[(n0 - self.columns.start(j0)) * k..].as_ptr(),
             };
             for i in i0..i1 {
@@ -325,7 +397,11 @@ impl<'a> Driver<'a> {
                 };
                 let corner = m0 * g.ldc + n0;
                 let (bias_row, bias_col) = bias_pointers(g.bias, p.bias, m0, n0);
-                let residual = if p.residual.is_null() { p.residual } else { p.residual.wrapping_add(corner) };
+                let residual = if p.residual.is_null() {
+                    p.residual
+                } else {
+                    p.residual.wrapping_add(corner)
+                };
                 let tile = Tile {
                     k,
                     a,
@@ -352,7 +428,10 @@ impl<'a> Driver<'a> {
 }
 
 fn offset(view: RawView, by: usize) -> RawView {
-    RawView { data: view.data.wrapping_add(by), ..view }
+    RawView {
+        data: view.data.wrapping_add(by),
+        ..view
+    }
 }
 
 fn bias_pointers(bias: Bias<'_>, at: usize, m0: usize, n0: usize) -> (*const f32, *const f32) {

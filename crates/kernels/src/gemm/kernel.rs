@@ -127,8 +127,12 @@ unsafe fn finish<S: Simd>(s: S, t: &Tile, rows: usize, width: usize, out: *const
     let (low, high) = t.activation.bounds();
     let (low, high) = (s.splat(low), s.splat(high));
     for i in 0..rows {
-        // SAFETY: `bias_row` has one value per row.
-        let bias = s.splat(if t.bias_row.is_null() { 0.0 } else { unsafe { *t.bias_row.add(i) } });
+        let mut bias = 0.0;
+        if !t.bias_row.is_null() {
+            // SAFETY: `bias_row` has one value per row.
+            bias = unsafe { *t.bias_row.add(i) };
+        }
+        let bias = s.splat(bias);
         let mut j = 0;
         while j < t.n {
             let bits = low_bits((t.n - j).min(S::LANES));

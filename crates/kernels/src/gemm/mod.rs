@@ -13,8 +13,9 @@ mod reference;
 mod table;
 
 pub use drive::gemm;
+pub(crate) use drive::gemm_raw;
 pub use image::ImageColumns;
-pub use operand::{Lhs, MatrixView, PackedA, PackedB, Rhs};
+pub use operand::{Lhs, MatrixView, PackedA, PackedB, PackedHeads, Rhs};
 pub use reference::gemm_reference;
 pub use table::{GEMM_KERNELS, GemmKernel};
 

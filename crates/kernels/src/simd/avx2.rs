@@ -52,7 +52,10 @@ fn expand(bits: u32) -> I {
 #[target_feature(enable = "avx2")]
 fn narrow8(v: I) -> __m128i {
     let low = _mm256_and_si256(v, _mm256_set1_epi32(0xff));
-    let words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
+    let words = _mm_packus_epi32(
+        _mm256_castsi256_si128(low),
+        _mm256_extracti128_si256::<1>(low),
+    );
     _mm_packus_epi16(words, words)
 }
 
@@ -61,7 +64,10 @@ fn narrow8(v: I) -> __m128i {
 #[target_feature(enable = "avx2")]
 fn narrow16(v: I) -> __m128i {
     let low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
-    _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low))
+    _mm_packus_epi32(
+        _mm256_castsi256_si128(low),
+        _mm256_extracti128_si256::<1>(low),
+    )
 }
 
 /// The first `n` elements, in the low end of 16 bytes that are zero elsewhere.
@@ -103,7 +109,14 @@ unsafe fn gather(p: *const f32, stride: usize, bits: u32) -> F {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
+unsafe fn transpose(
+    src: *const f32,
+    ld_src: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut f32,
+    ld_dst: usize,
+) {
     let row_mask = expand(low_bits(rows));
     let col_mask = expand(low_bits(cols));
     let mut r = [_mm256_setzero_ps(); 8];
@@ -128,7 +141,11 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
             break;
         }
         let (a, b) = (u[j % 4], u[4 + j % 4]);
-        let col = if j < 4 { _mm256_permute2f128_ps::<0x20>(a, b) } else { _mm256_permute2f128_ps::<0x31>(a, b) };
+        let col = if j < 4 {
+            _mm256_permute2f128_ps::<0x20>(a, b)
+        } else {
+            _mm256_permute2f128_ps::<0x31>(a, b)
+        };
         // SAFETY: column `j < cols` of the target has `rows` elements.
         unsafe { _mm256_maskstore_ps(dst.wrapping_add(j * ld_dst), row_mask, col) };
     }
@@ -160,7 +177,6 @@ impl Simd for Avx2 {
             _mm256_or_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a), _mm256_and_ps(_mm256_set1_ps(-0.0), b))
         }
         lt(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_LT_OQ>(a, b) }
-        le(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_LE_OQ>(a, b) }
         eq(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b) }
         unordered(a: F, b: F) -> F { _mm256_cmp_ps::<_CMP_UNORD_Q>(a, b) }
         select(m: F, a: F, b: F) -> F { _mm256_blendv_ps(b, a, m) }
@@ -181,14 +197,11 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_min_ss(d, _mm_movehdup_ps(d)))
         }}
         to_bits(a: F) -> I { _mm256_castps_si256(a) }
-        from_bits(a: I) -> F { _mm256_castsi256_ps(a) }
+        float_of(a: I) -> F { _mm256_castsi256_ps(a) }
         to_i32(a: F) -> I { _mm256_cvtps_epi32(a) }
         to_f32(a: I) -> F { _mm256_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm256_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm256_sub_epi32(a, b) }
-        and_i(a: I, b: I) -> I { _mm256_and_si256(a, b) }
-        min_i(a: I, b: I) -> I { _mm256_min_epi32(a, b) }
-        max_i(a: I, b: I) -> I { _mm256_max_epi32(a, b) }
     }
 
     #[inline(always)]

@@ -67,7 +67,14 @@ unsafe fn strided(p: *const f32, stride: usize, bits: u32) -> F {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
+unsafe fn transpose(
+    src: *const f32,
+    ld_src: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut f32,
+    ld_dst: usize,
+) {
     let col_mask = low_bits(cols) as __mmask16;
     let row_mask = low_bits(rows) as __mmask16;
     // u[g][j]: 128-bit lane l holds rows 4g..4g+4 of column 4l + j.
@@ -84,8 +91,14 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
                 *row = unsafe { _mm512_maskz_loadu_ps(col_mask, p) };
             }
         }
-        let (t0, t1) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
-        let (t2, t3) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+        let (t0, t1) = (
+            _mm512_unpacklo_ps(r[0], r[1]),
+            _mm512_unpackhi_ps(r[0], r[1]),
+        );
+        let (t2, t3) = (
+            _mm512_unpacklo_ps(r[2], r[3]),
+            _mm512_unpackhi_ps(r[2], r[3]),
+        );
         *group = [
             _mm512_shuffle_ps::<0x44>(t0, t2),
             _mm512_shuffle_ps::<0xee>(t0, t2),
@@ -93,6 +106,8 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
             _mm512_shuffle_ps::<0xee>(t1, t3),
         ];
     }
+    // Index `j` names a column, not only a place in the groups.
+    #[allow(clippy::needless_range_loop)]
     for j in 0..4 {
         let v0 = _mm512_shuffle_f32x4::<0x88>(u[0][j], u[1][j]);
         let v1 = _mm512_shuffle_f32x4::<0xdd>(u[0][j], u[1][j]);
@@ -142,25 +157,24 @@ impl Simd for Avx512 {
             _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a), _mm512_and_ps(_mm512_set1_ps(-0.0), b))
         }
         lt(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
-        le(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b) }
         eq(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) }
         unordered(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) }
         select(m: __mmask16, a: F, b: F) -> F { _mm512_mask_blend_ps(m, b, a) }
-        mask_bits(m: __mmask16) -> u32 { u32::from(m) }
         sum(a: F) -> f32 { _mm512_reduce_add_ps(a) }
         hmax(a: F) -> f32 { _mm512_reduce_max_ps(a) }
         hmin(a: F) -> f32 { _mm512_reduce_min_ps(a) }
         to_bits(a: F) -> I { _mm512_castps_si512(a) }
-        from_bits(a: I) -> F { _mm512_castsi512_ps(a) }
+        float_of(a: I) -> F { _mm512_castsi512_ps(a) }
         to_i32(a: F) -> I { _mm512_cvtps_epi32(a) }
         to_f32(a: I) -> F { _mm512_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm512_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm512_sub_epi32(a, b) }
-        and_i(a: I, b: I) -> I { _mm512_and_si512(a, b) }
-        min_i(a: I, b: I) -> I { _mm512_min_epi32(a, b) }
-        max_i(a: I, b: I) -> I { _mm512_max_epi32(a, b) }
     }
 
+    #[inline(always)]
+    fn mask_bits(self, m: __mmask16) -> u32 {
+        u32::from(m)
+    }
     #[inline(always)]
     fn shl_i<const N: u32>(self, a: I) -> I {
         // SAFETY: the token proves that the CPU has this instruction.

@@ -7,7 +7,7 @@ mod avx2;
 mod avx512;
 mod scalar;
 
-use crate::isa::{Isa, Scalar, Tier};
+use crate::isa::{Isa, Scalar};
 
 /// Vector operations of one tier, on a token that proves the tier.
 ///
@@ -17,7 +17,7 @@ use crate::isa::{Isa, Scalar, Tier};
 /// # Safety
 /// The `unsafe` methods access memory as documented: `load`/`store` touch `LANES`
 /// elements, `_n` forms the first `n <= LANES`, `_bits` forms the lanes set in `bits`.
-pub(crate) trait Simd: Copy + Send + Sync + 'static {
+pub trait Simd: Copy + Send + Sync + 'static {
     /// Lanes of 32 bits.
     const LANES: usize;
     /// f32 lanes.
@@ -59,7 +59,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
 
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
-    fn le(self, a: Self::F, b: Self::F) -> Self::M;
     fn eq(self, a: Self::F, b: Self::F) -> Self::M;
     /// Either is NaN.
     fn unordered(self, a: Self::F, b: Self::F) -> Self::M;
@@ -73,15 +72,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn hmin(self, a: Self::F) -> f32;
 
     fn to_bits(self, a: Self::F) -> Self::I;
-    fn from_bits(self, a: Self::I) -> Self::F;
+    fn float_of(self, a: Self::I) -> Self::F;
     /// Rounds half to even; out of range and NaN give `i32::MIN`.
     fn to_i32(self, a: Self::F) -> Self::I;
     fn to_f32(self, a: Self::I) -> Self::F;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
-    fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
-    fn min_i(self, a: Self::I, b: Self::I) -> Self::I;
-    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// Shifts the sign in.
     fn sar_i<const N: u32>(self, a: Self::I) -> Self::I;
@@ -111,7 +107,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 /// A computation that is compiled once per tier.
 ///
 /// `run` must be `#[inline(always)]`, so that the tier's features reach its body.
-pub(crate) trait Kernel {
+pub trait Kernel {
     type Out;
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
@@ -129,15 +125,6 @@ impl Isa {
             }
         }
         kernel.run(Scalar::new())
-    }
-
-    /// f32 lanes per vector of this tier.
-    pub(crate) fn lanes(self) -> usize {
-        match self.tier() {
-            Tier::Scalar => 1,
-            Tier::Avx2 => 8,
-            _ => 16,
-        }
     }
 }
 

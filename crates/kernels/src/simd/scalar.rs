@@ -119,10 +119,6 @@ impl Simd for Scalar {
         a < b
     }
     #[inline(always)]
-    fn le(self, a: f32, b: f32) -> bool {
-        a <= b
-    }
-    #[inline(always)]
     fn eq(self, a: f32, b: f32) -> bool {
         a == b
     }
@@ -155,13 +151,17 @@ impl Simd for Scalar {
         a.to_bits() as i32
     }
     #[inline(always)]
-    fn from_bits(self, a: i32) -> f32 {
+    fn float_of(self, a: i32) -> f32 {
         f32::from_bits(a as u32)
     }
     #[inline(always)]
     fn to_i32(self, a: f32) -> i32 {
         let rounded = a.round_ties_even();
-        if (-2147483648.0..2147483648.0).contains(&rounded) { rounded as i32 } else { i32::MIN }
+        if (-2147483648.0..2147483648.0).contains(&rounded) {
+            rounded as i32
+        } else {
+            i32::MIN
+        }
     }
     #[inline(always)]
     fn to_f32(self, a: i32) -> f32 {
@@ -174,18 +174,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn sub_i(self, a: i32, b: i32) -> i32 {
         a.wrapping_sub(b)
-    }
-    #[inline(always)]
-    fn and_i(self, a: i32, b: i32) -> i32 {
-        a & b
-    }
-    #[inline(always)]
-    fn min_i(self, a: i32, b: i32) -> i32 {
-        a.min(b)
-    }
-    #[inline(always)]
-    fn max_i(self, a: i32, b: i32) -> i32 {
-        a.max(b)
     }
     #[inline(always)]
     fn shl_i<const N: u32>(self, a: i32) -> i32 {
