@@ -31,8 +31,15 @@ pub(crate) use operators;
 /// Every operator that narrowbit knows, group by group.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
     use crate::{control, math, microsoft, nn, quant, tensor};
-    let groups =
-        [math::OPERATORS, tensor::OPERATORS, nn::OPERATORS, quant::OPERATORS, control::OPERATORS, microsoft::OPERATORS];
+    let groups = [
+        math::OPERATORS,
+        tensor::OPERATORS,
+        nn::OPERATORS,
+        quant::OPERATORS,
+        control::OPERATORS,
+        microsoft::OPERATORS,
+        microsoft::onnx_domain::OPERATORS,
+    ];
     groups.into_iter().flatten()
 }
 

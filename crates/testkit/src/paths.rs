@@ -28,6 +28,13 @@ pub fn node_tests() -> Option<PathBuf> {
     found(dir, "run `cargo xtask fixtures`, or set NARROWBIT_NODE_TESTS")
 }
 
+/// Cases with ONNX Runtime's outputs: `NARROWBIT_MS_TESTS`, else `target/ms-node`.
+/// Says on stderr that a test is skipped when there are none.
+pub fn ms_tests() -> Option<PathBuf> {
+    let dir = env::var_os("NARROWBIT_MS_TESTS").map_or_else(|| target().join("ms-node"), PathBuf::from);
+    found(dir, "run tests/conformance/ms_cases.py, or set NARROWBIT_MS_TESTS")
+}
+
 /// A Python with onnx and onnxruntime: `NARROWBIT_PYTHON`, else the environment that `cargo xtask fixtures` makes.
 /// Says on stderr that a test is skipped when there is none.
 pub fn python() -> Option<PathBuf> {

@@ -65,6 +65,19 @@ fn runs_the_onnx_node_tests() {
     }
 }
 
+#[test]
+fn matches_onnx_runtime_on_random_cases() {
+    let Some(dir) = paths::ms_tests() else { return };
+    let mut cases = read_index(&dir).expect("the index of the cases");
+    cases.retain(selected);
+    let outcomes = run_all(&dir, cases.clone(), LIMIT);
+    let all: Vec<(Case, Outcome)> = cases.into_iter().zip(outcomes).collect();
+    let text = render(&all);
+    let wrong: Vec<&str> = text.lines().filter(|l| l.split(' ').nth(1) != Some("pass")).collect();
+    println!("{} of {} cases agree with ONNX Runtime", all.len() - wrong.len(), all.len());
+    assert!(wrong.is_empty(), "\n{}\n{} of {} cases differ", wrong.join("\n"), wrong.len(), all.len());
+}
+
 fn print_counts(results: &[(Case, Outcome)]) {
     for (op, (passed, total)) in Required::parse(&data("required.txt")).counts(results) {
         let mark = if passed == total { "" } else { "  <-" };
