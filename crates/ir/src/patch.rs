@@ -21,6 +21,7 @@ pub struct Patch {
     replaced: Vec<(ValueId, ValueId)>,
     rewired: Vec<(NodeId, usize, Option<ValueId>)>,
     ops: Vec<(NodeId, Arc<dyn Op>)>,
+    renamed: Vec<(ValueId, String)>,
 }
 
 #[derive(Debug)]
@@ -69,6 +70,7 @@ impl Patch {
             replaced: Vec::new(),
             rewired: Vec::new(),
             ops: Vec::new(),
+            renamed: Vec::new(),
         }
     }
 
@@ -79,6 +81,7 @@ impl Patch {
             && self.replaced.is_empty()
             && self.rewired.is_empty()
             && self.ops.is_empty()
+            && self.renamed.is_empty()
     }
 
     /// Adds a constant. A name already taken gets a suffix.
@@ -136,6 +139,11 @@ impl Patch {
     /// Lets one input of an existing node read another value, or none.
     pub fn set_input(&mut self, node: NodeId, input: usize, value: Option<ValueId>) {
         self.rewired.push((node, input, value));
+    }
+
+    /// Gives an existing value another name, after all else; one already taken gets a suffix.
+    pub fn rename(&mut self, value: ValueId, name: &str) {
+        self.renamed.push((value, name.into()));
     }
 
     /// Gives an existing node another operator.
@@ -196,6 +204,7 @@ impl Graph {
             node(n)?;
             v.map_or(Ok(()), value)?;
         }
+        patch.renamed.iter().try_for_each(|(v, _)| value(*v))?;
         patch.ops.iter().try_for_each(|(n, _)| node(*n))
     }
 
@@ -244,6 +253,10 @@ impl Graph {
             if let Some(node) = &mut self.nodes[id.index()] {
                 node.op = op;
             }
+        }
+        for (v, name) in patch.renamed {
+            let name = self.free_value_name(&name);
+            self.rename(v, name);
         }
         touched
     }

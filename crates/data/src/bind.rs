@@ -1,0 +1,368 @@
+//! Which column feeds which model input, and what is done to it on the way.
+
+use std::sync::Arc;
+
+use narrowbit_tensor::{DType, Tensor};
+
+use crate::column::{Column, Concat};
+use crate::convert::cast;
+use crate::pixels::{Dims, Numeric, PixelPlan};
+use crate::preprocess::{Channels, ImageLayout, Preprocess};
+use crate::{DataError, Place};
+
+/// What a model wants for one input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputSpec {
+    /// The input's name.
+    pub name: String,
+    /// The element type.
+    pub dtype: DType,
+    /// The shape with the batch dimension first; `None` for a dimension that is free.
+    pub shape: Vec<Option<usize>>,
+    /// For integer inputs the number of values that are allowed (rows of an embedding), if
+    /// known; only [`crate::Dataset::random`] uses it.
+    pub vocabulary: Option<u64>,
+}
+
+impl InputSpec {
+    /// An input of a name, an element type and a shape with the batch dimension first.
+    pub fn new(name: impl Into<String>, dtype: DType, shape: impl Into<Vec<Option<usize>>>) -> InputSpec {
+        InputSpec { name: name.into(), dtype, shape: shape.into(), vocabulary: None }
+    }
+
+    /// The shape of one sample; empty for an input without dimensions.
+    pub(crate) fn sample(&self) -> &[Option<usize>] {
+        self.shape.get(1..).unwrap_or_default()
+    }
+}
+
+/// A model input with its column.
+pub(crate) struct Binding {
+    pub(crate) spec: InputSpec,
+    pub(crate) column: Arc<dyn Column>,
+    pub(crate) plan: Plan,
+}
+
+pub(crate) enum Plan {
+    /// Reshape and convert; with preprocessing of values where it is asked for.
+    Array(Option<Numeric>),
+    /// The whole way of images.
+    Pixels(Box<PixelPlan>),
+}
+
+type Columns<'a> = &'a [(String, Arc<dyn Column>)];
+
+/// Finds a column for each input.
+pub(crate) fn bind(
+    specs: &[InputSpec],
+    data: Columns<'_>,
+    labels: Columns<'_>,
+    options: &Preprocess,
+    file: &Place,
+) -> Result<Vec<Binding>, DataError> {
+    let chosen = choose(specs, data, labels, file)?;
+    let len = chosen.first().map_or(0, |c| c.len());
+    for (spec, column) in specs.iter().zip(&chosen) {
+        if column.len() != len {
+            let what =
+                format!("input \"{}\" has {} samples, input \"{}\" has {len}", spec.name, column.len(), specs[0].name);
+            return Err(DataError::fit(&column.place(0), what, "give as many samples to each input"));
+        }
+    }
+    let mut out = Vec::new();
+    for (spec, column) in specs.iter().zip(chosen) {
+        let plan = plan(spec, &column, options, specs.len() == 1)?;
+        out.push(Binding { spec: spec.clone(), column, plan });
+    }
+    let applied = |b: &Binding| matches!(b.plan, Plan::Pixels(_) | Plan::Array(Some(_)));
+    let wanted = options.changes_values() || options.resize.is_some() || options.crop.is_some();
+    if wanted && !out.iter().any(applied) {
+        let what = "preprocessing is given, but no input is an image";
+        return Err(DataError::fit(file, what, "leave the preprocessing out, or give images"));
+    }
+    Ok(out)
+}
+
+/// Columns in the order of the inputs: by name, else the only one, else all in a row.
+fn choose(
+    specs: &[InputSpec],
+    data: Columns<'_>,
+    labels: Columns<'_>,
+    file: &Place,
+) -> Result<Vec<Arc<dyn Column>>, DataError> {
+    let named = |s: &InputSpec| data.iter().chain(labels).find(|(n, _)| *n == s.name).map(|(_, c)| c.clone());
+    let found: Vec<Option<Arc<dyn Column>>> = specs.iter().map(named).collect();
+    if let Some(all) = found.iter().cloned().collect() {
+        return Ok(all);
+    }
+    let none = found.iter().all(Option::is_none);
+    match specs {
+        [_] if data.len() == 1 => Ok(vec![data[0].1.clone()]),
+        [_] if !data.is_empty() => {
+            const USUAL: [&str; 6] = ["images", "image", "inputs", "input", "data", "x"];
+            let usual = data.iter().find(|(n, _)| USUAL.contains(&n.to_ascii_lowercase().as_str()));
+            match usual {
+                Some((_, column)) => Ok(vec![column.clone()]),
+                None => Ok(vec![Arc::new(Concat::new(data.iter().map(|(_, c)| c.clone()).collect())?)]),
+            }
+        }
+        // numpy.savez without names: arr_0, arr_1, … in the order of the inputs.
+        _ if none && data.len() == specs.len() && data.iter().all(|(n, _)| n.starts_with("arr_")) => {
+            Ok(data.iter().map(|(_, c)| c.clone()).collect())
+        }
+        _ => {
+            let missing: Vec<&str> =
+                specs.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(s, _)| s.name.as_str()).collect();
+            let have: Vec<&str> = data.iter().chain(labels).map(|(n, _)| n.as_str()).collect();
+            let what = format!("no array for the model's inputs {missing:?}; the arrays are {have:?}");
+            Err(DataError::fit(file, what, "save one array per input under the input's name"))
+        }
+    }
+}
+
+fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: bool) -> Result<Plan, DataError> {
+    let place = column.place(0);
+    if column.len() == 0 {
+        return Err(DataError::fit(&place, "there are no samples", "give at least one"));
+    }
+    let first = match column.shape() {
+        Some(shape) => shape.to_vec(),
+        None => column.read(0, 1)?.shape()[1..].to_vec(),
+    };
+    let geometry = options.resize.is_some() || options.crop.is_some() || options.channels.is_some();
+    let fits = fit(&first, spec).is_some();
+    let untouched = !geometry && !options.changes_values();
+    let numbers = !matches!(column.dtype(), DType::Bool | DType::I64 | DType::U64 | DType::String);
+    // Values that need no work keep their type on the way: exact for integers, and a batch at a time.
+    let plain = fits && untouched && !column.is_image_files() && column.dtype() != DType::U8;
+    if !plain
+        && numbers
+        && matches!(spec.shape.len(), 3 | 4)
+        && let Some(first) = as_picture(&first, spec.shape.len())
+    {
+        return Ok(Plan::Pixels(Box::new(pixel_plan(spec, column, &first, options)?)));
+    }
+    if !fits {
+        return Err(unfit(&first, column.dtype(), spec, &place));
+    }
+    let numeric = Numeric::new(options);
+    let values = options.changes_values() && only && spec.dtype.is_float() && numeric.channels() == 1;
+    Ok(Plan::Array(values.then_some(numeric)))
+}
+
+fn unfit(sample: &[usize], dtype: DType, spec: &InputSpec, place: &Place) -> DataError {
+    let dims: Vec<String> = spec.sample().iter().map(|d| d.map_or("any".into(), |d| d.to_string())).collect();
+    let what = format!(
+        "samples of shape {sample:?} ({dtype}) do not fit input \"{}\", which wants [{}] ({}) per sample",
+        spec.name,
+        dims.join(", "),
+        spec.dtype
+    );
+    DataError::fit(place, what, "reshape the array so that axis 0 counts samples and the rest is the input's shape")
+}
+
+/// The shape in which a sample satisfies an input, if it does: as it is, or with dimensions of
+/// extent 1 removed from the front or, where the input's shape is fixed, anywhere.
+pub(crate) fn fit(sample: &[usize], spec: &InputSpec) -> Option<Vec<usize>> {
+    let want = spec.sample();
+    if same(sample, want) {
+        return Some(sample.to_vec());
+    }
+    if let [1, rest @ ..] = sample
+        && same(rest, want)
+    {
+        return Some(rest.to_vec());
+    }
+    let fixed: Vec<usize> = want.iter().copied().collect::<Option<_>>()?;
+    let long = |s: &[usize]| s.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
+    (long(&fixed) == long(sample)).then_some(fixed)
+}
+
+/// The dimensions of a sample that may be an image for an input of `rank`, without leading ones
+/// that stand for a batch.
+fn as_picture(sample: &[usize], rank: usize) -> Option<Vec<usize>> {
+    let sample = match sample {
+        [1, rest @ ..] if rest.len() == 3 => rest,
+        other => other,
+    };
+    match (sample.len(), rank) {
+        (3, 4) | (2, 3 | 4) => Some(sample.to_vec()),
+        _ => None,
+    }
+}
+
+fn is_channels(extent: usize) -> bool {
+    matches!(extent, 1 | 3 | 4)
+}
+
+fn pixel_plan(
+    spec: &InputSpec,
+    column: &Arc<dyn Column>,
+    sample: &[usize],
+    options: &Preprocess,
+) -> Result<PixelPlan, DataError> {
+    let flat = spec.shape.len() == 3;
+    let layout = model_layout(spec, options, flat);
+    let want = match (flat, layout, spec.sample()) {
+        (true, _, &[h, w]) => [h, w, None],
+        (false, ImageLayout::Nchw, &[c, h, w]) => [h, w, c],
+        (false, ImageLayout::Nhwc, &[h, w, c]) => [h, w, c],
+        _ => [None; 3],
+    };
+    let source = source_dims(sample, spec, layout, column, options);
+    let Some(source) = source else {
+        return Err(unfit(sample, column.dtype(), spec, &column.place(0)));
+    };
+    let channels = match (options.channels, want[2]) {
+        (Some(Channels::Gray), Some(c)) if c != 1 => return Err(wrong_channels(spec, "gray", c)),
+        (Some(order @ (Channels::Rgb | Channels::Bgr)), Some(c)) if c != 3 => {
+            return Err(wrong_channels(spec, &order.to_string(), c));
+        }
+        (given, _) => given,
+    };
+    let channels = if flat { channels.or(Some(Channels::Gray)) } else { channels };
+    Ok(PixelPlan {
+        source,
+        layout,
+        dtype: spec.dtype,
+        want,
+        flat,
+        channels,
+        resize: options.resize,
+        filter: options.filter.unwrap_or_default(),
+        crop: options.crop,
+        numeric: Numeric::new(options),
+        input: spec.name.clone(),
+    })
+}
+
+fn wrong_channels(spec: &InputSpec, order: &str, wants: usize) -> DataError {
+    let what = format!("channels are set to {order}, but input \"{}\" wants {wants}", spec.name);
+    DataError::config(what, "leave \"channels\" out, or set it to what the model wants")
+}
+
+/// The layout that the model wants: as given, else told from which of its dimensions can be
+/// channels; channels first where that does not tell.
+fn model_layout(spec: &InputSpec, options: &Preprocess, flat: bool) -> ImageLayout {
+    if let Some(layout) = options.layout.filter(|_| !flat) {
+        return layout;
+    }
+    let channels = |d: Option<&Option<usize>>| d.copied().flatten().is_some_and(is_channels);
+    match (channels(spec.shape.get(1)), channels(spec.shape.get(3))) {
+        (false, true) => ImageLayout::Nhwc,
+        _ => ImageLayout::Nchw,
+    }
+}
+
+/// How a sample's dimensions are to be read. An array that has the model's layout keeps it.
+fn source_dims(
+    sample: &[usize],
+    spec: &InputSpec,
+    layout: ImageLayout,
+    column: &Arc<dyn Column>,
+    options: &Preprocess,
+) -> Option<Dims> {
+    let model = match layout {
+        ImageLayout::Nchw => Dims::Chw,
+        ImageLayout::Nhwc => Dims::Hwc,
+    };
+    let &[first, _, last] = sample else { return Some(Dims::Hw) };
+    if column.is_image_files() {
+        return Some(Dims::Hwc);
+    }
+    let resized = options.resize.is_some() || options.crop.is_some();
+    let as_is = !resized && same(sample, spec.sample());
+    if column.dtype() == DType::U8 && is_channels(last) {
+        // Pixels of 8 bits come channels last, unless only the model's own layout fits.
+        let turned = |s: &[usize]| same(&[s[2], s[0], s[1]], spec.sample());
+        let channels_last = resized || model == Dims::Hwc || turned(sample);
+        return Some(if as_is && !channels_last { model } else { Dims::Hwc });
+    }
+    match (is_channels(first), is_channels(last)) {
+        _ if as_is => Some(model),
+        (false, true) => Some(Dims::Hwc),
+        (true, false) => Some(Dims::Chw),
+        (true, true) => Some(model),
+        (false, false) => None,
+    }
+}
+
+/// Whether a shape satisfies the wanted one dimension by dimension.
+fn same(sample: &[usize], want: &[Option<usize>]) -> bool {
+    sample.len() == want.len() && sample.iter().zip(want).all(|(&a, b)| b.is_none_or(|b| a == b))
+}
+
+impl Binding {
+    /// Whether all samples have one shape.
+    pub(crate) fn fixed_shape(&self) -> bool {
+        match &self.plan {
+            Plan::Array(_) => self.column.shape().is_some(),
+            Plan::Pixels(p) => self.column.shape().is_some() || p.fixed_size(),
+        }
+    }
+
+    /// What is done, in a line for a person.
+    pub(crate) fn describe(&self) -> String {
+        let at = self.column.place(0);
+        let from = at.array.unwrap_or_else(|| at.file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let shape = self.column.shape().map_or("varying shape".to_owned(), |s| format!("{s:?}"));
+        let how = match &self.plan {
+            Plan::Array(None) => String::new(),
+            Plan::Array(Some(_)) => ", values preprocessed".to_owned(),
+            Plan::Pixels(p) => {
+                let turn = match (p.source, p.layout) {
+                    (Dims::Hwc, ImageLayout::Nchw) => ", NHWC to NCHW",
+                    (Dims::Chw, ImageLayout::Nhwc) => ", NCHW to NHWC",
+                    _ => "",
+                };
+                format!(", as images{turn}")
+            }
+        };
+        format!(
+            "input \"{}\" ({}) from \"{from}\" ({} {shape}){how}",
+            self.spec.name,
+            self.spec.dtype,
+            self.column.dtype()
+        )
+    }
+
+    /// Samples `start..start + n` of the file, in the model's shape and type, batch first.
+    pub(crate) fn read(&self, start: usize, n: usize) -> Result<Tensor, DataError> {
+        let place = self.column.place(start);
+        let failed = |e| DataError::tensor(&place, e);
+        match &self.plan {
+            Plan::Array(numeric) => {
+                let tensor = self.column.read(start, n)?;
+                let sample = tensor.shape().get(1..).unwrap_or_default();
+                let Some(shape) = fit(sample, &self.spec) else {
+                    return Err(unfit(sample, tensor.dtype(), &self.spec, &place));
+                };
+                let mut whole = vec![n];
+                whole.extend(shape);
+                let tensor = tensor.reshaped(whole.clone()).map_err(failed)?;
+                let tensor = match numeric {
+                    None => tensor,
+                    Some(num) => {
+                        let values = tensor.to_f32s().map_err(failed)?.iter().map(|&x| num.apply(x, 0)).collect();
+                        Tensor::new(whole, values).map_err(failed)?
+                    }
+                };
+                cast(tensor, self.spec.dtype, &place)
+            }
+            Plan::Pixels(plan) => {
+                let one = |i: usize| {
+                    let place = self.column.place(i);
+                    let sample = self.column.read(i, 1)?;
+                    let shape = as_picture(&sample.shape()[1..], self.spec.shape.len())
+                        .unwrap_or_else(|| sample.shape()[1..].to_vec());
+                    let sample = sample.reshaped(shape).map_err(|e| DataError::tensor(&place, e))?;
+                    let out = plan.apply(&sample, &place)?;
+                    let mut shape = vec![1];
+                    shape.extend(out.shape());
+                    out.reshaped(shape).map_err(|e| DataError::tensor(&place, e))
+                };
+                crate::column::stack((start..start + n).map(one).collect::<Result<_, _>>()?, &place)
+            }
+        }
+    }
+}
