@@ -1,6 +1,7 @@
 //! Moving, selecting and making elements: Reshape, Gather, Concat, Resize and the like.
 
 pub mod affine_grid;
+pub mod bit_cast;
 pub mod center_crop_pad;
 pub mod col2im;
 pub mod compress;
@@ -51,6 +52,7 @@ pub mod where_op;
 
 crate::registry::operators! {
     "AffineGrid" => affine_grid::build,
+    "BitCast" => bit_cast::build,
     "CenterCropPad" => center_crop_pad::build,
     "Col2Im" => col2im::build,
     "Compress" => compress::build,

@@ -44,6 +44,9 @@ impl Op for OneHot {
             (_, Some(v)) => whole(v)?.first().map_or(Dim::Unknown, |&d| Dim::Known(d)),
             _ => Dim::Unknown,
         };
+        if let Some(d) = depth.as_known().filter(|&d| d < 0) {
+            return Err(OpError::Value(format!("the depth {d} is negative")));
+        }
         let shape = match indices.shape() {
             None => None,
             Some(s) => {
