@@ -19,7 +19,9 @@ pub struct BitCast {
 pub fn build(_opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
     let code = attrs.int("to")?.ok_or_else(|| OpError::attribute("to", "is missing"))?;
     let to = DType::from_onnx(code).filter(|d| d.bits() > 0);
-    Ok(Arc::new(BitCast { to: to.ok_or_else(|| OpError::attribute("to", format!("is {code}, no type of fixed width")))? }))
+    Ok(Arc::new(BitCast {
+        to: to.ok_or_else(|| OpError::attribute("to", format!("is {code}, no type of fixed width")))?,
+    }))
 }
 
 impl BitCast {

@@ -21,7 +21,7 @@ pub mod grid_sample;
 pub mod identity;
 mod keys;
 pub mod moves;
-mod mt19937;
+pub(crate) mod mt19937;
 pub mod non_max_suppression;
 pub mod non_zero;
 pub mod one_hot;

@@ -163,7 +163,7 @@ impl Resize {
     fn infer_shape(&self, cx: &InferCx, s: &[Dim]) -> Result<Vec<Dim>, OpError> {
         let axes = self.axes(s.len())?;
         let mut out = s.to_vec();
-        if let Some(sizes) = cx.opt(3).filter(|_| self.opset >= 11) {
+        if self.opset >= 11 && cx.opt(3).is_some() {
             let sizes = params::shape_input(cx, 3)?.unwrap_or_else(|| params::unknown(axes.len()));
             if !sizes.is_empty() {
                 Self::check("sizes", sizes.len(), axes.len())?;

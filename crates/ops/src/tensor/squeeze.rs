@@ -42,7 +42,7 @@ impl Op for Squeeze {
             (Some(s), Ok(None)) if s.iter().all(|d| d.as_known().is_some()) => {
                 Some(s.iter().filter(|d| **d != Dim::Known(1)).cloned().collect())
             }
-            (Some(s), Err(())) => match self.axes.infer(cx) {
+            (Some(s), Err(_)) => match self.axes.infer(cx) {
                 Known::Dims(axes) => Some(params::unknown(s.len().saturating_sub(axes.len()))),
                 _ => None,
             },

@@ -28,7 +28,7 @@ pub fn build(_opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
 
 /// Slices that are equal: the first of them, and all in ascending order.
 fn groups(keys: &[i64], n: usize, sorted: bool) -> Vec<Vec<usize>> {
-    let width = if n == 0 { 0 } else { keys.len() / n };
+    let width = keys.len().checked_div(n).unwrap_or(0);
     let slice = |i: usize| &keys[i * width..(i + 1) * width];
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| slice(a).cmp(slice(b)));

@@ -54,7 +54,7 @@ impl Op for Unsqueeze {
         let shape = match (x.shape(), axes.numbers(), &axes) {
             (_, Ok(None), _) => return Err(OpError::MissingInput(1)),
             (Some(s), Ok(Some(axes)), _) => Some(insert(s.iter().cloned(), s.len(), &axes, || Dim::Known(1))?),
-            (Some(s), Err(()), Known::Dims(d)) => Some(params::unknown(s.len() + d.len())),
+            (Some(s), Err(_), Known::Dims(d)) => Some(params::unknown(s.len() + d.len())),
             _ => None,
         };
         let small = shape.as_ref().is_some_and(|s| s.len() <= 1);
