@@ -41,6 +41,8 @@ pub mod slice;
 pub mod split;
 pub mod squeeze;
 pub mod tensor_scatter;
+#[cfg(test)]
+mod testing;
 pub mod tile;
 pub mod top_k;
 pub mod transpose;

@@ -73,3 +73,21 @@ impl Op for Squeeze {
         AttrMap::new().with_opt("axes", self.axes.attr())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn takes_axes_from_attribute_or_input() {
+        let x = ints(&[1, 2, 1], &[1, 2]);
+        let old = eval("Squeeze", 11, AttrMap::new().with("axes", vec![-1i64]), std::slice::from_ref(&x)).unwrap();
+        assert_eq!(old[0].shape(), [1, 2]);
+        assert_eq!(eval("Squeeze", 13, AttrMap::new(), &[x.clone(), ints(&[1], &[0])]).unwrap()[0].shape(), [2, 1]);
+        assert_eq!(eval("Squeeze", 13, AttrMap::new(), std::slice::from_ref(&x)).unwrap()[0].shape(), [2]);
+        for axes in [[1, 0], [3, 0], [0, 0]] {
+            assert!(eval("Squeeze", 13, AttrMap::new(), &[x.clone(), ints(&[2], &axes)]).is_err());
+        }
+    }
+}

@@ -91,3 +91,20 @@ impl Op for Unique {
         AttrMap::new().with_opt("axis", self.axis).with_unless("sorted", i64::from(self.sorted), 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn keeps_the_order_of_first_occurrence_when_not_sorted() {
+        let x = ints(&[4], &[5, 1, 5, 3]);
+        let y = eval("Unique", 11, AttrMap::new().with("sorted", 0i64), &[x]).unwrap();
+        let v: Vec<Vec<i64>> = y.iter().map(|t| t.to_i64s().unwrap()).collect();
+        assert_eq!(v, [vec![5, 1, 3], vec![0, 1, 3], vec![0, 1, 0, 2], vec![2, 1, 1]]);
+        let empty = eval("Unique", 11, AttrMap::new(), &[ints(&[0], &[])]).unwrap();
+        assert!(empty.iter().all(Tensor::is_empty));
+        assert!(eval("Unique", 11, AttrMap::new().with("axis", 1i64), &[ints(&[1], &[1])]).is_err());
+    }
+}

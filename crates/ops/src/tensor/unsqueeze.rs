@@ -75,3 +75,21 @@ impl Op for Unsqueeze {
         AttrMap::new().with_opt("axes", self.axes.attr())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn counts_axes_in_the_output() {
+        let x = ints(&[2], &[1, 2]);
+        assert_eq!(
+            eval("Unsqueeze", 13, AttrMap::new(), &[x.clone(), ints(&[2], &[-1, 0])]).unwrap()[0].shape(),
+            [1, 2, 1]
+        );
+        assert!(eval("Unsqueeze", 13, AttrMap::new(), &[x.clone(), ints(&[2], &[0, -3])]).is_err());
+        assert!(eval("Unsqueeze", 13, AttrMap::new(), &[x, ints(&[1], &[2])]).is_err());
+        assert!(build(11, &mut AttrMap::new()).is_err());
+    }
+}
