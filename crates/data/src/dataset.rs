@@ -78,6 +78,8 @@ impl Default for DataOptions {
 pub struct Dataset {
     place: Place,
     data: Columns,
+    /// All arrays as one, where their lengths differ.
+    joined: Option<Columns>,
     label_columns: Columns,
     labels: Option<Labels>,
     bindings: Option<Vec<Binding>>,
@@ -139,6 +141,11 @@ impl Dataset {
         let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
         let mut magic = [0u8; 8];
         let hdf5 = source.read_at(0, &mut magic).is_ok() && &magic == b"\x89HDF\r\n\x1a\n";
+        if !hdf5 && folder::is_image(path) {
+            let limits = options.limits.clone();
+            let picture = folder::Picture { source: source.clone(), place: place.clone(), limits };
+            return Dataset::assemble(place, vec![("images".to_owned(), Arc::new(picture))], None, options);
+        }
         let columns = match hdf5 || matches!(ending.as_str(), "h5" | "hdf5") {
             true => h5::open(origin, &place, options.split, &options.limits)?,
             false => arrays(source, path, &options.limits)?,
@@ -182,14 +189,14 @@ impl Dataset {
             data = std::mem::take(&mut labelled);
         }
         // Arrays of different lengths can only be parts of one, as QuantizeML concatenates them.
-        if data.iter().any(|(_, c)| c.len() != data[0].1.len())
-            && let Ok(all) = Concat::new(data.iter().map(|(_, c)| c.clone()).collect())
-        {
-            data = vec![(String::new(), Arc::new(all))];
-        }
+        // Binding looks at the parts again: an input may have the name of one.
+        let ragged = data.iter().any(|(_, c)| c.len() != data[0].1.len());
+        let joined = if ragged { Concat::new(data.iter().map(|(_, c)| c.clone()).collect()).ok() } else { None };
+        let joined = joined.map(|all| vec![(String::new(), Arc::new(all) as Arc<dyn Column>)]);
         let mut out = Dataset {
             place,
             data,
+            joined,
             label_columns: labelled,
             labels,
             bindings: None,
@@ -200,9 +207,14 @@ impl Dataset {
         if let Some(path) = &options.labels {
             out.labels = Some(Labels::open(path, &options.limits)?);
         }
-        let total = out.data.first().map_or(0, |(_, c)| c.len());
+        let total = out.unbound().first().map_or(0, |(_, c)| c.len());
         out.order = out.choose(total)?;
         Ok(out)
+    }
+
+    /// The columns that an unbound data set shows.
+    fn unbound(&self) -> &Columns {
+        self.joined.as_ref().unwrap_or(&self.data)
     }
 
     fn choose(&self, total: usize) -> Result<Order, DataError> {
@@ -261,7 +273,7 @@ impl Dataset {
     pub fn names(&self) -> Vec<&str> {
         match &self.bindings {
             Some(b) => b.iter().map(|b| b.spec.name.as_str()).collect(),
-            None => self.data.iter().map(|(n, _)| n.as_str()).collect(),
+            None => self.unbound().iter().map(|(n, _)| n.as_str()).collect(),
         }
     }
 
@@ -336,7 +348,7 @@ impl Dataset {
                 }
             }
             None => {
-                for (name, column) in &self.data {
+                for (name, column) in self.unbound() {
                     out.push((name.clone(), by_runs(indices, |start, n| column.read(start, n), column)?));
                 }
             }
@@ -428,7 +440,7 @@ impl Batches<'_> {
     fn varying(&self) -> bool {
         match &self.data.bindings {
             Some(b) => !b.iter().all(Binding::fixed_shape),
-            None => self.data.data.iter().any(|(_, c)| c.shape().is_none()),
+            None => self.data.unbound().iter().any(|(_, c)| c.shape().is_none()),
         }
     }
 

@@ -27,6 +27,10 @@ enum Kind {
     Arrays,
 }
 
+pub(crate) fn is_image(path: &Path) -> bool {
+    kind_of(path) == Some(Kind::Image)
+}
+
 fn kind_of(path: &Path) -> Option<Kind> {
     let ending = path.extension()?.to_string_lossy().to_ascii_lowercase();
     match ending.as_str() {
@@ -209,6 +213,42 @@ impl Column for Pictures {
     fn place(&self, index: usize) -> Place {
         let file = self.files.get(index).cloned().unwrap_or_default();
         Place { file, array: None, sample: Some(index) }
+    }
+
+    fn is_image_files(&self) -> bool {
+        true
+    }
+}
+
+/// One image file, also in memory.
+pub(crate) struct Picture {
+    pub(crate) source: Source,
+    pub(crate) place: Place,
+    pub(crate) limits: Limits,
+}
+
+impl Column for Picture {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn dtype(&self) -> DType {
+        DType::U8
+    }
+
+    fn shape(&self) -> Option<&[usize]> {
+        None
+    }
+
+    fn read(&self, start: usize, n: usize) -> Result<Tensor, DataError> {
+        check_range(start, n, 1)?;
+        let image = picture::decode(&self.source, &self.place, &self.limits)?;
+        let whole = Tensor::new([1, image.height, image.width, 3], image.data);
+        whole.map_err(|e| DataError::tensor(&self.place, e))
+    }
+
+    fn place(&self, index: usize) -> Place {
+        self.place.sample(index)
     }
 
     fn is_image_files(&self) -> bool {

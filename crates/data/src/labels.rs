@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use narrowbit_tensor::{DType, Tensor};
 
 use crate::column::{Column, check_range};
@@ -50,7 +51,15 @@ impl Labels {
         Labels::from_source(&Source::open(path)?, path, limits)
     }
 
-    pub(crate) fn from_source(source: &Source, path: &Path, limits: &Limits) -> Result<Labels, DataError> {
+    /// Opens a file that is in memory; `name` stands for its path, with the ending.
+    ///
+    /// # Errors
+    /// As [`Labels::open`].
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes, limits: &Limits) -> Result<Labels, DataError> {
+        Labels::from_source(&Source::Memory(bytes), name.as_ref(), limits)
+    }
+
+    fn from_source(source: &Source, path: &Path, limits: &Limits) -> Result<Labels, DataError> {
         let place = Place::file(path);
         let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
         if matches!(ending.as_str(), "csv" | "txt" | "tsv") {

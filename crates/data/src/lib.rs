@@ -27,6 +27,7 @@
 //! * A folder of images (JPEG, PNG): flat, with class sub-folders sorted by name, or with a
 //!   `labels.csv` of lines `file,label`, which then also gives the order. A folder of `.npy` or
 //!   `.npz` files, one sample each, in the natural order of their names.
+//! * One JPEG or PNG file: one sample.
 //!
 //! # Random numbers
 //! Shuffling is a Fisher–Yates shuffle driven by [`SplitMix64`]; a seed gives the same order in

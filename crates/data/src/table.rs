@@ -105,7 +105,7 @@ pub(crate) fn labelled(mut rows: Vec<Vec<String>>, place: &Place) -> Result<Labe
     let width = first.len();
     let label = named.unwrap_or(width - 1);
     let file = match header {
-        true => find(&first, &FILE_NAMES).filter(|&f| f != label).or((width == 2).then_some(1 - label)),
+        true => find(&first, &FILE_NAMES).filter(|&f| f != label).or((width == 2).then(|| usize::from(label == 0))),
         false => (width >= 2).then_some(0),
     };
     if let Some((i, row)) = rows.iter().enumerate().find(|(_, r)| r.len() != width) {

@@ -29,7 +29,12 @@ pub enum Attr {
     /// A type (Optional).
     Type(ValueType),
     /// A reference to an attribute of the enclosing function.
-    Ref(String),
+    Ref {
+        /// That attribute's name.
+        name: String,
+        /// The type that it has, as a code of ONNX's `AttributeProto.AttributeType`.
+        kind: i32,
+    },
     /// Anything else, as the encoded `AttributeProto`, so that it survives a round trip.
     Raw(Bytes),
 }

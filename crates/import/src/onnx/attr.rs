@@ -15,10 +15,9 @@ pub(super) fn read(
     a: AttributeProto,
     subgraph: &mut dyn FnMut(GraphProto) -> Result<Graph>,
 ) -> Result<Attr> {
-    if let Some(name) = a.ref_attr_name.filter(|n| !n.is_empty()) {
-        return Ok(Attr::Ref(name));
+    if let Some(name) = a.ref_attr_name.clone().filter(|n| !n.is_empty()) {
+        return Ok(Attr::Ref { name, kind: a.r#type.unwrap_or(0) });
     }
-    let a = AttributeProto { ref_attr_name: None, ..a };
     let name = a.name.clone().unwrap_or_default();
     let place = format!("{place}, attribute \"{name}\"");
     let missing = || src.broken(place.clone(), "has no value of its type");

@@ -11,9 +11,6 @@ use super::scope::{OrderError, captured_names, free_names, order};
 use super::source::Source;
 use super::{CAPTURES, DEVICES, OVERLOAD, attr, tensor, types};
 
-/// Subgraphs times captured values of one node: each subgraph lists all of them as inputs.
-const MAX_CAPTURES: usize = 1 << 20;
-
 /// Reads graphs of one model or function.
 pub(super) struct GraphReader<'a> {
     pub(super) src: &'a Source,
@@ -152,10 +149,7 @@ impl GraphReader<'_> {
         }
 
         let bodies = n.attribute.iter().filter(|a| a.g.is_some()).count();
-        if bodies.saturating_mul(captures.len()) > MAX_CAPTURES {
-            let problem = format!("{bodies} subgraphs read {} values from around them", captures.len());
-            return Err(self.src.invalid(place, problem, "narrowbit's limit is a million in all"));
-        }
+        self.src.charge_captures(&place, bodies.saturating_mul(captures.len()))?;
         let op_type = n.op_type.unwrap_or_default();
         let domain = n.domain.unwrap_or_default();
         let mut attrs = AttrMap::new();

@@ -12,6 +12,7 @@ mod attr;
 mod datum;
 mod error;
 mod graph;
+mod inline;
 mod model;
 #[rustfmt::skip]
 #[allow(unreachable_pub)]
@@ -21,11 +22,20 @@ mod source;
 mod supported;
 mod tensor;
 mod types;
+mod wire;
+mod write;
+
+#[cfg(test)]
+mod round_trip;
+#[cfg(test)]
+mod tests;
 
 pub use datum::{DatumKind, parse_datum, parse_tensor};
 pub use error::ImportError;
+pub use inline::inline_functions;
 pub use model::{NEWEST_OPSET, OLDEST_OPSET, ReadOptions, load, load_with, parse, parse_with};
 pub use supported::{MissingOperator, MissingOperators, check_supported};
+pub use write::{ExportError, ExternalData, SaveOptions, save, to_bytes};
 
 /// The attribute that tells an operator's constructor how many captured values its subgraphs have.
 ///

@@ -2,17 +2,16 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use narrowbit_ir::{Function, Graph, Model};
 use narrowbit_tensor::mapped::map_file;
 use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 
-use super::attr;
 use super::error::{ImportError, Result};
 use super::graph::{GraphReader, check_closed, pairs};
 use super::proto::{FunctionProto, GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto};
 use super::source::Source;
+use super::{attr, wire};
 
 /// The oldest version of ONNX's own operator set that narrowbit reads.
 pub const OLDEST_OPSET: i64 = 7;
@@ -73,7 +72,7 @@ fn read(src: &Source, bytes: Bytes, options: &ReadOptions) -> Result<Model> {
     if bytes.is_empty() {
         return Err(not_onnx("the file is empty".into()));
     }
-    let extra = unused_fields(&bytes).map_err(|e| not_onnx(e.to_string()))?;
+    let extra = wire::scan(&bytes).map_err(not_onnx)?;
     let m = ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
     let Some(graph) = m.graph else { return Err(not_onnx("it holds no graph".into())) };
     let opsets = opsets(m.opset_import);
@@ -112,22 +111,6 @@ fn check_opset(src: &Source, opsets: &BTreeMap<String, i64>, g: &GraphProto, opt
         true => Ok(()),
         false => Err(ImportError::Opset { file: src.file(), version }),
     }
-}
-
-/// The fields of a model that narrowbit does not use, each with its key as in the file.
-fn unused_fields(bytes: &Bytes) -> Result<Vec<Bytes>, prost::DecodeError> {
-    const USED: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 14, 25];
-    let mut rest = bytes.clone();
-    let mut out = Vec::new();
-    while rest.has_remaining() {
-        let start = bytes.len() - rest.remaining();
-        let (tag, wire): (u32, WireType) = decode_key(&mut rest)?;
-        skip_field(wire, tag, &mut rest, DecodeContext::default())?;
-        if !USED.contains(&tag) {
-            out.push(bytes.slice(start..bytes.len() - rest.remaining()));
-        }
-    }
-    Ok(out)
 }
 
 /// A function; its nodes stay opaque, as their operators depend on the caller's attributes.

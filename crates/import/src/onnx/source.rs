@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -14,11 +14,26 @@ pub(super) struct Source {
     base: Option<PathBuf>,
     /// External data, mapped once per file.
     maps: RefCell<BTreeMap<PathBuf, Bytes>>,
+    /// What the model has taken of the limits below.
+    captures: Cell<usize>,
+    dense: Cell<usize>,
 }
+
+/// Captured values of all subgraphs together: each subgraph of a node lists all of the node's as inputs.
+const MAX_CAPTURES: usize = 1 << 20;
+
+/// Bytes that all sparse tensors of a model may take when they are made dense.
+const MAX_DENSE: usize = 1 << 28;
 
 impl Source {
     pub(super) fn new(file: impl Into<String>, base: Option<&Path>) -> Source {
-        Source { file: file.into(), base: base.map(Path::to_path_buf), maps: RefCell::default() }
+        Source {
+            file: file.into(),
+            base: base.map(Path::to_path_buf),
+            maps: RefCell::default(),
+            captures: Cell::new(0),
+            dense: Cell::new(0),
+        }
     }
 
     pub(super) fn file(&self) -> String {
@@ -40,6 +55,26 @@ impl Source {
             problem,
             "the file breaks the ONNX specification; run onnx.checker on it or export it again",
         )
+    }
+
+    /// Counts captured values before subgraphs get inputs for them.
+    pub(super) fn charge_captures(&self, place: &str, n: usize) -> Result<()> {
+        self.captures.set(self.captures.get().saturating_add(n));
+        if self.captures.get() <= MAX_CAPTURES {
+            return Ok(());
+        }
+        let problem = format!("the model's subgraphs read more than {MAX_CAPTURES} values from around them");
+        Err(self.invalid(place, problem, "split the model; narrowbit makes an input for each of them"))
+    }
+
+    /// Counts the bytes of a sparse tensor before it is made dense.
+    pub(super) fn charge_dense(&self, place: &str, bytes: usize) -> Result<()> {
+        self.dense.set(self.dense.get().saturating_add(bytes));
+        if self.dense.get() <= MAX_DENSE {
+            return Ok(());
+        }
+        let problem = format!("the model's sparse tensors take more than {} MiB as dense ones", MAX_DENSE >> 20);
+        Err(self.invalid(place, problem, "narrowbit computes on dense tensors only; save the model with dense ones"))
     }
 
     /// The file at `location`, relative to the model's folder, as a memory map.

@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use narrowbit_ir::{Graph, Model, Opaque};
+use narrowbit_ir::{Attr, Function, Graph, Model, Opaque};
+use narrowbit_ops::Registry;
 
 /// An operator that narrowbit can't run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,54 +41,53 @@ impl fmt::Display for MissingOperators {
 /// # Errors
 /// All operators that can't, each with its nodes.
 pub fn check_supported(model: &Model) -> Result<(), MissingOperators> {
-    let mut search = Search { model, missing: BTreeMap::new(), seen: BTreeSet::new() };
-    search.graph(&model.graph);
-    let missing: Vec<MissingOperator> =
-        search.missing.into_iter().map(|((domain, name), nodes)| MissingOperator { domain, name, nodes }).collect();
+    let mut search = Search { model, missing: BTreeMap::new(), seen: BTreeSet::new(), called: Vec::new() };
+    search.graph(&model.graph, true);
+    while let Some(f) = search.called.pop() {
+        search.graph(&f.graph, false);
+    }
+    let missing = search.missing.into_iter().map(|((domain, name), nodes)| MissingOperator { domain, name, nodes });
+    let missing: Vec<MissingOperator> = missing.collect();
     if missing.is_empty() { Ok(()) } else { Err(MissingOperators(missing)) }
 }
 
 struct Search<'a> {
     model: &'a Model,
     missing: BTreeMap<(String, String), Vec<String>>,
+    /// Functions that are called, and those of them that are still to be looked into.
     seen: BTreeSet<(&'a str, &'a str)>,
+    called: Vec<&'a Function>,
 }
 
 impl<'a> Search<'a> {
-    fn graph(&mut self, graph: &'a Graph) {
+    /// In functions nothing is `built`: all nodes are opaque until they are inlined, and what counts is whether
+    /// the operator is known.
+    fn graph(&mut self, graph: &'a Graph, built: bool) {
         for (_, node) in graph.nodes() {
             for (_, body) in node.op.bodies() {
-                self.graph(&body.graph);
+                self.graph(&body.graph, built);
             }
             let Some(op) = node.op.downcast::<Opaque>() else { continue };
-            let called = |f: &&narrowbit_ir::Function| f.domain == op.domain && f.name == op.name;
-            if self.model.functions.iter().any(|f| called(&f)) {
-                if self.seen.insert((&op.domain, &op.name)) {
-                    self.model.functions.iter().filter(called).for_each(|f| self.function(&f.graph));
-                }
+            let subgraphs = op.attrs.iter().filter_map(|(_, a)| match a {
+                Attr::Graph(g) => Some(g),
+                _ => None,
+            });
+            subgraphs.for_each(|g| self.graph(g, built));
+            if self.function(op) || !built && Registry::knows(&op.domain, &op.name) {
                 continue;
             }
             self.missing.entry((op.domain.clone(), op.name.clone())).or_default().push(node.name.clone());
         }
     }
 
-    /// In functions all nodes are opaque until they are inlined: what counts is whether the operator is known.
-    fn function(&mut self, graph: &'a Graph) {
-        for (_, node) in graph.nodes() {
-            let Some(op) = node.op.downcast::<Opaque>() else { continue };
-            for (_, attr) in op.attrs.iter() {
-                if let narrowbit_ir::Attr::Graph(g) = attr {
-                    self.function(g);
-                }
-            }
-            let called = |f: &&narrowbit_ir::Function| f.domain == op.domain && f.name == op.name;
-            if self.model.functions.iter().any(|f| called(&f)) {
-                if self.seen.insert((&op.domain, &op.name)) {
-                    self.model.functions.iter().filter(called).for_each(|f| self.function(&f.graph));
-                }
-            } else if !narrowbit_ops::Registry::knows(&op.domain, &op.name) {
-                self.missing.entry((op.domain.clone(), op.name.clone())).or_default().push(node.name.clone());
-            }
+    /// Whether an operator is a function of the model, which is then looked into once.
+    fn function(&mut self, op: &'a Opaque) -> bool {
+        let called = |f: &&Function| f.domain == op.domain && f.name == op.name;
+        let functions = &self.model.functions;
+        let known = functions.iter().any(|f| called(&f));
+        if known && self.seen.insert((&op.domain, &op.name)) {
+            self.called.extend(functions.iter().filter(called));
         }
+        known
     }
 }

@@ -5,9 +5,6 @@ use super::error::Result;
 use super::proto::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use super::source::Source;
 
-/// A sparse tensor is made dense up to this many bytes.
-const MAX_DENSE: usize = 1 << 28;
-
 /// The tensor of a message; `place` names it in errors.
 pub(super) fn read(src: &Source, place: &str, t: TensorProto) -> Result<Tensor> {
     let shape = dims(src, place, &t.dims)?;
@@ -141,11 +138,7 @@ pub(super) fn read_sparse(src: &Source, place: &str, s: SparseTensorProto) -> Re
     if width == 0 {
         return Err(src.invalid(place, format!("is sparse and holds {dtype}"), "save it as a dense tensor"));
     }
-    if n.checked_mul(width).is_none_or(|b| b > MAX_DENSE) {
-        let problem =
-            format!("is sparse; as a dense tensor of shape {shape:?} it takes more than {} MiB", MAX_DENSE >> 20);
-        return Err(src.invalid(place, problem, "narrowbit computes on dense tensors only"));
-    }
+    src.charge_dense(place, n.saturating_mul(width))?;
     let flat = flat_indices(&shape, &indices, values.len())
         .ok_or_else(|| src.broken(place, "is sparse, and its indices do not fit its values and shape"))?;
     let mut dense = vec![0u8; n * width];

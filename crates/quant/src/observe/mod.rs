@@ -9,7 +9,7 @@ mod percentile;
 
 use serde::{Deserialize, Serialize};
 
-pub use histogram::{BINS, Histogram};
+pub use histogram::{BINS, Histogram, Saved as SavedHistogram};
 pub use method::{Method, Range};
 
 /// How far a new sample moves the moving average of minimum and maximum

@@ -1,0 +1,6 @@
+//! The crate from outside: formats, binding, agreement with NumPy, hostile input.
+
+mod binding;
+mod formats;
+mod hostile;
+mod numpy;
