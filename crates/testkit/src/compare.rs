@@ -10,11 +10,18 @@ pub struct Tolerance {
     pub rtol: f64,
     /// Absolute part.
     pub atol: f64,
+    /// Relative part for `bf16`, where that is greater: one unit in its last place is 2⁻⁸ to 2⁻⁷ of the number.
+    pub rtol_bf16: f64,
 }
 
 impl Tolerance {
     /// Equal numbers only (NaN equals NaN, −0 equals 0).
-    pub const EXACT: Tolerance = Tolerance { rtol: 0.0, atol: 0.0 };
+    pub const EXACT: Tolerance = Tolerance { rtol: 0.0, atol: 0.0, rtol_bf16: 0.0 };
+
+    /// The tolerance for numbers of a type.
+    fn of(self, dtype: DType) -> Tolerance {
+        if dtype == DType::Bf16 { Tolerance { rtol: self.rtol.max(self.rtol_bf16), ..self } } else { self }
+    }
 
     fn allows(self, got: f64, want: f64) -> bool {
         got == want
@@ -60,6 +67,7 @@ pub fn tensors(got: &Tensor, want: &Tensor, tolerance: Tolerance) -> Result<(), 
         }
         d if d.is_float() => {
             let (a, b) = (got.to_f64s().unwrap_or_default(), want.to_f64s().unwrap_or_default());
+            let tolerance = tolerance.of(d);
             first(&a, &b, |a, b| tolerance.allows(*a, *b))
         }
         _ => {
@@ -123,7 +131,7 @@ mod tests {
 
     #[test]
     fn compares_floats_with_tolerance_and_integers_without() {
-        let loose = Tolerance { rtol: 1e-2, atol: 0.0 };
+        let loose = Tolerance { rtol: 1e-2, ..Tolerance::EXACT };
         let f = |v: Vec<f32>| Tensor::vector(v);
         assert!(
             tensors(&f(vec![1.0, f32::NAN, f32::INFINITY]), &f(vec![1.005, f32::NAN, f32::INFINITY]), loose).is_ok()

@@ -101,3 +101,22 @@ fn leaves_the_old_file_when_the_new_one_cannot_be_written() {
     let text = save(&m, dir.path().join("no/such/m.onnx"), &SaveOptions::default()).unwrap_err().to_string();
     assert!(text.contains("no/such/m.onnx"), "{text}");
 }
+
+#[test]
+#[ignore = "writes 2.2 GB"]
+fn writes_models_over_2_gib_with_external_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = parse(&model(graph(vec![node("Relu", &["x"], &["y"])], &["x"], &["y"]))).unwrap();
+    for i in 0..3 {
+        m.graph.add_const(&format!("big{i}"), Array::zeros(narrowbit_tensor::DType::F32, [200 << 20]).unwrap());
+    }
+    assert!(super::super::to_bytes(&m).unwrap_err().to_string().contains("2 GiB"));
+    let path = dir.path().join("m.onnx");
+    let never = SaveOptions { external_data: ExternalData::Never, ..SaveOptions::default() };
+    assert!(save(&m, &path, &never).is_err());
+    save(&m, &path, &SaveOptions::default()).unwrap();
+    assert!(fs::metadata(&path).unwrap().len() < 1000);
+    assert_eq!(fs::metadata(dir.path().join("m.onnx.data")).unwrap().len(), 600 << 22);
+    let again = load(&path).unwrap();
+    assert_eq!(again.graph.constant(again.graph.value_named("big2").unwrap()).unwrap().len(), 200 << 20);
+}
