@@ -1,2 +1,49 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks: `cargo xtask <task>`.
+
+#![forbid(unsafe_code)]
+
+mod cargo;
+mod codegen;
+mod fixtures;
+mod layout;
+mod proc;
+mod stamp;
+mod venv;
+
+use clap::{Parser, Subcommand};
+
+use crate::layout::Layout;
+
+/// Developer tasks of narrowbit.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Prepare everything the tests need, then run all tests.
+    Test {
+        /// Arguments passed on to `cargo test` in place of `--workspace`, e.g. `-- -p narrowbit-ops`.
+        #[arg(last = true)]
+        cargo_args: Vec<String>,
+    },
+    /// Check formatting, lints and documentation, then run all tests.
+    Ci,
+    /// Create or refresh the Python environment and the fixtures that the tests use.
+    Fixtures,
+    /// Regenerate the ONNX protobuf code from the pinned `onnx` package.
+    Codegen,
+}
+
+fn main() -> anyhow::Result<()> {
+    let layout = Layout::find()?;
+    match Args::parse().task {
+        Task::Test { cargo_args } => cargo::test(&layout, &cargo_args),
+        Task::Ci => cargo::ci(&layout),
+        Task::Fixtures => fixtures::prepare(&layout).map(|_| ()),
+        Task::Codegen => codegen::run(&layout),
+    }
+}

@@ -1,1 +1,33 @@
-//! placeholder
+//! Vector kernels and the thread pool.
+//!
+//! A layer without graph knowledge: every kernel works on plain slices, takes an
+//! [`Exec`] (an instruction-set tier and a pool), checks every length before it touches
+//! memory, and gives the same result for any number of threads.
+
+#[cfg(test)]
+mod testing;
+
+mod activation;
+pub mod attention;
+mod buffer;
+pub mod calibrate;
+pub mod conv;
+pub mod elementwise;
+mod error;
+mod exec;
+pub mod gemm;
+pub mod isa;
+mod math;
+pub mod movement;
+pub mod pool;
+pub mod pooling;
+pub mod quantize;
+pub mod reduce;
+mod simd;
+
+pub use activation::Activation;
+pub use buffer::{ALIGNMENT, Buffer};
+pub use error::KernelError;
+pub use exec::Exec;
+pub use isa::{Isa, IsaError, Tier};
+pub use pool::Pool;

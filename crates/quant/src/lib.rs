@@ -1,1 +1,15 @@
-//! placeholder
+//! Calibration, the quantization plan, and the graph with explicit QuantizeLinear and
+//! DequantizeLinear nodes.
+//!
+//! The order of a job: [`quantize::layout`] says what to observe, a [`calibrate::Calibrator`] records it in
+//! [`ranges::Ranges`], [`quantize::quantize`] chooses scales and rewrites the graph.
+#![forbid(unsafe_code)]
+
+pub mod calibrate;
+pub mod observe;
+pub mod options;
+pub mod plan;
+pub mod qdq;
+pub mod quantize;
+pub mod ranges;
+pub mod scheme;

@@ -1,1 +1,21 @@
-//! placeholder
+//! Fast execution: a graph is compiled once per set of input shapes into a list of
+//! steps over planned memory, each with the kernel that runs it.
+//!
+//! [`Session`] is the entry point: load, [`Session::run`], or [`Session::run_observed`] to look at
+//! values as they are made (calibration). Constant operands are packed once per session.
+#![forbid(unsafe_code)]
+
+mod compile;
+mod error;
+mod exec;
+mod fuse;
+mod kernel;
+mod memory;
+mod ops;
+mod session;
+mod view;
+mod weights;
+
+pub use error::RunError;
+pub use session::{Options, Profile, ProfileRow, Session};
+pub use view::View;

@@ -1,0 +1,185 @@
+//! Memory aligned to cache lines, and per-thread scratch that is reused.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Bytes to which every buffer is aligned.
+pub const ALIGNMENT: usize = 64;
+/// Buffers of at least this many bytes ask for huge pages.
+const HUGE: usize = 4 << 20;
+
+/// A zero-initialised, 64-byte aligned array of f32.
+pub struct Buffer {
+    data: NonNull<f32>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its memory like a `Box<[f32]>`.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// `len` zeros. Aborts, like `Vec`, when the system has no memory left.
+    pub fn new(len: usize) -> Buffer {
+        if len == 0 {
+            return Buffer {
+                data: NonNull::dangling(),
+                len,
+            };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a size above zero.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(data) = NonNull::new(raw.cast::<f32>()) else {
+            handle_alloc_error(layout)
+        };
+        #[cfg(target_os = "linux")]
+        if layout.size() >= HUGE {
+            // SAFETY: the range is ours; the call is only a hint.
+            unsafe { libc::madvise(raw.cast(), layout.size(), libc::MADV_HUGEPAGE) };
+        }
+        Buffer { data, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        let bytes = len.saturating_mul(size_of::<f32>());
+        // Large buffers start on a huge page boundary.
+        let align = if bytes >= HUGE { 2 << 20 } else { ALIGNMENT };
+        match Layout::from_size_align(bytes, align) {
+            Ok(layout) => layout,
+            Err(_) => handle_alloc_error(Layout::new::<f32>()),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated in `new` with the same layout.
+            unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `len` initialised elements (none when dangling).
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: `len` initialised elements, borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Buffer {
+        let mut copy = Buffer::new(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} f32)", self.len)
+    }
+}
+
+thread_local! {
+    static SPARE: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `body` with at least `len` floats of this thread's scratch (contents
+/// arbitrary). Nested uses get different memory; nothing is freed, so a warm
+/// thread does not allocate.
+pub(crate) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
+    let spare = SPARE.with(|list| {
+        let mut list = list.borrow_mut();
+        // The smallest that fits, so that nested uses of several sizes settle.
+        let best = (0..list.len())
+            .filter(|&i| list[i].len() >= len)
+            .min_by_key(|&i| list[i].len());
+        best.map(|i| list.swap_remove(i))
+    });
+    let mut buffer = spare.unwrap_or_else(|| Buffer::new(len.next_multiple_of(4096)));
+    let result = body(&mut buffer[..len]);
+    SPARE.with(|list| {
+        let mut list = list.borrow_mut();
+        if list.len() >= MAX_SPARE {
+            // Keep the larger ones.
+            if let Some(i) = (0..list.len()).min_by_key(|&i| list[i].len()) {
+                list.swap_remove(i);
+            }
+        }
+        list.push(buffer);
+    });
+    result
+}
+
+/// Scratch buffers that a thread keeps.
+const MAX_SPARE: usize = 4;
+
+/// A raw pointer that tasks on several threads may use for disjoint elements.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut<T>(*mut T);
+
+// SAFETY: users write disjoint elements, as each construction site explains.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        SharedMut(slice.as_mut_ptr())
+    }
+
+    pub(crate) fn from_ptr(pointer: *mut T) -> Self {
+        SharedMut(pointer)
+    }
+
+    pub(crate) fn ptr(self) -> *mut T {
+        self.0
+    }
+
+    /// The elements `start..start + len`.
+    ///
+    /// # Safety
+    /// In bounds, and no other reference to them lives.
+    pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: passed on to the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligns_every_size() {
+        for len in [0, 1, 15, 4096, 2 << 20] {
+            let buffer = Buffer::new(len);
+            assert_eq!(buffer.len(), len);
+            assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(ALIGNMENT));
+            assert!(buffer.iter().all(|&x| x == 0.0));
+        }
+    }
+
+    #[test]
+    fn gives_nested_scratch_its_own_memory() {
+        with_scratch(10, |a| {
+            a.fill(1.0);
+            with_scratch(10, |b| b.fill(2.0));
+            assert!(a.iter().all(|&x| x == 1.0));
+        });
+    }
+}

@@ -1,0 +1,512 @@
+//! One-pass statistics of activations: ranges, histograms, moments.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::buffer::SharedMut;
+use crate::error::{Result, exact, product, require};
+use crate::exec::Exec;
+use crate::simd::{Kernel, Simd, low_bits};
+
+/// Elements of one part of a pass; parts do not depend on the number of threads.
+const CHUNK: usize = 1 << 15;
+/// Most bins of a histogram: f32 counts up to here exactly.
+pub const MAX_BINS: usize = 1 << 20;
+
+/// Range of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// Smallest finite value; +∞ when there is none.
+    pub min: f32,
+    /// Largest finite value; −∞ when there is none.
+    pub max: f32,
+    /// NaN elements.
+    pub nan: u64,
+    /// Infinite elements.
+    pub infinite: u64,
+}
+
+impl Range {
+    /// The range of no element.
+    pub const EMPTY: Range = Range {
+        min: f32::INFINITY,
+        max: f32::NEG_INFINITY,
+        nan: 0,
+        infinite: 0,
+    };
+
+    /// The range of both.
+    pub fn merge(self, other: Range) -> Range {
+        Range {
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
+            nan: self.nan + other.nan,
+            infinite: self.infinite + other.infinite,
+        }
+    }
+}
+
+/// Sums of a tensor, over its finite elements.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Moments {
+    /// Finite elements.
+    pub count: u64,
+    /// Σ x
+    pub sum: f64,
+    /// Σ x²
+    pub sum_square: f64,
+    /// Largest |x|; 0 when there is no finite element.
+    pub abs_max: f32,
+}
+
+/// Elements that a histogram did not count in a bin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Outside {
+    /// Below the range.
+    pub below: u64,
+    /// Above the range.
+    pub above: u64,
+    /// NaN.
+    pub nan: u64,
+}
+
+/// Runs `work` on each chunk of `x`; the results, in order.
+fn chunked<T: Send + Copy>(
+    exec: &Exec,
+    x: &[f32],
+    empty: T,
+    work: &(dyn Fn(&[f32]) -> T + Sync),
+) -> Vec<T> {
+    let parts = x.len().div_ceil(CHUNK);
+    let mut results = vec![empty; parts];
+    let out = SharedMut::new(&mut results);
+    exec.pool().run(parts, &|i| {
+        let chunk = &x[i * CHUNK..((i + 1) * CHUNK).min(x.len())];
+        // SAFETY: each part owns its result.
+        unsafe { out.slice(i, 1)[0] = work(chunk) };
+    });
+    results
+}
+
+/// Smallest and largest finite value, and how many are not finite.
+pub fn min_max(exec: &Exec, x: &[f32]) -> Range {
+    let parts = chunked(exec, x, Range::EMPTY, &|chunk| {
+        exec.isa().dispatch(MinMax { x: chunk })
+    });
+    parts.into_iter().fold(Range::EMPTY, Range::merge)
+}
+
+struct MinMax<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for MinMax<'_> {
+    type Out = Range;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Range {
+        let (none, all) = (s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY));
+        let (mut low, mut high) = (none, all);
+        let mut range = Range::EMPTY;
+        let mut i = 0;
+        while i < self.x.len() {
+            let bits = low_bits((self.x.len() - i).min(S::LANES));
+            // SAFETY: `bits` ends at the slice's end.
+            let v = unsafe { s.load_bits(self.x.as_ptr().add(i), bits) };
+            let finite = s.lt(s.abs(v), none);
+            let good = s.mask_bits(finite) & bits;
+            if good == low_bits(S::LANES) {
+                low = s.min(v, low);
+                high = s.max(v, high);
+            } else {
+                // The last lanes, or a tensor that is broken: one by one.
+                let nan = s.mask_bits(s.unordered(v, v)) & bits;
+                range.nan += u64::from(nan.count_ones());
+                range.infinite += u64::from((bits & !good & !nan).count_ones());
+                let end = (i + S::LANES).min(self.x.len());
+                for &v in self.x[i..end].iter().filter(|v| v.is_finite()) {
+                    range.min = range.min.min(v);
+                    range.max = range.max.max(v);
+                }
+            }
+            i += S::LANES;
+        }
+        range.min = range.min.min(s.hmin(low));
+        range.max = range.max.max(s.hmax(high));
+        range
+    }
+}
+
+/// Merges the range of each channel of `[outer, channels, inner]` into `ranges`.
+///
+/// # Errors
+/// A slice has another length than the shape.
+pub fn channel_min_max(
+    exec: &Exec,
+    x: &[f32],
+    [outer, c, inner]: [usize; 3],
+    ranges: &mut [Range],
+) -> Result {
+    const NAME: &str = "channel_min_max";
+    exact(NAME, "x", x.len(), product(NAME, &[outer, c, inner])?)?;
+    exact(NAME, "ranges", ranges.len(), c)?;
+    if x.is_empty() {
+        return Ok(());
+    }
+    let out = SharedMut::new(ranges);
+    if inner == 1 {
+        exec.split(c, 64, &|range| {
+            // SAFETY: each task owns its channels.
+            let ranges = unsafe { out.slice(range.start, range.len()) };
+            exec.isa().dispatch(Columns {
+                x: &x[range.start..],
+                step: c,
+                rows: outer,
+                ranges,
+            });
+        });
+        return Ok(());
+    }
+    exec.split(c, CHUNK / (outer * inner) + 1, &|range| {
+        for channel in range {
+            // SAFETY: each task owns its channels.
+            let target = unsafe { &mut out.slice(channel, 1)[0] };
+            for o in 0..outer {
+                let x = &x[(o * c + channel) * inner..][..inner];
+                *target = target.merge(exec.isa().dispatch(MinMax { x }));
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Ranges of neighbouring columns of a matrix with `step` columns.
+struct Columns<'a> {
+    x: &'a [f32],
+    step: usize,
+    rows: usize,
+    ranges: &'a mut [Range],
+}
+
+impl Kernel for Columns<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.ranges.len();
+        let mut i = 0;
+        while i < columns {
+            let n = (columns - i).min(S::LANES);
+            let bits = low_bits(n);
+            let infinity = s.splat(f32::INFINITY);
+            let (mut low, mut high) = (infinity, s.splat(f32::NEG_INFINITY));
+            for row in 0..self.rows {
+                // SAFETY: `n` columns are left in each row.
+                let v = unsafe { s.load_bits(self.x.as_ptr().add(row * self.step + i), bits) };
+                let finite = s.lt(s.abs(v), infinity);
+                if s.mask_bits(finite) & bits != bits {
+                    for (k, range) in self.ranges[i..i + n].iter_mut().enumerate() {
+                        let v = self.x[row * self.step + i + k];
+                        range.nan += u64::from(v.is_nan());
+                        range.infinite += u64::from(v.is_infinite());
+                    }
+                }
+                low = s.select(finite, s.min(v, low), low);
+                high = s.select(finite, s.max(v, high), high);
+            }
+            let (mut lows, mut highs) = ([0f32; 16], [0f32; 16]);
+            // SAFETY: at most 16 lanes.
+            unsafe {
+                s.store(lows.as_mut_ptr(), low);
+                s.store(highs.as_mut_ptr(), high);
+            }
+            for (k, range) in self.ranges[i..i + n].iter_mut().enumerate() {
+                range.min = range.min.min(lows[k]);
+                range.max = range.max.max(highs[k]);
+            }
+            i += n;
+        }
+    }
+}
+
+/// Sum, sum of squares and largest magnitude. Parts are summed in f32 vectors of 256
+/// elements and added in f64, so the error does not grow with the length.
+pub fn moments(exec: &Exec, x: &[f32]) -> Moments {
+    let parts = chunked(exec, x, Moments::default(), &|chunk| {
+        chunk.chunks(256).fold(Moments::default(), |total, x| {
+            add(total, exec.isa().dispatch(Sums { x }))
+        })
+    });
+    parts.into_iter().fold(Moments::default(), add)
+}
+
+fn add(a: Moments, b: Moments) -> Moments {
+    Moments {
+        count: a.count + b.count,
+        sum: a.sum + b.sum,
+        sum_square: a.sum_square + b.sum_square,
+        abs_max: a.abs_max.max(b.abs_max),
+    }
+}
+
+struct Sums<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Sums<'_> {
+    type Out = Moments;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Moments {
+        let zero = s.splat(0.0);
+        let (mut sum, mut square, mut peak) = (zero, zero, zero);
+        let mut count = 0;
+        let mut i = 0;
+        while i < self.x.len() {
+            let bits = low_bits((self.x.len() - i).min(S::LANES));
+            // SAFETY: `bits` ends at the slice's end.
+            let v = unsafe { s.load_bits(self.x.as_ptr().add(i), bits) };
+            let finite = s.lt(s.abs(v), s.splat(f32::INFINITY));
+            count += u64::from((s.mask_bits(finite) & bits).count_ones());
+            let v = s.select(finite, v, zero);
+            sum = s.add(sum, v);
+            square = s.mul_add(v, v, square);
+            peak = s.max(s.abs(v), peak);
+            i += S::LANES;
+        }
+        Moments {
+            count,
+            sum: f64::from(s.sum(sum)),
+            sum_square: f64::from(s.sum(square)),
+            abs_max: s.hmax(peak),
+        }
+    }
+}
+
+/// Adds to `bins` how many elements fall in each of `bins.len()` equal parts of
+/// `low ..= high`: element x in bin `⌊(x − low) · (bins / (high − low))⌋`, in f32, `high`
+/// itself in the last. With `absolute`, |x| is counted instead of x.
+///
+/// # Errors
+/// The range is empty or not finite, or there are no bins or over [`MAX_BINS`].
+pub fn histogram(
+    exec: &Exec,
+    x: &[f32],
+    (low, high): (f32, f32),
+    absolute: bool,
+    bins: &mut [u64],
+) -> Result<Outside> {
+    const NAME: &str = "histogram";
+    let n = bins.len();
+    require(
+        NAME,
+        (1..=MAX_BINS).contains(&n),
+        "there must be 1 to 1048576 bins",
+    )?;
+    let factor = n as f32 / (high - low);
+    let good = low < high && factor.is_finite() && factor > 0.0;
+    require(NAME, good, "the range must be finite and not empty")?;
+    let total = Mutex::new((bins, Outside::default()));
+    exec.split(x.len(), 2 * CHUNK, &|range| {
+        let mut counts = vec![0u32; (n + EXTRA) * WAYS];
+        // A part of at most 2^30 elements can't overflow its counters.
+        for part in x[range].chunks(1 << 30) {
+            exec.isa().dispatch(Count {
+                x: part,
+                low,
+                high,
+                factor,
+                absolute,
+                n,
+                counts: &mut counts,
+            });
+            let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
+            let (bins, outside) = &mut *guard;
+            let count = |i: usize| {
+                (0..WAYS)
+                    .map(|way| u64::from(counts[way * (n + EXTRA) + i]))
+                    .sum::<u64>()
+            };
+            for (i, bin) in bins.iter_mut().enumerate() {
+                *bin += count(i);
+            }
+            outside.below += count(n);
+            outside.above += count(n + 1);
+            outside.nan += count(n + 2);
+            drop(guard);
+            counts.fill(0);
+        }
+    });
+    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).1)
+}
+
+/// Counters beyond the bins: below, above, NaN.
+const EXTRA: usize = 3;
+/// Separate counters for neighbouring elements, which often fall in the same bin and
+/// would wait for each other.
+const WAYS: usize = 4;
+
+struct Count<'a> {
+    x: &'a [f32],
+    low: f32,
+    high: f32,
+    factor: f32,
+    absolute: bool,
+    n: usize,
+    counts: &'a mut [u32],
+}
+
+impl Kernel for Count<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
+        let n = self.n as f32;
+        let last = s.splat(n - 1.0);
+        let mut lanes = [0i32; 16];
+        let mut i = 0;
+        while i < self.x.len() {
+            let len = (self.x.len() - i).min(S::LANES);
+            // SAFETY: `len` elements are left; at most 16 lanes.
+            unsafe {
+                let v = s.load_bits(self.x.as_ptr().add(i), low_bits(len));
+                let v = if self.absolute { s.abs(v) } else { v };
+                let bin = s.min(s.floor(s.mul(s.sub(v, low), factor)), last);
+                let bin = s.select(s.lt(v, low), s.splat(n), bin);
+                let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
+                let bin = s.select(s.unordered(v, v), s.splat(n + 2.0), bin);
+                s.store_i32_n(lanes.as_mut_ptr(), s.to_i32(bin), S::LANES);
+            }
+            for (k, &bin) in lanes[..len].iter().enumerate() {
+                // One lane: spread by position instead.
+                let way = if S::LANES == 1 { i % WAYS } else { k % WAYS };
+                self.counts[way * (self.n + EXTRA) + bin as usize] += 1;
+            }
+            i += S::LANES;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Guarded, Random, execs};
+
+    fn data(len: usize) -> Vec<f32> {
+        let mut r = Random::new(len as u64);
+        let mut x: Vec<f32> = (0..len).map(|_| r.unit() * 5.0).collect();
+        for v in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3.0, -3.0] {
+            if len > 4 {
+                x[r.below(len)] = v;
+            }
+        }
+        x
+    }
+
+    fn reference(x: impl Iterator<Item = f32>) -> Range {
+        x.fold(Range::EMPTY, |mut range, v| {
+            range.nan += u64::from(v.is_nan());
+            range.infinite += u64::from(v.is_infinite());
+            if v.is_finite() {
+                range.min = range.min.min(v);
+                range.max = range.max.max(v);
+            }
+            range
+        })
+    }
+
+    #[test]
+    fn finds_ranges_and_counts_what_is_not_finite() {
+        for exec in execs() {
+            for len in [0, 1, 15, 16, 100, 70_001] {
+                let x = data(len);
+                let mut g = Guarded::new(&x);
+                assert_eq!(
+                    min_max(&exec, g.get()),
+                    reference(x.iter().copied()),
+                    "{len} {exec:?}"
+                );
+            }
+            for [outer, c, inner] in [[3, 5, 37], [50, 70, 1], [1, 1, 1], [2, 3, 20_000]] {
+                let x = data(outer * c * inner);
+                let mut g = Guarded::new(&x);
+                let mut ranges = vec![Range::EMPTY; c];
+                channel_min_max(&exec, g.get(), [outer, c, inner], &mut ranges).unwrap();
+                for (channel, got) in ranges.iter().enumerate() {
+                    let own = x
+                        .iter()
+                        .enumerate()
+                        .filter(|(i, _)| i / inner % c == channel)
+                        .map(|(_, &v)| v);
+                    assert_eq!(*got, reference(own), "{outer} {c} {inner} {exec:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counts_every_element_once_in_its_bin() {
+        for exec in execs() {
+            for (len, bins, low, high, absolute) in [
+                (0, 3, 0.0, 1.0, false),
+                (37, 7, -2.0, 2.0, false),
+                (200_000, 2048, 0.0, 4.0, true),
+                (9000, 1, -1.0, 0.5, false),
+            ] {
+                let x = data(len);
+                let mut want = vec![1u64; bins];
+                let mut outside = Outside::default();
+                let factor = bins as f32 / (high - low);
+                for v in x.iter().map(|v: &f32| if absolute { v.abs() } else { *v }) {
+                    if v.is_nan() {
+                        outside.nan += 1;
+                    } else if v < low {
+                        outside.below += 1;
+                    } else if v > high {
+                        outside.above += 1;
+                    } else {
+                        want[(((v - low) * factor) as usize).min(bins - 1)] += 1;
+                    }
+                }
+                let mut got = vec![1u64; bins];
+                let mut g = Guarded::new(&x);
+                assert_eq!(
+                    histogram(&exec, g.get(), (low, high), absolute, &mut got).unwrap(),
+                    outside
+                );
+                assert_eq!(got, want, "{len} {exec:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_to_f64_precision_of_the_parts() {
+        for exec in execs() {
+            for len in [0, 5, 1000, 300_000] {
+                let x = data(len);
+                let finite = || x.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v));
+                let got = moments(&exec, &x);
+                assert_eq!(got.count, finite().count() as u64);
+                // f32 sums of 256 elements of magnitude ≤ 25, ~1e-5 each at random signs.
+                let tolerance = 1e-6 * (1.0 + len as f64);
+                assert!((got.sum - finite().sum::<f64>()).abs() < tolerance);
+                assert!(
+                    (got.sum_square - finite().map(|v| v * v).sum::<f64>()).abs()
+                        < 10.0 * tolerance
+                );
+                assert_eq!(
+                    f64::from(got.abs_max),
+                    finite().map(f64::abs).fold(0.0, f64::max)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_an_empty_range_and_no_bins() {
+        let exec = Exec::new(crate::Isa::detect(), 1);
+        assert!(histogram(&exec, &[1.0], (1.0, 1.0), false, &mut [0]).is_err());
+        assert!(histogram(&exec, &[1.0], (0.0, f32::INFINITY), false, &mut [0]).is_err());
+        assert!(histogram(&exec, &[1.0], (0.0, 1.0), false, &mut []).is_err());
+    }
+}

@@ -1,0 +1,38 @@
+//! Functions of one or two tensors, element by element.
+
+mod binary;
+mod unary;
+
+pub use binary::{BinaryOp, MAX_DIMS, binary, binary_assign};
+pub use unary::{UnaryOp, unary, unary_in_place};
+
+use crate::simd::{Simd, low_bits};
+
+/// Elements that one task of a cheap function takes at least.
+pub(crate) const GRAIN: usize = 1 << 14;
+
+/// `y[i] = f(x[i])`; `x` and `y` may be the same.
+///
+/// # Safety
+/// Both pointers cover `len` elements.
+#[inline(always)]
+pub(crate) unsafe fn map<S: Simd>(
+    s: S,
+    x: *const f32,
+    y: *mut f32,
+    len: usize,
+    f: impl Fn(S::F) -> S::F,
+) {
+    let mut i = 0;
+    // SAFETY: whole vectors, then the lanes that are left, of `len`.
+    unsafe {
+        while i + S::LANES <= len {
+            s.store(y.add(i), f(s.load(x.add(i))));
+            i += S::LANES;
+        }
+        if i < len {
+            let bits = low_bits(len - i);
+            s.store_bits(y.add(i), f(s.load_bits(x.add(i), bits)), bits);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a kernel runs on: an instruction-set tier and a thread pool.
+
+use std::ops::Range;
+
+use crate::isa::Isa;
+use crate::pool::Pool;
+
+/// A tier and a pool; every kernel takes one. Share it by reference or `Arc`.
+pub struct Exec {
+    isa: Isa,
+    pool: Pool,
+}
+
+impl Exec {
+    /// Kernels of tier `isa` on `threads` threads, the caller's included.
+    pub fn new(isa: Isa, threads: usize) -> Exec {
+        Exec {
+            isa,
+            pool: Pool::new(threads),
+        }
+    }
+
+    /// The instruction-set tier.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The thread pool.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Splits `0..len` into ranges of at least `grain` items (a multiple of it, but for
+    /// the last) and runs `body` on each, in parallel when there are several.
+    pub fn split(&self, len: usize, grain: usize, body: &(dyn Fn(Range<usize>) + Sync)) {
+        let grain = grain.max(1);
+        let units = len.div_ceil(grain);
+        // A few ranges per thread even out a busy core.
+        let parts = if self.threads() == 1 {
+            1
+        } else {
+            units.min(4 * self.threads())
+        };
+        if parts <= 1 {
+            if len > 0 {
+                body(0..len);
+            }
+            return;
+        }
+        self.pool.run(parts, &|part| {
+            let start = units * part / parts * grain;
+            let end = (units * (part + 1) / parts * grain).min(len);
+            body(start..end);
+        });
+    }
+}
+
+impl std::fmt::Debug for Exec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Exec({}, {} threads)", self.isa, self.threads())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn splits_without_gaps_or_overlap() {
+        for threads in [1, 3] {
+            let exec = Exec::new(Isa::detect(), threads);
+            for len in [0, 1, 9, 100, 1001] {
+                let ranges = Mutex::new(Vec::new());
+                exec.split(len, 10, &|range| ranges.lock().unwrap().push(range));
+                let mut ranges = ranges.into_inner().unwrap();
+                ranges.sort_by_key(|r| r.start);
+                let mut at = 0;
+                for range in ranges {
+                    assert_eq!(range.start, at);
+                    at = range.end;
+                }
+                assert_eq!(at, len);
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Instruction-set tiers, their detection, and tokens that prove a tier.
+//!
+//! A token such as [`Avx512`] can only be made by a constructor that asked the
+//! CPU, so code that holds one may run the matching instructions.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+/// The variable that forces a tier, for example `NARROWBIT_ISA=avx2`.
+pub const ISA_VARIABLE: &str = "NARROWBIT_ISA";
+
+/// A level of vector instructions; a later tier includes the earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Tier {
+    /// Portable Rust, one lane.
+    Scalar,
+    /// AVX2, FMA and F16C: 8 lanes of f32.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and CD: 16 lanes of f32.
+    Avx512,
+    /// AVX-512 with VNNI (8-bit dot products).
+    Vnni,
+    /// AMX tiles.
+    Amx,
+}
+
+impl Tier {
+    /// Every tier, lowest first.
+    pub const ALL: [Tier; 5] = [
+        Tier::Scalar,
+        Tier::Avx2,
+        Tier::Avx512,
+        Tier::Vnni,
+        Tier::Amx,
+    ];
+
+    /// The name that [`ISA_VARIABLE`] takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Scalar => "scalar",
+            Tier::Avx2 => "avx2",
+            Tier::Avx512 => "avx512",
+            Tier::Vnni => "vnni",
+            Tier::Amx => "amx",
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Tier {
+    type Err = IsaError;
+
+    fn from_str(text: &str) -> Result<Self, IsaError> {
+        Tier::ALL
+            .into_iter()
+            .find(|tier| tier.name() == text)
+            .ok_or_else(|| IsaError::Unknown {
+                name: text.to_string(),
+            })
+    }
+}
+
+/// Why an instruction-set tier was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IsaError {
+    /// The name is none of the tiers.
+    #[error("unknown instruction set \"{name}\"; use scalar, avx2, avx512, vnni or amx")]
+    Unknown {
+        /// The text that was given.
+        name: String,
+    },
+    /// The machine, or this build, can't run the tier.
+    #[error("instruction set \"{tier}\" is not available here; the best that is: {best}")]
+    Unavailable {
+        /// The tier that was asked for.
+        tier: Tier,
+        /// The highest tier that can run.
+        best: Tier,
+    },
+}
+
+/// The instruction-set tier that kernels may use: proof that the CPU has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa {
+    tier: Tier,
+}
+
+impl Isa {
+    /// The highest tier of this machine; asks the CPU once per process.
+    pub fn detect() -> Isa {
+        static BEST: OnceLock<Tier> = OnceLock::new();
+        Isa {
+            tier: *BEST.get_or_init(detect_tier),
+        }
+    }
+
+    /// The tier named by `NARROWBIT_ISA`, or the detected one when it is unset or empty.
+    ///
+    /// # Errors
+    /// The name is unknown, or the machine lacks the tier.
+    pub fn from_env() -> Result<Isa, IsaError> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => Isa::with_tier(name.parse()?),
+            _ => Ok(Isa::detect()),
+        }
+    }
+
+    /// The given tier.
+    ///
+    /// # Errors
+    /// The machine lacks the tier.
+    pub fn with_tier(tier: Tier) -> Result<Isa, IsaError> {
+        let best = Isa::detect().tier;
+        if tier <= best {
+            Ok(Isa { tier })
+        } else {
+            Err(IsaError::Unavailable { tier, best })
+        }
+    }
+
+    /// The tier that this value proves.
+    pub fn tier(self) -> Tier {
+        self.tier
+    }
+
+    /// Every tier that this machine can run, best first.
+    pub fn available() -> Vec<Isa> {
+        let best = Isa::detect().tier;
+        Tier::ALL
+            .into_iter()
+            .rev()
+            .filter(|&tier| tier <= best)
+            .map(|tier| Isa { tier })
+            .collect()
+    }
+}
+
+impl Default for Isa {
+    fn default() -> Self {
+        Isa::detect()
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tier.fmt(f)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect_tier() -> Tier {
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("bmi2");
+    if !avx2 {
+        return Tier::Scalar;
+    }
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512cd");
+    match (avx512, avx512 && is_x86_feature_detected!("avx512vnni")) {
+        (_, true) => Tier::Vnni,
+        (true, _) => Tier::Avx512,
+        _ => Tier::Avx2,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect_tier() -> Tier {
+    Tier::Scalar
+}
+
+/// Token of the portable tier; always available.
+#[derive(Clone, Copy, Debug)]
+pub struct Scalar(());
+
+impl Scalar {
+    /// The token.
+    pub fn new() -> Self {
+        Scalar(())
+    }
+}
+
+impl Default for Scalar {
+    fn default() -> Self {
+        Scalar::new()
+    }
+}
+
+/// Proof that the CPU has AVX2, FMA, F16C and BMI2.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The token, if `isa` reaches this tier.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.tier >= Tier::Avx2).then_some(Avx2(()))
+    }
+
+    /// The token, without asking.
+    ///
+    /// # Safety
+    /// The CPU has this tier.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) const unsafe fn assume() -> Self {
+        Avx2(())
+    }
+}
+
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and CD.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The token, if `isa` reaches this tier.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.tier >= Tier::Avx512).then_some(Avx512(()))
+    }
+
+    /// The token, without asking.
+    ///
+    /// # Safety
+    /// The CPU has this tier.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) const unsafe fn assume() -> Self {
+        Avx512(())
+    }
+}
+
+/// Proof that the CPU has AVX-512 with VNNI.
+#[derive(Clone, Copy, Debug)]
+pub struct Vnni(());
+
+impl Vnni {
+    /// The token, if `isa` reaches this tier.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.tier >= Tier::Vnni).then_some(Vnni(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_every_name_and_refuses_others() {
+        for tier in Tier::ALL {
+            assert_eq!(tier.name().parse(), Ok(tier));
+        }
+        let error = "sse9".parse::<Tier>().unwrap_err();
+        assert!(error.to_string().contains("sse9"));
+    }
+
+    #[test]
+    fn refuses_a_tier_above_the_machine() {
+        let best = Isa::detect().tier();
+        for tier in Tier::ALL {
+            assert_eq!(Isa::with_tier(tier).is_ok(), tier <= best);
+        }
+        assert!(Avx512::new(Isa { tier: Tier::Avx2 }).is_none());
+    }
+
+    #[test]
+    fn lists_available_tiers_best_first_down_to_scalar() {
+        let all = Isa::available();
+        assert_eq!(
+            all.first().map(|isa| isa.tier()),
+            Some(Isa::detect().tier())
+        );
+        assert_eq!(all.last().map(|isa| isa.tier()), Some(Tier::Scalar));
+    }
+}

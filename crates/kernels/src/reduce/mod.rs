@@ -1,0 +1,12 @@
+//! Reductions, softmax, normalisation: functions of rows or of channels.
+
+mod axis;
+mod norm;
+mod rows;
+mod softmax;
+
+pub use axis::{ReduceOp, reduce};
+pub use norm::{LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, rms_norm};
+pub use softmax::{log_softmax, softmax};
+
+pub(crate) use rows::softmax_row;

@@ -1,0 +1,219 @@
+//! Softmax and its logarithm along any axis.
+
+use super::rows::{fold, softmax_row};
+use crate::buffer::SharedMut;
+use crate::elementwise::map;
+use crate::error::{Result, exact, product};
+use crate::exec::Exec;
+use crate::math;
+use crate::simd::{Kernel, Simd, low_bits};
+
+/// `y = softmax(x)` along the middle of `[outer, axis, inner]`.
+///
+/// # Errors
+/// A slice has another length than the shape.
+pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> Result {
+    run(exec, x, y, shape, false)
+}
+
+/// `y = x − max − ln Σ e^(x − max)` along the middle of `[outer, axis, inner]`.
+///
+/// # Errors
+/// A slice has another length than the shape.
+pub fn log_softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> Result {
+    run(exec, x, y, shape, true)
+}
+
+fn run(
+    exec: &Exec,
+    x: &[f32],
+    y: &mut [f32],
+    [outer, axis, inner]: [usize; 3],
+    log: bool,
+) -> Result {
+    let len = product("softmax", &[outer, axis, inner])?;
+    exact("softmax", "x", x.len(), len)?;
+    exact("softmax", "y", y.len(), len)?;
+    if len == 0 {
+        return Ok(());
+    }
+    let y = SharedMut::new(y);
+    let block = axis * inner;
+    exec.split(outer, (1 << 12) / block + 1, &|range| {
+        for index in range {
+            let x = &x[index * block..][..block];
+            // SAFETY: each outer index owns its block.
+            let y = unsafe { y.slice(index * block, block) };
+            if inner == 1 {
+                exec.isa().dispatch(Row { x, y, log });
+            } else {
+                exec.isa().dispatch(Columns { x, y, inner, log });
+            }
+        }
+    });
+    Ok(())
+}
+
+struct Row<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    log: bool,
+}
+
+impl Kernel for Row<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (x, y, len) = (self.x.as_ptr(), self.y.as_mut_ptr(), self.x.len());
+        if !self.log {
+            // SAFETY: both slices have `len` elements.
+            unsafe { softmax_row(s, x, y, len) };
+            return;
+        }
+        let peak = s.splat(s.hmax(fold(
+            s,
+            self.x,
+            s.splat(f32::NEG_INFINITY),
+            #[inline(always)]
+            |a, b| s.max(a, b),
+            #[inline(always)]
+            |a, b| s.max(a, b),
+        )));
+        let total = fold(
+            s,
+            self.x,
+            s.splat(0.0),
+            #[inline(always)]
+            |a, v| s.add(a, math::exp_nonpositive(s, s.sub(v, peak))),
+            #[inline(always)]
+            |a, b| s.add(a, b),
+        );
+        let log_sum = math::log(s, s.splat(s.sum(total)));
+        // SAFETY: both slices have `len` elements.
+        unsafe {
+            map(
+                s,
+                x,
+                y,
+                len,
+                #[inline(always)]
+                |v| s.sub(s.sub(v, peak), log_sum),
+            );
+        }
+    }
+}
+
+/// Vectors across `inner`, one softmax per lane.
+struct Columns<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    inner: usize,
+    log: bool,
+}
+
+impl Kernel for Columns<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (inner, axis) = (self.inner, self.x.len() / self.inner);
+        let mut column = 0;
+        while column < inner {
+            let bits = low_bits((inner - column).min(S::LANES));
+            // SAFETY: `bits` keeps within the row of `inner`; rows are in the slices.
+            unsafe {
+                let x = self.x.as_ptr().add(column);
+                let y = self.y.as_mut_ptr().add(column);
+                let mut peak = s.splat(f32::NEG_INFINITY);
+                for i in 0..axis {
+                    peak = s.max(peak, s.load_bits(x.add(i * inner), bits));
+                }
+                let mut total = s.splat(0.0);
+                for i in 0..axis {
+                    let e =
+                        math::exp_nonpositive(s, s.sub(s.load_bits(x.add(i * inner), bits), peak));
+                    total = s.add(total, e);
+                    if !self.log {
+                        s.store_bits(y.add(i * inner), e, bits);
+                    }
+                }
+                if self.log {
+                    let log_sum = math::log(s, total);
+                    for i in 0..axis {
+                        let v = s.sub(s.load_bits(x.add(i * inner), bits), peak);
+                        let v = s.sub(v, log_sum);
+                        s.store_bits(y.add(i * inner), v, bits);
+                    }
+                } else {
+                    let factor = s.div(s.splat(1.0), total);
+                    for i in 0..axis {
+                        let v = s.mul(s.load_bits(y.add(i * inner), bits), factor);
+                        s.store_bits(y.add(i * inner), v, bits);
+                    }
+                }
+            }
+            column += S::LANES;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Guarded, Random, assert_close, execs};
+
+    fn reference(x: &[f32], [outer, axis, inner]: [usize; 3], log: bool) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        for o in 0..outer {
+            for i in 0..inner {
+                let at = |a: usize| (o * axis + a) * inner + i;
+                let peak = (0..axis)
+                    .map(|a| x[at(a)])
+                    .fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = (0..axis).map(|a| f64::from(x[at(a)] - peak).exp()).sum();
+                for a in 0..axis {
+                    let d = f64::from(x[at(a)] - peak);
+                    y[at(a)] = if log { d - sum.ln() } else { d.exp() / sum } as f32;
+                }
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn equals_the_definition_along_any_axis() {
+        let mut r = Random::new(3);
+        for exec in execs() {
+            for shape in [
+                [1, 1, 1],
+                [3, 197, 1],
+                [5, 16, 1],
+                [2, 7, 19],
+                [2, 3, 64],
+                [300, 33, 1],
+                [0, 3, 2],
+            ] {
+                let x: Vec<f32> = r
+                    .vec(shape.iter().product())
+                    .iter()
+                    .map(|v| v * 20.0)
+                    .collect();
+                for log in [false, true] {
+                    let want = reference(&x, shape, log);
+                    let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&x));
+                    run(&exec, gx.get(), y.get(), shape, log).unwrap();
+                    assert_close(y.get(), &want, 1e-6, &format!("{shape:?} {exec:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gives_zero_to_masked_elements() {
+        let exec = Exec::new(crate::Isa::detect(), 1);
+        let mut y = [1.0; 3];
+        softmax(&exec, &[0.0, f32::NEG_INFINITY, -1e4], &mut y, [1, 3, 1]).unwrap();
+        assert_eq!(y, [1.0, 0.0, 0.0]);
+    }
+}

@@ -1,0 +1,224 @@
+//! AVX-512: sixteen lanes, masks in registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd, low_bits};
+use crate::isa::Avx512;
+
+/// Runs a kernel compiled for this tier.
+pub(super) fn run<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2")]
+    fn inner<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
+        kernel.run(token)
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(token, kernel) }
+}
+
+macro_rules! lanewise {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            // SAFETY: the token proves that the CPU has these instructions.
+            unsafe { $body }
+        }
+    )*};
+}
+
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the token proves the instructions; the caller vouches for the memory.
+            unsafe { $body }
+        }
+    )*};
+}
+
+type F = __m512;
+type I = __m512i;
+
+/// Every other element of 32 (stride 2), or a gather.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+unsafe fn strided(p: *const f32, stride: usize, bits: u32) -> F {
+    if stride == 2 {
+        let spread = _pdep_u32(bits, 0x5555_5555);
+        let index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        // SAFETY: the masks select only the elements that the caller vouches for.
+        let (low, high) = unsafe {
+            (
+                _mm512_maskz_loadu_ps(spread as __mmask16, p),
+                _mm512_maskz_loadu_ps((spread >> 16) as __mmask16, p.wrapping_add(16)),
+            )
+        };
+        return _mm512_permutex2var_ps(low, index, high);
+    }
+    let mut lanes = [0f32; 16];
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        if bits >> i & 1 != 0 {
+            // SAFETY: the caller vouches for the lanes in `bits`.
+            *lane = unsafe { *p.wrapping_add(i * stride) };
+        }
+    }
+    // SAFETY: the array has sixteen lanes.
+    unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn transpose(
+    src: *const f32,
+    ld_src: usize,
+    rows: usize,
+    cols: usize,
+    dst: *mut f32,
+    ld_dst: usize,
+) {
+    let col_mask = low_bits(cols) as __mmask16;
+    let row_mask = low_bits(rows) as __mmask16;
+    // u[g][j]: 128-bit lane l holds rows 4g..4g+4 of column 4l + j.
+    let mut u = [[_mm512_setzero_ps(); 4]; 4];
+    for (g, group) in u.iter_mut().enumerate() {
+        if 4 * g >= rows {
+            break;
+        }
+        let mut r = [_mm512_setzero_ps(); 4];
+        for (i, row) in r.iter_mut().enumerate() {
+            if 4 * g + i < rows {
+                let p = src.wrapping_add((4 * g + i) * ld_src);
+                // SAFETY: row `4g + i < rows` has `cols` elements.
+                *row = unsafe { _mm512_maskz_loadu_ps(col_mask, p) };
+            }
+        }
+        let (t0, t1) = (
+            _mm512_unpacklo_ps(r[0], r[1]),
+            _mm512_unpackhi_ps(r[0], r[1]),
+        );
+        let (t2, t3) = (
+            _mm512_unpacklo_ps(r[2], r[3]),
+            _mm512_unpackhi_ps(r[2], r[3]),
+        );
+        *group = [
+            _mm512_shuffle_ps::<0x44>(t0, t2),
+            _mm512_shuffle_ps::<0xee>(t0, t2),
+            _mm512_shuffle_ps::<0x44>(t1, t3),
+            _mm512_shuffle_ps::<0xee>(t1, t3),
+        ];
+    }
+    // Index `j` names a column, not only a place in the groups.
+    #[allow(clippy::needless_range_loop)]
+    for j in 0..4 {
+        let v0 = _mm512_shuffle_f32x4::<0x88>(u[0][j], u[1][j]);
+        let v1 = _mm512_shuffle_f32x4::<0xdd>(u[0][j], u[1][j]);
+        let v2 = _mm512_shuffle_f32x4::<0x88>(u[2][j], u[3][j]);
+        let v3 = _mm512_shuffle_f32x4::<0xdd>(u[2][j], u[3][j]);
+        let columns = [
+            _mm512_shuffle_f32x4::<0x88>(v0, v2),
+            _mm512_shuffle_f32x4::<0x88>(v1, v3),
+            _mm512_shuffle_f32x4::<0xdd>(v0, v2),
+            _mm512_shuffle_f32x4::<0xdd>(v1, v3),
+        ];
+        for (l, column) in columns.into_iter().enumerate() {
+            if 4 * l + j < cols {
+                let p = dst.wrapping_add((4 * l + j) * ld_dst);
+                // SAFETY: column `4l + j < cols` of the target has `rows` elements.
+                unsafe { _mm512_mask_storeu_ps(p, row_mask, column) };
+            }
+        }
+    }
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    type F = F;
+    type I = I;
+    type M = __mmask16;
+
+    lanewise! {
+        splat(x: f32) -> F { _mm512_set1_ps(x) }
+        splat_i(x: i32) -> I { _mm512_set1_epi32(x) }
+        add(a: F, b: F) -> F { _mm512_add_ps(a, b) }
+        sub(a: F, b: F) -> F { _mm512_sub_ps(a, b) }
+        mul(a: F, b: F) -> F { _mm512_mul_ps(a, b) }
+        div(a: F, b: F) -> F { _mm512_div_ps(a, b) }
+        mul_add(a: F, b: F, c: F) -> F { _mm512_fmadd_ps(a, b, c) }
+        min(a: F, b: F) -> F { _mm512_min_ps(a, b) }
+        max(a: F, b: F) -> F { _mm512_max_ps(a, b) }
+        sqrt(a: F) -> F { _mm512_sqrt_ps(a) }
+        abs(a: F) -> F { _mm512_andnot_ps(_mm512_set1_ps(-0.0), a) }
+        neg(a: F) -> F { _mm512_xor_ps(_mm512_set1_ps(-0.0), a) }
+        round_even(a: F) -> F {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+        }
+        floor(a: F) -> F { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a) }
+        ceil(a: F) -> F { _mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a) }
+        copysign(a: F, b: F) -> F {
+            _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a), _mm512_and_ps(_mm512_set1_ps(-0.0), b))
+        }
+        lt(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
+        eq(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) }
+        unordered(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) }
+        select(m: __mmask16, a: F, b: F) -> F { _mm512_mask_blend_ps(m, b, a) }
+        sum(a: F) -> f32 { _mm512_reduce_add_ps(a) }
+        hmax(a: F) -> f32 { _mm512_reduce_max_ps(a) }
+        hmin(a: F) -> f32 { _mm512_reduce_min_ps(a) }
+        to_bits(a: F) -> I { _mm512_castps_si512(a) }
+        float_of(a: I) -> F { _mm512_castsi512_ps(a) }
+        to_i32(a: F) -> I { _mm512_cvtps_epi32(a) }
+        to_f32(a: I) -> F { _mm512_cvtepi32_ps(a) }
+        add_i(a: I, b: I) -> I { _mm512_add_epi32(a, b) }
+        sub_i(a: I, b: I) -> I { _mm512_sub_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn mask_bits(self, m: __mmask16) -> u32 {
+        u32::from(m)
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: I) -> I {
+        // SAFETY: the token proves that the CPU has this instruction.
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn sar_i<const N: u32>(self, a: I) -> I {
+        // SAFETY: the token proves that the CPU has this instruction.
+        unsafe { _mm512_srai_epi32::<N>(a) }
+    }
+
+    memory! {
+        load(p: *const f32) -> F { _mm512_loadu_ps(p) }
+        load_n(p: *const f32, n: usize) -> F { _mm512_maskz_loadu_ps(low_bits(n) as __mmask16, p) }
+        load_bits(p: *const f32, bits: u32) -> F { _mm512_maskz_loadu_ps(bits as __mmask16, p) }
+        load_strided_bits(p: *const f32, stride: usize, bits: u32) -> F { strided(p, stride, bits) }
+        store(p: *mut f32, v: F) { _mm512_storeu_ps(p, v) }
+        store_n(p: *mut f32, v: F, n: usize) { _mm512_mask_storeu_ps(p, low_bits(n) as __mmask16, v) }
+        store_bits(p: *mut f32, v: F, bits: u32) { _mm512_mask_storeu_ps(p, bits as __mmask16, v) }
+        prefetch(p: *const f32) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        load_i32_n(p: *const i32, n: usize) -> I { _mm512_maskz_loadu_epi32(low_bits(n) as __mmask16, p) }
+        load_u8_n(p: *const u8, n: usize) -> I {
+            _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(low_bits(n) as __mmask16, p.cast()))
+        }
+        load_i8_n(p: *const i8, n: usize) -> I {
+            _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(low_bits(n) as __mmask16, p))
+        }
+        load_u16_n(p: *const u16, n: usize) -> I {
+            _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low_bits(n) as __mmask16, p.cast()))
+        }
+        load_i16_n(p: *const i16, n: usize) -> I {
+            _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(low_bits(n) as __mmask16, p))
+        }
+        store_i32_n(p: *mut i32, v: I, n: usize) {
+            _mm512_mask_storeu_epi32(p, low_bits(n) as __mmask16, v)
+        }
+        store_low8_n(p: *mut u8, v: I, n: usize) {
+            _mm_mask_storeu_epi8(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi8(v))
+        }
+        store_low16_n(p: *mut u16, v: I, n: usize) {
+            _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))
+        }
+        transpose_tile(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
+            transpose(src, ld_src, rows, cols, dst, ld_dst)
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! One vector interface over the instruction sets: a kernel is written once,
+//! generic over [`Simd`], and [`Isa::dispatch`] compiles it per tier.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use crate::isa::{Isa, Scalar};
+
+/// Vector operations of one tier, on a token that proves the tier.
+///
+/// Results are the same on every tier, lane by lane (`mul_add` rounds once), except
+/// `sum`, whose order depends on the lane count.
+///
+/// # Safety
+/// The `unsafe` methods access memory as documented: `load`/`store` touch `LANES`
+/// elements, `_n` forms the first `n <= LANES`, `_bits` forms the lanes set in `bits`.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Lanes of 32 bits.
+    const LANES: usize;
+    /// f32 lanes.
+    type F: Copy;
+    /// i32 lanes.
+    type I: Copy;
+    /// A truth value per lane.
+    type M: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn splat_i(self, x: i32) -> Self::I;
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    unsafe fn load_n(self, p: *const f32, n: usize) -> Self::F;
+    unsafe fn load_bits(self, p: *const f32, bits: u32) -> Self::F;
+    /// Lane `i` is `p[i * stride]`.
+    unsafe fn load_strided_bits(self, p: *const f32, stride: usize, bits: u32) -> Self::F;
+    unsafe fn store(self, p: *mut f32, v: Self::F);
+    unsafe fn store_n(self, p: *mut f32, v: Self::F, n: usize);
+    unsafe fn store_bits(self, p: *mut f32, v: Self::F, bits: u32);
+    unsafe fn prefetch(self, p: *const f32);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a < b ? a : b`: passes `b` on when either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a > b ? a : b`: passes `b` on when either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sqrt(self, a: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    fn neg(self, a: Self::F) -> Self::F;
+    fn round_even(self, a: Self::F) -> Self::F;
+    fn floor(self, a: Self::F) -> Self::F;
+    fn ceil(self, a: Self::F) -> Self::F;
+    /// The magnitude of `a` with the sign of `b`.
+    fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
+
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    fn eq(self, a: Self::F, b: Self::F) -> Self::M;
+    /// Either is NaN.
+    fn unordered(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `m ? a : b`.
+    fn select(self, m: Self::M, a: Self::F, b: Self::F) -> Self::F;
+    /// One bit per lane.
+    fn mask_bits(self, m: Self::M) -> u32;
+
+    fn sum(self, a: Self::F) -> f32;
+    fn hmax(self, a: Self::F) -> f32;
+    fn hmin(self, a: Self::F) -> f32;
+
+    fn to_bits(self, a: Self::F) -> Self::I;
+    fn float_of(self, a: Self::I) -> Self::F;
+    /// Rounds half to even; out of range and NaN give `i32::MIN`.
+    fn to_i32(self, a: Self::F) -> Self::I;
+    fn to_f32(self, a: Self::I) -> Self::F;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Shifts the sign in.
+    fn sar_i<const N: u32>(self, a: Self::I) -> Self::I;
+    unsafe fn load_i32_n(self, p: *const i32, n: usize) -> Self::I;
+    unsafe fn load_u8_n(self, p: *const u8, n: usize) -> Self::I;
+    unsafe fn load_i8_n(self, p: *const i8, n: usize) -> Self::I;
+    unsafe fn load_u16_n(self, p: *const u16, n: usize) -> Self::I;
+    unsafe fn load_i16_n(self, p: *const i16, n: usize) -> Self::I;
+    unsafe fn store_i32_n(self, p: *mut i32, v: Self::I, n: usize);
+    /// Stores the low 8 bits of each lane.
+    unsafe fn store_low8_n(self, p: *mut u8, v: Self::I, n: usize);
+    /// Stores the low 16 bits of each lane.
+    unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
+
+    /// `dst[c * ld_dst + r] = src[r * ld_src + c]` for `rows`, `cols` `<= LANES`.
+    unsafe fn transpose_tile(
+        self,
+        src: *const f32,
+        ld_src: usize,
+        rows: usize,
+        cols: usize,
+        dst: *mut f32,
+        ld_dst: usize,
+    );
+}
+
+/// A computation that is compiled once per tier.
+///
+/// `run` must be `#[inline(always)]`, so that the tier's features reach its body.
+pub trait Kernel {
+    type Out;
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+impl Isa {
+    /// Runs a kernel with the widest vectors of this tier.
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(token) = crate::isa::Avx512::new(self) {
+                return avx512::run(token, kernel);
+            }
+            if let Some(token) = crate::isa::Avx2::new(self) {
+                return avx2::run(token, kernel);
+            }
+        }
+        kernel.run(Scalar::new())
+    }
+}
+
+/// The lowest `n` bits set, `n <= 32`.
+#[inline(always)]
+pub(crate) fn low_bits(n: usize) -> u32 {
+    if n >= 32 { u32::MAX } else { (1u32 << n) - 1 }
+}

@@ -1,0 +1,96 @@
+//! Moving, selecting and making elements: Reshape, Gather, Concat, Resize and the like.
+
+pub mod affine_grid;
+pub mod center_crop_pad;
+pub mod col2im;
+pub mod compress;
+pub mod concat;
+pub mod constant;
+pub mod constant_of_shape;
+pub mod depth_to_space;
+pub mod dropout;
+pub mod expand;
+pub mod eye_like;
+mod factors;
+pub mod flatten;
+pub mod gather;
+pub mod gather_elements;
+pub mod gather_nd;
+pub mod grid_sample;
+pub mod identity;
+mod keys;
+pub mod moves;
+mod mt19937;
+pub mod non_max_suppression;
+pub mod non_zero;
+pub mod one_hot;
+pub mod pad;
+pub mod params;
+pub mod range;
+pub mod resample;
+pub mod reshape;
+pub mod resize;
+pub mod reverse_sequence;
+pub mod scatter;
+pub mod scatter_elements;
+pub mod scatter_nd;
+pub mod shape_op;
+pub mod size;
+pub mod slice;
+pub mod split;
+pub mod squeeze;
+pub mod tensor_scatter;
+pub mod tile;
+pub mod top_k;
+pub mod transpose;
+pub mod trilu;
+pub mod unique;
+pub mod unsqueeze;
+pub mod upsample;
+pub mod where_op;
+
+crate::registry::operators! {
+    "AffineGrid" => affine_grid::build,
+    "CenterCropPad" => center_crop_pad::build,
+    "Col2Im" => col2im::build,
+    "Compress" => compress::build,
+    "Concat" => concat::build,
+    "Constant" => constant::build,
+    "ConstantOfShape" => constant_of_shape::build,
+    "DepthToSpace" => depth_to_space::build,
+    "Dropout" => dropout::build,
+    "Expand" => expand::build,
+    "EyeLike" => eye_like::build,
+    "Flatten" => flatten::build,
+    "Gather" => gather::build,
+    "GatherElements" => gather_elements::build,
+    "GatherND" => gather_nd::build,
+    "GridSample" => grid_sample::build,
+    "Identity" => identity::build,
+    "NonMaxSuppression" => non_max_suppression::build,
+    "NonZero" => non_zero::build,
+    "OneHot" => one_hot::build,
+    "Pad" => pad::build,
+    "Range" => range::build,
+    "Reshape" => reshape::build,
+    "Resize" => resize::build,
+    "ReverseSequence" => reverse_sequence::build,
+    "Scatter" => scatter_elements::build_scatter,
+    "ScatterElements" => scatter_elements::build,
+    "ScatterND" => scatter_nd::build,
+    "Shape" => shape_op::build,
+    "Size" => size::build,
+    "Slice" => slice::build,
+    "SpaceToDepth" => depth_to_space::build_space_to_depth,
+    "Split" => split::build,
+    "Squeeze" => squeeze::build,
+    "TensorScatter" => tensor_scatter::build,
+    "Tile" => tile::build,
+    "TopK" => top_k::build,
+    "Transpose" => transpose::build,
+    "Trilu" => trilu::build,
+    "Unique" => unique::build,
+    "Unsqueeze" => unsqueeze::build,
+    "Upsample" => upsample::build,
+    "Where" => where_op::build,
+}

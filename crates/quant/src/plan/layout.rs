@@ -1,0 +1,460 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use narrowbit_ir::{AttrMap, Graph, Node, NodeId, QuantRole, ValueId, infer::Facts};
+use narrowbit_tensor::{DType, Tensor};
+
+use super::Reason;
+use crate::options::{Matcher, PatternError, QuantOptions};
+
+/// How a node takes part in integer computation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A product with a constant weight, or of two activations.
+    Product,
+    /// Arithmetic whose inputs and output are integers: Add, Mul, GlobalAveragePool.
+    Arithmetic,
+    /// Moves integers: Reshape, MaxPool, Concat.
+    Movement,
+    /// Folds into the rounding of the node before it: Relu after Conv.
+    Fused,
+    /// Reads a table that is stored in 8 bits.
+    Embedding,
+}
+
+/// Which nodes compute on integers and which values carry them.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// How each integer node takes part.
+    pub kinds: BTreeMap<NodeId, Kind>,
+    /// Why each other node stays float.
+    pub reasons: BTreeMap<NodeId, Reason>,
+    groups: Vec<Vec<ValueId>>,
+    group_of: BTreeMap<ValueId, usize>,
+}
+
+/// Arithmetic with an integer kernel of its own, here and in ONNX Runtime.
+const ARITHMETIC: &[&str] = &[
+    "Add",
+    "Mul",
+    "AveragePool",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "Sigmoid",
+    "HardSwish",
+    "HardSigmoid",
+    "Relu",
+    "Clip",
+];
+
+/// Movement whose output has one element for each of its input, in another order at the most:
+/// quantizing before or after it gives the same integers.
+const ONE_TO_ONE: &[&str] = &["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"];
+
+impl Layout {
+    /// Decides for every node of a sanitized graph.
+    ///
+    /// # Errors
+    /// When an override can't be read.
+    pub fn new(graph: &Graph, facts: &Facts, options: &QuantOptions) -> Result<Layout, PatternError> {
+        let matcher = Matcher::new(&options.overrides)?;
+        let mut planner =
+            Planner { graph, facts, options, matcher, layout: Layout::default(), points: BTreeSet::new() };
+        planner.products();
+        planner.embeddings();
+        planner.flow();
+        planner.prune();
+        planner.lift();
+        planner.points();
+        planner.group();
+        planner.explain();
+        Ok(planner.layout)
+    }
+
+    /// Sets of values that share scale and zero point, in a fixed order.
+    pub fn groups(&self) -> impl Iterator<Item = &[ValueId]> {
+        self.groups.iter().map(Vec::as_slice)
+    }
+
+    /// Whether a value is quantized.
+    pub fn is_quantized(&self, v: ValueId) -> bool {
+        self.group_of.contains_key(&v)
+    }
+
+    /// The values that calibration has to observe: all that are quantized and not constant.
+    pub fn observed(&self, graph: &Graph) -> Vec<ValueId> {
+        self.group_of.keys().copied().filter(|&v| graph.constant(v).is_none()).collect()
+    }
+
+    /// Whether a node computes on integers that it reads (embeddings do not).
+    pub fn is_integer(&self, n: NodeId) -> bool {
+        self.kinds.get(&n).is_some_and(|k| *k != Kind::Embedding)
+    }
+}
+
+struct Planner<'a> {
+    graph: &'a Graph,
+    facts: &'a Facts,
+    options: &'a QuantOptions,
+    matcher: Matcher<'a>,
+    layout: Layout,
+    points: BTreeSet<ValueId>,
+}
+
+impl Planner<'_> {
+    /// Step 1: products with a weight are where integers pay.
+    fn products(&mut self) {
+        let mut found = Vec::new();
+        for (id, node) in self.graph.nodes() {
+            if let QuantRole::Weighted { data, weight, bias, .. } = node.op.quant() {
+                match self.check_product(id, node, data, weight, bias) {
+                    Ok(()) => found.push(id),
+                    Err(r) => {
+                        self.layout.reasons.insert(id, r);
+                    }
+                }
+            }
+        }
+        let weighted = |&&n: &&NodeId| self.weight_const(n).is_some();
+        let first = found.iter().find(weighted).copied().filter(|_| self.options.keep_first);
+        let last = found.iter().rfind(weighted).copied().filter(|_| self.options.keep_last);
+        for id in found {
+            if Some(id) == first || Some(id) == last {
+                self.layout.reasons.insert(id, Reason::EdgeLayer);
+            } else {
+                self.layout.kinds.insert(id, Kind::Product);
+            }
+        }
+    }
+
+    fn weight_const(&self, id: NodeId) -> Option<&Tensor> {
+        match self.graph.node(id).op.quant() {
+            QuantRole::Weighted { weight, .. } => self.graph.const_input(id, weight),
+            _ => None,
+        }
+    }
+
+    fn check_product(
+        &self,
+        id: NodeId,
+        node: &Node,
+        data: usize,
+        weight: usize,
+        bias: Option<usize>,
+    ) -> Result<(), Reason> {
+        self.check_options(node)?;
+        let is_f32 = |i: usize| node.input(i).is_some_and(|v| self.facts.dtype(v) == Some(DType::F32));
+        if !is_f32(data) || !is_f32(weight) {
+            return Err(Reason::NotFloatData);
+        }
+        if node.input(data).is_some_and(|v| self.graph.constant(v).is_some()) {
+            return Err(Reason::WeightNotConstant);
+        }
+        match self.graph.const_input(id, weight) {
+            Some(w) if w.rank() < 2 => return Err(Reason::Form),
+            Some(w) if !all_finite(w) => return Err(Reason::WeightNotFinite),
+            None if node.op.name() != "MatMul" => return Err(Reason::WeightNotConstant),
+            _ => {}
+        }
+        if let Some(b) = bias.and_then(|i| node.input(i)) {
+            let b = self.graph.constant(b).ok_or(Reason::Form)?;
+            if !all_finite(b) {
+                return Err(Reason::WeightNotFinite);
+            }
+        }
+        self.check_form(node)
+    }
+
+    /// Attributes that integer kernels have no counterpart for.
+    fn check_form(&self, node: &Node) -> Result<(), Reason> {
+        let mut attrs: AttrMap = node.op.attrs();
+        let int = |a: &mut AttrMap, name| a.int_or(name, 0).unwrap_or(0);
+        let one = |a: &mut AttrMap, name| a.float_or(name, 1.0).unwrap_or(0.0) == 1.0;
+        let ok = match node.op.name() {
+            "Gemm" => {
+                let has_c = node.input(2).is_some();
+                let c = node.input(2).and_then(|c| self.graph.constant(c));
+                let c_is_row = c.is_none_or(|t| t.rank() == 1 || t.rank() == 2 && t.shape()[0] == 1);
+                int(&mut attrs, "transA") == 0
+                    && one(&mut attrs, "alpha")
+                    && (one(&mut attrs, "beta") || !has_c)
+                    && c_is_row
+            }
+            _ => true,
+        };
+        if ok { Ok(()) } else { Err(Reason::Form) }
+    }
+
+    fn check_options(&self, node: &Node) -> Result<(), Reason> {
+        match self.matcher.of(node).find_map(|o| o.float) {
+            Some(true) => return Err(Reason::Excluded),
+            Some(false) => return Ok(()),
+            None => {}
+        }
+        let types = &self.options.op_types;
+        let selected = types.is_empty() || types.iter().any(|t| t == node.op.name());
+        if selected { Ok(()) } else { Err(Reason::TypeNotSelected) }
+    }
+
+    /// Tables read by Gather are stored in 8 bits; the rows read are dequantized.
+    fn embeddings(&mut self) {
+        /// Smaller tables are shape computations or not worth a node.
+        const MIN_ELEMENTS: usize = 4096;
+        if !self.options.embeddings {
+            return;
+        }
+        for (id, node) in self.graph.nodes().filter(|(_, n)| n.op.name() == "Gather") {
+            let Some(table) = self.graph.const_input(id, 0) else { continue };
+            let fits = table.dtype() == DType::F32 && table.rank() == 2 && table.len() >= MIN_ELEMENTS;
+            let axis_0 = node.op.attrs().int_or("axis", 0) == Ok(0);
+            let only = node.input(0).is_some_and(|v| self.graph.uses(v).len() == 1);
+            if fits && axis_0 && only && all_finite(table) && self.check_options(node).is_ok() {
+                self.layout.kinds.insert(id, Kind::Embedding);
+            }
+        }
+    }
+
+    /// Whether a product's output is an integer too. Convolutions have only that form in other runtimes;
+    /// Gemm and MatMul hand on floats unless integers are asked for.
+    fn makes_integers(&self, id: NodeId) -> bool {
+        matches!(self.graph.node(id).op.name(), "Conv" | "ConvTranspose")
+    }
+
+    /// The value that leaves an integer node: the output of the activation that folds into it, or its own.
+    fn leaving(&self, id: NodeId) -> Option<ValueId> {
+        let out = self.graph.node(id).output(0)?;
+        match self.folded(out) {
+            Some(act) => self.graph.node(act).output(0),
+            None => Some(out),
+        }
+    }
+
+    /// The Relu or Clip that is the only reader of a value and folds into the rounding before it.
+    fn folded(&self, out: ValueId) -> Option<NodeId> {
+        let act = self.graph.only_use(out).filter(|u| u.input == 0)?.node;
+        let node = self.graph.node(act);
+        let folds = match node.op.name() {
+            "Relu" => true,
+            // A lower bound of zero is the zero point; an upper bound shows in the calibrated range.
+            "Clip" => match self.graph.const_input(act, 1).map(Tensor::to_f32s) {
+                Some(Ok(lo)) => lo.first() == Some(&0.0),
+                _ => node.op.attrs().float("min").ok().flatten() == Some(0.0),
+            },
+            _ => false,
+        };
+        (folds && self.check_options(node).is_ok()).then_some(act)
+    }
+
+    /// Step 2: in topological order, find what integers reach without a conversion.
+    fn flow(&mut self) {
+        let mut integer: BTreeSet<ValueId> = BTreeSet::new();
+        for (id, node) in self.graph.nodes() {
+            let kind = match self.layout.kinds.get(&id) {
+                Some(Kind::Product) if self.makes_integers(id) => Some(Kind::Product),
+                Some(_) => None,
+                None => self.reached(id, node, &integer),
+            };
+            let Some(kind) = kind else { continue };
+            self.layout.kinds.insert(id, kind);
+            match kind {
+                Kind::Movement => integer.extend(self.float_outputs(node)),
+                Kind::Fused => {}
+                _ => {
+                    integer.extend(self.leaving(id));
+                    if let Some(act) = node.output(0).and_then(|o| self.folded(o)) {
+                        self.layout.kinds.insert(act, Kind::Fused);
+                    }
+                }
+            }
+        }
+        self.points = integer;
+    }
+
+    fn float_outputs(&self, node: &Node) -> Vec<ValueId> {
+        let is_f32 = |v: &ValueId| self.facts.dtype(*v) == Some(DType::F32);
+        node.outputs.iter().flatten().copied().filter(is_f32).collect()
+    }
+
+    fn reached(&self, _id: NodeId, node: &Node, integer: &BTreeSet<ValueId>) -> Option<Kind> {
+        self.check_options(node).ok()?;
+        let first = node.input(0).is_some_and(|v| integer.contains(&v));
+        match node.op.quant() {
+            QuantRole::Transparent => first.then_some(Kind::Movement),
+            QuantRole::Arithmetic { same_scale } => {
+                let name = node.op.name();
+                let known = same_scale || ARITHMETIC.contains(&name);
+                let operands: Vec<ValueId> = match name {
+                    // Bounds are no operands.
+                    "Clip" => node.input(0).into_iter().collect(),
+                    _ => node.inputs.iter().flatten().copied().collect(),
+                };
+                let dtype = |v: &ValueId| self.facts.dtype(*v) == Some(DType::F32);
+                let ready = |v: &ValueId| integer.contains(v) || self.graph.constant(*v).is_some_and(all_finite);
+                let any = operands.iter().any(|v| integer.contains(v));
+                let ok = known && any && operands.iter().all(|v| dtype(v) && ready(v));
+                ok.then_some(if same_scale { Kind::Movement } else { Kind::Arithmetic })
+            }
+            _ => None,
+        }
+    }
+
+    /// Step 3: what nothing integer reads goes back to float, until nothing changes.
+    fn prune(&mut self) {
+        loop {
+            let idle: Vec<NodeId> = self
+                .layout
+                .kinds
+                .iter()
+                .filter(|(_, k)| matches!(k, Kind::Arithmetic | Kind::Movement))
+                .map(|(&id, _)| id)
+                .filter(|&id| !self.is_read_by_integers(id))
+                .collect();
+            if idle.is_empty() {
+                return;
+            }
+            for id in idle {
+                self.layout.kinds.remove(&id);
+                self.layout.reasons.insert(id, Reason::FloatConsumer);
+                if let Some(act) = self.graph.node(id).output(0).and_then(|o| self.folded(o)) {
+                    self.layout.kinds.remove(&act);
+                    self.layout.reasons.insert(act, Reason::FloatConsumer);
+                }
+            }
+        }
+    }
+
+    fn is_read_by_integers(&self, id: NodeId) -> bool {
+        let outs = self.graph.node(id).outputs.iter().flatten().copied();
+        let outs = outs.chain(self.leaving(id));
+        outs.flat_map(|v| self.graph.uses(v)).any(|u| {
+            self.layout.is_integer(u.node)
+                && self.layout.kinds[&u.node] != Kind::Fused
+                && self.reads_integer(u.node, u.input)
+        })
+    }
+
+    /// Whether an integer node reads this input as integers (and not as a shape, an axis, a bound).
+    fn reads_integer(&self, id: NodeId, input: usize) -> bool {
+        let node = self.graph.node(id);
+        match (self.layout.kinds.get(&id), node.op.quant()) {
+            (Some(Kind::Product), QuantRole::Weighted { data, weight, .. }) => {
+                input == data || input == weight && self.graph.const_input(id, weight).is_none()
+            }
+            (Some(Kind::Arithmetic), _) => input == 0 || node.op.name() != "Clip",
+            (Some(Kind::Movement), QuantRole::Arithmetic { .. }) => true,
+            (Some(Kind::Movement), _) => input == 0,
+            _ => false,
+        }
+    }
+
+    /// Step 4: where a float reaches a product through Reshape and Transpose, quantize before them, so
+    /// that they move a quarter of the bytes.
+    fn lift(&mut self) {
+        let ids: Vec<NodeId> = self.graph.order().iter().rev().copied().collect();
+        for id in ids {
+            let node = self.graph.node(id);
+            let candidate = !self.layout.kinds.contains_key(&id) && ONE_TO_ONE.contains(&node.op.name());
+            let Some(out) = node.output(0).filter(|_| candidate) else { continue };
+            let f32_out = self.facts.dtype(out) == Some(DType::F32);
+            let uses = self.graph.uses(out);
+            let all_integer = uses.iter().all(|u| self.reads_integer(u.node, u.input));
+            if f32_out
+                && !uses.is_empty()
+                && all_integer
+                && !self.graph.is_output(out)
+                && self.check_options(node).is_ok()
+            {
+                self.layout.kinds.insert(id, Kind::Movement);
+            }
+        }
+    }
+
+    /// Step 5: the values that carry integers: all that integer nodes read or make.
+    fn points(&mut self) {
+        let mut points = BTreeSet::new();
+        for (id, node) in self.graph.nodes() {
+            let Some(&kind) = self.layout.kinds.get(&id) else { continue };
+            let reads = node.inputs.iter().enumerate().filter(|(i, _)| self.reads_integer(id, *i));
+            points.extend(reads.filter_map(|(_, v)| *v));
+            match kind {
+                Kind::Product if self.makes_integers(id) => points.extend(self.leaving(id)),
+                Kind::Arithmetic => points.extend(self.leaving(id)),
+                Kind::Movement => points.extend(self.float_outputs(node)),
+                _ => {}
+            }
+        }
+        // A Gemm whose activation's output is quantized anyway rounds only once, at its end.
+        for (id, _) in self.graph.nodes() {
+            if self.layout.kinds.get(&id) == Some(&Kind::Product) && !self.makes_integers(id) {
+                let act = self.graph.node(id).output(0).and_then(|o| self.folded(o));
+                let out = act.and_then(|a| self.graph.node(a).output(0));
+                if let (Some(act), Some(out)) = (act, out)
+                    && points.contains(&out)
+                {
+                    self.layout.kinds.insert(act, Kind::Fused);
+                }
+            }
+        }
+        self.points = points;
+    }
+
+    /// Step 6: movement hands its scale on; Concat and friends share one.
+    fn group(&mut self) {
+        let mut parent: BTreeMap<ValueId, ValueId> = self.points.iter().map(|&v| (v, v)).collect();
+        for (id, node) in self.graph.nodes() {
+            if self.layout.kinds.get(&id) != Some(&Kind::Movement) {
+                continue;
+            }
+            let reads =
+                node.inputs.iter().enumerate().filter(|(i, _)| self.reads_integer(id, *i)).filter_map(|(_, v)| *v);
+            let mut members = reads.chain(node.outputs.iter().flatten().copied()).filter(|v| self.points.contains(v));
+            let Some(first) = members.next() else { continue };
+            let root = find(&parent, first);
+            let rest: Vec<ValueId> = members.collect();
+            for v in rest {
+                let other = find(&parent, v);
+                parent.insert(other.max(root), other.min(root));
+                parent.insert(find(&parent, v), find(&parent, first));
+            }
+        }
+        let mut groups: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
+        for &v in &self.points {
+            groups.entry(find(&parent, v)).or_default().push(v);
+        }
+        for (i, (_, members)) in groups.into_iter().enumerate() {
+            self.layout.group_of.extend(members.iter().map(|&v| (v, i)));
+            self.layout.groups.push(members);
+        }
+    }
+
+    /// Step 7: a reason for each node that stays float.
+    fn explain(&mut self) {
+        for (id, node) in self.graph.nodes() {
+            if self.layout.kinds.contains_key(&id) {
+                self.layout.reasons.remove(&id);
+                continue;
+            }
+            let makes_f32 = node.outputs.iter().flatten().any(|&v| self.facts.dtype(v) == Some(DType::F32));
+            let reason = match node.op.quant() {
+                _ if !makes_f32 => Reason::NotFloatData,
+                _ if self.layout.reasons.contains_key(&id) => continue,
+                QuantRole::Transparent | QuantRole::Arithmetic { .. } => match self.check_options(node) {
+                    Err(r) => r,
+                    Ok(()) => Reason::FloatInput,
+                },
+                _ => Reason::FloatOperator,
+            };
+            self.layout.reasons.insert(id, reason);
+        }
+    }
+}
+
+fn find(parent: &BTreeMap<ValueId, ValueId>, mut v: ValueId) -> ValueId {
+    while parent[&v] != v {
+        v = parent[&v];
+    }
+    v
+}
+
+fn all_finite(t: &Tensor) -> bool {
+    t.to_f32s().is_ok_and(|v| v.iter().all(|x| x.is_finite()))
+}

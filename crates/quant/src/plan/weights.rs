@@ -1,0 +1,200 @@
+use narrowbit_ir::{Graph, Node, NodeId, QuantRole};
+use narrowbit_tensor::Tensor;
+
+use super::{Kind, QuantPlan};
+use crate::observe::Range;
+use crate::options::{Matcher, QuantOptions};
+use crate::scheme::{IntType, ScalePoint, WeightScheme};
+
+/// Scales and zero points of a constant weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightParams {
+    /// How it is represented.
+    pub scheme: WeightScheme,
+    /// The axis with a scale for each index; `None` for one scale in all.
+    pub axis: Option<usize>,
+    /// One entry per index of the axis, or one in all.
+    pub points: Vec<ScalePoint>,
+}
+
+/// Scales of a constant bias, which is stored as int32 with zero point 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BiasParams {
+    /// One entry per output channel: the activation's scale times the weight's.
+    pub scales: Vec<f32>,
+}
+
+/// Chooses the scales of all weights and biases of the integer nodes.
+pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, plan: &mut QuantPlan) {
+    let kinds: Vec<(NodeId, Kind)> = plan.layout.kinds.iter().map(|(&n, &k)| (n, k)).collect();
+    for (id, kind) in kinds {
+        let node = graph.node(id);
+        let scheme = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
+        match (kind, node.op.quant()) {
+            (Kind::Embedding, _) => {
+                let Some(table) = graph.const_input(id, 0) else { continue };
+                let scheme = WeightScheme { per_channel: false, ..scheme };
+                plan.weights.insert((id, 0), params(table, scheme, None));
+            }
+            (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
+                let Some(w) = graph.const_input(id, weight) else { continue };
+                let axis = channel.resolve(w.rank()).filter(|_| scheme.per_channel);
+                // Channels of a transposed convolution repeat in each group.
+                let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
+                let mut weight_params = params(w, scheme, axis);
+                let input = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
+                let b = bias.and_then(|i| Some((i, graph.constant(node.input(i)?)?)));
+                if let (Some(input), Some((i, b))) = (input, b) {
+                    let scales = fit_bias(input, &mut weight_params, b);
+                    plan.biases.insert((id, i), BiasParams { scales });
+                }
+                plan.weights.insert((id, weight), weight_params);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn groups(node: &Node) -> i64 {
+    node.op.attrs().int_or("group", 1).unwrap_or(1)
+}
+
+fn params(w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
+    let values = w.to_f32s().unwrap_or_default();
+    let ranges = ranges(&values, w.shape(), axis);
+    let mut points: Vec<ScalePoint> = ranges.iter().map(|&r| scheme.qparams(r)).collect();
+    // A dead channel has no range of its own: any scale represents it, the layer's largest keeps its bias in range.
+    let largest = ranges.iter().zip(&points).filter(|(r, _)| !is_zero(r)).map(|(_, p)| p.scale).fold(0f32, f32::max);
+    for (p, _) in points.iter_mut().zip(&ranges).filter(|(_, r)| is_zero(r) && largest > 0.0) {
+        p.scale = largest;
+    }
+    WeightParams { scheme, axis, points }
+}
+
+fn is_zero(r: &Range) -> bool {
+    r.min == 0.0 && r.max == 0.0
+}
+
+/// The extremes of each index of the axis, or of all elements.
+fn ranges(values: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<Range> {
+    let (channels, inner) = match axis {
+        Some(a) => (shape[a], shape[a + 1..].iter().product::<usize>()),
+        None => (1, values.len()),
+    };
+    let mut out = vec![(f32::INFINITY, f32::NEG_INFINITY); channels];
+    for (i, row) in values.chunks_exact(inner.max(1)).enumerate() {
+        let (lo, hi) = row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+        let slot = &mut out[i % channels.max(1)];
+        *slot = (slot.0.min(lo), slot.1.max(hi));
+    }
+    let finite = |(lo, hi): (f32, f32)| if lo > hi { (0.0, 0.0) } else { (lo, hi) };
+    out.into_iter().map(finite).map(|(lo, hi)| Range { min: lo.into(), max: hi.into() }).collect()
+}
+
+/// The bias's scales; a channel's weight scale is enlarged where the bias would overflow int32
+/// (a tiny weight scale under a large bias). Accumulators keep a factor of two of room.
+fn fit_bias(input: f32, weight: &mut WeightParams, bias: &Tensor) -> Vec<f32> {
+    const LIMIT: f64 = (1i64 << 30) as f64;
+    let values = bias.to_f32s().unwrap_or_default();
+    let input = f64::from(input);
+    if weight.points.len() == 1 {
+        let largest = values.iter().fold(0f64, |m, &b| m.max(f64::from(b).abs()));
+        enlarge(&mut weight.points[0], largest / LIMIT / input);
+        return vec![(input * f64::from(weight.points[0].scale)) as f32; values.len()];
+    }
+    let pairs = values.iter().zip(weight.points.iter_mut());
+    pairs
+        .map(|(&b, p)| {
+            enlarge(p, f64::from(b).abs() / LIMIT / input);
+            (input * f64::from(p.scale)) as f32
+        })
+        .collect()
+}
+
+fn enlarge(p: &mut ScalePoint, least: f64) {
+    if f64::from(p.scale) < least {
+        p.scale = least as f32;
+    }
+}
+
+impl WeightParams {
+    /// The codes of a weight, `clamp(round_half_even(w / scale) + zero_point)`, in the tensor's order.
+    pub fn quantize(&self, w: &Tensor) -> Vec<i32> {
+        let values = w.to_f32s().unwrap_or_default();
+        let inner = self.axis.map_or(values.len(), |a| w.shape()[a + 1..].iter().product());
+        let (lo, hi) = self.scheme.code_range();
+        let code = |x: f32, p: &ScalePoint| {
+            let q = f64::from((x / p.scale).round_ties_even()) + f64::from(p.zero_point);
+            q.clamp(f64::from(lo), f64::from(hi)) as i32
+        };
+        let rows = values.chunks(inner.max(1)).enumerate();
+        rows.flat_map(|(i, row)| row.iter().map(move |&x| code(x, &self.points[i % self.points.len()]))).collect()
+    }
+
+    /// The weight as an integer tensor.
+    ///
+    /// # Errors
+    /// Never for a weight that the parameters were made for.
+    pub fn tensor(&self, w: &Tensor) -> Result<Tensor, narrowbit_tensor::TensorError> {
+        let codes = self.quantize(w);
+        match self.scheme.int {
+            IntType::Int8 => Tensor::new(w.shape(), codes.into_iter().map(|c| c as i8).collect()),
+            IntType::Uint8 => Tensor::new(w.shape(), codes.into_iter().map(|c| c as u8).collect()),
+        }
+    }
+
+    /// Scales and zero points by name of their ONNX inputs: scalars, or vectors along the axis.
+    pub fn tensors(&self) -> (Tensor, Tensor) {
+        let scales: Vec<f32> = self.points.iter().map(|p| p.scale).collect();
+        let zeros: Vec<i64> = self.points.iter().map(|p| p.zero_point.into()).collect();
+        let shape: Vec<usize> = if self.axis.is_some() { vec![scales.len()] } else { Vec::new() };
+        let zeros = Tensor::from_i64s(self.scheme.int.dtype(), shape.clone(), &zeros);
+        let scales = Tensor::new(shape, scales);
+        (scales.unwrap_or_else(|_| Tensor::scalar(1f32)), zeros.unwrap_or_else(|_| Tensor::scalar(0u8)))
+    }
+}
+
+impl BiasParams {
+    /// The bias as int32 codes, `round_half_even(b / scale)`.
+    pub fn quantize(&self, bias: &Tensor) -> Vec<i32> {
+        let values = bias.to_f32s().unwrap_or_default();
+        let code = |(&b, &s): (&f32, &f32)| {
+            (f64::from(b) / f64::from(s)).round_ties_even().clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
+        };
+        values.iter().zip(&self.scales).map(code).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_each_output_channel_its_scale() {
+        let w = Tensor::new([2, 1, 2], vec![1.27f32, -0.1, 0.0, 12.7]).unwrap();
+        let p = params(&w, WeightScheme::default(), Some(0));
+        assert_eq!(p.quantize(&w), [127, -10, 0, 127]);
+        let w = Tensor::new([2, 2], vec![1.27f32, 12.7, -1.27, 0.1]).unwrap();
+        assert_eq!(params(&w, WeightScheme::default(), Some(1)).quantize(&w), [127, 127, -127, 1]);
+    }
+
+    #[test]
+    fn gives_a_dead_channel_the_largest_scale() {
+        let w = Tensor::new([2, 1], vec![0.0f32, 12.7]).unwrap();
+        let p = params(&w, WeightScheme::default(), Some(0));
+        assert_eq!(p.points[0].scale, p.points[1].scale);
+    }
+
+    #[test]
+    fn enlarges_a_scale_whose_bias_would_overflow() {
+        let w = Tensor::new([2, 1], vec![1e-12f32, 1.0]).unwrap();
+        let mut p = params(&w, WeightScheme::default(), Some(0));
+        let b = Tensor::new([2], vec![100f32, 100.0]).unwrap();
+        let scales = fit_bias(0.01, &mut p, &b);
+        let codes = BiasParams { scales: scales.clone() }.quantize(&b);
+        for (c, s) in codes.iter().zip(&scales) {
+            assert!((f64::from(*c) * f64::from(*s) - 100.0).abs() < 1e-3, "{c} * {s}");
+            assert!(c.abs() <= 1 << 30);
+        }
+    }
+}

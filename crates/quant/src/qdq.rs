@@ -1,0 +1,210 @@
+//! Turns a plan into explicit QuantizeLinear and DequantizeLinear nodes.
+//!
+//! The forms are those that ONNX Runtime's integer fusions look for: every scale has a zero point of its
+//! own shape, a quantized value is read through one DequantizeLinear, weights are integer constants behind
+//! a DequantizeLinear, biases are int32 with the scale of the product (`specs.md` B-y).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use narrowbit_ir::{AttrMap, ConstId, Graph, NodeId, Op, OpError, Patch, PatchError, QuantRole, ValueId};
+use narrowbit_ops::Registry;
+use narrowbit_tensor::{DType, Tensor, TensorError};
+
+use crate::plan::{ActivationParams, Kind, QuantPlan, WeightParams};
+
+/// Why the plan could not be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QdqError {
+    /// An operator could not be made.
+    #[error(transparent)]
+    Op(#[from] OpError),
+    /// The edit was refused.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// A tensor could not be made.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+/// Puts the plan's QuantizeLinear and DequantizeLinear nodes into the graph.
+///
+/// A value that an integer node makes is read through its DequantizeLinear by everyone, and that
+/// node's output takes over its name; a value that a float node makes only by integer nodes: floats keep
+/// reading the exact value.
+///
+/// # Errors
+/// When the plan was made for another state of the graph.
+pub fn insert(graph: &mut Graph, plan: &QuantPlan, opset: i64) -> Result<(), QdqError> {
+    let mut writer = Writer { graph, plan, opset, patch: Patch::new(graph), shared: BTreeMap::new() };
+    for (&v, params) in &plan.activations {
+        writer.activation(v, params)?;
+    }
+    for (&(node, input), params) in &plan.weights {
+        match plan.layout.kinds.get(&node) {
+            Some(Kind::Embedding) => writer.embedding(node, params)?,
+            _ => writer.weight(node, input, params)?,
+        }
+    }
+    for &(node, input) in plan.biases.keys() {
+        writer.bias(node, input)?;
+    }
+    let patch = writer.patch;
+    graph.apply(patch)?;
+    Ok(())
+}
+
+struct Writer<'a> {
+    graph: &'a Graph,
+    plan: &'a QuantPlan,
+    opset: i64,
+    patch: Patch,
+    /// Nodes that read the same constant with the same parameters share its quantized form.
+    shared: BTreeMap<SharedKey, ValueId>,
+}
+
+/// A constant, the axis of its scales, and the bits of scales and zero points.
+type SharedKey = (ConstId, Option<usize>, Vec<(u32, i32)>);
+
+impl Writer<'_> {
+    fn op(&self, name: &str, axis: Option<usize>) -> Result<Arc<dyn Op>, OpError> {
+        // Without an axis in the scale's shape the attribute has no meaning.
+        Registry::make(name, self.opset, AttrMap::new().with_opt("axis", axis.map(|a| a as i64)))
+    }
+
+    fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
+        let name = self.graph.value(v).name.clone();
+        let scale = self.patch.constant(&format!("{name}_scale"), Tensor::scalar(params.point.scale));
+        let zero = Tensor::from_i64s(params.scheme.int.dtype(), [], &[params.point.zero_point.into()])?;
+        let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
+        let q = self.op("QuantizeLinear", None)?;
+        let dq = self.op("DequantizeLinear", None)?;
+        if let Some(tensor) = self.graph.constant(v) {
+            // A constant operand is stored as integers right away.
+            let codes = quantize_constant(tensor, params)?;
+            let codes = self.patch.constant(&format!("{name}_quantized"), codes);
+            let out = self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(codes), Some(scale), Some(zero)]);
+            self.redirect_integer_readers(v, out);
+            return Ok(());
+        }
+        let q = self.patch.node_outputs(
+            &format!("{name}_QuantizeLinear"),
+            q,
+            &[Some(v), Some(scale), Some(zero)],
+            &[Some(&format!("{name}_quantized"))],
+        );
+        let out = self.patch.node_outputs(
+            &format!("{name}_DequantizeLinear"),
+            dq,
+            &[q[0], Some(scale), Some(zero)],
+            &[Some(&format!("{name}_dequantized"))],
+        );
+        let Some(out) = out[0] else { return Ok(()) };
+        let made_by_integers = self.graph.producer(v).is_some_and(|(n, _)| self.makes_integers(n));
+        if made_by_integers {
+            self.patch.replace(v, out);
+            self.patch.rename(v, &format!("{name}_float"));
+        } else {
+            self.redirect_integer_readers(v, out);
+        }
+        Ok(())
+    }
+
+    fn makes_integers(&self, n: NodeId) -> bool {
+        self.plan.layout.is_integer(n)
+    }
+
+    fn redirect_integer_readers(&mut self, v: ValueId, out: ValueId) {
+        for u in self.graph.uses(v) {
+            if self.plan.layout.is_integer(u.node) {
+                self.patch.set_input(u.node, u.input, Some(out));
+            }
+        }
+    }
+
+    fn weight(&mut self, node: NodeId, input: usize, params: &WeightParams) -> Result<(), QdqError> {
+        let Some(v) = self.graph.node(node).input(input) else { return Ok(()) };
+        let (Some(w), Some(id)) = (self.graph.constant(v), self.graph.const_id(v)) else { return Ok(()) };
+        let key = (id, params.axis, params.points.iter().map(|p| (p.scale.to_bits(), p.zero_point)).collect());
+        let out = match self.shared.get(&key) {
+            Some(&out) => out,
+            None => {
+                let out = self.dequantized(&self.graph.value(v).name.clone(), w, params)?;
+                self.shared.insert(key, out);
+                out
+            }
+        };
+        self.patch.set_input(node, input, Some(out));
+        Ok(())
+    }
+
+    fn dequantized(&mut self, name: &str, w: &Tensor, params: &WeightParams) -> Result<ValueId, QdqError> {
+        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(w)?);
+        let (scale, zero) = params.tensors();
+        let scale = self.patch.constant(&format!("{name}_scale"), scale);
+        let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
+        let dq = self.op("DequantizeLinear", params.axis)?;
+        Ok(self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(codes), Some(scale), Some(zero)]))
+    }
+
+    fn bias(&mut self, node: NodeId, input: usize) -> Result<(), QdqError> {
+        let params = &self.plan.biases[&(node, input)];
+        let Some(v) = self.graph.node(node).input(input) else { return Ok(()) };
+        let Some(b) = self.graph.constant(v) else { return Ok(()) };
+        let name = format!("{}_bias", self.graph.node(node).name);
+        let per_channel = self.weight_axis(node).is_some();
+        // A row [1, n] of Gemm is the vector [n].
+        let shape = [b.len()];
+        let codes = self.patch.constant(&format!("{name}_quantized"), Tensor::new(shape, params.quantize(b))?);
+        let (scales, zeros) = match (per_channel, params.scales.first()) {
+            (true, _) | (false, None) => {
+                (Tensor::new(shape, params.scales.clone())?, Tensor::zeros(DType::I32, shape)?)
+            }
+            (false, Some(&s)) => (Tensor::scalar(s), Tensor::scalar(0i32)),
+        };
+        let scale = self.patch.constant(&format!("{name}_scale"), scales);
+        let zero = self.patch.constant(&format!("{name}_zero_point"), zeros);
+        let dq = self.op("DequantizeLinear", per_channel.then_some(0))?;
+        let out = self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(codes), Some(scale), Some(zero)]);
+        self.patch.set_input(node, input, Some(out));
+        Ok(())
+    }
+
+    fn weight_axis(&self, node: NodeId) -> Option<usize> {
+        match self.graph.node(node).op.quant() {
+            QuantRole::Weighted { weight, .. } => self.plan.weights.get(&(node, weight))?.axis,
+            _ => None,
+        }
+    }
+
+    /// The table becomes integers; the rows that Gather picks are dequantized.
+    fn embedding(&mut self, node: NodeId, params: &WeightParams) -> Result<(), QdqError> {
+        let gather = self.graph.node(node);
+        let (Some(v), Some(out)) = (gather.input(0), gather.output(0)) else { return Ok(()) };
+        let Some(table) = self.graph.constant(v) else { return Ok(()) };
+        let name = self.graph.value(v).name.clone();
+        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(table)?);
+        let (scale, zero) = params.tensors();
+        let scale = self.patch.constant(&format!("{name}_scale"), scale);
+        let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
+        self.patch.set_input(node, 0, Some(codes));
+        let dq = self.op("DequantizeLinear", None)?;
+        let rows = self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(out), Some(scale), Some(zero)]);
+        self.patch.replace(out, rows);
+        let out_name = self.graph.value(out).name.clone();
+        self.patch.rename(out, &format!("{out_name}_quantized"));
+        Ok(())
+    }
+}
+
+/// The codes of a constant activation.
+fn quantize_constant(t: &Tensor, params: &ActivationParams) -> Result<Tensor, TensorError> {
+    let (lo, hi) = params.scheme.code_range();
+    let code = |&x: &f32| {
+        let q = f64::from((x / params.point.scale).round_ties_even()) + f64::from(params.point.zero_point);
+        q.clamp(f64::from(lo), f64::from(hi)) as i64
+    };
+    let codes: Vec<i64> = t.to_f32s()?.iter().map(code).collect();
+    Tensor::from_i64s(params.scheme.int.dtype(), t.shape(), &codes)
+}

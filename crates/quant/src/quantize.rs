@@ -1,0 +1,126 @@
+//! The whole job on a sanitized model: layout, plan, QDQ graph, metadata, facts for the summary.
+
+use narrowbit_ir::infer::{self, Facts};
+use narrowbit_ir::{Model, NodeError, ValueType};
+use serde::Serialize;
+
+use crate::options::{PatternError, QuantOptions};
+use crate::plan::{Kind, Layout, PlanError, QuantPlan};
+use crate::qdq::{self, QdqError};
+use crate::ranges::{Ranges, RangesError};
+
+/// Why a model could not be quantized.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// An override can't be read.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// The plan can't be made from the ranges.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The graph can't be rewritten.
+    #[error(transparent)]
+    Qdq(#[from] QdqError),
+    /// The ranges belong to another model.
+    #[error(transparent)]
+    Ranges(#[from] RangesError),
+    /// The model contradicts itself.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The model is quantized already.
+    #[error(
+        "the model is quantized already: node \"{0}\" is a {1}\nhelp: quantize the float model that it was made from"
+    )]
+    Quantized(String, String),
+    /// There is nothing to quantize.
+    #[error(
+        "nothing in this model can be quantized{0}\nhelp: `narrowbit inspect` lists its nodes; look at --op-types and the overrides"
+    )]
+    Nothing(String),
+}
+
+/// What became of a node.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeFate {
+    /// The node's name.
+    pub node: String,
+    /// The operator.
+    pub op: String,
+    /// Whether it computes on integers.
+    pub integer: bool,
+    /// Why not, as a code; absent for integer nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// Why not, as a phrase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// Which nodes of the sanitized model will compute on integers, and what calibration has to observe.
+///
+/// # Errors
+/// When the model is quantized already or has nothing to quantize, or an override can't be read.
+pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeError> {
+    let graph = &model.graph;
+    let quantized = graph.nodes().find(|(_, n)| {
+        n.op.name() == "QuantizeLinear" || n.op.name().starts_with("QLinear") || n.op.name() == "MatMulInteger"
+    });
+    if let Some((_, n)) = quantized {
+        return Err(QuantizeError::Quantized(n.name.clone(), n.op.name().into()));
+    }
+    let facts = facts(model)?;
+    let layout = Layout::new(graph, &facts, options)?;
+    if !layout.kinds.values().any(|k| matches!(k, Kind::Product | Kind::Embedding)) {
+        let why = layout.reasons.values().max().map(|r| format!(" ({r})")).unwrap_or_default();
+        return Err(QuantizeError::Nothing(why));
+    }
+    Ok(layout)
+}
+
+fn facts(model: &Model) -> Result<Facts, NodeError> {
+    infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
+}
+
+/// Quantizes a sanitized model in place.
+///
+/// # Errors
+/// As [`layout`]; when the ranges belong to another model or lack what the method needs.
+pub fn quantize(
+    model: &mut Model,
+    ranges: &Ranges,
+    options: &QuantOptions,
+) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
+    ranges.check(&model.graph)?;
+    let layout = layout(model, options)?;
+    let plan = QuantPlan::new(&model.graph, layout, &ranges.tensors, options)?;
+    let fates = fates(model, &plan);
+    let opset = model.opset();
+    qdq::insert(&mut model.graph, &plan, opset)?;
+    forget_types(model);
+    infer::annotate(&mut model.graph)?;
+    Ok((plan, fates))
+}
+
+/// Types of inner values changed (a table's rows are integers now): infer them anew.
+fn forget_types(model: &mut Model) {
+    let graph = &mut model.graph;
+    let inner: Vec<_> = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied()).collect();
+    for v in inner.into_iter().filter(|&v| !graph.is_output(v)).collect::<Vec<_>>() {
+        graph.set_type(v, ValueType::Unknown);
+    }
+}
+
+fn fates(model: &Model, plan: &QuantPlan) -> Vec<NodeFate> {
+    let fate = |(id, node): (_, &narrowbit_ir::Node)| {
+        let reason = plan.layout.reasons.get(&id);
+        NodeFate {
+            node: node.name.clone(),
+            op: node.op.name().into(),
+            integer: plan.layout.kinds.contains_key(&id),
+            reason: reason.map(|r| r.code()),
+            why: reason.map(|r| r.to_string()),
+        }
+    };
+    model.graph.nodes().map(fate).collect()
+}

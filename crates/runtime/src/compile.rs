@@ -1,0 +1,320 @@
+//! From a graph and concrete input shapes to a list of steps over planned memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use narrowbit_ir::infer::{self, Facts};
+use narrowbit_ir::{Def, Fact, Graph, NodeId, ValueId};
+use narrowbit_kernels::Exec;
+use narrowbit_tensor::{DType, Tensor};
+
+use crate::error::RunError;
+use crate::fuse::{self, Fusion};
+use crate::kernel::{BuildCx, Built, Concrete, Kernel};
+use crate::memory::{self, Life};
+use crate::ops;
+use crate::weights::Weights;
+
+/// Where a value's bytes are while the plan runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The caller's input of that position.
+    Input(usize),
+    /// A constant of the plan.
+    Const(usize),
+    /// A slot of the arena.
+    Slot(usize),
+}
+
+/// One step of a plan.
+pub struct Step {
+    /// The node that it computes (the first one of a fusion).
+    pub node: NodeId,
+    /// The kernel.
+    pub kernel: Box<dyn Kernel>,
+    /// The operands, by index of [`Plan::values`].
+    pub ins: Vec<usize>,
+    /// The results, by index of [`Plan::values`].
+    pub outs: Vec<usize>,
+    /// The operand whose memory the first result takes over.
+    pub in_place: Option<usize>,
+}
+
+/// A value of a plan.
+#[derive(Debug, Clone)]
+pub struct PlanValue {
+    /// The value of the graph.
+    pub id: ValueId,
+    /// Its type.
+    pub ty: Concrete,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// A compiled graph for one set of input shapes.
+pub struct Plan {
+    /// The steps in order.
+    pub steps: Vec<Step>,
+    /// Every value that a step touches or that is an output.
+    pub values: Vec<PlanValue>,
+    /// Constants that steps read.
+    pub consts: Vec<Tensor>,
+    /// Bytes of each slot.
+    pub slots: Vec<usize>,
+    /// The outputs, by index of `values`.
+    pub outputs: Vec<usize>,
+}
+
+/// Why a graph could not be compiled for these shapes.
+pub enum CompileError {
+    /// A shape depends on the content of an input: the graph has to run node by node.
+    Dynamic,
+    /// The model or its inputs are wrong.
+    Run(RunError),
+}
+
+impl From<RunError> for CompileError {
+    fn from(e: RunError) -> CompileError {
+        CompileError::Run(e)
+    }
+}
+
+/// Compiles `graph` for inputs of the given types. Values in `keep` are made as such: no fusion
+/// swallows them.
+pub fn compile(
+    graph: &Graph,
+    inputs: &BTreeMap<ValueId, Fact>,
+    keep: &BTreeSet<ValueId>,
+    exec: &Exec,
+    weights: &Weights,
+) -> Result<Plan, CompileError> {
+    let options = infer::Options { max_folded: 1 << 16, strict: true };
+    let facts = infer::infer(graph, inputs, options).map_err(RunError::from)?;
+    if !is_static(graph, &facts) {
+        return Err(CompileError::Dynamic);
+    }
+    let mut compiler = Compiler::new(graph, &facts, keep, exec, weights);
+    compiler.steps()?;
+    Ok(compiler.finish())
+}
+
+fn is_static(graph: &Graph, facts: &Facts) -> bool {
+    let known = |v: &ValueId| concrete(facts.get(*v)).is_some();
+    graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(known))
+}
+
+/// The concrete type of a fact.
+pub fn concrete(fact: &Fact) -> Option<Concrete> {
+    let ty = fact.ty.tensor()?;
+    let (dtype, shape) = (ty.dtype?, ty.concrete_shape()?);
+    (dtype != DType::String).then_some(Concrete { dtype, shape })
+}
+
+struct Compiler<'a> {
+    scope: Scope<'a>,
+    exec: &'a Exec,
+    weights: &'a Weights,
+    fusions: BTreeMap<NodeId, Fusion>,
+    swallowed: BTreeMap<NodeId, NodeId>,
+    steps: Vec<(NodeId, Built)>,
+}
+
+/// What is known of the graph's values.
+struct Scope<'a> {
+    graph: &'a Graph,
+    facts: &'a Facts,
+    /// A value that is another one under a new shape.
+    alias: BTreeMap<ValueId, ValueId>,
+}
+
+impl Scope<'_> {
+    /// The value whose memory a value shares.
+    fn root(&self, mut v: ValueId) -> ValueId {
+        while let Some(&x) = self.alias.get(&v) {
+            v = x;
+        }
+        v
+    }
+
+    fn ty(&self, v: ValueId) -> Concrete {
+        concrete(self.facts.get(v)).unwrap_or(Concrete { dtype: DType::U8, shape: vec![0] })
+    }
+}
+
+impl<'a> Compiler<'a> {
+    fn new(
+        graph: &'a Graph,
+        facts: &'a Facts,
+        keep: &BTreeSet<ValueId>,
+        exec: &'a Exec,
+        weights: &'a Weights,
+    ) -> Compiler<'a> {
+        let fusions = fuse::find(graph, facts, keep);
+        let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
+        let scope = Scope { graph, facts, alias: BTreeMap::new() };
+        Compiler { scope, exec, weights, fusions, swallowed, steps: Vec::new() }
+    }
+
+    fn steps(&mut self) -> Result<(), CompileError> {
+        for &id in self.scope.graph.order() {
+            match self.swallowed.get(&id).copied() {
+                // A fusion runs where its last node stands: only there are all its operands ready.
+                Some(root) if self.fusions[&root].nodes.last() == Some(&id) => {
+                    let built = self.build(root, Some(&self.fusions[&root]))?;
+                    self.steps.push((root, built));
+                }
+                Some(_) => {}
+                None => self.node(id)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<(), CompileError> {
+        let node = self.scope.graph.node(id);
+        let folded = node.outputs.iter().flatten().all(|&v| self.scope.facts.get(v).value.is_some());
+        if folded {
+            return Ok(());
+        }
+        if let (true, Some(x), Some(y)) = (ops::is_alias(node), node.input(0), node.output(0)) {
+            self.scope.alias.insert(y, x);
+            return Ok(());
+        }
+        let built = self.build(id, None)?;
+        self.steps.push((id, built));
+        Ok(())
+    }
+
+    fn build(&self, id: NodeId, fusion: Option<&Fusion>) -> Result<Built, CompileError> {
+        let types = |v: ValueId| concrete(self.scope.facts.get(v));
+        let consts = |v: ValueId| self.scope.facts.get(v).value.clone();
+        let cx = BuildCx {
+            graph: self.scope.graph,
+            id,
+            node: self.scope.graph.node(id),
+            types: &types,
+            consts: &consts,
+            exec: self.exec,
+            weights: self.weights,
+        };
+        ops::build(&cx, fusion).map_err(|error| RunError::Kernel { node: cx.node.name.clone(), error }.into())
+    }
+
+    fn finish(self) -> Plan {
+        let lifetimes = Lifetimes::new(&self.scope, &self.steps);
+        let layout = memory::plan(&lifetimes.lives);
+        let mut table = Table {
+            scope: &self.scope,
+            slot_of: lifetimes.life_of.iter().map(|(&v, &l)| (v, layout.slot_of[l])).collect(),
+            values: Vec::new(),
+            index: BTreeMap::new(),
+            consts: Vec::new(),
+        };
+        let outputs = self.scope.graph.outputs().iter().map(|&v| table.value(v)).collect();
+        let steps = self.steps.into_iter().zip(lifetimes.in_place).map(|((node, built), in_place)| Step {
+            node,
+            ins: built.ins.iter().map(|&v| table.value(v)).collect(),
+            outs: built.outs.iter().map(|&v| table.value(v)).collect(),
+            kernel: built.kernel,
+            in_place,
+        });
+        let steps = steps.collect();
+        Plan { steps, values: table.values, consts: table.consts, slots: layout.slots, outputs }
+    }
+}
+
+/// From when to when each value is needed.
+struct Lifetimes<'a> {
+    scope: &'a Scope<'a>,
+    last_use: BTreeMap<ValueId, usize>,
+    lives: Vec<Life>,
+    life_of: BTreeMap<ValueId, usize>,
+    /// By step: the operand whose memory the first output takes over.
+    in_place: Vec<Option<usize>>,
+}
+
+impl<'a> Lifetimes<'a> {
+    fn new(scope: &'a Scope<'a>, steps: &[(NodeId, Built)]) -> Lifetimes<'a> {
+        let mut last_use = BTreeMap::new();
+        for (i, (_, built)) in steps.iter().enumerate() {
+            last_use.extend(built.ins.iter().chain(&built.outs).map(|&v| (scope.root(v), i)));
+        }
+        last_use.extend(scope.graph.outputs().iter().map(|&v| (scope.root(v), steps.len())));
+        let mut all = Lifetimes { scope, last_use, lives: Vec::new(), life_of: BTreeMap::new(), in_place: Vec::new() };
+        for (i, (_, built)) in steps.iter().enumerate() {
+            all.step(i, built);
+        }
+        all
+    }
+
+    fn step(&mut self, i: usize, built: &Built) {
+        let taken = built.kernel.in_place().filter(|&k| self.may_take(i, built, k));
+        self.in_place.push(taken);
+        for (o, &v) in built.outs.iter().enumerate() {
+            let from = taken.filter(|_| o == 0).map(|k| self.scope.root(built.ins[k]));
+            let life = Life {
+                bytes: self.scope.ty(v).bytes(),
+                from: i,
+                to: self.last_use.get(&v).copied().unwrap_or(i),
+                takes_over: from.and_then(|r| self.life_of.get(&r).copied()),
+            };
+            self.life_of.insert(v, self.lives.len());
+            self.lives.push(life);
+        }
+    }
+
+    /// Whether the first output may take over operand `k`: nothing reads that later, and no other
+    /// operand of this step is the same memory.
+    fn may_take(&self, i: usize, built: &Built, k: usize) -> bool {
+        let (Some(&x), Some(&y)) = (built.ins.get(k), built.outs.first()) else { return false };
+        let root = self.scope.root(x);
+        let once = built.ins.iter().filter(|&&v| self.scope.root(v) == root).count() == 1;
+        let last = self.last_use.get(&root) == Some(&i);
+        once && last && self.life_of.contains_key(&root) && self.scope.ty(x).bytes() == self.scope.ty(y).bytes()
+    }
+}
+
+/// Collects the values of a plan, each once.
+struct Table<'a> {
+    scope: &'a Scope<'a>,
+    slot_of: BTreeMap<ValueId, usize>,
+    values: Vec<PlanValue>,
+    index: BTreeMap<ValueId, usize>,
+    consts: Vec<Tensor>,
+}
+
+impl Table<'_> {
+    fn value(&mut self, id: ValueId) -> usize {
+        if let Some(&i) = self.index.get(&id) {
+            return i;
+        }
+        let (root, graph) = (self.scope.root(id), self.scope.graph);
+        let place = if let Some(t) = &self.scope.facts.get(root).value {
+            self.consts.push(aligned(t));
+            Place::Const(self.consts.len() - 1)
+        } else if graph.value(root).def == Def::Input {
+            Place::Input(graph.inputs().iter().position(|&v| v == root).unwrap_or(0))
+        } else {
+            Place::Slot(self.slot_of.get(&root).copied().unwrap_or(0))
+        };
+        self.values.push(PlanValue { id, ty: self.scope.ty(id), place });
+        self.index.insert(id, self.values.len() - 1);
+        self.values.len() - 1
+    }
+}
+
+/// The tensor itself where its bytes are aligned for every element type, else a copy.
+/// Bytes of a mapped file may stand anywhere.
+pub fn aligned(t: &Tensor) -> Tensor {
+    if t.bytes().as_ptr().align_offset(8) == 0 {
+        return t.clone();
+    }
+    let words: Vec<u64> = t.bytes().chunks(8).map(le_word).collect();
+    let bytes = bytemuck::cast_slice(&words)[..t.bytes().len()].to_vec();
+    Tensor::from_bytes(t.dtype(), t.shape(), bytes).unwrap_or_else(|_| t.clone())
+}
+
+fn le_word(chunk: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..chunk.len()].copy_from_slice(chunk);
+    u64::from_ne_bytes(word)
+}

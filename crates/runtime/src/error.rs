@@ -1,0 +1,73 @@
+use narrowbit_ir::{NodeError, OpError};
+use narrowbit_kernels::KernelError;
+
+/// Why a model could not be compiled or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A node's inputs contradict its operator.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A kernel refused its arguments.
+    #[error("in node \"{node}\": {error}")]
+    Kernel {
+        /// The node's name.
+        node: String,
+        /// What the kernel says.
+        #[source]
+        error: StepError,
+    },
+    /// The number of inputs is wrong.
+    #[error("the model has {expected} inputs ({names}), {actual} were given")]
+    InputCount {
+        /// How many the model has.
+        expected: usize,
+        /// Their names.
+        names: String,
+        /// How many were given.
+        actual: usize,
+    },
+    /// An input has another type or shape than the model says.
+    #[error("input \"{name}\" is {actual}, the model takes {expected}\nhelp: {help}")]
+    Input {
+        /// The input's name.
+        name: String,
+        /// What the model takes.
+        expected: String,
+        /// What was given.
+        actual: String,
+        /// What to do.
+        help: &'static str,
+    },
+    /// The instruction set that the environment asks for is not there.
+    #[error(transparent)]
+    Isa(#[from] narrowbit_kernels::IsaError),
+    /// An observer gave up.
+    #[error("{0}")]
+    Observer(String),
+}
+
+/// Why one step failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// A fast kernel refused its arguments.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The reference evaluation failed.
+    #[error(transparent)]
+    Op(#[from] OpError),
+    /// A tensor could not be read.
+    #[error(transparent)]
+    Tensor(#[from] narrowbit_tensor::TensorError),
+    /// The result has another type or shape than was inferred.
+    #[error("output {index} was inferred as {inferred}, but came out as {actual}")]
+    Inferred {
+        /// Which output.
+        index: usize,
+        /// What inference said.
+        inferred: String,
+        /// What came out.
+        actual: String,
+    },
+}

@@ -1,0 +1,135 @@
+//! Runs compiled plans over an arena, and graphs with data-dependent shapes node by node.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use narrowbit_ir::{Datum, Graph, NodeError, OpError, ValueId, interp};
+use narrowbit_kernels::{Buffer, Exec};
+use narrowbit_tensor::Tensor;
+
+use crate::compile::{Place, Plan, Step};
+use crate::error::{RunError, StepError};
+use crate::kernel::RunCx;
+use crate::session::{Observer, Profile, ProfileRow, tensor_of};
+use crate::view::{View, ViewMut};
+
+/// The memory of one run.
+pub struct Arena {
+    slots: Vec<Buffer>,
+}
+
+/// Measures steps when a profile is asked for.
+pub struct Clock<'a>(Option<&'a mut Profile>);
+
+impl<'a> Clock<'a> {
+    pub fn new(profile: Option<&'a mut Profile>) -> Clock<'a> {
+        Clock(profile)
+    }
+
+    fn time<T>(&mut self, step: &Step, f: impl FnOnce() -> T) -> T {
+        let Some(profile) = &mut self.0 else { return f() };
+        let start = Instant::now();
+        let out = f();
+        let seconds = start.elapsed().as_secs_f64();
+        profile.rows.push(ProfileRow { node: step.node, kernel: step.kernel.name().into(), seconds });
+        out
+    }
+}
+
+impl Arena {
+    pub fn new(plan: &Plan) -> Arena {
+        Arena { slots: plan.slots.iter().map(|&bytes| Buffer::new(bytes.div_ceil(4))).collect() }
+    }
+
+    #[allow(clippy::too_many_arguments)] // One internal caller; a struct would only rename the list.
+    pub fn run(
+        &mut self,
+        plan: &Plan,
+        graph: &Graph,
+        exec: &Exec,
+        inputs: &[Tensor],
+        observe: &BTreeSet<ValueId>,
+        observer: Observer,
+        clock: &mut Clock,
+    ) -> Result<Vec<Tensor>, RunError> {
+        for step in &plan.steps {
+            clock
+                .time(step, || self.step(plan, step, exec, inputs))
+                .map_err(|error| RunError::Kernel { node: graph.node(step.node).name.clone(), error })?;
+            for &i in &step.outs {
+                if observe.contains(&plan.values[i].id) {
+                    observer(plan.values[i].id, self.view(plan, inputs, i)).map_err(RunError::Observer)?;
+                }
+            }
+        }
+        let copy = |&i: &usize| {
+            let error = |e| RunError::Kernel { node: graph.name.clone(), error: StepError::Tensor(e) };
+            self.view(plan, inputs, i).to_tensor().map_err(error)
+        };
+        plan.outputs.iter().map(copy).collect()
+    }
+
+    fn step(&mut self, plan: &Plan, step: &Step, exec: &Exec, inputs: &[Tensor]) -> Result<(), StepError> {
+        // The outputs' slots leave the arena while the operands' are borrowed.
+        let mut taken: Vec<Buffer> = step.outs.iter().map(|&o| self.take(plan, o)).collect();
+        let ins = step.ins.iter().enumerate();
+        let ins = ins.map(|(k, &i)| (step.in_place != Some(k)).then(|| self.view(plan, inputs, i))).collect();
+        let outs = step.outs.iter().zip(&mut taken).map(|(&o, buffer)| {
+            let ty = &plan.values[o].ty;
+            ViewMut { dtype: ty.dtype, shape: &ty.shape, bytes: &mut bytemuck::cast_slice_mut(buffer)[..ty.bytes()] }
+        });
+        let mut cx = RunCx { exec, ins, outs: outs.collect() };
+        let done = step.kernel.run(&mut cx);
+        drop(cx);
+        for (&o, buffer) in step.outs.iter().zip(taken) {
+            if let Place::Slot(s) = plan.values[o].place {
+                self.slots[s] = buffer;
+            }
+        }
+        done
+    }
+
+    fn take(&mut self, plan: &Plan, o: usize) -> Buffer {
+        match plan.values[o].place {
+            Place::Slot(s) => std::mem::replace(&mut self.slots[s], Buffer::new(0)),
+            _ => Buffer::new(plan.values[o].ty.bytes().div_ceil(4)),
+        }
+    }
+
+    fn view<'a>(&'a self, plan: &'a Plan, inputs: &'a [Tensor], i: usize) -> View<'a> {
+        let value = &plan.values[i];
+        let bytes: &[u8] = match value.place {
+            Place::Input(k) => inputs[k].bytes(),
+            Place::Const(c) => plan.consts[c].bytes(),
+            Place::Slot(s) => bytemuck::cast_slice(&self.slots[s]),
+        };
+        View { dtype: value.ty.dtype, shape: &value.ty.shape, bytes: &bytes[..value.ty.bytes()] }
+    }
+}
+
+/// Runs a graph whose shapes depend on data with the reference operators.
+pub fn run_dynamic(
+    graph: &Graph,
+    _exec: &Exec,
+    inputs: &[Tensor],
+    observe: &BTreeSet<ValueId>,
+    observer: Observer,
+) -> Result<Vec<Tensor>, RunError> {
+    let data: Vec<Datum> = inputs.iter().cloned().map(Datum::Tensor).collect();
+    let mut failed = None;
+    let outputs = interp::run_observed(graph, &data, &mut |_, v, d| {
+        if let (true, Some(t), None) = (observe.contains(&v), d.tensor(), &failed) {
+            let t = crate::compile::aligned(t);
+            failed = observer(v, View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes() }).err();
+        }
+    })?;
+    if let Some(e) = failed {
+        return Err(RunError::Observer(e));
+    }
+    let wrong = || NodeError {
+        node: graph.name.clone(),
+        op: "graph".into(),
+        error: OpError::Value("an output is no tensor".into()),
+    };
+    outputs.into_iter().map(|d| tensor_of(d).ok_or_else(|| wrong().into())).collect()
+}

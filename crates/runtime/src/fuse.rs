@@ -1,0 +1,317 @@
+//! Which nodes run as one kernel: a product with what follows it, and attention.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use narrowbit_ir::infer::Facts;
+use narrowbit_ir::{Graph, Node, NodeId, ValueId};
+use narrowbit_kernels::Activation;
+use narrowbit_tensor::{DType, Tensor};
+
+/// Nodes that run as one kernel.
+#[derive(Debug, Clone, Default)]
+pub struct Fusion {
+    /// The nodes in order; the first is the product.
+    pub nodes: Vec<NodeId>,
+    /// A constant vector along the output's last axis, added to a product.
+    pub bias: Option<ValueId>,
+    /// A value of the output's shape, added before the activation.
+    pub residual: Option<ValueId>,
+    /// Applied last.
+    pub activation: Activation,
+    /// What the fusion makes.
+    pub output: Option<ValueId>,
+    /// The parts of an attention.
+    pub attention: Option<Attention>,
+}
+
+/// `softmax(q · kᵀ · scale + mask) · v`.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    /// Queries, `[…, queries, depth]`.
+    pub q: Operand,
+    /// Transposed keys, `[…, depth, keys]`.
+    pub kt: Operand,
+    /// Values, `[…, keys, value depth]`.
+    pub v: Operand,
+    /// The factor of the scores.
+    pub scale: f32,
+    /// Added to the scores.
+    pub mask: Option<ValueId>,
+    /// The axes of a Transpose that follows.
+    pub out_perm: Option<Vec<usize>>,
+}
+
+/// A value read through a Transpose.
+#[derive(Debug, Clone)]
+pub struct Operand {
+    /// The value in memory.
+    pub value: ValueId,
+    /// The axes of the Transpose, if there is one.
+    pub perm: Option<Vec<usize>>,
+}
+
+/// Finds the fusions of a graph, by their first node. Values in `keep` are not swallowed.
+pub fn find(graph: &Graph, facts: &Facts, keep: &BTreeSet<ValueId>) -> BTreeMap<NodeId, Fusion> {
+    let mut finder = Finder { graph, facts, keep, taken: BTreeSet::new(), found: BTreeMap::new() };
+    for (id, node) in graph.nodes() {
+        if node.op.name() == "Softmax" {
+            finder.attention(id, node);
+        }
+    }
+    for (id, node) in graph.nodes() {
+        if matches!(node.op.name(), "Conv" | "ConvTranspose" | "MatMul" | "Gemm") && !finder.taken.contains(&id) {
+            finder.product(id, node);
+        }
+    }
+    finder.found
+}
+
+struct Finder<'a> {
+    graph: &'a Graph,
+    facts: &'a Facts,
+    keep: &'a BTreeSet<ValueId>,
+    taken: BTreeSet<NodeId>,
+    found: BTreeMap<NodeId, Fusion>,
+}
+
+impl<'a> Finder<'a> {
+    /// The node that alone reads a value which nobody asked to see.
+    fn next(&self, v: ValueId) -> Option<(NodeId, &'a Node, usize)> {
+        let u = self.graph.only_use(v)?;
+        let free = !self.keep.contains(&v) && !self.taken.contains(&u.node);
+        free.then(|| (u.node, self.graph.node(u.node), u.input))
+    }
+
+    /// The node that makes a value which it alone serves.
+    fn previous(&self, v: ValueId) -> Option<(NodeId, &'a Node)> {
+        let (id, _) = self.graph.producer(v)?;
+        self.graph.only_use(v)?;
+        let free = !self.keep.contains(&v) && !self.taken.contains(&id);
+        free.then(|| (id, self.graph.node(id)))
+    }
+
+    fn product(&mut self, root: NodeId, node: &Node) {
+        let Some(mut out) = node.output(0) else { return };
+        if self.facts.dtype(out) != Some(DType::F32) {
+            return;
+        }
+        let mut f = Fusion { nodes: vec![root], ..Fusion::default() };
+        if node.op.name() == "MatMul"
+            && let Some((id, bias, y)) = self.bias(out)
+        {
+            f.nodes.push(id);
+            f.bias = Some(bias);
+            out = y;
+        }
+        if node.op.name() != "ConvTranspose"
+            && self.facts.shape(out).is_some_and(|s| s.len() <= 4)
+            && let Some((id, residual, y)) = self.residual(out)
+        {
+            f.nodes.push(id);
+            f.residual = Some(residual);
+            out = y;
+        }
+        if let Some((ids, activation, y)) = self.activation(out) {
+            f.nodes.extend(ids);
+            f.activation = activation;
+            out = y;
+        }
+        if f.nodes.len() == 1 {
+            return;
+        }
+        f.output = Some(out);
+        self.take(root, f);
+    }
+
+    fn take(&mut self, root: NodeId, mut f: Fusion) {
+        let place: BTreeMap<NodeId, usize> = self.graph.order().iter().enumerate().map(|(i, &n)| (n, i)).collect();
+        f.nodes[1..].sort_by_key(|n| place[n]);
+        self.taken.extend(f.nodes.iter().copied());
+        self.found.insert(root, f);
+    }
+
+    /// An Add of a constant vector along the last axis.
+    fn bias(&self, out: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
+        let (id, node, at) = self.next(out)?;
+        let bias = node.input(1 - at.min(1)).filter(|_| node.op.name() == "Add")?;
+        let t = self.facts.get(bias).value.as_ref()?;
+        let last = self.facts.shape(out)?.last()?.as_usize()?;
+        let row = t.dtype() == DType::F32 && t.len() == last && t.shape().last() == Some(&last);
+        let rank_ok = t.rank() <= self.facts.shape(out)?.len();
+        (row && rank_ok).then_some((id, bias, node.output(0)?))
+    }
+
+    /// An Add of a value of the same shape.
+    fn residual(&self, out: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
+        let (id, node, at) = self.next(out)?;
+        let other = node.input(1 - at.min(1)).filter(|&o| node.op.name() == "Add" && o != out)?;
+        let same = self.facts.get(other).ty == self.facts.get(out).ty && self.facts.get(other).value.is_none();
+        same.then_some((id, other, node.output(0)?))
+    }
+
+    fn activation(&self, out: ValueId) -> Option<(Vec<NodeId>, Activation, ValueId)> {
+        if let Some(silu) = self.silu(out) {
+            return Some(silu);
+        }
+        let (id, node, at) = self.next(out)?;
+        let known = |v: ValueId| self.facts.get(v).value.clone();
+        let act = activation(node, &known).filter(|_| at == 0)?;
+        Some((vec![id], act, node.output(0)?))
+    }
+
+    /// `x · sigmoid(x)` in two nodes.
+    fn silu(&self, out: ValueId) -> Option<(Vec<NodeId>, Activation, ValueId)> {
+        let [a, b] = self.graph.uses(out) else { return None };
+        if self.keep.contains(&out) || self.graph.is_output(out) {
+            return None;
+        }
+        let named = |n: NodeId, name: &str| self.graph.node(n).op.name() == name && !self.taken.contains(&n);
+        let (s, m) = if named(a.node, "Sigmoid") { (a.node, b.node) } else { (b.node, a.node) };
+        let gate = self.graph.node(s).output(0)?;
+        let fits = named(s, "Sigmoid") && named(m, "Mul") && self.graph.only_use(gate)?.node == m;
+        let ok = fits && !self.keep.contains(&gate);
+        ok.then_some((vec![s, m], Activation::Silu { alpha: 1.0 }, self.graph.node(m).output(0)?))
+    }
+
+    /// MatMul → [scale] → [mask] → Softmax → MatMul.
+    fn attention(&mut self, softmax: NodeId, node: &Node) {
+        if let Some((root, f)) = self.match_attention(softmax, node) {
+            self.take(root, f);
+        }
+    }
+
+    fn match_attention(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
+        let (scores, probs) = (node.input(0)?, node.output(0)?);
+        let shape = self.facts.shape(scores)?;
+        let axis = node.op.attrs().int_or("axis", -1).ok()?;
+        if axis != -1 && axis != shape.len() as i64 - 1 || !(3..=4).contains(&shape.len()) {
+            return None;
+        }
+        let (second, last, _) = self.next(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
+        let mut nodes = vec![softmax];
+        let (mut scale, mut mask) = (1.0f32, None);
+        let (mut id, mut maker) = self.previous(scores)?;
+        if maker.op.name() == "Add" {
+            let (x, m) = self.product_side(maker)?;
+            nodes.push(id);
+            mask = Some(m);
+            (id, maker) = self.previous(x)?;
+        }
+        if matches!(maker.op.name(), "Mul" | "Div") {
+            let factor = self.scalar(maker.input(1)?)?;
+            scale = if maker.op.name() == "Mul" { factor } else { 1.0 / factor };
+            nodes.push(id);
+            (id, maker) = self.previous(maker.input(0)?)?;
+        }
+        if maker.op.name() != "MatMul" {
+            return None;
+        }
+        nodes.push(second);
+        nodes.insert(0, id);
+        let rank = shape.len();
+        let fits = |v: ValueId| {
+            self.facts.dtype(v) == Some(DType::F32) && self.facts.shape(v).is_some_and(|s| s.len() == rank)
+        };
+        let (q, kt, v) = (maker.input(0)?, maker.input(1)?, last.input(1)?);
+        if ![q, kt, v].into_iter().all(fits) {
+            return None;
+        }
+        let mut operand = |v, scale: Option<&mut f32>| self.operand(v, scale, &mut nodes);
+        let (q, kt) = (operand(q, Some(&mut scale)), operand(kt, Some(&mut scale)));
+        let v = operand(v, None);
+        let mut out = last.output(0)?;
+        let mut out_perm = None;
+        if let Some((t, node, _)) = self.next(out).filter(|n| n.1.op.name() == "Transpose")
+            && let (Some(perm), Some(y)) = (perm(node, rank), node.output(0))
+        {
+            nodes.push(t);
+            (out, out_perm) = (y, Some(perm));
+        }
+        let attention = Attention { q, kt, v, scale, mask, out_perm };
+        Some((id, Fusion { nodes, output: Some(out), attention: Some(attention), ..Fusion::default() }))
+    }
+
+    /// Looks through a Transpose and, for factors of the scores, through a product with a scalar.
+    fn operand(&self, mut v: ValueId, mut scale: Option<&mut f32>, nodes: &mut Vec<NodeId>) -> Operand {
+        let rank = self.facts.shape(v).map_or(0, <[_]>::len);
+        let mut found = None;
+        while let Some((id, node)) = self.previous(v) {
+            let Some(x) = node.input(0) else { break };
+            let factor = node.input(1).and_then(|f| self.scalar(f));
+            match (node.op.name(), &mut scale, factor) {
+                ("Transpose", _, _) if found.is_none() => match perm(node, rank) {
+                    Some(p) => found = Some(p),
+                    None => break,
+                },
+                ("Mul", Some(s), Some(f)) => **s *= f,
+                ("Div", Some(s), Some(f)) => **s /= f,
+                _ => break,
+            }
+            nodes.push(id);
+            v = x;
+        }
+        Operand { value: v, perm: found }
+    }
+
+    /// Which operand of the mask's Add is the scores, and which the mask.
+    fn product_side(&self, add: &Node) -> Option<(ValueId, ValueId)> {
+        let (a, b) = (add.input(0)?, add.input(1)?);
+        let is_scores = |v: ValueId| {
+            self.graph
+                .producer(v)
+                .is_some_and(|(n, _)| matches!(self.graph.node(n).op.name(), "MatMul" | "Mul" | "Div"))
+                && self.facts.get(v).ty == self.facts.get(add.outputs[0].unwrap_or(v)).ty
+        };
+        let out = add.output(0)?;
+        let full = |v: ValueId| self.facts.shape(v) == self.facts.shape(out);
+        if is_scores(a) && full(a) { Some((a, b)) } else { (is_scores(b) && full(b)).then_some((b, a)) }
+    }
+
+    fn scalar(&self, v: ValueId) -> Option<f32> {
+        let t = self.facts.get(v).value.as_ref().filter(|t| t.len() == 1)?;
+        t.to_f32s().ok()?.first().copied()
+    }
+}
+
+/// The axes of a Transpose of the given rank.
+fn perm(node: &Node, rank: usize) -> Option<Vec<usize>> {
+    let axes = match node.op.attrs().ints("perm").ok()? {
+        Some(p) => p,
+        None => (0..rank as i64).rev().collect(),
+    };
+    let axes: Option<Vec<usize>> = axes.into_iter().map(|a| usize::try_from(a).ok().filter(|&a| a < rank)).collect();
+    axes.filter(|a| a.len() == rank)
+}
+
+/// The activation that a node computes, where it is one that kernels fuse.
+pub fn activation(node: &Node, constant: &dyn Fn(ValueId) -> Option<Tensor>) -> Option<Activation> {
+    let mut attrs = node.op.attrs();
+    let bound = |i: usize, default: f32| match node.input(i) {
+        None => Some(default),
+        Some(v) => constant(v)?.to_f32s().ok()?.first().copied(),
+    };
+    Some(match node.op.name() {
+        "Relu" => Activation::Relu,
+        "Clip" => {
+            let lo = attrs.float("min").ok()?.or(bound(1, f32::NEG_INFINITY))?;
+            let hi = attrs.float("max").ok()?.or(bound(2, f32::INFINITY))?;
+            Activation::Clip { lo, hi }
+        }
+        "LeakyRelu" => Activation::LeakyRelu { alpha: attrs.float_or("alpha", 0.01).ok()? },
+        "Sigmoid" => Activation::Sigmoid,
+        "Tanh" => Activation::Tanh,
+        "HardSwish" => Activation::HardSwish,
+        "HardSigmoid" => Activation::HardSigmoid {
+            alpha: attrs.float_or("alpha", 0.2).ok()?,
+            beta: attrs.float_or("beta", 0.5).ok()?,
+        },
+        "Swish" => Activation::Silu { alpha: attrs.float_or("alpha", 1.0).ok()? },
+        "QuickGelu" => Activation::Silu { alpha: attrs.float_or("alpha", 1.702).ok()? },
+        "FastGelu" if node.input(1).is_none() => Activation::GeluTanh,
+        "Gelu" => match attrs.string("approximate").ok()?.as_deref() {
+            Some("tanh") => Activation::GeluTanh,
+            _ => Activation::GeluErf,
+        },
+        _ => return None,
+    })
+}

@@ -1,0 +1,197 @@
+use narrowbit_ir::{Graph, Node, NodeId, ValueId};
+use narrowbit_kernels::Exec;
+use narrowbit_tensor::{DType, Tensor};
+
+use crate::error::StepError;
+use crate::view::{View, ViewMut};
+use crate::weights::Weights;
+
+/// One step of a compiled plan, with everything decided but the data.
+pub trait Kernel: Send + Sync {
+    /// What runs, for profiles.
+    fn name(&self) -> &str;
+
+    /// Computes the outputs.
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError>;
+
+    /// The operand whose memory the first output may take over. When it does, that operand is absent
+    /// in [`RunCx`] and the output holds its data.
+    fn in_place(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// What a kernel sees when it runs.
+pub struct RunCx<'a> {
+    /// Threads and instruction set.
+    pub exec: &'a Exec,
+    /// The operands that the builder asked for, in its order; `None` for one made in place.
+    pub ins: Vec<Option<View<'a>>>,
+    /// The outputs.
+    pub outs: Vec<ViewMut<'a>>,
+}
+
+impl<'a> RunCx<'a> {
+    /// An operand as floats.
+    pub fn f32s(&self, i: usize) -> Result<&'a [f32], StepError> {
+        Ok(self.view(i)?.slice()?)
+    }
+
+    /// An operand.
+    pub fn view(&self, i: usize) -> Result<View<'a>, StepError> {
+        let missing = narrowbit_ir::OpError::MissingInput(i);
+        self.ins.get(i).copied().flatten().ok_or_else(|| missing.into())
+    }
+
+    /// Whether the operand is absent because the output holds it.
+    pub fn is_in_place(&self, i: usize) -> bool {
+        self.ins.get(i).is_some_and(Option::is_none)
+    }
+
+    /// The first output as floats.
+    pub fn out_f32s(&mut self) -> Result<&mut [f32], StepError> {
+        let missing = narrowbit_ir::OpError::MissingInput(0);
+        Ok(self.outs.first_mut().ok_or(missing)?.slice()?)
+    }
+}
+
+/// The type of a value in a plan: everything is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Concrete {
+    /// The element type.
+    pub dtype: DType,
+    /// The extents, in elements.
+    pub shape: Vec<usize>,
+}
+
+impl Concrete {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The number of bytes.
+    pub fn bytes(&self) -> usize {
+        self.dtype.byte_len(self.len()).unwrap_or(0)
+    }
+}
+
+/// What a builder sees of the node that it compiles, and what follows it.
+pub struct BuildCx<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// The node.
+    pub id: NodeId,
+    /// The node.
+    pub node: &'a Node,
+    /// The concrete type of each value, where there is one.
+    pub types: &'a dyn Fn(ValueId) -> Option<Concrete>,
+    /// The content of values that do not depend on the model's inputs.
+    pub consts: &'a dyn Fn(ValueId) -> Option<Tensor>,
+    /// Threads and instruction set.
+    pub exec: &'a Exec,
+    /// Packed operands of the session.
+    pub weights: &'a Weights,
+}
+
+impl BuildCx<'_> {
+    /// The concrete type of an input.
+    pub fn ty(&self, i: usize) -> Option<Concrete> {
+        (self.types)(self.node.input(i)?)
+    }
+
+    /// The concrete shape of an input of floats; `None` for other types.
+    pub fn f32_shape(&self, i: usize) -> Option<Vec<usize>> {
+        self.ty(i).filter(|t| t.dtype == DType::F32).map(|t| t.shape)
+    }
+
+    /// The content of a constant input.
+    pub fn constant(&self, i: usize) -> Option<Tensor> {
+        (self.consts)(self.node.input(i)?)
+    }
+
+    /// The content of a constant input as integers.
+    pub fn ints(&self, i: usize) -> Option<Vec<i64>> {
+        self.constant(i)?.to_i64s().ok()
+    }
+
+    /// The content of a constant input as floats.
+    pub fn floats(&self, i: usize) -> Option<Vec<f32>> {
+        self.constant(i)?.to_f32s().ok().map(|v| v.into_owned())
+    }
+
+    /// The concrete type of an output.
+    pub fn out(&self, i: usize) -> Option<Concrete> {
+        (self.types)(self.node.output(i)?)
+    }
+
+    /// The concrete shape of an output of floats; `None` for other types.
+    pub fn f32_out(&self) -> Option<Vec<usize>> {
+        self.out(0).filter(|t| t.dtype == DType::F32).map(|t| t.shape)
+    }
+
+    /// An integer attribute, with its default.
+    pub fn int(&self, name: &str, default: i64) -> i64 {
+        self.node.op.attrs().int_or(name, default).unwrap_or(default)
+    }
+
+    /// A float attribute, with its default.
+    pub fn float(&self, name: &str, default: f32) -> f32 {
+        self.node.op.attrs().float_or(name, default).unwrap_or(default)
+    }
+
+    /// A list attribute.
+    pub fn list(&self, name: &str) -> Option<Vec<i64>> {
+        self.node.op.attrs().ints(name).ok().flatten()
+    }
+}
+
+/// A kernel and the values that it reads and makes, in its order.
+pub struct Built {
+    /// What runs.
+    pub kernel: Box<dyn Kernel>,
+    /// What it reads while it runs; constants that are packed inside are not among them.
+    pub ins: Vec<ValueId>,
+    /// What it makes.
+    pub outs: Vec<ValueId>,
+}
+
+/// A kernel from a function, for operators whose kernel is one call.
+pub struct Simple<F> {
+    /// What runs.
+    pub name: &'static str,
+    /// The operand whose memory the output may take over.
+    pub in_place: Option<usize>,
+    /// The call.
+    pub run: F,
+}
+
+impl<F: Fn(&mut RunCx) -> Result<(), StepError> + Send + Sync> Kernel for Simple<F> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        (self.run)(cx)
+    }
+
+    fn in_place(&self) -> Option<usize> {
+        self.in_place
+    }
+}
+
+/// A boxed [`Simple`] that makes its output anew.
+pub fn simple(
+    name: &'static str,
+    run: impl Fn(&mut RunCx) -> Result<(), StepError> + Send + Sync + 'static,
+) -> Box<dyn Kernel> {
+    Box::new(Simple { name, in_place: None, run })
+}
+
+/// A boxed [`Simple`] that may take over the memory of operand 0.
+pub fn in_place(
+    name: &'static str,
+    run: impl Fn(&mut RunCx) -> Result<(), StepError> + Send + Sync + 'static,
+) -> Box<dyn Kernel> {
+    Box::new(Simple { name, in_place: Some(0), run })
+}

@@ -1,0 +1,172 @@
+//! Conv and ConvTranspose of floats: 1-D and 2-D; others run on the reference.
+
+use std::sync::Arc;
+
+use narrowbit_kernels::conv::{
+    Conv2dParams, ConvEpilogue, ConvTranspose2dParams, ConvTransposeWeights, ConvWeights, conv_transpose2d_prepack,
+    conv_transpose2d_run, conv2d_prepack, conv2d_run,
+};
+
+use super::Maybe;
+use crate::error::StepError;
+use crate::fuse::Fusion;
+use crate::kernel::{BuildCx, Built, Kernel, RunCx};
+
+/// A window over up to two dimensions, completed with a first one of extent 1.
+pub(super) struct Window {
+    pub kernel: [usize; 2],
+    pub strides: [usize; 2],
+    pub dilations: [usize; 2],
+    /// Top, left, bottom, right.
+    pub pads: [usize; 4],
+}
+
+/// The kernel of a convolution with its epilogue.
+pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
+    let (Some(x), Some(w), Some(out)) = (cx.f32_shape(0), cx.constant(1), f.output) else { return Ok(None) };
+    let Some(y) = cx.out(0).map(|t| t.shape) else { return Ok(None) };
+    let ranks_fit = (3..=4).contains(&x.len()) && w.rank() == x.len() && y.len() == x.len();
+    if !ranks_fit || w.dtype() != narrowbit_tensor::DType::F32 || cx.node.input(2).is_some() && cx.floats(2).is_none() {
+        return Ok(None);
+    }
+    let transposed = cx.node.op.name() == "ConvTranspose";
+    let Some(window) = window(cx, &x, w.shape(), &y, transposed) else { return Ok(None) };
+    let bias = cx.floats(2);
+    let residual = f.residual.is_some();
+    let mut ins = vec![cx.node.inputs[0].unwrap_or(out)];
+    ins.extend(f.residual);
+    let kernel: Box<dyn Kernel> = if transposed {
+        let p = transposed_params(cx, &window, &x, w.shape(), &y);
+        let weights = cx.weights.get(cx.id, "conv-transpose", || {
+            conv_transpose2d_prepack(cx.exec, &p, &w.to_f32s()?).map_err(StepError::from)
+        })?;
+        Box::new(Transposed { p, weights, bias, activation: f.activation })
+    } else {
+        let p = params(cx, &window, &x, w.shape());
+        let [oh, ow] = p.output()?;
+        if [oh, ow] != plane(&y) {
+            return Ok(None);
+        }
+        let weights =
+            cx.weights.get(cx.id, "conv", || conv2d_prepack(cx.exec, &p, &w.to_f32s()?).map_err(StepError::from))?;
+        Box::new(Conv { p, weights, bias, residual, activation: f.activation })
+    };
+    Ok(Some(Built { kernel, ins, outs: vec![out] }))
+}
+
+pub(super) fn plane(shape: &[usize]) -> [usize; 2] {
+    match shape {
+        [_, _, w] => [1, *w],
+        [_, _, h, w] => [*h, *w],
+        _ => [0, 0],
+    }
+}
+
+pub(super) fn window(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transposed: bool) -> Option<Window> {
+    let (input, output, kernel) = (plane(x), plane(y), plane(w));
+    let n = x.len() - 2;
+    let pair = |v: Option<Vec<i64>>| -> Option<[usize; 2]> {
+        let v = v.unwrap_or_else(|| vec![1; n]);
+        let at = |i: usize| usize::try_from(*v.get(i)?).ok();
+        if n == 1 { Some([1, at(0)?]) } else { Some([at(0)?, at(1)?]) }
+    };
+    let (strides, dilations) = (pair(cx.list("strides"))?, pair(cx.list("dilations"))?);
+    let auto = cx.node.op.attrs().string("auto_pad").ok()?.unwrap_or_default();
+    let pads = match auto.as_str() {
+        "" | "NOTSET" => {
+            let v = cx.list("pads").unwrap_or_else(|| vec![0; 2 * n]);
+            let at = |i: usize| usize::try_from(*v.get(i)?).ok();
+            if n == 1 { [0, at(0)?, 0, at(1)?] } else { [at(0)?, at(1)?, at(2)?, at(3)?] }
+        }
+        "VALID" => [0; 4],
+        // With the output known, the padding is what the last window lacks.
+        same if !transposed => {
+            let total = |i: usize| {
+                let reach = (output[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1;
+                reach.saturating_sub(input[i])
+            };
+            let begin = |i: usize| if same == "SAME_LOWER" { total(i).div_ceil(2) } else { total(i) / 2 };
+            [begin(0), begin(1), total(0) - begin(0), total(1) - begin(1)]
+        }
+        _ => return None,
+    };
+    Some(Window { kernel, strides, dilations, pads })
+}
+
+fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) -> Conv2dParams {
+    let [h, wd] = plane(x);
+    Conv2dParams {
+        n: x[0],
+        c: x[1],
+        h,
+        w: wd,
+        oc: w[0],
+        kh: window.kernel[0],
+        kw: window.kernel[1],
+        strides: window.strides,
+        pads: window.pads,
+        dilations: window.dilations,
+        groups: cx.int("group", 1).max(1) as usize,
+    }
+}
+
+fn transposed_params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize], y: &[usize]) -> ConvTranspose2dParams {
+    let [h, wd] = plane(x);
+    let groups = cx.int("group", 1).max(1) as usize;
+    ConvTranspose2dParams {
+        n: x[0],
+        c: x[1],
+        h,
+        w: wd,
+        oc: w[1].saturating_mul(groups),
+        kh: window.kernel[0],
+        kw: window.kernel[1],
+        strides: window.strides,
+        pads: [window.pads[0], window.pads[1]],
+        dilations: window.dilations,
+        groups,
+        out: plane(y),
+    }
+}
+
+struct Conv {
+    p: Conv2dParams,
+    weights: Arc<ConvWeights>,
+    bias: Option<Vec<f32>>,
+    residual: bool,
+    activation: narrowbit_kernels::Activation,
+}
+
+impl Kernel for Conv {
+    fn name(&self) -> &str {
+        self.weights.kernel_name()
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let residual = if self.residual { Some(cx.f32s(1)?) } else { None };
+        let epilogue =
+            ConvEpilogue { bias: self.bias.as_deref(), residual, activation: self.activation, accumulate: false };
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        Ok(conv2d_run(exec, &self.p, x, &self.weights, &epilogue, cx.out_f32s()?)?)
+    }
+}
+
+struct Transposed {
+    p: ConvTranspose2dParams,
+    weights: Arc<ConvTransposeWeights>,
+    bias: Option<Vec<f32>>,
+    activation: narrowbit_kernels::Activation,
+}
+
+impl Kernel for Transposed {
+    fn name(&self) -> &str {
+        "conv_transpose_f32_gemm"
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let epilogue =
+            ConvEpilogue { bias: self.bias.as_deref(), activation: self.activation, ..ConvEpilogue::default() };
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        Ok(conv_transpose2d_run(exec, &self.p, x, &self.weights, &epilogue, cx.out_f32s()?)?)
+    }
+}

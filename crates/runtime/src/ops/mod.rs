@@ -1,0 +1,74 @@
+//! Operator → kernel: one builder per family, chosen once per plan. What has no fast kernel for its
+//! types runs on the reference implementation, under the name `reference`.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod matmul;
+mod movement;
+mod norm;
+mod pool;
+mod quantize;
+mod reduce;
+mod reference;
+
+use narrowbit_ir::Node;
+
+use crate::error::StepError;
+use crate::fuse::Fusion;
+use crate::kernel::{BuildCx, Built};
+
+/// What a builder gives: nothing where it has no kernel for these types.
+type Maybe = Result<Option<Built>, StepError>;
+
+/// Whether the first output is the first input under another shape.
+pub fn is_alias(node: &Node) -> bool {
+    match node.op.name() {
+        "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" => true,
+        "Dropout" => node.output(1).is_none() && node.input(2).is_none(),
+        _ => false,
+    }
+}
+
+/// The kernel of a node, with what is fused to it.
+pub fn build(cx: &BuildCx, fusion: Option<&Fusion>) -> Result<Built, StepError> {
+    if let Some(f) = fusion {
+        return match fused(cx, f)? {
+            Some(built) => Ok(built),
+            None => Ok(reference::fused(cx, f)),
+        };
+    }
+    match fast(cx)? {
+        Some(built) => Ok(built),
+        None => Ok(reference::build(cx)),
+    }
+}
+
+fn fused(cx: &BuildCx, f: &Fusion) -> Maybe {
+    match cx.node.op.name() {
+        _ if f.attention.is_some() => attention::build(cx, f),
+        "Conv" | "ConvTranspose" => conv::build(cx, f),
+        "MatMul" | "Gemm" => matmul::build(cx, f),
+        _ => Ok(None),
+    }
+}
+
+fn fast(cx: &BuildCx) -> Maybe {
+    let alone = Fusion { output: cx.node.output(0), ..Fusion::default() };
+    match cx.node.op.name() {
+        "Conv" | "ConvTranspose" => conv::build(cx, &alone),
+        "MatMul" | "Gemm" => matmul::build(cx, &alone),
+        "LayerNormalization"
+        | "RMSNormalization"
+        | "InstanceNormalization"
+        | "GroupNormalization"
+        | "BatchNormalization"
+        | "Softmax"
+        | "LogSoftmax" => norm::build(cx),
+        "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
+        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
+        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
+        "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
+        _ => elementwise::build(cx),
+    }
+}

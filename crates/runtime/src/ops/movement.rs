@@ -1,0 +1,193 @@
+//! Operators that move whole elements, of any type of 1, 2, 4 or 8 bytes.
+
+use narrowbit_kernels::Exec;
+use narrowbit_kernels::movement::{copy_strided, permute};
+use narrowbit_tensor::{DType, shape};
+
+use super::Maybe;
+use crate::error::StepError;
+use crate::kernel::{BuildCx, Built, Concrete, RunCx, simple};
+
+/// The kernel of an operator that moves elements.
+pub fn build(cx: &BuildCx) -> Maybe {
+    let whole = cx.out(0).is_some_and(|t| matches!(t.dtype.bits(), 8 | 16 | 32 | 64));
+    if !whole {
+        return Ok(None);
+    }
+    Ok(match cx.node.op.name() {
+        "Transpose" => transpose(cx),
+        "Concat" => concat(cx),
+        "Slice" => slice(cx),
+        "Split" => split(cx),
+        "Gather" => gather(cx),
+        "Expand" => expand(cx),
+        _ => None,
+    })
+}
+
+/// Calls a generic function with the unsigned type as wide as the elements.
+macro_rules! by_width {
+    ($dtype:expr, $f:ident ( $($arg:expr),* )) => {
+        match $dtype.bits() {
+            8 => $f::<u8>($($arg),*),
+            16 => $f::<u16>($($arg),*),
+            32 => $f::<u32>($($arg),*),
+            _ => $f::<u64>($($arg),*),
+        }
+    };
+}
+
+trait Word: narrowbit_kernels::movement::Element + bytemuck::Pod {}
+impl<T: narrowbit_kernels::movement::Element + bytemuck::Pod> Word for T {}
+
+fn transpose(cx: &BuildCx) -> Option<Built> {
+    let (x, y, from) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?);
+    let rank = from.shape.len();
+    let axes: Vec<usize> = match cx.list("perm") {
+        None => (0..rank).rev().collect(),
+        Some(p) => p.into_iter().map(usize::try_from).collect::<Result<_, _>>().ok()?,
+    };
+    fn run<T: Word>(exec: &Exec, x: &[u8], dims: &[usize], axes: &[usize], y: &mut [u8]) -> Result<(), StepError> {
+        Ok(permute::<T>(exec, bytemuck::cast_slice(x), dims, axes, bytemuck::cast_slice_mut(y))?)
+    }
+    let kernel = simple("transpose", move |cx| {
+        let (exec, x) = (cx.exec, cx.view(0)?.bytes);
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        by_width!(from.dtype, run(exec, x, &from.shape, &axes, y.bytes))
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+/// Bytes of all that lies within one index of `axis`.
+fn row_bytes(t: &Concrete, axis: usize) -> usize {
+    t.shape[axis + 1..].iter().product::<usize>() * t.dtype.bits() / 8
+}
+
+fn concat(cx: &BuildCx) -> Option<Built> {
+    let (y, out) = (cx.node.output(0)?, cx.out(0)?);
+    let axis = shape::axis(cx.int("axis", 1), out.shape.len())?;
+    let ins: Option<Vec<_>> = cx.node.inputs.iter().copied().collect();
+    let row = row_bytes(&out, axis);
+    let widths: Option<Vec<usize>> = (0..cx.node.inputs.len())
+        .map(|i| cx.ty(i).filter(|t| t.shape.len() == out.shape.len()).map(|t| t.shape[axis] * row))
+        .collect();
+    let widths = widths?;
+    let kernel = simple("concat", move |cx| {
+        let parts: Vec<&[u8]> = (0..widths.len()).map(|i| Ok(cx.view(i)?.bytes)).collect::<Result<_, StepError>>()?;
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        let total: usize = widths.iter().sum();
+        for (outer, line) in y.bytes.chunks_exact_mut(total.max(1)).enumerate() {
+            let mut at = 0;
+            for (part, &w) in parts.iter().zip(&widths) {
+                line[at..at + w].copy_from_slice(&part[outer * w..(outer + 1) * w]);
+                at += w;
+            }
+        }
+        Ok(())
+    });
+    Some(Built { kernel, ins: ins?, outs: vec![y] })
+}
+
+fn split(cx: &BuildCx) -> Option<Built> {
+    let (x, from) = (cx.node.input(0)?, cx.ty(0)?);
+    let axis = shape::axis(cx.int("axis", 0), from.shape.len())?;
+    let outs: Option<Vec<_>> = cx.node.outputs.iter().copied().collect();
+    let row = row_bytes(&from, axis);
+    let widths: Option<Vec<usize>> =
+        (0..cx.node.outputs.len()).map(|i| cx.out(i).map(|t| t.shape[axis] * row)).collect();
+    let widths = widths?;
+    let kernel = simple("split", move |cx| {
+        let x = cx.view(0)?.bytes;
+        let total: usize = widths.iter().sum();
+        for (outer, line) in x.chunks_exact(total.max(1)).enumerate() {
+            let mut at = 0;
+            for (y, &w) in cx.outs.iter_mut().zip(&widths) {
+                y.bytes[outer * w..(outer + 1) * w].copy_from_slice(&line[at..at + w]);
+                at += w;
+            }
+        }
+        Ok(())
+    });
+    Some(Built { kernel, ins: vec![x], outs: outs? })
+}
+
+/// A copy from a strided view that starts at an element.
+fn strided(
+    name: &'static str,
+    dtype: DType,
+    start: usize,
+    dims: Vec<(usize, usize)>,
+) -> Box<dyn crate::kernel::Kernel> {
+    fn run<T: Word>(cx: &mut RunCx, start: usize, dims: &[(usize, usize)]) -> Result<(), StepError> {
+        let (exec, x) = (cx.exec, cx.view(0)?.bytes);
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        let x: &[T] = bytemuck::cast_slice(x);
+        Ok(copy_strided::<T>(exec, x.get(start..).unwrap_or_default(), dims, bytemuck::cast_slice_mut(y.bytes))?)
+    }
+    simple(name, move |cx| by_width!(dtype, run(cx, start, &dims)))
+}
+
+fn slice(cx: &BuildCx) -> Option<Built> {
+    let (x, y, from, out) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?, cx.out(0)?);
+    let list = |i: usize, name: &str| if cx.node.input(i).is_some() { cx.ints(i) } else { cx.list(name) };
+    let starts = list(1, "starts")?;
+    let axes = list(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = if cx.node.input(4).is_some() { cx.ints(4)? } else { vec![1; starts.len()] };
+    let strides = shape::strides(&from.shape);
+    let mut dims: Vec<(usize, usize)> = out.shape.iter().copied().zip(strides.iter().copied()).collect();
+    let mut origin = 0;
+    for ((&s, &a), &step) in starts.iter().zip(&axes).zip(&steps) {
+        let a = shape::axis(a, from.shape.len())?;
+        let n = from.shape[a] as i64;
+        // Copies go forward; reversed slices run on the reference.
+        let step = usize::try_from(step).ok().filter(|&s| s > 0)?;
+        let s = if s < 0 { s.saturating_add(n) } else { s }.clamp(0, n);
+        origin += s as usize * strides[a];
+        dims[a].1 = strides[a].checked_mul(step)?;
+    }
+    Some(Built { kernel: strided("slice", from.dtype, origin, dims), ins: vec![x], outs: vec![y] })
+}
+
+fn expand(cx: &BuildCx) -> Option<Built> {
+    let (x, y, from, out) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?, cx.out(0)?);
+    if from.shape.len() > out.shape.len() || shape::broadcast(&from.shape, &out.shape).ok()? != out.shape {
+        return None;
+    }
+    let steps = shape::broadcast_strides(&from.shape, &out.shape);
+    let dims = out.shape.iter().copied().zip(steps).collect();
+    Some(Built { kernel: strided("expand", from.dtype, 0, dims), ins: vec![x], outs: vec![y] })
+}
+
+fn gather(cx: &BuildCx) -> Option<Built> {
+    let (x, indices, y) = (cx.node.input(0)?, cx.node.input(1)?, cx.node.output(0)?);
+    let (from, index) = (cx.ty(0)?, cx.ty(1)?);
+    let axis = shape::axis(cx.int("axis", 0), from.shape.len())?;
+    if !matches!(index.dtype, DType::I64 | DType::I32) {
+        return None;
+    }
+    let (rows, row) = (from.shape[axis], row_bytes(&from, axis));
+    let outer: usize = from.shape[..axis].iter().product();
+    let kernel = simple("gather", move |cx| {
+        let (x, index) = (cx.view(0)?.bytes, cx.view(1)?);
+        let indices: Vec<i64> = match index.dtype {
+            DType::I64 => index.slice::<i64>()?.to_vec(),
+            _ => index.slice::<i32>()?.iter().map(|&i| i.into()).collect(),
+        };
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        let places: Option<Vec<usize>> = indices
+            .iter()
+            .map(|&i| usize::try_from(if i < 0 { i + rows as i64 } else { i }).ok().filter(|&i| i < rows))
+            .collect();
+        let places = places.ok_or_else(|| {
+            narrowbit_ir::OpError::Value(format!("an index is outside of [-{rows}, {rows}), the extent of axis {axis}"))
+        })?;
+        for o in 0..outer {
+            for (k, &i) in places.iter().enumerate() {
+                let (to, from) = ((o * places.len() + k) * row, (o * rows + i) * row);
+                y.bytes[to..to + row].copy_from_slice(&x[from..from + row]);
+            }
+        }
+        Ok(())
+    });
+    Some(Built { kernel, ins: vec![x, indices], outs: vec![y] })
+}

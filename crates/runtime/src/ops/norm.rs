@@ -1,0 +1,97 @@
+//! Normalisations and softmax of floats.
+
+use narrowbit_kernels::Activation;
+use narrowbit_kernels::reduce::{
+    LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, log_softmax, rms_norm, softmax,
+};
+use narrowbit_ops::math::softmax::Softmax;
+use narrowbit_tensor::shape;
+
+use super::Maybe;
+use crate::kernel::{BuildCx, Built, simple};
+
+/// The kernel of a normalisation.
+pub fn build(cx: &BuildCx) -> Maybe {
+    let extra = cx.node.outputs.iter().skip(1).flatten().count() > 0;
+    if cx.f32_out().is_none() || extra || cx.f32_shape(0) != cx.f32_out() {
+        return Ok(None);
+    }
+    Ok(match cx.node.op.name() {
+        "LayerNormalization" => layer(cx, true),
+        "RMSNormalization" => layer(cx, false),
+        "InstanceNormalization" => group(cx, None),
+        "GroupNormalization" => group(cx, Some(cx.int("num_groups", 1))),
+        "BatchNormalization" => batch(cx),
+        name => soft(cx, name == "LogSoftmax"),
+    })
+}
+
+fn layer(cx: &BuildCx, centred: bool) -> Option<Built> {
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
+    let axis = shape::axis(cx.int("axis", -1), dims.len())?;
+    let columns: usize = dims[axis..].iter().product();
+    let rows: usize = dims[..axis].iter().product();
+    let scale = cx.floats(1).filter(|s| s.len() == columns)?;
+    let bias = match cx.node.input(2) {
+        None => None,
+        Some(_) => Some(cx.floats(2).filter(|b| b.len() == columns)?),
+    };
+    let epsilon = cx.float("epsilon", 1e-5);
+    let name = if centred { "layer_norm_f32" } else { "rms_norm_f32" };
+    let kernel = simple(name, move |cx| {
+        let params = LayerNorm { scale: Some(&scale), bias: bias.as_deref(), epsilon, ..LayerNorm::default() };
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        let norm = if centred { layer_norm } else { rms_norm };
+        Ok(norm(exec, x, cx.out_f32s()?, [rows, columns], &params, LayerNormOutputs::default())?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+fn group(cx: &BuildCx, groups: Option<i64>) -> Option<Built> {
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
+    let (&[n, c], inner) = (dims.get(..2)?, dims[2..].iter().product()) else { return None };
+    let groups = groups.map_or(Some(c), |g| usize::try_from(g).ok())?;
+    // Before opset 21 GroupNormalization has one scale per group: the reference handles that.
+    let (scale, bias) = (cx.floats(1).filter(|s| s.len() == c)?, cx.floats(2).filter(|b| b.len() == c)?);
+    let epsilon = cx.float("epsilon", 1e-5);
+    let kernel = simple("group_norm_f32", move |cx| {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        Ok(group_norm(exec, x, cx.out_f32s()?, [n, c, inner], groups, (&scale, &bias), epsilon)?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+fn batch(cx: &BuildCx) -> Option<Built> {
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
+    let (&[n, c], inner) = (dims.get(..2)?, dims[2..].iter().product()) else { return None };
+    let vectors: Option<Vec<Vec<f32>>> = (1..5).map(|i| cx.floats(i).filter(|v| v.len() == c)).collect();
+    let [gamma, beta, mean, var] = <[Vec<f32>; 4]>::try_from(vectors?).ok()?;
+    let epsilon = cx.float("epsilon", 1e-5);
+    if cx.int("training_mode", 0) != 0 {
+        return None;
+    }
+    let scale: Vec<f32> = gamma.iter().zip(&var).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
+    let shift: Vec<f32> = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+    let kernel = simple("batch_norm_f32", move |cx| {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        Ok(batch_norm(exec, x, cx.out_f32s()?, [n, c, inner], (&scale, &shift), Activation::None)?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+fn soft(cx: &BuildCx, log: bool) -> Option<Built> {
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
+    let axis = shape::axis(cx.node.op.downcast::<Softmax>()?.axis, dims.len())?;
+    // Before opset 13 all axes from this one on are normalised together; on the last axis both agree.
+    let flattened = cx.node.op.downcast::<Softmax>()?.flattened;
+    if flattened && axis + 1 != dims.len() {
+        return None;
+    }
+    let split = [dims[..axis].iter().product(), dims[axis], dims[axis + 1..].iter().product()];
+    let kernel = simple(if log { "log_softmax_f32" } else { "softmax_f32" }, move |cx| {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        let f = if log { log_softmax } else { softmax };
+        Ok(f(exec, x, cx.out_f32s()?, split)?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}

@@ -1,0 +1,84 @@
+//! QuantizeLinear and DequantizeLinear between floats and whole-byte integers.
+
+use narrowbit_kernels::quantize::{QuantScales, Quantized, dequantize, quantize};
+use narrowbit_tensor::{DType, Element, shape};
+
+use super::Maybe;
+use crate::error::StepError;
+use crate::kernel::{BuildCx, Built, RunCx, simple};
+
+/// Scales and zero points of a node.
+struct Params {
+    scales: Vec<f32>,
+    zeros: Vec<i32>,
+    split: [usize; 3],
+}
+
+impl Params {
+    fn scales(&self) -> QuantScales<'_> {
+        QuantScales { scales: &self.scales, zero_points: &self.zeros, shape: self.split }
+    }
+}
+
+/// The kernel of a quantization or its inverse; blocked scales and narrow types run on the reference.
+pub fn build(cx: &BuildCx) -> Maybe {
+    Ok(plan(cx))
+}
+
+fn plan(cx: &BuildCx) -> Option<Built> {
+    let (x, y) = (cx.node.input(0)?, cx.node.output(0)?);
+    let (from, to) = (cx.ty(0)?, cx.out(0)?);
+    let p = params(cx, &from.shape)?;
+    let (float, int) = if cx.node.op.name() == "QuantizeLinear" { (&from, &to) } else { (&to, &from) };
+    if float.dtype != DType::F32 {
+        return None;
+    }
+    let quantizes = cx.node.op.name() == "QuantizeLinear";
+    macro_rules! kernel {
+        ($t:ty) => {
+            match quantizes {
+                true => simple("quantize_linear", move |cx| quantized::<$t>(cx, &p)),
+                false => simple("dequantize_linear", move |cx| dequantized::<$t>(cx, &p)),
+            }
+        };
+    }
+    let kernel = match int.dtype {
+        DType::U8 => kernel!(u8),
+        DType::I8 => kernel!(i8),
+        DType::U16 => kernel!(u16),
+        DType::I16 => kernel!(i16),
+        DType::I32 if !quantizes => kernel!(i32),
+        _ => return None,
+    };
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+fn params(cx: &BuildCx, dims: &[usize]) -> Option<Params> {
+    let scales = cx.constant(1).filter(|t| t.dtype() == DType::F32)?;
+    let zeros = match cx.node.input(2) {
+        None => Vec::new(),
+        Some(_) => cx.ints(2)?.into_iter().map(i32::try_from).collect::<Result<_, _>>().ok()?,
+    };
+    if cx.int("block_size", 0) != 0 || scales.rank() > 1 {
+        return None;
+    }
+    let split = match scales.len() {
+        1 => [1, 1, dims.iter().product()],
+        n => {
+            let axis = shape::axis(cx.int("axis", 1), dims.len()).filter(|&a| dims[a] == n)?;
+            [dims[..axis].iter().product(), n, dims[axis + 1..].iter().product()]
+        }
+    };
+    Some(Params { scales: scales.to_f32s().ok()?.into_owned(), zeros, split })
+}
+
+fn quantized<T: Quantized + Element>(cx: &mut RunCx, p: &Params) -> Result<(), StepError> {
+    let (exec, x) = (cx.exec, cx.f32s(0)?);
+    let Some(out) = cx.outs.first_mut() else { return Ok(()) };
+    Ok(quantize::<T>(exec, x, out.slice::<T>()?, &p.scales())?)
+}
+
+fn dequantized<T: Quantized + Element>(cx: &mut RunCx, p: &Params) -> Result<(), StepError> {
+    let (exec, x) = (cx.exec, cx.view(0)?.slice::<T>()?);
+    Ok(dequantize::<T>(exec, x, cx.out_f32s()?, &p.scales())?)
+}

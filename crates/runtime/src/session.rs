@@ -1,0 +1,254 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use narrowbit_ir::{Datum, Dim, Fact, Graph, NodeId, TensorType, ValueId};
+use narrowbit_kernels::{Exec, Isa};
+use narrowbit_tensor::Tensor;
+
+use crate::compile::{self, CompileError, Plan};
+use crate::error::RunError;
+use crate::exec::{Arena, Clock};
+use crate::view::View;
+use crate::weights::Weights;
+
+/// How a session runs.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Threads, the caller's included; 0 for one per core.
+    pub threads: usize,
+    /// Values to be seen by [`Session::run_observed`]: no fusion swallows them.
+    pub observe: BTreeSet<ValueId>,
+}
+
+/// A graph ready to run. Plans for several input shapes are kept; packed weights are shared by all of
+/// them and by concurrent runs.
+#[derive(Debug)]
+pub struct Session {
+    graph: Arc<Graph>,
+    exec: Exec,
+    weights: Weights,
+    observe: BTreeSet<ValueId>,
+    plans: Mutex<Plans>,
+}
+
+/// Compiled plans by input shapes, with idle arenas.
+#[derive(Default)]
+struct Plans {
+    by_shape: HashMap<Vec<Vec<usize>>, Entry>,
+    /// Counts lookups, so that the plan that was not used for longest goes first.
+    clock: u64,
+}
+
+struct Entry {
+    plan: Option<Arc<Plan>>,
+    idle: Vec<Arena>,
+    used: u64,
+}
+
+impl std::fmt::Debug for Plans {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plans({})", self.by_shape.len())
+    }
+}
+
+/// Time by node.
+#[derive(Debug, Clone, Default)]
+pub struct Profile {
+    /// One row per step.
+    pub rows: Vec<ProfileRow>,
+}
+
+/// The time of one step.
+#[derive(Debug, Clone)]
+pub struct ProfileRow {
+    /// The node (the first one of a fusion).
+    pub node: NodeId,
+    /// The kernel that ran.
+    pub kernel: String,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// Plans kept for different input shapes.
+const MAX_PLANS: usize = 16;
+
+/// Sees a value right after it is made.
+pub type Observer<'a> = &'a mut dyn FnMut(ValueId, View) -> Result<(), String>;
+
+impl Session {
+    /// Prepares a graph. Nothing is packed or planned before the first run.
+    ///
+    /// # Errors
+    /// When the environment forces an instruction set that is not there.
+    pub fn new(graph: impl Into<Arc<Graph>>, options: Options) -> Result<Session, RunError> {
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        let exec = Exec::new(Isa::from_env()?, threads);
+        Ok(Session {
+            graph: graph.into(),
+            exec,
+            weights: Weights::default(),
+            observe: options.observe,
+            plans: Mutex::default(),
+        })
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Threads and instruction set.
+    pub fn exec(&self) -> &Exec {
+        &self.exec
+    }
+
+    /// Runs the graph on one tensor per input, in the order of [`Graph::inputs`].
+    ///
+    /// # Errors
+    /// When an input has another type or shape than the model says, or a node can't run on it.
+    pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+        self.run_with(inputs, &mut |_, _| Ok(()), None)
+    }
+
+    /// As [`Session::run`]; `observer` sees the values of [`Options::observe`] as they are made, graph
+    /// inputs among them first.
+    ///
+    /// # Errors
+    /// As [`Session::run`], and when the observer gives up.
+    pub fn run_observed(&self, inputs: &[Tensor], observer: Observer) -> Result<Vec<Tensor>, RunError> {
+        self.run_with(inputs, observer, None)
+    }
+
+    /// As [`Session::run`], with the time of each step.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn profile(&self, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Profile), RunError> {
+        let mut profile = Profile::default();
+        let out = self.run_with(inputs, &mut |_, _| Ok(()), Some(&mut profile))?;
+        Ok((out, profile))
+    }
+
+    fn run_with(
+        &self,
+        inputs: &[Tensor],
+        observer: Observer,
+        profile: Option<&mut Profile>,
+    ) -> Result<Vec<Tensor>, RunError> {
+        self.check(inputs)?;
+        let inputs: Vec<Tensor> = inputs.iter().map(compile::aligned).collect();
+        self.observe_inputs(&inputs, observer)?;
+        let key: Vec<Vec<usize>> = inputs.iter().map(|t| t.shape().to_vec()).collect();
+        let (plan, arena) = self.plan(&key, &inputs)?;
+        let Some(plan) = plan else {
+            return crate::exec::run_dynamic(&self.graph, &self.exec, &inputs, &self.observe, observer);
+        };
+        let mut arena = arena.unwrap_or_else(|| Arena::new(&plan));
+        let mut clock = Clock::new(profile);
+        let out = arena.run(&plan, &self.graph, &self.exec, &inputs, &self.observe, observer, &mut clock)?;
+        if let Some(e) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).by_shape.get_mut(&key) {
+            e.idle.push(arena);
+        }
+        Ok(out)
+    }
+
+    /// The plan for these shapes (`None`: has to run node by node) and an idle arena of it.
+    fn plan(&self, key: &[Vec<usize>], inputs: &[Tensor]) -> Result<(Option<Arc<Plan>>, Option<Arena>), RunError> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.clock += 1;
+        let now = plans.clock;
+        if let Some(e) = plans.by_shape.get_mut(key) {
+            e.used = now;
+            return Ok((e.plan.clone(), e.idle.pop()));
+        }
+        let plan = match self.compile(inputs) {
+            Ok(plan) => Some(Arc::new(plan)),
+            Err(CompileError::Dynamic) => None,
+            Err(CompileError::Run(e)) => return Err(e),
+        };
+        if plans.by_shape.len() >= MAX_PLANS {
+            let oldest = plans.by_shape.iter().min_by_key(|(_, e)| e.used).map(|(k, _)| k.clone());
+            oldest.and_then(|k| plans.by_shape.remove(&k));
+        }
+        plans.by_shape.insert(key.to_vec(), Entry { plan: plan.clone(), idle: Vec::new(), used: now });
+        Ok((plan, None))
+    }
+
+    fn compile(&self, inputs: &[Tensor]) -> Result<Plan, CompileError> {
+        let facts: BTreeMap<ValueId, Fact> = self
+            .graph
+            .inputs()
+            .iter()
+            .zip(inputs)
+            .map(|(&v, t)| (v, Fact { ty: narrowbit_ir::ValueType::Tensor(TensorType::of(t)), ..Fact::default() }))
+            .collect();
+        compile::compile(&self.graph, &facts, &self.observe, &self.exec, &self.weights)
+    }
+
+    fn observe_inputs(&self, inputs: &[Tensor], observer: Observer) -> Result<(), RunError> {
+        for (&v, t) in self.graph.inputs().iter().zip(inputs).filter(|(v, _)| self.observe.contains(v)) {
+            let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes() };
+            observer(v, view).map_err(RunError::Observer)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, inputs: &[Tensor]) -> Result<(), RunError> {
+        let names = || {
+            let names: Vec<&str> = self.graph.inputs().iter().map(|&v| self.graph.value(v).name.as_str()).collect();
+            names.join(", ")
+        };
+        let expected = self.graph.inputs().len();
+        if inputs.len() != expected {
+            return Err(RunError::InputCount { expected, names: names(), actual: inputs.len() });
+        }
+        for (&v, t) in self.graph.inputs().iter().zip(inputs) {
+            let value = self.graph.value(v);
+            let Some(ty) = value.ty.tensor() else { continue };
+            if let Some(help) = mismatch(ty, t) {
+                return Err(RunError::Input {
+                    name: value.name.clone(),
+                    expected: ty.to_string(),
+                    actual: TensorType::of(t).to_string(),
+                    help,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the arena for these inputs: what the run needs beside weights; 0 where the graph runs node by node.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn arena_bytes(&self, inputs: &[Tensor]) -> Result<usize, RunError> {
+        self.check(inputs)?;
+        let key: Vec<Vec<usize>> = inputs.iter().map(|t| t.shape().to_vec()).collect();
+        Ok(self.plan(&key, inputs)?.0.map_or(0, |p| p.slots.iter().sum()))
+    }
+}
+
+/// What is wrong with an input, as a remedy.
+fn mismatch(ty: &TensorType, t: &Tensor) -> Option<&'static str> {
+    if ty.dtype.is_some_and(|d| d != t.dtype()) {
+        return Some("convert the data to the model's element type");
+    }
+    let shape = ty.shape.as_ref()?;
+    if shape.len() != t.rank() {
+        return Some("give the data the model's number of dimensions (a batch dimension comes first)");
+    }
+    let fits = |(d, &n): (&Dim, &usize)| d.as_usize().is_none_or(|k| k == n);
+    let all = shape.iter().zip(t.shape()).all(fits);
+    (!all).then_some("the extents that are numbers must match; resize, crop or change the layout of the data")
+}
+
+/// A datum's tensor, for graphs that run node by node.
+pub(crate) fn tensor_of(d: Datum) -> Option<Tensor> {
+    match d {
+        Datum::Tensor(t) => Some(t),
+        _ => None,
+    }
+}
