@@ -161,8 +161,8 @@ fn unfit(sample: &[usize], dtype: DType, spec: &InputSpec, place: &Place) -> Dat
     DataError::fit(place, what, "reshape the array so that axis 0 counts samples and the rest is the input's shape")
 }
 
-/// The shape in which a sample satisfies an input, if it does: as it is, or with dimensions of
-/// extent 1 removed from the front or, where the input's shape is fixed, anywhere.
+/// The shape in which a sample satisfies an input, if it does: as it is; with a dimension of
+/// extent 1 removed from the front or, where the input's shape is fixed, anywhere; or flattened.
 pub(crate) fn fit(sample: &[usize], spec: &InputSpec) -> Option<Vec<usize>> {
     let want = spec.sample();
     if same(sample, want) {
@@ -175,7 +175,9 @@ pub(crate) fn fit(sample: &[usize], spec: &InputSpec) -> Option<Vec<usize>> {
     }
     let fixed: Vec<usize> = want.iter().copied().collect::<Option<_>>()?;
     let long = |s: &[usize]| s.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
-    (long(&fixed) == long(sample)).then_some(fixed)
+    // A flat input takes the elements in their order, whatever the sample's dimensions.
+    let flat = matches!(fixed[..], [n] if n == sample.iter().product::<usize>());
+    (flat || long(&fixed) == long(sample)).then_some(fixed)
 }
 
 /// The dimensions of a sample that may be an image for an input of `rank`, without leading ones
@@ -327,7 +329,7 @@ impl Binding {
     }
 
     /// Samples `start..start + n` of the file, in the model's shape and type, batch first.
-    pub(crate) fn read(&self, start: usize, n: usize) -> Result<Tensor, DataError> {
+    pub(crate) fn read(&self, start: usize, n: usize, threads: usize) -> Result<Tensor, DataError> {
         let place = self.column.place(start);
         let failed = |e| DataError::tensor(&place, e);
         match &self.plan {
@@ -361,8 +363,34 @@ impl Binding {
                     shape.extend(out.shape());
                     out.reshaped(shape).map_err(|e| DataError::tensor(&place, e))
                 };
-                crate::column::stack((start..start + n).map(one).collect::<Result<_, _>>()?, &place)
+                // Arrays are read in order: their decompression has one cursor.
+                let threads = if self.column.is_image_files() { threads } else { 1 };
+                crate::column::stack(in_threads(start..start + n, threads, one)?, &place)
             }
         }
     }
+}
+
+/// Results of `one` for each index, in order, computed by several threads (0: all the machine has).
+fn in_threads(
+    range: std::ops::Range<usize>,
+    threads: usize,
+    one: impl Fn(usize) -> Result<Tensor, DataError> + Sync,
+) -> Result<Vec<Tensor>, DataError> {
+    let most = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+    let threads = most.min(range.len());
+    if threads < 2 {
+        return range.map(one).collect();
+    }
+    let (one, end) = (&one, range.end);
+    let share = |t: usize| (range.start + t..end).step_by(threads).map(one).collect::<Result<Vec<_>, _>>();
+    let shares = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|t| scope.spawn(move || share(t))).collect();
+        handles
+            .into_iter()
+            .map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut shares: Vec<_> = shares.into_iter().map(Vec::into_iter).collect();
+    Ok((0..end - range.start).filter_map(|i| shares[i % threads].next()).collect())
 }

@@ -188,3 +188,23 @@ fn appends_rows_to_several_arrays_and_leaves_nothing_behind() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     assert!(NpzWriter::create(dir.path().join("no/such/x.npz")).is_err());
 }
+
+#[test]
+fn flattens_for_a_flat_input_and_scales() {
+    let data = open(vec![("images", ramp(&[2, 2, 5, 1]))], "scale = 0.5").bind(&[input(&[None, Some(10)])]).unwrap();
+    let t = first(&data);
+    assert_eq!((t.shape(), t.to_f64s().unwrap()[3]), (&[1, 10][..], 1.5));
+}
+
+#[test]
+fn refuses_samples_that_hold_nothing() {
+    let empty = Tensor::zeros(DType::F32, [3, 0]).unwrap();
+    let e = Dataset::from_bytes("x.npz", npz(vec![("a", empty)]), &DataOptions::default()).err().unwrap().to_string();
+    assert!(e.contains("hold nothing"), "{e}");
+}
+
+#[test]
+fn can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Dataset>();
+}
