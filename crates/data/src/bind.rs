@@ -74,9 +74,9 @@ pub(crate) fn bind(
         let plan = plan(spec, &column, options, specs.len() == 1)?;
         out.push(Binding { spec: spec.clone(), column, plan });
     }
-    let applied = |b: &Binding| matches!(b.plan, Plan::Pixels(_) | Plan::Array(Some(_)));
-    let wanted = options.changes_values() || options.resize.is_some() || options.crop.is_some();
-    if wanted && !out.iter().any(applied) {
+    let pixels = out.iter().any(|b| matches!(b.plan, Plan::Pixels(_)));
+    let values = out.iter().any(|b| matches!(b.plan, Plan::Array(Some(_))));
+    if options.changes_values() && !pixels && !values || changes_geometry(options) && !pixels {
         let what = "preprocessing is given, but no input is an image";
         return Err(DataError::fit(file, what, "leave the preprocessing out, or give images"));
     }
@@ -120,6 +120,10 @@ fn choose(
     }
 }
 
+fn changes_geometry(options: &Preprocess) -> bool {
+    options.resize.is_some() || options.crop.is_some() || options.channels.is_some()
+}
+
 fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: bool) -> Result<Plan, DataError> {
     let place = column.place(0);
     if column.len() == 0 {
@@ -129,11 +133,13 @@ fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: 
         Some(shape) => shape.to_vec(),
         None => column.read(0, 1)?.shape()[1..].to_vec(),
     };
-    let geometry = options.resize.is_some() || options.crop.is_some() || options.channels.is_some();
+    let geometry = changes_geometry(options);
     let fits = fit(&first, spec).is_some();
     let untouched = !geometry && !options.changes_values();
     let numbers = !matches!(column.dtype(), DType::Bool | DType::I64 | DType::U64 | DType::String);
     // Values that need no work keep their type on the way: exact for integers, and a batch at a time.
+    // A layout that is given may turn an image whose shape leaves it open.
+    let untouched = untouched && (options.layout.is_none() || spec.shape.len() != 4);
     let plain = fits && untouched && !column.is_image_files() && column.dtype() != DType::U8;
     if !plain
         && numbers
@@ -273,7 +279,11 @@ fn source_dims(
         return Some(Dims::Hwc);
     }
     let resized = options.resize.is_some() || options.crop.is_some();
-    let as_is = !resized && same(sample, spec.sample());
+    let doubtful = match model {
+        Dims::Chw => spec.shape.get(1) == Some(&None) && !is_channels(first) && is_channels(last),
+        _ => spec.shape.get(3) == Some(&None) && is_channels(first) && !is_channels(last),
+    };
+    let as_is = !resized && !doubtful && same(sample, spec.sample());
     if column.dtype() == DType::U8 && is_channels(last) {
         // Pixels of 8 bits come channels last, unless only the model's own layout fits.
         let turned = |s: &[usize]| same(&[s[2], s[0], s[1]], spec.sample());

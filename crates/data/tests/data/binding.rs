@@ -63,6 +63,18 @@ fn turns_images_only_where_the_layouts_differ() {
 }
 
 #[test]
+fn turns_floats_by_the_layout_where_the_model_leaves_it_open() {
+    let open_dims = [None, None, None, None];
+    let turned =
+        first(&open(vec![("a", floats(&[1, 5, 7, 3]))], "layout = 'nchw'").bind(&[input(&open_dims)]).unwrap());
+    assert_eq!(turned.shape(), [1, 3, 5, 7]);
+    let kept = first(&open(vec![("a", floats(&[1, 3, 5, 7]))], "layout = 'nchw'").bind(&[input(&open_dims)]).unwrap());
+    assert_eq!(kept.shape(), [1, 3, 5, 7]);
+    let kept = first(&open(vec![("a", floats(&[1, 5, 7, 3]))], "").bind(&[input(&open_dims)]).unwrap());
+    assert_eq!(kept.shape(), [1, 5, 7, 3]);
+}
+
+#[test]
 fn normalises_float_images_too_when_told() {
     let data = open(vec![("a", floats(&[2, 3, 2, 5]))], "scale = 2\nmean = [1, 2, 3]");
     let t = first(&data.bind(&[input(&NCHW)]).unwrap()).to_f64s().unwrap();
@@ -113,6 +125,12 @@ fn says_what_does_not_fit_and_what_to_do() {
     assert!(e.contains("gray"), "{e}");
     let e = error(open(vec![("a", floats(&[0, 7]))], ""), &[input(&[None, Some(7)])]);
     assert!(e.contains("no samples"), "{e}");
+}
+
+#[test]
+fn refuses_geometry_without_an_image() {
+    let e = error(open(vec![("a", floats(&[2, 7]))], "scale = 2\nresize = 9"), &[input(&[None, Some(7)])]);
+    assert!(e.contains("no input is an image"), "{e}");
 }
 
 #[test]
