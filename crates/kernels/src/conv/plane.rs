@@ -3,6 +3,9 @@
 
 use crate::simd::{Simd, low_bits};
 
+/// Most floats of a padded plane: 1 GiB.
+const MAX_PLANE: usize = 1 << 28;
+
 /// The padded size of a plane.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread {
@@ -41,9 +44,11 @@ impl Spread {
         }
     }
 
-    /// Floats of the padded plane.
+    /// Floats of the padded plane; `None` when it is unreasonably large, as a hostile
+    /// stride or padding can make it.
     pub(crate) fn len(&self) -> Option<usize> {
-        self.rows.checked_mul(self.row_len())
+        let row = self.part.checked_mul(self.stride[1])?;
+        self.rows.checked_mul(row).filter(|&len| len <= MAX_PLANE)
     }
 
     /// Floats of one padded row, all residues.

@@ -252,7 +252,7 @@ impl Kernel for PackImage<'_> {
                     unsafe {
                         let dst = self.dst.add(c * window * self.width);
                         if im.stride[1] == 1 {
-                            copy(s, src, dst, &copies[..count]);
+                            copy(s, src, dst, &copies[..count], plane);
                         } else {
                             copy_strided(s, src, dst, &copies[..count], im.stride[1]);
                         }
@@ -265,11 +265,14 @@ impl Kernel for PackImage<'_> {
 }
 
 #[inline(always)]
-unsafe fn copy<S: Simd>(s: S, src: *const f32, dst: *mut f32, copies: &[LaneCopy]) {
+unsafe fn copy<S: Simd>(s: S, src: *const f32, dst: *mut f32, copies: &[LaneCopy], plane: usize) {
     for copy in copies {
         // SAFETY: the caller's contract.
         unsafe {
-            let v = s.load_bits(src.wrapping_offset(copy.from), copy.load.into());
+            let from = src.wrapping_offset(copy.from);
+            // The next channel is a plane away, which the hardware does not guess.
+            s.prefetch(from.wrapping_add(plane));
+            let v = s.load_bits(from, copy.load.into());
             s.store_bits(dst.add(copy.to as usize), v, copy.store.into());
         }
     }

@@ -187,6 +187,8 @@ unsafe fn copy_rows<S: Simd>(
             let store = low_bits((width - c).min(S::LANES));
             // SAFETY: the masks stay within `n` and `width`.
             unsafe {
+                // Rows are far apart, so the hardware does not guess the next.
+                s.prefetch(src.wrapping_add((r + 8) * ld + c));
                 let v = s.load_bits(src.wrapping_add(r * ld + c), load);
                 s.store_bits(dst.add(r * width + c), v, store);
             }
