@@ -113,6 +113,12 @@ fn run(exec: &Exec, p: &Pool2dParams, x: &[f32], y: &mut [f32], counts: Option<&
     let grain = (1 << 15) / (plane_out * taps.len()).max(1);
     exec.split(p.planes, grain.max(1), &|range| {
         with_scratch(scratch, |scratch| {
+            let fill = if counts.is_some() {
+                0.0
+            } else {
+                f32::NEG_INFINITY
+            };
+            scratch.fill(fill);
             for index in range.clone() {
                 exec.isa().dispatch(Plane {
                     plane: PaddedPlane { spread, data: scratch },

@@ -15,7 +15,9 @@ pub(crate) use plane::{PaddedPlane, Spread};
 use crate::activation::Activation;
 use crate::error::{KernelError, Result, at_least, exact, product, require};
 use crate::exec::Exec;
-use crate::gemm::{BatchDim, Bias, Gemm, ImageColumns, Lhs, MatrixView, PackedA, Rhs, gemm};
+use crate::gemm::{
+    BatchDim, Bias, Gemm, GemmKernel, ImageColumns, Lhs, MatrixView, PackedA, Rhs, gemm,
+};
 
 const NAME: &str = "conv2d";
 

@@ -3,6 +3,9 @@
 
 use crate::simd::{Simd, low_bits};
 
+/// Most floats of a padded plane: 1 GiB.
+const MAX_PLANE: usize = 1 << 28;
+
 /// The padded size of a plane.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread {
@@ -33,9 +36,11 @@ impl Spread {
         Spread { h, w, pad, stride, rows, part }
     }
 
-    /// Floats of the padded plane.
+    /// Floats of the padded plane; `None` when it is unreasonably large, as a hostile
+    /// stride or padding can make it.
     pub(crate) fn len(&self) -> Option<usize> {
-        self.rows.checked_mul(self.row_len())
+        let row = self.part.checked_mul(self.stride[1])?;
+        self.rows.checked_mul(row).filter(|&len| len <= MAX_PLANE)
     }
 
     /// Floats of one padded row, all residues.
@@ -50,16 +55,16 @@ impl Spread {
     }
 }
 
-/// A padded plane in scratch memory.
+/// A padded plane in scratch memory, which its owner fills with the border's value once.
 pub(crate) struct PaddedPlane<'a> {
     pub spread: Spread,
     pub data: &'a mut [f32],
 }
 
 impl PaddedPlane<'_> {
-    /// Fills the plane from an `h × w` image, `fill` around it.
+    /// Copies an `h × w` image into the inside; the border stays as it is.
     #[inline(always)]
-    pub(crate) fn load<S: Simd>(&mut self, s: S, image: &[f32], fill: f32) {
+    pub(crate) fn load<S: Simd>(&mut self, s: S, image: &[f32]) {
         let sp = self.spread;
         let row_len = sp.row_len();
         for (r, row) in self.data.chunks_exact_mut(row_len).take(sp.rows).enumerate() {
@@ -76,7 +81,7 @@ impl PaddedPlane<'_> {
     }
 }
 
-/// `out[i] = line[i · stride + residue − pad]`, `fill` outside of the line.
+/// Copies as much of the line as fits.
 #[inline(always)]
 fn spread_line<S: Simd>(s: S, line: &[f32], sp: &Spread, residue: usize, fill: f32, out: &mut [f32]) {
     let step = sp.stride[1];

@@ -274,16 +274,24 @@ impl<'a> Driver<'a> {
             let (a_scratch, b_scratch) = scratch.split_at_mut(a_len);
             let mut k0 = 0;
             loop {
-                let k = self.kc.min(self.g.k - k0);
-                self.pack_columns(p, (j0, j1), (k0, k), b_scratch);
-                let mut i = i0;
-                while i < i1 {
-                    let end = (i + per_block).min(i1);
-                    self.pack_rows(p, (i, end), (k0, k), a_scratch);
-                    self.tiles(p, (i, end), (j0, j1), (k0, k), a_scratch, b_scratch);
-                    i = end;
+                let depth = (k0, self.kc.min(self.g.k - k0));
+                if at_once == 1 {
+                    self.pack_rows(p, (i0, i1), depth, a_scratch);
+                    for j in j0..j1 {
+                        self.pack_columns(p, (j, j + 1), depth, b_scratch);
+                        self.tiles(p, (i0, i1), (j, j + 1), depth, a_scratch, b_scratch);
+                    }
+                } else {
+                    self.pack_columns(p, (j0, j1), depth, b_scratch);
+                    let mut i = i0;
+                    while i < i1 {
+                        let end = (i + per_block).min(i1);
+                        self.pack_rows(p, (i, end), depth, a_scratch);
+                        self.tiles(p, (i, end), (j0, j1), depth, a_scratch, b_scratch);
+                        i = end;
+                    }
                 }
-                k0 += k;
+                k0 += depth.1;
                 if k0 >= self.g.k {
                     break;
                 }
