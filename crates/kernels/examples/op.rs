@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use narrowbit_kernels::attention::{AttentionParams, HeadView, attention};
 use narrowbit_kernels::conv::{
-    Conv2dParams, ConvEpilogue, ConvTranspose2dParams, conv_transpose2d_prepack,
-    conv_transpose2d_run, conv2d_prepack, conv2d_run,
+    Conv2dParams, ConvEpilogue, ConvTranspose2dParams, conv_transpose2d_prepack, conv_transpose2d_run, conv2d_prepack,
+    conv2d_run,
 };
 use narrowbit_kernels::elementwise::{BinaryOp, UnaryOp, binary, unary};
 use narrowbit_kernels::gemm::{Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
@@ -26,15 +26,8 @@ fn fill(len: usize) -> Vec<f32> {
 /// Seconds of CPU time of this thread (a busy machine does not disturb it), or of wall
 /// time when several threads work.
 fn now(threads: usize) -> f64 {
-    let clock = if threads == 1 {
-        libc::CLOCK_THREAD_CPUTIME_ID
-    } else {
-        libc::CLOCK_MONOTONIC
-    };
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let clock = if threads == 1 { libc::CLOCK_THREAD_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call fills the struct.
     unsafe { libc::clock_gettime(clock, &mut t) };
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
@@ -78,26 +71,14 @@ fn conv(exec: &Exec, n: &[usize]) -> Result<(), KernelError> {
     let (x, bias) = (fill(c * h * w), fill(oc));
     let weights = conv2d_prepack(exec, &p, &fill(p.weight_len()?))?;
     let mut y = vec![0.0; oc * oh * ow];
-    let epilogue = ConvEpilogue {
-        bias: Some(&bias),
-        activation: Activation::Relu,
-        ..ConvEpilogue::default()
-    };
-    time(exec, || {
-        conv2d_run(exec, &p, &x, &weights, &epilogue, &mut y)
-    })
+    let epilogue = ConvEpilogue { bias: Some(&bias), activation: Activation::Relu, ..ConvEpilogue::default() };
+    time(exec, || conv2d_run(exec, &p, &x, &weights, &epilogue, &mut y))
 }
 
 fn linear(exec: &Exec, [m, k, n]: [usize; 3]) -> Result<(), KernelError> {
     let (a, b) = (fill(m * k), fill(k * n));
     let packed = PackedB::new(exec, MatrixView::row_major(&b, n), (k, n), (1, 0))?;
-    let g = Gemm::new(
-        m,
-        n,
-        k,
-        Lhs::View(MatrixView::row_major(&a, k)),
-        Rhs::Packed(&packed),
-    );
+    let g = Gemm::new(m, n, k, Lhs::View(MatrixView::row_major(&a, k)), Rhs::Packed(&packed));
     let mut c = vec![0.0; m * n];
     time(exec, || gemm(exec, &g, &mut c))
 }
@@ -115,14 +96,9 @@ fn attend(exec: &Exec, [heads, rows, depth]: [usize; 3]) -> Result<(), KernelErr
         causal: false,
     };
     let data = fill(heads * rows * depth);
-    let view = HeadView {
-        data: &data,
-        strides: [heads * rows * depth, depth, heads * depth],
-    };
+    let view = HeadView { data: &data, strides: [heads * rows * depth, depth, heads * depth] };
     let mut out = vec![0.0; data.len()];
-    time(exec, || {
-        attention(exec, &p, [view; 3], None, &mut out, view.strides)
-    })
+    time(exec, || attention(exec, &p, [view; 3], None, &mut out, view.strides))
 }
 
 fn conv_transpose(exec: &Exec, [c, h, w, oc]: [usize; 4]) -> Result<(), KernelError> {
@@ -143,9 +119,7 @@ fn conv_transpose(exec: &Exec, [c, h, w, oc]: [usize; 4]) -> Result<(), KernelEr
     let weights = conv_transpose2d_prepack(exec, &p, &fill(c * oc * 4))?;
     let x = fill(c * h * w);
     let mut y = vec![0.0; oc * h * w * 4];
-    time(exec, || {
-        conv_transpose2d_run(exec, &p, &x, &weights, &ConvEpilogue::default(), &mut y)
-    })
+    time(exec, || conv_transpose2d_run(exec, &p, &x, &weights, &ConvEpilogue::default(), &mut y))
 }
 
 fn max_pool(exec: &Exec, [c, h, w]: [usize; 3]) -> Result<(), KernelError> {
@@ -173,9 +147,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let threads: usize = args.next().unwrap_or_default().parse()?;
     let name = args.next().unwrap_or_default();
-    let n = args
-        .map(|text| text.parse())
-        .collect::<Result<Vec<usize>, _>>()?;
+    let n = args.map(|text| text.parse()).collect::<Result<Vec<usize>, _>>()?;
     let exec = Exec::new(Isa::from_env()?, threads);
     let exec = &exec;
     let map = |op: UnaryOp, len: usize| {
@@ -194,15 +166,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("exp", &[len]) => map(UnaryOp::Exp, len)?,
         ("add", &[len]) => {
             let (a, b, mut y) = (fill(len), fill(len), vec![0.0; len]);
-            time(exec, || {
-                binary(
-                    exec,
-                    BinaryOp::Add,
-                    (&a, &[len]),
-                    (&b, &[len]),
-                    (&mut y, &[len]),
-                )
-            })?;
+            time(exec, || binary(exec, BinaryOp::Add, (&a, &[len]), (&b, &[len]), (&mut y, &[len])))?;
         }
         ("softmax", &[rows, columns]) => {
             let (x, mut y) = (fill(rows * columns), vec![0.0; rows * columns]);
@@ -211,28 +175,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("layernorm", &[rows, columns]) => {
             let (x, mut y) = (fill(rows * columns), vec![0.0; rows * columns]);
             let scale = fill(columns);
-            let params = LayerNorm {
-                scale: Some(&scale),
-                bias: Some(&scale),
-                epsilon: 1e-5,
-                ..LayerNorm::default()
-            };
-            time(exec, || {
-                layer_norm(
-                    exec,
-                    &x,
-                    &mut y,
-                    [rows, columns],
-                    &params,
-                    LayerNormOutputs::default(),
-                )
-            })?;
+            let params = LayerNorm { scale: Some(&scale), bias: Some(&scale), epsilon: 1e-5, ..LayerNorm::default() };
+            time(exec, || layer_norm(exec, &x, &mut y, [rows, columns], &params, LayerNormOutputs::default()))?;
         }
         ("heads", &[rows, heads, depth]) => {
             let (x, mut y) = (fill(rows * heads * depth), vec![0.0; rows * heads * depth]);
-            time(exec, || {
-                permute(exec, &x, &[rows, heads, depth], &[1, 0, 2], &mut y)
-            })?;
+            time(exec, || permute(exec, &x, &[rows, heads, depth], &[1, 0, 2], &mut y))?;
         }
         _ => usage()?,
     }

@@ -119,11 +119,7 @@ impl Channel<'_> {
                 let corner = unsafe { self.plane.data.as_ptr().add(row * step + x) };
                 // SAFETY: as above.
                 let mut v = unsafe {
-                    if TAPS == 0 {
-                        self.any_window(s, corner, bias)
-                    } else {
-                        window(s, corner, &weights, &taps, bias)
-                    }
+                    if TAPS == 0 { self.any_window(s, corner, bias) } else { window(s, corner, &weights, &taps, bias) }
                 };
                 let at = row * self.width + x;
                 let bits = low_bits((self.width - x).min(S::LANES));
@@ -143,17 +139,11 @@ impl Channel<'_> {
     /// # Safety
     /// The plane covers every tap from `corner` on.
     #[inline(always)]
-    fn sum<S: Simd, const TAPS: usize>(&self, s: S, at: usize) -> S::F {
-        let taps = if TAPS == 0 { self.taps.len() } else { TAPS };
-        debug_assert!(taps <= self.taps.len() && taps <= self.weights.len());
-        let mut acc = s.splat(self.bias);
-        for i in 0..taps {
-            // SAFETY: `Spread::new` sized the plane for every window and a whole vector.
-            unsafe {
-                let w = s.splat(*self.weights.get_unchecked(i));
-                let v = s.load(self.plane.data.as_ptr().add(at + *self.taps.get_unchecked(i)));
-                acc = s.mul_add(v, w, acc);
-            }
+    unsafe fn any_window<S: Simd>(&self, s: S, corner: *const f32, bias: S::F) -> S::F {
+        let mut acc = bias;
+        for (&w, &tap) in self.weights.iter().zip(self.taps) {
+            // SAFETY: the caller's contract.
+            acc = s.mul_add(unsafe { s.load(corner.add(tap)) }, s.splat(w), acc);
         }
         acc
     }

@@ -160,7 +160,8 @@ pub fn conv_transpose2d_run(
     let out = SharedMut::new(y);
     let error = std::sync::Mutex::new(None);
     // Bands of input rows bound the scratch, when bands can't meet in an output row.
-    let band = if p.tiles_exactly() { ((1 << 14) / p.w.max(1)).clamp(1, p.h.max(1)) } else { p.h };
+    let line = CHANNELS.min(p.oc / p.groups) * p.kh * p.kw * p.w;
+    let band = if p.tiles_exactly() { (PRODUCTS / line.max(1)).clamp(1, p.h.max(1)) } else { p.h };
     let bands = p.h.div_ceil(band.max(1)).max(1);
     exec.pool().run(p.n * weights.blocks.len() * bands, &|task| {
         let (rest, band_index) = (task / bands, task % bands);

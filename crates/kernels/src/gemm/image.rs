@@ -116,11 +116,7 @@ impl PackImage<'_> {
         let (mut to, mut count) = (0, 0);
         while to < n {
             let len = (n - to).min(im.ow - x).min(lanes);
-            let iy = (y * im.stride[0] + r * im.dilation[0]) as isize - im.pad[0] as isize;
-            let ix = (x * im.stride[1] + t * im.dilation[1]) as isize - im.pad[1] as isize;
-            let load = if iy < 0 || iy >= im.h as isize { 0 } else { visible(im, ix, len) };
-            let from = if load == 0 { 0 } else { iy * im.w as isize + ix };
-            out[count] = Segment { to, from, load, store: low_bits(len) };
+            out[count] = Run { to, len, y: y * im.stride[0], x: x * im.stride[1] };
             count += 1;
             to += len;
             x += len;
@@ -147,29 +143,17 @@ impl PackImage<'_> {
         for run in runs {
             let iy = (run.y + down).wrapping_sub(im.pad[0]);
             let ix = (run.x + across) as isize - im.pad[1] as isize;
-            let load = if iy >= im.h {
-                0
-            } else {
-                visible(im, ix, run.len)
-            };
-            let from = if load == 0 {
-                0
-            } else {
-                (iy * im.w) as isize + ix
-            };
+            let load = if iy >= im.h { 0 } else { visible(im, ix, run.len) };
+            let from = if load == 0 { 0 } else { (iy * im.w) as isize + ix };
             let store = low_bits(run.len) as u16;
-            out[count] = LaneCopy {
-                from,
-                to: (row + run.to) as u32,
-                load: load as u16,
-                store,
-            };
+            out[count] = LaneCopy { from, to: (row + run.to) as u32, load: load as u16, store };
             count += 1;
         }
         let mut to = self.columns.1;
         while to < self.width {
             let len = (self.width - to).min(lanes);
-            out[count] = Segment { to, from: 0, load: 0, store: low_bits(len) };
+            let store = low_bits(len) as u16;
+            out[count] = LaneCopy { from: 0, to: (row + to) as u32, load: 0, store };
             count += 1;
             to += len;
         }
@@ -181,6 +165,9 @@ impl PackImage<'_> {
 #[inline(always)]
 fn visible(im: &ImageColumns, ix: isize, len: usize) -> u32 {
     let step = im.stride[1] as isize;
+    if ix >= 0 && ix + (len as isize - 1) * step < im.w as isize {
+        return low_bits(len);
+    }
     let skip = if ix < 0 { ((-ix + step - 1) / step) as usize } else { 0 };
     let room = im.w as isize - ix;
     let end = if room <= 0 { 0 } else { ((room + step - 1) / step) as usize };
@@ -199,21 +186,10 @@ impl Kernel for PackImage<'_> {
         let mut runs = [Run::default(); MAX_WIDTH];
         let count = self.runs(S::LANES, &mut runs);
         let runs = &runs[..count];
-        let mut copies = [LaneCopy {
-            from: 0,
-            to: 0,
-            load: 0,
-            store: 0,
-        }; MAX_COPIES];
+        let mut copies = [LaneCopy { from: 0, to: 0, load: 0, store: 0 }; MAX_COPIES];
         let mut count = 0;
         for tap in 0..window {
-            count = self.plan(
-                S::LANES,
-                runs,
-                (tap / im.kw, tap % im.kw),
-                &mut copies,
-                count,
-            );
+            count = self.plan(S::LANES, runs, (tap / im.kw, tap % im.kw), &mut copies, count);
             if count + MAX_WIDTH > MAX_COPIES || tap + 1 == window {
                 for c in 0..channels {
                     let src = self.data.wrapping_add((c0 + c) * plane);
@@ -249,8 +225,8 @@ unsafe fn copy<S: Simd>(s: S, src: *const f32, dst: *mut f32, copies: &[LaneCopy
 }
 
 #[inline(always)]
-unsafe fn copy_strided<S: Simd>(s: S, src: *const f32, dst: *mut f32, segments: &[Segment], stride: usize) {
-    for segment in segments {
+unsafe fn copy_strided<S: Simd>(s: S, src: *const f32, dst: *mut f32, copies: &[LaneCopy], stride: usize) {
+    for copy in copies {
         // SAFETY: the caller's contract.
         unsafe {
             let from = src.wrapping_offset(copy.from);

@@ -118,9 +118,7 @@ impl GemmKernel {
     /// weights are read half as often.
     pub fn best_for_images(isa: Isa) -> &'static GemmKernel {
         let best = GemmKernel::best(isa);
-        let same_tier = GEMM_KERNELS
-            .iter()
-            .filter(|kernel| kernel.tier == best.tier);
+        let same_tier = GEMM_KERNELS.iter().filter(|kernel| kernel.tier == best.tier);
         same_tier.max_by_key(|kernel| kernel.nr).unwrap_or(best)
     }
 }
