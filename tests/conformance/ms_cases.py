@@ -101,7 +101,8 @@ def zero(r, dtype):
 @case
 def quantize_linear(r):
     x = floats(r, 3, 8, 5, scale=2)
-    x[0, 0, :4] = [0.05, 0.15, -0.05, 1e9]
+    # Quotients stay within int32: beyond, ONNX Runtime's blocked kernel wraps instead of saturating.
+    x[0, 0, :4] = [0.05, 0.15, -0.05, 1e6]
     for d in (I8, U8, np.int16, np.uint16):
         yield d.__name__, Case("QuantizeLinear", [x, scalar(0.1), zero(r, d)], domain="")
         s, z = r.uniform(0.01, 0.1, 8).astype(F32), ints(r, 8, d)
@@ -124,7 +125,9 @@ def quantize_linear(r):
     for name in ("int2", "uint2"):
         z = np.array(1).astype(np.dtype(getattr(ml_dtypes, name)))
         yield name, Case("QuantizeLinear", [x, scalar(1.0), z], domain="", opset=25, cast=TensorProto.INT8)
+    # Without saturation, ONNX Runtime's e4m3fn makes 448 of quotients from 480 to 496, where ONNX says NaN.
     wide = floats(r, 64, scale=300)
+    wide = wide[(abs(wide / 0.7) < 464) | (abs(wide / 0.7) > 500)]
     for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"):
         z = np.array(0).astype(np.dtype(getattr(ml_dtypes, name)))
         for saturate in (0, 1):

@@ -1,2 +1,27 @@
-//! The narrowbit command.
-fn main() {}
+//! The `narrowbit` command.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod comparison;
+mod data;
+mod interrupt;
+mod metrics;
+mod model;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    output::init(&cli.global);
+    match commands::run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(2)
+        }
+    }
+}

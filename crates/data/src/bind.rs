@@ -74,9 +74,9 @@ pub(crate) fn bind(
         let plan = plan(spec, &column, options, specs.len() == 1)?;
         out.push(Binding { spec: spec.clone(), column, plan });
     }
-    let applied = |b: &Binding| matches!(b.plan, Plan::Pixels(_) | Plan::Array(Some(_)));
-    let wanted = options.changes_values() || options.resize.is_some() || options.crop.is_some();
-    if wanted && !out.iter().any(applied) {
+    let pixels = out.iter().any(|b| matches!(b.plan, Plan::Pixels(_)));
+    let values = out.iter().any(|b| matches!(b.plan, Plan::Array(Some(_))));
+    if options.changes_values() && !pixels && !values || changes_geometry(options) && !pixels {
         let what = "preprocessing is given, but no input is an image";
         return Err(DataError::fit(file, what, "leave the preprocessing out, or give images"));
     }
@@ -120,6 +120,10 @@ fn choose(
     }
 }
 
+fn changes_geometry(options: &Preprocess) -> bool {
+    options.resize.is_some() || options.crop.is_some() || options.channels.is_some()
+}
+
 fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: bool) -> Result<Plan, DataError> {
     let place = column.place(0);
     if column.len() == 0 {
@@ -129,11 +133,13 @@ fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: 
         Some(shape) => shape.to_vec(),
         None => column.read(0, 1)?.shape()[1..].to_vec(),
     };
-    let geometry = options.resize.is_some() || options.crop.is_some() || options.channels.is_some();
+    let geometry = changes_geometry(options);
     let fits = fit(&first, spec).is_some();
     let untouched = !geometry && !options.changes_values();
     let numbers = !matches!(column.dtype(), DType::Bool | DType::I64 | DType::U64 | DType::String);
     // Values that need no work keep their type on the way: exact for integers, and a batch at a time.
+    // A layout that is given may turn an image whose shape leaves it open.
+    let untouched = untouched && (options.layout.is_none() || spec.shape.len() != 4);
     let plain = fits && untouched && !column.is_image_files() && column.dtype() != DType::U8;
     if !plain
         && numbers
@@ -161,8 +167,8 @@ fn unfit(sample: &[usize], dtype: DType, spec: &InputSpec, place: &Place) -> Dat
     DataError::fit(place, what, "reshape the array so that axis 0 counts samples and the rest is the input's shape")
 }
 
-/// The shape in which a sample satisfies an input, if it does: as it is, or with dimensions of
-/// extent 1 removed from the front or, where the input's shape is fixed, anywhere.
+/// The shape in which a sample satisfies an input, if it does: as it is; with a dimension of
+/// extent 1 removed from the front or, where the input's shape is fixed, anywhere; or flattened.
 pub(crate) fn fit(sample: &[usize], spec: &InputSpec) -> Option<Vec<usize>> {
     let want = spec.sample();
     if same(sample, want) {
@@ -175,7 +181,9 @@ pub(crate) fn fit(sample: &[usize], spec: &InputSpec) -> Option<Vec<usize>> {
     }
     let fixed: Vec<usize> = want.iter().copied().collect::<Option<_>>()?;
     let long = |s: &[usize]| s.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
-    (long(&fixed) == long(sample)).then_some(fixed)
+    // A flat input takes the elements in their order, whatever the sample's dimensions.
+    let flat = matches!(fixed[..], [n] if n == sample.iter().product::<usize>());
+    (flat || long(&fixed) == long(sample)).then_some(fixed)
 }
 
 /// The dimensions of a sample that may be an image for an input of `rank`, without leading ones
@@ -271,7 +279,11 @@ fn source_dims(
         return Some(Dims::Hwc);
     }
     let resized = options.resize.is_some() || options.crop.is_some();
-    let as_is = !resized && same(sample, spec.sample());
+    let doubtful = match model {
+        Dims::Chw => spec.shape.get(1) == Some(&None) && !is_channels(first) && is_channels(last),
+        _ => spec.shape.get(3) == Some(&None) && is_channels(first) && !is_channels(last),
+    };
+    let as_is = !resized && !doubtful && same(sample, spec.sample());
     if column.dtype() == DType::U8 && is_channels(last) {
         // Pixels of 8 bits come channels last, unless only the model's own layout fits.
         let turned = |s: &[usize]| same(&[s[2], s[0], s[1]], spec.sample());
@@ -327,7 +339,7 @@ impl Binding {
     }
 
     /// Samples `start..start + n` of the file, in the model's shape and type, batch first.
-    pub(crate) fn read(&self, start: usize, n: usize) -> Result<Tensor, DataError> {
+    pub(crate) fn read(&self, start: usize, n: usize, threads: usize) -> Result<Tensor, DataError> {
         let place = self.column.place(start);
         let failed = |e| DataError::tensor(&place, e);
         match &self.plan {
@@ -361,8 +373,34 @@ impl Binding {
                     shape.extend(out.shape());
                     out.reshaped(shape).map_err(|e| DataError::tensor(&place, e))
                 };
-                crate::column::stack((start..start + n).map(one).collect::<Result<_, _>>()?, &place)
+                // Arrays are read in order: their decompression has one cursor.
+                let threads = if self.column.is_image_files() { threads } else { 1 };
+                crate::column::stack(in_threads(start..start + n, threads, one)?, &place)
             }
         }
     }
+}
+
+/// Results of `one` for each index, in order, computed by several threads (0: all the machine has).
+fn in_threads(
+    range: std::ops::Range<usize>,
+    threads: usize,
+    one: impl Fn(usize) -> Result<Tensor, DataError> + Sync,
+) -> Result<Vec<Tensor>, DataError> {
+    let most = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+    let threads = most.min(range.len());
+    if threads < 2 {
+        return range.map(one).collect();
+    }
+    let (one, end) = (&one, range.end);
+    let share = |t: usize| (range.start + t..end).step_by(threads).map(one).collect::<Result<Vec<_>, _>>();
+    let shares = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|t| scope.spawn(move || share(t))).collect();
+        handles
+            .into_iter()
+            .map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut shares: Vec<_> = shares.into_iter().map(Vec::into_iter).collect();
+    Ok((0..end - range.start).filter_map(|i| shares[i % threads].next()).collect())
 }

@@ -91,6 +91,10 @@ impl ArrayColumn {
                 format!("one sample of shape {row:?} takes {row_bytes} bytes, the limit is {}", limits.read_bytes);
             return Err(DataError::too_large(&place, what, "check that axis 0 counts samples"));
         }
+        if row_bytes == 0 && len > 0 {
+            let what = format!("{len} samples of shape {row:?} hold nothing");
+            return Err(DataError::format(&place, what, "leave the array out"));
+        }
         if layout.fortran && row_bytes > 0 && len > 1 {
             span.prepare_random_access().map_err(|e| DataError::io(&place, "unpack", e))?;
         }

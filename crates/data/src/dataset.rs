@@ -16,6 +16,9 @@ use crate::resize::Image;
 use crate::source::{Source, Span};
 use crate::{DataError, Limits, Place, Preprocess, arrays, folder, h5, rng};
 
+/// More indices than these (2 GiB of them) are not held at once.
+const MAX_CHOSEN: usize = 1 << 28;
+
 /// Which part of a file with several parts is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Split {
@@ -52,6 +55,8 @@ pub struct DataOptions {
     pub seed: u64,
     /// Whether NaN and infinity in floating-point inputs are an error. Default true.
     pub check_finite: bool,
+    /// Threads that decode image files; 0 for as many as the machine runs at once.
+    pub threads: usize,
     /// Bounds on memory.
     pub limits: Limits,
 }
@@ -66,6 +71,7 @@ impl Default for DataOptions {
             shuffle: false,
             seed: 0,
             check_finite: true,
+            threads: 0,
             limits: Limits::default(),
         }
     }
@@ -218,13 +224,11 @@ impl Dataset {
     }
 
     fn choose(&self, total: usize) -> Result<Order, DataError> {
-        /// 2²⁸ indices take 2 GiB.
-        const MAX_SHUFFLED: usize = 1 << 28;
         let n = self.options.samples.unwrap_or(total).min(total);
         if !self.options.shuffle {
             return Ok(Order::First(n));
         }
-        if n > MAX_SHUFFLED {
+        if n > MAX_CHOSEN {
             let what = format!("{n} samples are too many to shuffle");
             return Err(DataError::too_large(&self.place, what, "choose fewer with --samples"));
         }
@@ -329,6 +333,10 @@ impl Dataset {
         if range.start > range.end || range.end > self.len() {
             return Err(DataError::Index { index: range.end.saturating_sub(1), len: self.len() });
         }
+        if range.len() > MAX_CHOSEN {
+            let what = format!("{} samples are too many for one batch", range.len());
+            return Err(DataError::too_large(&self.place, what, "use a smaller --batch"));
+        }
         Ok(match &self.order {
             Order::First(_) => range.collect(),
             Order::Chosen(order) => order[range].to_vec(),
@@ -340,7 +348,7 @@ impl Dataset {
         match &self.bindings {
             Some(bindings) => {
                 for b in bindings {
-                    let tensor = by_runs(indices, |start, n| b.read(start, n), &b.column)?;
+                    let tensor = by_runs(indices, |start, n| b.read(start, n, self.options.threads), &b.column)?;
                     if self.options.check_finite {
                         check_finite(&tensor, indices, &b.column)?;
                     }

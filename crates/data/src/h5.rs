@@ -273,6 +273,10 @@ impl Rows {
             Some((&n, row)) => (n, row.to_vec()),
             None => (1, Vec::new()),
         };
+        if row.contains(&0) && len > 0 {
+            let what = format!("{len} samples of shape {row:?} hold nothing");
+            return Err(DataError::format(&place, what, "leave the dataset out"));
+        }
         Ok(Rows { dataset, place, dtype, len, row, limits: handle.limits.clone() })
     }
 }

@@ -50,6 +50,7 @@ impl Numeric {
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn apply(&self, x: f32, channel: usize) -> f32 {
         let of = |list: &[f32]| list.get(channel).or(list.first()).copied();
         let mut y = x;
@@ -158,13 +159,18 @@ impl PixelPlan {
 
     /// The values in the model's layout.
     fn values<T: Pixel>(&self, image: &Image<T>) -> Vec<f32> {
-        let c = image.channels;
-        let one = |i: usize, k: usize| self.numeric.apply(image.data[i * c + k].to_f32(), k);
-        let plane = image.width * image.height;
-        match self.layout {
-            ImageLayout::Nchw => (0..c).flat_map(|k| (0..plane).map(move |i| (i, k))).map(|(i, k)| one(i, k)).collect(),
-            ImageLayout::Nhwc => (0..plane).flat_map(|i| (0..c).map(move |k| (i, k))).map(|(i, k)| one(i, k)).collect(),
+        let (c, plane) = (image.channels, image.width * image.height);
+        let (channel_step, pixel_step) = match self.layout {
+            ImageLayout::Nchw => (plane, 1),
+            ImageLayout::Nhwc => (1, c),
+        };
+        let mut out = vec![0f32; plane * c];
+        for k in 0..c {
+            let to = out[k * channel_step..].iter_mut().step_by(pixel_step);
+            let from = image.data[k..].iter().step_by(c);
+            to.zip(from).for_each(|(y, x)| *y = self.numeric.apply(x.to_f32(), k));
         }
+        out
     }
 
     /// The channels that the model wants.

@@ -24,9 +24,21 @@ pub(crate) struct Image<T> {
 pub(crate) trait Pixel: Copy + Default {
     /// Whether values are whole numbers.
     const IS_INTEGER: bool;
+    /// A running sum.
+    type Sum: Copy;
+    /// A coefficient.
+    type Weight: Copy;
+    /// The sum of nothing.
+    const START: Self::Sum;
 
-    /// The weighted sum of `values(i) * weights[i]`, rounded to the type.
-    fn weigh(weights: &Weights<'_>, values: impl Fn(usize) -> Self) -> Self;
+    /// This type's coefficients of a table.
+    fn weights(table: &Table) -> &[Self::Weight];
+
+    /// `sum + self * weight`.
+    fn weigh(self, sum: Self::Sum, weight: Self::Weight) -> Self::Sum;
+
+    /// The pixel of a complete sum.
+    fn finish(sum: Self::Sum) -> Self;
 
     /// A value from `f32`, rounded to nearest where needed.
     fn from_f32(v: f32) -> Self;
@@ -35,23 +47,23 @@ pub(crate) trait Pixel: Copy + Default {
     fn to_f32(self) -> f32;
 }
 
-/// The coefficients of one output position.
-pub(crate) struct Weights<'a> {
-    real: &'a [f64],
-    fixed: &'a [i32],
-}
-
 impl Pixel for u8 {
     const IS_INTEGER: bool = true;
+    type Sum = i32;
+    type Weight = i32;
+    /// One half, so that the final shift rounds.
+    const START: i32 = 1 << (PRECISION - 1);
 
-    fn weigh(weights: &Weights<'_>, values: impl Fn(usize) -> u8) -> u8 {
-        let half = 1i32 << (PRECISION - 1);
-        // 8 + 22 bits and a sign fit; two more bits hold the overshoot of cubic filters.
-        let sum = weights
-            .fixed
-            .iter()
-            .enumerate()
-            .fold(half, |s, (i, &w)| s.wrapping_add(i32::from(values(i)).wrapping_mul(w)));
+    fn weights(table: &Table) -> &[i32] {
+        &table.fixed
+    }
+
+    fn weigh(self, sum: i32, weight: i32) -> i32 {
+        // 8 + 22 bits and a sign fit; one more bit holds the overshoot of cubic filters.
+        sum.wrapping_add(i32::from(self).wrapping_mul(weight))
+    }
+
+    fn finish(sum: i32) -> u8 {
         (sum >> PRECISION).clamp(0, 255) as u8
     }
 
@@ -66,9 +78,20 @@ impl Pixel for u8 {
 
 impl Pixel for f32 {
     const IS_INTEGER: bool = false;
+    type Sum = f64;
+    type Weight = f64;
+    const START: f64 = 0.0;
 
-    fn weigh(weights: &Weights<'_>, values: impl Fn(usize) -> f32) -> f32 {
-        weights.real.iter().enumerate().fold(0.0, |s, (i, &w)| s + f64::from(values(i)) * w) as f32
+    fn weights(table: &Table) -> &[f64] {
+        &table.real
+    }
+
+    fn weigh(self, sum: f64, weight: f64) -> f64 {
+        sum + f64::from(self) * weight
+    }
+
+    fn finish(sum: f64) -> f32 {
+        sum as f32
     }
 
     fn from_f32(v: f32) -> f32 {
@@ -129,9 +152,9 @@ fn kernel(filter: ResizeFilter) -> (f64, fn(f64) -> f64) {
     }
 }
 
-/// For each output position the first input position and its coefficients.
-struct Table {
-    starts: Vec<(usize, usize, usize)>,
+/// For each output position the first input position, and where its coefficients are.
+pub(crate) struct Table {
+    starts: Vec<(usize, std::ops::Range<usize>)>,
     real: Vec<f64>,
     fixed: Vec<i32>,
 }
@@ -155,16 +178,11 @@ impl Table {
             if sum != 0.0 {
                 table.real[at..].iter_mut().for_each(|w| *w /= sum);
             }
-            table.starts.push((first, at, table.real.len() - at));
+            table.starts.push((first, at..table.real.len()));
         }
         let one = f64::from(1u32 << PRECISION);
         table.fixed = table.real.iter().map(|w| (w * one + if *w < 0.0 { -0.5 } else { 0.5 }) as i32).collect();
         table
-    }
-
-    fn at(&self, x: usize) -> (usize, Weights<'_>) {
-        let (first, at, n) = self.starts[x];
-        (first, Weights { real: &self.real[at..at + n], fixed: &self.fixed[at..at + n] })
     }
 }
 
@@ -172,10 +190,14 @@ fn horizontal<T: Pixel>(image: &Image<T>, width: usize, filter: ResizeFilter) ->
     let table = Table::new(image.width, width, filter);
     let c = image.channels;
     let mut data = Vec::with_capacity(width * image.height * c);
+    let mut sums = vec![T::START; c];
     for row in image.data.chunks_exact(image.width * c) {
-        for x in 0..width {
-            let (first, weights) = table.at(x);
-            data.extend((0..c).map(|k| T::weigh(&weights, |i| row[(first + i) * c + k])));
+        for (first, at) in &table.starts {
+            sums.fill(T::START);
+            for (pixel, &w) in row[first * c..].chunks_exact(c).zip(&T::weights(&table)[at.clone()]) {
+                sums.iter_mut().zip(pixel).for_each(|(s, p)| *s = p.weigh(*s, w));
+            }
+            data.extend(sums.iter().map(|&s| T::finish(s)));
         }
     }
     Image { width, height: image.height, channels: c, data }
@@ -185,9 +207,13 @@ fn vertical<T: Pixel>(image: &Image<T>, height: usize, filter: ResizeFilter) -> 
     let table = Table::new(image.height, height, filter);
     let stride = image.width * image.channels;
     let mut data = Vec::with_capacity(stride * height);
-    for y in 0..height {
-        let (first, weights) = table.at(y);
-        data.extend((0..stride).map(|x| T::weigh(&weights, |i| image.data[(first + i) * stride + x])));
+    let mut sums = vec![T::START; stride];
+    for (first, at) in &table.starts {
+        sums.fill(T::START);
+        for (row, &w) in image.data[first * stride..].chunks_exact(stride).zip(&T::weights(&table)[at.clone()]) {
+            sums.iter_mut().zip(row).for_each(|(s, p)| *s = p.weigh(*s, w));
+        }
+        data.extend(sums.iter().map(|&s| T::finish(s)));
     }
     Image { width: image.width, height, channels: image.channels, data }
 }

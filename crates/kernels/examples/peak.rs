@@ -5,9 +5,7 @@
 
 use std::time::Instant;
 
-use narrowbit_kernels::gemm::{
-    GEMM_KERNELS, Gemm, ImageColumns, Lhs, MatrixView, PackedA, PackedB, Rhs, gemm,
-};
+use narrowbit_kernels::gemm::{GEMM_KERNELS, Gemm, ImageColumns, Lhs, MatrixView, PackedA, PackedB, Rhs, gemm};
 use narrowbit_kernels::{Exec, Isa, Tier};
 
 /// The best of several runs, in seconds.
@@ -109,31 +107,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exec = Exec::new(Isa::from_env()?, threads);
     let tier = exec.isa().tier();
     println!("{} thread(s), tier {tier}", exec.threads());
-    for kernel in GEMM_KERNELS
-        .iter()
-        .filter(|k| k.tier <= tier && k.tier > Tier::Scalar)
-    {
+    for kernel in GEMM_KERNELS.iter().filter(|k| k.tier <= tier && k.tier > Tier::Scalar) {
         let peak = peak(kernel.tier) * exec.threads() as f64;
         println!("\n{} (peak {peak:.0} GFLOP/s)", kernel.name);
         let line = |name: &str, flops: f64, seconds: f64| {
             let rate = flops / seconds / 1e9;
             let share = rate / peak * 100.0;
-            println!(
-                "  {name:14} {:9.1} us {rate:7.1} GFLOP/s {share:5.1} %",
-                seconds * 1e6
-            );
+            println!("  {name:14} {:9.1} us {rate:7.1} GFLOP/s {share:5.1} %", seconds * 1e6);
         };
         for &(name, m, n, k) in LINEAR {
             let (a, b) = (fill(m * k), fill(k * n));
             let view = MatrixView::row_major(&b, n);
             let packed = PackedB::with_kernel(&exec, kernel, view, (k, n), (1, 0))?;
-            let g = Gemm::new(
-                m,
-                n,
-                k,
-                Lhs::View(MatrixView::row_major(&a, k)),
-                Rhs::Packed(&packed),
-            );
+            let g = Gemm::new(m, n, k, Lhs::View(MatrixView::row_major(&a, k)), Rhs::Packed(&packed));
             let mut c = vec![0.0; m * n];
             let seconds = best(|| gemm(&exec, &g, &mut c).expect("the shapes fit"));
             line(name, 2.0 * (m * n * k) as f64, seconds);

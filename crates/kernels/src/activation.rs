@@ -62,10 +62,7 @@ impl Activation {
     /// Whether the function is more than a clamp.
     #[inline(always)]
     pub(crate) fn needs_pass(self) -> bool {
-        !matches!(
-            self,
-            Activation::None | Activation::Relu | Activation::Clip { .. }
-        )
+        !matches!(self, Activation::None | Activation::Relu | Activation::Clip { .. })
     }
 
     /// The function on one vector.
@@ -75,9 +72,7 @@ impl Activation {
             Activation::None => x,
             Activation::Relu => s.max(s.splat(0.0), x),
             Activation::Clip { lo, hi } => s.min(s.splat(hi), s.max(s.splat(lo), x)),
-            Activation::LeakyRelu { alpha } => {
-                s.select(s.lt(x, s.splat(0.0)), s.mul(x, s.splat(alpha)), x)
-            }
+            Activation::LeakyRelu { alpha } => s.select(s.lt(x, s.splat(0.0)), s.mul(x, s.splat(alpha)), x),
             Activation::Sigmoid => math::sigmoid(s, x),
             Activation::Silu { alpha } => s.mul(x, math::sigmoid(s, s.mul(x, s.splat(alpha)))),
             Activation::HardSwish => s.mul(x, hard_sigmoid(s, x, 1.0 / 6.0, 0.5)),

@@ -70,37 +70,18 @@ pub fn attention(
     let blocks = p.queries.div_ceil(rows);
     let heads = p.batch * p.heads;
     // Long sequences with few heads also split the rows of a head between tasks.
-    let parts = if exec.threads() == 1 {
-        1
-    } else {
-        (4 * exec.threads()).div_ceil(heads).min(blocks)
-    };
+    let parts = if exec.threads() == 1 { 1 } else { (4 * exec.threads()).div_ceil(heads).min(blocks) };
     let out = SharedMut::new(out);
     let error = std::sync::Mutex::new(None);
     exec.pool().run(heads * parts, &|task| {
         let (head, part) = (task / parts, task % parts);
         let range = blocks * part / parts..blocks * (part + 1) / parts;
-        let job = Head {
-            exec,
-            p,
-            q,
-            k,
-            v,
-            mask,
-            out,
-            out_strides,
-            rows,
-        };
+        let job = Head { exec, p, q, k, v, mask, out, out_strides, rows };
         if let Err(e) = job.run(head / p.heads, head % p.heads, range) {
-            *error
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
+            *error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
         }
     });
-    error
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .map_or(Ok(()), Err)
+    error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 fn check(
@@ -115,54 +96,17 @@ fn check(
     product(NAME, &[p.batch, p.heads, p.queries, p.keys.max(1)])?;
     product(NAME, &[p.keys, p.depth.max(p.value_depth)])?;
     let need = |strides: [usize; 3], heads: usize, rows: usize, columns: usize| {
-        span(
-            NAME,
-            &[
-                (p.batch, strides[0]),
-                (heads, strides[1]),
-                (rows, strides[2]),
-                (columns, 1),
-            ],
-        )
+        span(NAME, &[(p.batch, strides[0]), (heads, strides[1]), (rows, strides[2]), (columns, 1)])
     };
-    at_least(
-        NAME,
-        "q",
-        q.data.len(),
-        need(q.strides, p.heads, p.queries, p.depth)?,
-    )?;
-    at_least(
-        NAME,
-        "k",
-        k.data.len(),
-        need(k.strides, p.kv_heads, p.keys, p.depth)?,
-    )?;
-    at_least(
-        NAME,
-        "v",
-        v.data.len(),
-        need(v.strides, p.kv_heads, p.keys, p.value_depth)?,
-    )?;
-    at_least(
-        NAME,
-        "out",
-        out.len(),
-        need(out_strides, p.heads, p.queries, p.value_depth)?,
-    )?;
+    at_least(NAME, "q", q.data.len(), need(q.strides, p.heads, p.queries, p.depth)?)?;
+    at_least(NAME, "k", k.data.len(), need(k.strides, p.kv_heads, p.keys, p.depth)?)?;
+    at_least(NAME, "v", v.data.len(), need(v.strides, p.kv_heads, p.keys, p.value_depth)?)?;
+    at_least(NAME, "out", out.len(), need(out_strides, p.heads, p.queries, p.value_depth)?)?;
     if let Some(mask) = mask {
-        at_least(
-            NAME,
-            "mask",
-            mask.data.len(),
-            need(mask.strides, p.heads, p.queries, p.keys)?,
-        )?;
+        at_least(NAME, "mask", mask.data.len(), need(mask.strides, p.heads, p.queries, p.keys)?)?;
     }
-    let mut dims = vec![
-        (out_strides[0], p.batch),
-        (out_strides[1], p.heads),
-        (out_strides[2], p.queries),
-        (1, p.value_depth),
-    ];
+    let mut dims =
+        vec![(out_strides[0], p.batch), (out_strides[1], p.heads), (out_strides[2], p.queries), (1, p.value_depth)];
     dims.retain(|&(_, len)| len > 1);
     dims.sort_unstable();
     let mut covered = 1;
@@ -197,34 +141,18 @@ impl Head<'_> {
         let kv_head = head / (p.heads / p.kv_heads);
         let k = &self.k.data[start(self.k.strides, batch, kv_head, 0)..];
         let v = &self.v.data[start(self.v.strides, batch, kv_head, 0)..];
-        let keys = MatrixView {
-            data: k,
-            row_stride: 1,
-            col_stride: self.k.strides[2],
-        };
-        let values = MatrixView {
-            data: v,
-            row_stride: self.v.strides[2],
-            col_stride: 1,
-        };
+        let keys = MatrixView { data: k, row_stride: 1, col_stride: self.k.strides[2] };
+        let values = MatrixView { data: v, row_stride: self.v.strides[2], col_stride: 1 };
         let (key_len, value_len) = PackedHeads::lens(self.exec, p.depth, p.keys, p.value_depth);
         with_scratch(key_len + value_len + self.rows * p.keys, |scratch| {
             let (packed, scores) = scratch.split_at_mut(key_len + value_len);
             let (key_panels, value_panels) = packed.split_at_mut(key_len);
             let heads = PackedHeads::new(self.exec, key_panels, keys, (p.depth, p.keys))?;
-            let values =
-                PackedHeads::new(self.exec, value_panels, values, (p.keys, p.value_depth))?;
+            let values = PackedHeads::new(self.exec, value_panels, values, (p.keys, p.value_depth))?;
             for block in range {
                 let first = block * self.rows;
                 let rows = self.rows.min(p.queries - first);
-                self.block(
-                    batch,
-                    head,
-                    (first, rows),
-                    &heads,
-                    &values,
-                    &mut scores[..rows * p.keys],
-                )?;
+                self.block(batch, head, (first, rows), &heads, &values, &mut scores[..rows * p.keys])?;
             }
             Ok(())
         })
@@ -241,38 +169,21 @@ impl Head<'_> {
     ) -> Result {
         let p = self.p;
         let at = start(self.q.strides, batch, head, first);
-        let q = MatrixView {
-            data: &self.q.data[at..],
-            row_stride: self.q.strides[2],
-            col_stride: 1,
-        };
+        let q = MatrixView { data: &self.q.data[at..], row_stride: self.q.strides[2], col_stride: 1 };
         let mut g = Gemm::new(rows, p.keys, p.depth, Lhs::View(q), Rhs::Borrowed(keys));
         g.alpha = p.scale;
         gemm(self.exec, &g, scores)?;
         for (i, row) in scores.chunks_exact_mut(p.keys).enumerate() {
-            let mask = self
-                .mask
-                .map(|mask| &mask.data[start(mask.strides, batch, head, first + i)..][..p.keys]);
+            let mask = self.mask.map(|mask| &mask.data[start(mask.strides, batch, head, first + i)..][..p.keys]);
             // Query i may see keys up to i + keys − queries.
-            let visible = if p.causal {
-                (first + i + 1 + p.keys)
-                    .saturating_sub(p.queries)
-                    .min(p.keys)
-            } else {
-                p.keys
-            };
+            let visible =
+                if p.causal { (first + i + 1 + p.keys).saturating_sub(p.queries).min(p.keys) } else { p.keys };
             self.exec.isa().dispatch(Weights { row, mask, visible });
         }
         let at = start(self.out_strides, batch, head, first);
         let len = span(NAME, &[(rows, self.out_strides[2]), (p.value_depth, 1)])?;
         let view = MatrixView::row_major(scores, p.keys);
-        let mut g = Gemm::new(
-            rows,
-            p.value_depth,
-            p.keys,
-            Lhs::View(view),
-            Rhs::Borrowed(values),
-        );
+        let mut g = Gemm::new(rows, p.value_depth, p.keys, Lhs::View(view), Rhs::Borrowed(values));
         g.ldc = self.out_strides[2];
         // SAFETY: `check` made sure that rows of different heads and blocks are disjoint
         // and in bounds; the gaps between the rows of this block are never accessed, as
@@ -302,11 +213,7 @@ impl Kernel for Weights<'_> {
                 // SAFETY: the mask is as long as the row, `n` lanes are left.
                 unsafe {
                     let p = seen.as_mut_ptr().add(i);
-                    s.store_n(
-                        p,
-                        s.add(s.load_n(p, n), s.load_n(mask.as_ptr().add(i), n)),
-                        n,
-                    );
+                    s.store_n(p, s.add(s.load_n(p, n), s.load_n(mask.as_ptr().add(i), n)), n);
                 }
                 i += S::LANES;
             }
@@ -328,8 +235,7 @@ pub fn attention_reference(
     mask: Option<&[f32]>,
 ) -> Result<Vec<f32>> {
     let heads = p.batch * p.heads;
-    let need =
-        |rows: usize, heads: usize, columns: usize| product(NAME, &[p.batch, heads, rows, columns]);
+    let need = |rows: usize, heads: usize, columns: usize| product(NAME, &[p.batch, heads, rows, columns]);
     at_least(NAME, "q", q.len(), need(p.queries, p.heads, p.depth)?)?;
     at_least(NAME, "k", k.len(), need(p.keys, p.kv_heads, p.depth)?)?;
     at_least(NAME, "v", v.len(), need(p.keys, p.kv_heads, p.value_depth)?)?;
@@ -349,17 +255,15 @@ pub fn attention_reference(
                                 * f64::from(k[(kv * p.keys + j) * p.depth + d])
                         })
                         .sum();
-                    dot * f64::from(p.scale)
-                        + mask.map_or(0.0, |m| f64::from(m[(head * p.queries + i) * p.keys + j]))
+                    dot * f64::from(p.scale) + mask.map_or(0.0, |m| f64::from(m[(head * p.queries + i) * p.keys + j]))
                 })
                 .collect();
             let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - peak).exp()).collect();
             let total: f64 = weights.iter().sum();
             for d in 0..p.value_depth {
-                let sum: f64 = (0..p.keys)
-                    .map(|j| weights[j] * f64::from(v[(kv * p.keys + j) * p.value_depth + d]))
-                    .sum();
+                let sum: f64 =
+                    (0..p.keys).map(|j| weights[j] * f64::from(v[(kv * p.keys + j) * p.value_depth + d])).sum();
                 out.push((sum / total) as f32);
             }
         }
@@ -387,34 +291,10 @@ mod tests {
         };
         let cases = [
             base,
-            AttentionParams {
-                kv_heads: 2,
-                keys: 50,
-                depth: 7,
-                value_depth: 33,
-                ..base
-            },
-            AttentionParams {
-                causal: true,
-                keys: 45,
-                ..base
-            },
-            AttentionParams {
-                batch: 1,
-                heads: 1,
-                kv_heads: 1,
-                queries: 1,
-                keys: 3,
-                ..base
-            },
-            AttentionParams {
-                batch: 1,
-                heads: 1,
-                kv_heads: 1,
-                queries: 300,
-                keys: 2000,
-                ..base
-            },
+            AttentionParams { kv_heads: 2, keys: 50, depth: 7, value_depth: 33, ..base },
+            AttentionParams { causal: true, keys: 45, ..base },
+            AttentionParams { batch: 1, heads: 1, kv_heads: 1, queries: 1, keys: 3, ..base },
+            AttentionParams { batch: 1, heads: 1, kv_heads: 1, queries: 300, keys: 2000, ..base },
         ];
         let mut r = Random::new(21);
         for p in cases {
@@ -429,8 +309,7 @@ mod tests {
                         data,
                         strides: [heads * rows * cols, rows * cols, cols],
                     };
-                    let (mut gq, mut gk, mut gv) =
-                        (Guarded::new(&q), Guarded::new(&k), Guarded::new(&v));
+                    let (mut gq, mut gk, mut gv) = (Guarded::new(&q), Guarded::new(&k), Guarded::new(&v));
                     let views = [
                         view(&*gq.get(), p.heads, p.queries, p.depth),
                         view(&*gk.get(), p.kv_heads, p.keys, p.depth),
@@ -438,11 +317,7 @@ mod tests {
                     ];
                     let mask = mask.map(|m| view(m, p.heads, p.queries, p.keys));
                     // Written as [batch, rows, heads, columns], as models go on with it.
-                    let strides = [
-                        p.heads * p.queries * p.value_depth,
-                        p.value_depth,
-                        p.heads * p.value_depth,
-                    ];
+                    let strides = [p.heads * p.queries * p.value_depth, p.value_depth, p.heads * p.value_depth];
                     let mut out = Guarded::new(&vec![0.0; want.len()]);
                     attention(&exec, &p, views, mask, out.get(), strides).unwrap();
                     let out = out.get();
@@ -450,9 +325,7 @@ mod tests {
                     for b in 0..p.batch {
                         for h in 0..p.heads {
                             for i in 0..p.queries {
-                                got.extend_from_slice(
-                                    &out[start(strides, b, h, i)..][..p.value_depth],
-                                );
+                                got.extend_from_slice(&out[start(strides, b, h, i)..][..p.value_depth]);
                             }
                         }
                     }
@@ -477,23 +350,12 @@ mod tests {
         };
         let exec = Exec::new(crate::Isa::detect(), 1);
         let data = [0.0; 12];
-        let view = HeadView {
-            data: &data,
-            strides: [12, 6, 2],
-        };
+        let view = HeadView { data: &data, strides: [12, 6, 2] };
         let mut out = [0.0; 12];
         assert!(attention(&exec, &p, [view; 3], None, &mut out, [12, 5, 2]).is_err());
         assert!(attention(&exec, &p, [view; 3], None, &mut out[..11], [12, 6, 2]).is_err());
         assert!(
-            attention(
-                &exec,
-                &AttentionParams { kv_heads: 0, ..p },
-                [view; 3],
-                None,
-                &mut out,
-                [12, 6, 2]
-            )
-            .is_err()
+            attention(&exec, &AttentionParams { kv_heads: 0, ..p }, [view; 3], None, &mut out, [12, 6, 2]).is_err()
         );
     }
 }

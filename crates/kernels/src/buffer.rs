@@ -25,17 +25,12 @@ impl Buffer {
     /// `len` zeros. Aborts, like `Vec`, when the system has no memory left.
     pub fn new(len: usize) -> Buffer {
         if len == 0 {
-            return Buffer {
-                data: NonNull::dangling(),
-                len,
-            };
+            return Buffer { data: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(data) = NonNull::new(raw.cast::<f32>()) else {
-            handle_alloc_error(layout)
-        };
+        let Some(data) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
         #[cfg(target_os = "linux")]
         if layout.size() >= HUGE {
             // SAFETY: the range is ours; the call is only a hint.
@@ -105,9 +100,7 @@ pub(crate) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) ->
     let spare = SPARE.with(|list| {
         let mut list = list.borrow_mut();
         // The smallest that fits, so that nested uses of several sizes settle.
-        let best = (0..list.len())
-            .filter(|&i| list[i].len() >= len)
-            .min_by_key(|&i| list[i].len());
+        let best = (0..list.len()).filter(|&i| list[i].len() >= len).min_by_key(|&i| list[i].len());
         best.map(|i| list.swap_remove(i))
     });
     let mut buffer = spare.unwrap_or_else(|| Buffer::new(len.next_multiple_of(4096)));

@@ -27,12 +27,7 @@ pub struct Range {
 
 impl Range {
     /// The range of no element.
-    pub const EMPTY: Range = Range {
-        min: f32::INFINITY,
-        max: f32::NEG_INFINITY,
-        nan: 0,
-        infinite: 0,
-    };
+    pub const EMPTY: Range = Range { min: f32::INFINITY, max: f32::NEG_INFINITY, nan: 0, infinite: 0 };
 
     /// The range of both.
     pub fn merge(self, other: Range) -> Range {
@@ -70,12 +65,7 @@ pub struct Outside {
 }
 
 /// Runs `work` on each chunk of `x`; the results, in order.
-fn chunked<T: Send + Copy>(
-    exec: &Exec,
-    x: &[f32],
-    empty: T,
-    work: &(dyn Fn(&[f32]) -> T + Sync),
-) -> Vec<T> {
+fn chunked<T: Send + Copy>(exec: &Exec, x: &[f32], empty: T, work: &(dyn Fn(&[f32]) -> T + Sync)) -> Vec<T> {
     let parts = x.len().div_ceil(CHUNK);
     let mut results = vec![empty; parts];
     let out = SharedMut::new(&mut results);
@@ -89,9 +79,7 @@ fn chunked<T: Send + Copy>(
 
 /// Smallest and largest finite value, and how many are not finite.
 pub fn min_max(exec: &Exec, x: &[f32]) -> Range {
-    let parts = chunked(exec, x, Range::EMPTY, &|chunk| {
-        exec.isa().dispatch(MinMax { x: chunk })
-    });
+    let parts = chunked(exec, x, Range::EMPTY, &|chunk| exec.isa().dispatch(MinMax { x: chunk }));
     parts.into_iter().fold(Range::EMPTY, Range::merge)
 }
 
@@ -140,12 +128,7 @@ impl Kernel for MinMax<'_> {
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn channel_min_max(
-    exec: &Exec,
-    x: &[f32],
-    [outer, c, inner]: [usize; 3],
-    ranges: &mut [Range],
-) -> Result {
+pub fn channel_min_max(exec: &Exec, x: &[f32], [outer, c, inner]: [usize; 3], ranges: &mut [Range]) -> Result {
     const NAME: &str = "channel_min_max";
     exact(NAME, "x", x.len(), product(NAME, &[outer, c, inner])?)?;
     exact(NAME, "ranges", ranges.len(), c)?;
@@ -157,12 +140,7 @@ pub fn channel_min_max(
         exec.split(c, 64, &|range| {
             // SAFETY: each task owns its channels.
             let ranges = unsafe { out.slice(range.start, range.len()) };
-            exec.isa().dispatch(Columns {
-                x: &x[range.start..],
-                step: c,
-                rows: outer,
-                ranges,
-            });
+            exec.isa().dispatch(Columns { x: &x[range.start..], step: c, rows: outer, ranges });
         });
         return Ok(());
     }
@@ -232,9 +210,7 @@ impl Kernel for Columns<'_> {
 /// elements and added in f64, so the error does not grow with the length.
 pub fn moments(exec: &Exec, x: &[f32]) -> Moments {
     let parts = chunked(exec, x, Moments::default(), &|chunk| {
-        chunk.chunks(256).fold(Moments::default(), |total, x| {
-            add(total, exec.isa().dispatch(Sums { x }))
-        })
+        chunk.chunks(256).fold(Moments::default(), |total, x| add(total, exec.isa().dispatch(Sums { x })))
     });
     parts.into_iter().fold(Moments::default(), add)
 }
@@ -273,59 +249,35 @@ impl Kernel for Sums<'_> {
             peak = s.max(s.abs(v), peak);
             i += S::LANES;
         }
-        Moments {
-            count,
-            sum: f64::from(s.sum(sum)),
-            sum_square: f64::from(s.sum(square)),
-            abs_max: s.hmax(peak),
-        }
+        Moments { count, sum: f64::from(s.sum(sum)), sum_square: f64::from(s.sum(square)), abs_max: s.hmax(peak) }
     }
 }
 
 /// Adds to `bins` how many elements fall in each of `bins.len()` equal parts of
-/// `low ..= high`: element x in bin `⌊(x − low) · (bins / (high − low))⌋`, in f32, `high`
-/// itself in the last. With `absolute`, |x| is counted instead of x.
+/// `low ..= high`: element x in bin `⌊(x − low) · (bins / (high − low))⌋`, in f32 (exactly where zero is
+/// an edge of a bin and their width a power of two), `high` itself in the last. With `absolute`, |x| is counted instead of x.
 ///
 /// # Errors
 /// The range is empty or not finite, or there are no bins or over [`MAX_BINS`].
-pub fn histogram(
-    exec: &Exec,
-    x: &[f32],
-    (low, high): (f32, f32),
-    absolute: bool,
-    bins: &mut [u64],
-) -> Result<Outside> {
+pub fn histogram(exec: &Exec, x: &[f32], (low, high): (f32, f32), absolute: bool, bins: &mut [u64]) -> Result<Outside> {
     const NAME: &str = "histogram";
     let n = bins.len();
-    require(
-        NAME,
-        (1..=MAX_BINS).contains(&n),
-        "there must be 1 to 1048576 bins",
-    )?;
+    require(NAME, (1..=MAX_BINS).contains(&n), "there must be 1 to 1048576 bins")?;
     let factor = n as f32 / (high - low);
     let good = low < high && factor.is_finite() && factor > 0.0;
     require(NAME, good, "the range must be finite and not empty")?;
+    // Where zero is an edge and the width a power of two, x · factor is exact: subtracting `low` first would
+    // round small values into a neighbouring bin.
+    let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
     let total = Mutex::new((bins, Outside::default()));
     exec.split(x.len(), 2 * CHUNK, &|range| {
         let mut counts = vec![0u32; (n + EXTRA) * WAYS];
         // A part of at most 2^30 elements can't overflow its counters.
         for part in x[range].chunks(1 << 30) {
-            exec.isa().dispatch(Count {
-                x: part,
-                low,
-                high,
-                factor,
-                absolute,
-                n,
-                counts: &mut counts,
-            });
+            exec.isa().dispatch(Count { x: part, low, high, factor, absolute, aligned, n, counts: &mut counts });
             let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
             let (bins, outside) = &mut *guard;
-            let count = |i: usize| {
-                (0..WAYS)
-                    .map(|way| u64::from(counts[way * (n + EXTRA) + i]))
-                    .sum::<u64>()
-            };
+            let count = |i: usize| (0..WAYS).map(|way| u64::from(counts[way * (n + EXTRA) + i])).sum::<u64>();
             for (i, bin) in bins.iter_mut().enumerate() {
                 *bin += count(i);
             }
@@ -351,6 +303,7 @@ struct Count<'a> {
     high: f32,
     factor: f32,
     absolute: bool,
+    aligned: bool,
     n: usize,
     counts: &'a mut [u32],
 }
@@ -363,6 +316,7 @@ impl Kernel for Count<'_> {
         let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
         let n = self.n as f32;
         let last = s.splat(n - 1.0);
+        let base = s.splat(self.low * self.factor);
         let mut lanes = [0i32; 16];
         let mut i = 0;
         while i < self.x.len() {
@@ -371,7 +325,11 @@ impl Kernel for Count<'_> {
             unsafe {
                 let v = s.load_bits(self.x.as_ptr().add(i), low_bits(len));
                 let v = if self.absolute { s.abs(v) } else { v };
-                let bin = s.min(s.floor(s.mul(s.sub(v, low), factor)), last);
+                let bin = match self.aligned {
+                    true => s.sub(s.floor(s.mul(v, factor)), base),
+                    false => s.floor(s.mul(s.sub(v, low), factor)),
+                };
+                let bin = s.min(bin, last);
                 let bin = s.select(s.lt(v, low), s.splat(n), bin);
                 let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
                 let bin = s.select(s.unordered(v, v), s.splat(n + 2.0), bin);
@@ -421,11 +379,7 @@ mod tests {
             for len in [0, 1, 15, 16, 100, 70_001] {
                 let x = data(len);
                 let mut g = Guarded::new(&x);
-                assert_eq!(
-                    min_max(&exec, g.get()),
-                    reference(x.iter().copied()),
-                    "{len} {exec:?}"
-                );
+                assert_eq!(min_max(&exec, g.get()), reference(x.iter().copied()), "{len} {exec:?}");
             }
             for [outer, c, inner] in [[3, 5, 37], [50, 70, 1], [1, 1, 1], [2, 3, 20_000]] {
                 let x = data(outer * c * inner);
@@ -433,11 +387,7 @@ mod tests {
                 let mut ranges = vec![Range::EMPTY; c];
                 channel_min_max(&exec, g.get(), [outer, c, inner], &mut ranges).unwrap();
                 for (channel, got) in ranges.iter().enumerate() {
-                    let own = x
-                        .iter()
-                        .enumerate()
-                        .filter(|(i, _)| i / inner % c == channel)
-                        .map(|(_, &v)| v);
+                    let own = x.iter().enumerate().filter(|(i, _)| i / inner % c == channel).map(|(_, &v)| v);
                     assert_eq!(*got, reference(own), "{outer} {c} {inner} {exec:?}");
                 }
             }
@@ -451,6 +401,7 @@ mod tests {
                 (0, 3, 0.0, 1.0, false),
                 (37, 7, -2.0, 2.0, false),
                 (200_000, 2048, 0.0, 4.0, true),
+                (70_000, 64, -4.0, 4.0, false),
                 (9000, 1, -1.0, 0.5, false),
             ] {
                 let x = data(len);
@@ -465,15 +416,14 @@ mod tests {
                     } else if v > high {
                         outside.above += 1;
                     } else {
-                        want[(((v - low) * factor) as usize).min(bins - 1)] += 1;
+                        let exact = (f64::from(v) - f64::from(low)) * f64::from(factor);
+                        let bin = if bins == 64 { exact as usize } else { ((v - low) * factor) as usize };
+                        want[bin.min(bins - 1)] += 1;
                     }
                 }
                 let mut got = vec![1u64; bins];
                 let mut g = Guarded::new(&x);
-                assert_eq!(
-                    histogram(&exec, g.get(), (low, high), absolute, &mut got).unwrap(),
-                    outside
-                );
+                assert_eq!(histogram(&exec, g.get(), (low, high), absolute, &mut got).unwrap(), outside);
                 assert_eq!(got, want, "{len} {exec:?}");
             }
         }
@@ -490,14 +440,8 @@ mod tests {
                 // f32 sums of 256 elements of magnitude ≤ 25, ~1e-5 each at random signs.
                 let tolerance = 1e-6 * (1.0 + len as f64);
                 assert!((got.sum - finite().sum::<f64>()).abs() < tolerance);
-                assert!(
-                    (got.sum_square - finite().map(|v| v * v).sum::<f64>()).abs()
-                        < 10.0 * tolerance
-                );
-                assert_eq!(
-                    f64::from(got.abs_max),
-                    finite().map(f64::abs).fold(0.0, f64::max)
-                );
+                assert!((got.sum_square - finite().map(|v| v * v).sum::<f64>()).abs() < 10.0 * tolerance);
+                assert_eq!(f64::from(got.abs_max), finite().map(f64::abs).fold(0.0, f64::max));
             }
         }
     }

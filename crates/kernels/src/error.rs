@@ -36,44 +36,17 @@ pub(crate) type Result<T = ()> = std::result::Result<T, KernelError>;
 
 /// Checks that `got` is exactly `need`.
 pub(crate) fn exact(kernel: &'static str, what: &'static str, got: usize, need: usize) -> Result {
-    if got == need {
-        Ok(())
-    } else {
-        Err(KernelError::Length {
-            kernel,
-            what,
-            need,
-            got,
-        })
-    }
+    if got == need { Ok(()) } else { Err(KernelError::Length { kernel, what, need, got }) }
 }
 
 /// Checks that `got` is at least `need`.
-pub(crate) fn at_least(
-    kernel: &'static str,
-    what: &'static str,
-    got: usize,
-    need: usize,
-) -> Result {
-    if got >= need {
-        Ok(())
-    } else {
-        Err(KernelError::Length {
-            kernel,
-            what,
-            need,
-            got,
-        })
-    }
+pub(crate) fn at_least(kernel: &'static str, what: &'static str, got: usize, need: usize) -> Result {
+    if got >= need { Ok(()) } else { Err(KernelError::Length { kernel, what, need, got }) }
 }
 
 /// Checks a condition on the parameters.
 pub(crate) fn require(kernel: &'static str, ok: bool, what: &'static str) -> Result {
-    if ok {
-        Ok(())
-    } else {
-        Err(KernelError::Invalid { kernel, what })
-    }
+    if ok { Ok(()) } else { Err(KernelError::Invalid { kernel, what }) }
 }
 
 /// The product of dimensions, refusing overflow (and anything over `isize::MAX / 8`,
@@ -91,9 +64,7 @@ pub(crate) fn span(kernel: &'static str, dims: &[(usize, usize)]) -> Result<usiz
         return Ok(0);
     }
     dims.iter()
-        .try_fold(1usize, |acc, &(len, stride)| {
-            acc.checked_add((len - 1).checked_mul(stride)?)
-        })
+        .try_fold(1usize, |acc, &(len, stride)| acc.checked_add((len - 1).checked_mul(stride)?))
         .filter(|&total| total <= isize::MAX as usize / 8)
         .ok_or(KernelError::Overflow { kernel })
 }

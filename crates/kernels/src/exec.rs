@@ -14,10 +14,7 @@ pub struct Exec {
 impl Exec {
     /// Kernels of tier `isa` on `threads` threads, the caller's included.
     pub fn new(isa: Isa, threads: usize) -> Exec {
-        Exec {
-            isa,
-            pool: Pool::new(threads),
-        }
+        Exec { isa, pool: Pool::new(threads) }
     }
 
     /// The instruction-set tier.
@@ -41,11 +38,7 @@ impl Exec {
         let grain = grain.max(1);
         let units = len.div_ceil(grain);
         // A few ranges per thread even out a busy core.
-        let parts = if self.threads() == 1 {
-            1
-        } else {
-            units.min(4 * self.threads())
-        };
+        let parts = if self.threads() == 1 { 1 } else { units.min(4 * self.threads()) };
         if parts <= 1 {
             if len > 0 {
                 body(0..len);

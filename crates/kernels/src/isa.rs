@@ -28,13 +28,7 @@ pub enum Tier {
 
 impl Tier {
     /// Every tier, lowest first.
-    pub const ALL: [Tier; 5] = [
-        Tier::Scalar,
-        Tier::Avx2,
-        Tier::Avx512,
-        Tier::Vnni,
-        Tier::Amx,
-    ];
+    pub const ALL: [Tier; 5] = [Tier::Scalar, Tier::Avx2, Tier::Avx512, Tier::Vnni, Tier::Amx];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub fn name(self) -> &'static str {
@@ -61,9 +55,7 @@ impl FromStr for Tier {
         Tier::ALL
             .into_iter()
             .find(|tier| tier.name() == text)
-            .ok_or_else(|| IsaError::Unknown {
-                name: text.to_string(),
-            })
+            .ok_or_else(|| IsaError::Unknown { name: text.to_string() })
     }
 }
 
@@ -97,9 +89,7 @@ impl Isa {
     /// The highest tier of this machine; asks the CPU once per process.
     pub fn detect() -> Isa {
         static BEST: OnceLock<Tier> = OnceLock::new();
-        Isa {
-            tier: *BEST.get_or_init(detect_tier),
-        }
+        Isa { tier: *BEST.get_or_init(detect_tier) }
     }
 
     /// The tier named by `NARROWBIT_ISA`, or the detected one when it is unset or empty.
@@ -119,11 +109,7 @@ impl Isa {
     /// The machine lacks the tier.
     pub fn with_tier(tier: Tier) -> Result<Isa, IsaError> {
         let best = Isa::detect().tier;
-        if tier <= best {
-            Ok(Isa { tier })
-        } else {
-            Err(IsaError::Unavailable { tier, best })
-        }
+        if tier <= best { Ok(Isa { tier }) } else { Err(IsaError::Unavailable { tier, best }) }
     }
 
     /// The tier that this value proves.
@@ -134,12 +120,7 @@ impl Isa {
     /// Every tier that this machine can run, best first.
     pub fn available() -> Vec<Isa> {
         let best = Isa::detect().tier;
-        Tier::ALL
-            .into_iter()
-            .rev()
-            .filter(|&tier| tier <= best)
-            .map(|tier| Isa { tier })
-            .collect()
+        Tier::ALL.into_iter().rev().filter(|&tier| tier <= best).map(|tier| Isa { tier }).collect()
     }
 }
 
@@ -276,10 +257,7 @@ mod tests {
     #[test]
     fn lists_available_tiers_best_first_down_to_scalar() {
         let all = Isa::available();
-        assert_eq!(
-            all.first().map(|isa| isa.tier()),
-            Some(Isa::detect().tier())
-        );
+        assert_eq!(all.first().map(|isa| isa.tier()), Some(Isa::detect().tier()));
         assert_eq!(all.last().map(|isa| isa.tier()), Some(Tier::Scalar));
     }
 }

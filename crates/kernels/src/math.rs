@@ -41,17 +41,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let n = s.round_even(s.mul(x, s.splat(LOG2_E)));
     let r = s.mul_add(n, s.splat(-LN2_HIGH), x);
     let r = s.mul_add(n, s.splat(-LN2_LOW), r);
-    let p = polynomial(
-        s,
-        r,
-        [
-            0.5,
-            0.166_665_12,
-            0.041_666_187,
-            0.008_369_599,
-            0.001_395_171_7,
-        ],
-    );
+    let p = polynomial(s, r, [0.5, 0.166_665_12, 0.041_666_187, 0.008_369_599, 0.001_395_171_7]);
     let y = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
     // Two factors reach both the denormals and 2^128.
     let n = s.to_i32(n);
@@ -67,17 +57,7 @@ pub(crate) fn exp_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
     let n = s.round_even(s.mul(x, s.splat(LOG2_E)));
     let r = s.mul_add(n, s.splat(-LN2_HIGH), x);
     let r = s.mul_add(n, s.splat(-LN2_LOW), r);
-    let p = polynomial(
-        s,
-        r,
-        [
-            0.5,
-            0.166_665_12,
-            0.041_666_187,
-            0.008_369_599,
-            0.001_395_171_7,
-        ],
-    );
+    let p = polynomial(s, r, [0.5, 0.166_665_12, 0.041_666_187, 0.008_369_599, 0.001_395_171_7]);
     let y = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
     let y = s.mul(y, exponent(s, s.to_i32(n)));
     s.select(tiny, s.splat(0.0), y)
@@ -126,18 +106,8 @@ pub(crate) fn log<S: Simd>(s: S, x: S::F) -> S::F {
 pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let t = s.abs(x);
     let x2 = s.mul(x, x);
-    let p = polynomial(
-        s,
-        x2,
-        [
-            -0.333_333_28,
-            0.133_331_58,
-            -0.053_940_564,
-            0.021_666_344,
-            -0.008_091_965,
-            0.002_064_662,
-        ],
-    );
+    let p =
+        polynomial(s, x2, [-0.333_333_28, 0.133_331_58, -0.053_940_564, 0.021_666_344, -0.008_091_965, 0.002_064_662]);
     let near = s.mul_add(s.mul(x2, x), p, x);
     // 1 − 2 / (e^2t + 1); beyond 10 it is 1.
     let e = exp(s, s.min(s.splat(20.0), s.add(t, t)));
@@ -161,15 +131,7 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let p = polynomial(
         s,
         x2,
-        [
-            0.128_379_17,
-            -0.376_126_35,
-            0.112_836_94,
-            -0.026_859_27,
-            0.005_200_634,
-            -0.000_813_743_75,
-            8.345_225e-5,
-        ],
+        [0.128_379_17, -0.376_126_35, 0.112_836_94, -0.026_859_27, 0.005_200_634, -0.000_813_743_75, 8.345_225e-5],
     );
     let near = s.mul_add(x, p, x);
     // erf t = 1 − e^(t·(q(t) − 1)); beyond 4 it is 1.
@@ -177,15 +139,7 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let q = polynomial(
         s,
         t,
-        [
-            -0.128_648_49,
-            -0.635_151_3,
-            -0.106_236_89,
-            0.023_762_075,
-            -0.003_642_465,
-            0.000_322_805_4,
-            -1.123_146_6e-5,
-        ],
+        [-0.128_648_49, -0.635_151_3, -0.106_236_89, 0.023_762_075, -0.003_642_465, 0.000_322_805_4, -1.123_146_6e-5],
     );
     let power = s.sub(s.mul(q, t), t);
     let far = s.sub(s.splat(1.0), exp_nonpositive(s, power));
@@ -203,10 +157,7 @@ pub(crate) fn gelu_erf<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let x2 = s.mul(x, x);
-    let inner = s.mul(
-        x,
-        s.mul_add(x2, s.splat(0.044_715 * ROOT_2_PI), s.splat(ROOT_2_PI)),
-    );
+    let inner = s.mul(x, s.mul_add(x2, s.splat(0.044_715 * ROOT_2_PI), s.splat(ROOT_2_PI)));
     // x/2 · (1 + tanh u) = x · sigmoid(2u)
     s.mul(x, sigmoid(s, s.add(inner, inner)))
 }
@@ -227,17 +178,7 @@ pub(crate) fn softplus<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn exp_m1<S: Simd>(s: S, x: S::F) -> S::F {
     // Near 0 the series of (eˣ − 1 − x)/x², elsewhere the difference.
-    let p = polynomial(
-        s,
-        x,
-        [
-            0.5,
-            0.166_666_67,
-            0.041_666_668,
-            0.008_333_334,
-            0.001_388_889,
-        ],
-    );
+    let p = polynomial(s, x, [0.5, 0.166_666_67, 0.041_666_668, 0.008_333_334, 0.001_388_889]);
     let near = s.mul_add(s.mul(x, x), p, x);
     let far = s.sub(exp(s, x), s.splat(1.0));
     s.select(s.lt(s.abs(x), s.splat(0.3)), near, far)
@@ -334,20 +275,10 @@ mod tests {
 
     /// Every 997th float of both signs, and the special ones.
     fn arguments() -> Vec<f32> {
-        let mut xs: Vec<f32> = (0..u32::MAX / 997)
-            .map(|i| f32::from_bits(i * 997))
-            .collect();
+        let mut xs: Vec<f32> = (0..u32::MAX / 997).map(|i| f32::from_bits(i * 997)).collect();
         xs.retain(|x| x.is_finite());
         xs.extend((-4000..4000).map(|i| i as f32 * 0.03));
-        xs.extend([
-            0.0,
-            -0.0,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::NAN,
-            1.0,
-            -1.0,
-        ]);
+        xs.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, -1.0]);
         xs
     }
 

@@ -103,19 +103,11 @@ impl Pool {
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
                 let name = format!("narrowbit-{index}");
-                std::thread::Builder::new()
-                    .name(name)
-                    .spawn(move || worker(&shared))
-                    .ok()
+                std::thread::Builder::new().name(name).spawn(move || worker(&shared)).ok()
             })
             .collect();
         let threads = workers.len() + 1;
-        Pool {
-            shared,
-            busy: AtomicBool::new(false),
-            workers,
-            threads,
-        }
+        Pool { shared, busy: AtomicBool::new(false), workers, threads }
     }
 
     /// The number of threads, the caller's included.
@@ -136,13 +128,7 @@ impl Pool {
             (0..tasks).for_each(task);
             return;
         }
-        let job = Job {
-            task,
-            tasks,
-            next: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
-            panic: Mutex::new(None),
-        };
+        let job = Job { task, tasks, next: AtomicUsize::new(0), left: AtomicUsize::new(0), panic: Mutex::new(None) };
         self.publish(&job);
         job.work();
         self.retire(&job);
@@ -181,11 +167,7 @@ impl Pool {
         }
         let mut state = lock(&self.shared.state);
         while state.active > 0 {
-            state = self
-                .shared
-                .done
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -230,10 +212,7 @@ fn next_job(shared: &Shared, seen: &mut u64) -> Option<JobRef> {
         let mut state = lock(&shared.state);
         while !state.stop && shared.epoch.load(Ordering::Acquire) == *seen {
             state.sleepers += 1;
-            state = shared
-                .wake
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.sleepers -= 1;
         }
         if state.stop {

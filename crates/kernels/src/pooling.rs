@@ -32,47 +32,21 @@ pub struct Pool2dParams {
 
 impl Pool2dParams {
     fn check(&self, x: &[f32], y: &[f32]) -> Result {
-        exact(
-            NAME,
-            "x",
-            x.len(),
-            product(NAME, &[self.planes, self.h, self.w])?,
-        )?;
-        exact(
-            NAME,
-            "y",
-            y.len(),
-            product(NAME, &[self.planes, self.out[0], self.out[1]])?,
-        )?;
+        exact(NAME, "x", x.len(), product(NAME, &[self.planes, self.h, self.w])?)?;
+        exact(NAME, "y", y.len(), product(NAME, &[self.planes, self.out[0], self.out[1]])?)?;
         for axis in 0..2 {
-            let (window, stride, dilation) =
-                (self.window[axis], self.strides[axis], self.dilations[axis]);
-            require(
-                NAME,
-                window > 0 && stride > 0 && dilation > 0,
-                "window, stride and dilation must be above 0",
-            )?;
+            let (window, stride, dilation) = (self.window[axis], self.strides[axis], self.dilations[axis]);
+            require(NAME, window > 0 && stride > 0 && dilation > 0, "window, stride and dilation must be above 0")?;
             product(NAME, &[window, dilation, 64])?;
             product(NAME, &[self.out[axis].max(1), stride, 64])?;
-            require(
-                NAME,
-                self.pads[axis] < isize::MAX as usize / 64,
-                "the padding is too large",
-            )?;
+            require(NAME, self.pads[axis] < isize::MAX as usize / 64, "the padding is too large")?;
         }
         Ok(())
     }
 
     fn spread(&self) -> Spread {
         let pad = [self.pads[0], self.pads[1]];
-        Spread::new(
-            [self.h, self.w],
-            pad,
-            self.window,
-            self.strides,
-            self.dilations,
-            self.out,
-        )
+        Spread::new([self.h, self.w], pad, self.window, self.strides, self.dilations, self.out)
     }
 }
 
@@ -91,28 +65,16 @@ pub fn max_pool2d(exec: &Exec, p: &Pool2dParams, x: &[f32], y: &mut [f32]) -> Re
 ///
 /// # Errors
 /// The parameters are invalid or a slice has another length than the shape.
-pub fn average_pool2d(
-    exec: &Exec,
-    p: &Pool2dParams,
-    count_include_pad: bool,
-    x: &[f32],
-    y: &mut [f32],
-) -> Result {
+pub fn average_pool2d(exec: &Exec, p: &Pool2dParams, count_include_pad: bool, x: &[f32], y: &mut [f32]) -> Result {
     p.check(x, y)?;
     let counts = [0, 1].map(|axis| {
         let len = [p.h, p.w][axis];
         let (before, after) = (p.pads[axis], p.pads[axis + 2]);
-        let range = if count_include_pad {
-            0..len + before + after
-        } else {
-            before..before + len
-        };
+        let range = if count_include_pad { 0..len + before + after } else { before..before + len };
         (0..p.out[axis])
             .map(|o| {
                 let tap = |k: usize| o * p.strides[axis] + k * p.dilations[axis];
-                (0..p.window[axis])
-                    .filter(|&k| range.contains(&tap(k)))
-                    .count() as f32
+                (0..p.window[axis]).filter(|&k| range.contains(&tap(k))).count() as f32
             })
             .collect::<Vec<f32>>()
     });
@@ -123,13 +85,7 @@ pub fn average_pool2d(
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn global_average_pool(
-    exec: &Exec,
-    x: &[f32],
-    y: &mut [f32],
-    planes: usize,
-    len: usize,
-) -> Result {
+pub fn global_average_pool(exec: &Exec, x: &[f32], y: &mut [f32], planes: usize, len: usize) -> Result {
     reduce(exec, ReduceOp::Mean, x, y, [planes, len, 1])
 }
 
@@ -142,13 +98,7 @@ pub fn global_max_pool(exec: &Exec, x: &[f32], y: &mut [f32], planes: usize, len
 }
 
 /// With `counts` (elements per output row and column) an average, else a maximum.
-fn run(
-    exec: &Exec,
-    p: &Pool2dParams,
-    x: &[f32],
-    y: &mut [f32],
-    counts: Option<&[Vec<f32>; 2]>,
-) -> Result {
+fn run(exec: &Exec, p: &Pool2dParams, x: &[f32], y: &mut [f32], counts: Option<&[Vec<f32>; 2]>) -> Result {
     if y.is_empty() {
         return Ok(());
     }
@@ -165,10 +115,7 @@ fn run(
         with_scratch(scratch, |scratch| {
             for index in range.clone() {
                 exec.isa().dispatch(Plane {
-                    plane: PaddedPlane {
-                        spread,
-                        data: scratch,
-                    },
+                    plane: PaddedPlane { spread, data: scratch },
                     image: &x[index * plane_in..][..plane_in],
                     taps: &taps,
                     width: p.out[1],
@@ -196,11 +143,7 @@ impl Kernel for Plane<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let fill = if self.counts.is_some() {
-            0.0
-        } else {
-            f32::NEG_INFINITY
-        };
+        let fill = if self.counts.is_some() { 0.0 } else { f32::NEG_INFINITY };
         self.plane.load(s, self.image, fill);
         let sp = self.plane.spread;
         let step = sp.stride[0] * sp.row_len();
@@ -258,16 +201,12 @@ mod tests {
         for plane in x.chunks((p.h * p.w).max(1)) {
             for oy in 0..p.out[0] {
                 for ox in 0..p.out[1] {
-                    let (mut peak, mut sum, mut count, mut padded) =
-                        (f32::NEG_INFINITY, 0.0, 0.0, 0.0);
+                    let (mut peak, mut sum, mut count, mut padded) = (f32::NEG_INFINITY, 0.0, 0.0, 0.0);
                     for r in 0..p.window[0] {
                         for t in 0..p.window[1] {
-                            let (py, px) = (
-                                oy * p.strides[0] + r * p.dilations[0],
-                                ox * p.strides[1] + t * p.dilations[1],
-                            );
-                            if py < p.h + p.pads[0] + p.pads[2] && px < p.w + p.pads[1] + p.pads[3]
-                            {
+                            let (py, px) =
+                                (oy * p.strides[0] + r * p.dilations[0], ox * p.strides[1] + t * p.dilations[1]);
+                            if py < p.h + p.pads[0] + p.pads[2] && px < p.w + p.pads[1] + p.pads[3] {
                                 padded += 1.0;
                             }
                             let (iy, ix) = (py.wrapping_sub(p.pads[0]), px.wrapping_sub(p.pads[1]));
@@ -304,38 +243,11 @@ mod tests {
         };
         let cases = [
             base,
-            Pool2dParams {
-                window: [2, 2],
-                pads: [0; 4],
-                out: [7, 18],
-                ..base
-            },
-            Pool2dParams {
-                strides: [1, 1],
-                out: [14, 37],
-                ..base
-            },
-            Pool2dParams {
-                strides: [3, 3],
-                pads: [0; 4],
-                out: [5, 12],
-                ..base
-            },
-            Pool2dParams {
-                dilations: [2, 3],
-                strides: [1, 1],
-                pads: [2, 3, 2, 3],
-                out: [14, 37],
-                ..base
-            },
-            Pool2dParams {
-                h: 1,
-                window: [1, 4],
-                strides: [1, 4],
-                pads: [0; 4],
-                out: [1, 9],
-                ..base
-            },
+            Pool2dParams { window: [2, 2], pads: [0; 4], out: [7, 18], ..base },
+            Pool2dParams { strides: [1, 1], out: [14, 37], ..base },
+            Pool2dParams { strides: [3, 3], pads: [0; 4], out: [5, 12], ..base },
+            Pool2dParams { dilations: [2, 3], strides: [1, 1], pads: [2, 3, 2, 3], out: [14, 37], ..base },
+            Pool2dParams { h: 1, window: [1, 4], strides: [1, 4], pads: [0; 4], out: [1, 9], ..base },
         ];
         let mut r = Random::new(31);
         for p in cases {
@@ -369,10 +281,7 @@ mod tests {
             out: [2, 2],
         };
         assert!(max_pool2d(&exec, &p, &[0.0; 4], &mut [0.0; 4]).is_err());
-        let p = Pool2dParams {
-            strides: [1, 1],
-            ..p
-        };
+        let p = Pool2dParams { strides: [1, 1], ..p };
         assert!(max_pool2d(&exec, &p, &[0.0; 4], &mut [0.0; 3]).is_err());
     }
 }

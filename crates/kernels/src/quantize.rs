@@ -82,15 +82,8 @@ pub struct QuantScales<'a> {
 impl<'a> QuantScales<'a> {
     /// One scale for a tensor of `len` elements.
     pub fn per_tensor(scale: &'a f32, zero_point: &'a i32, len: usize) -> Self {
-        let (scales, zero_points) = (
-            std::slice::from_ref(scale),
-            std::slice::from_ref(zero_point),
-        );
-        QuantScales {
-            scales,
-            zero_points,
-            shape: [1, 1, len],
-        }
+        let (scales, zero_points) = (std::slice::from_ref(scale), std::slice::from_ref(zero_point));
+        QuantScales { scales, zero_points, shape: [1, 1, len] }
     }
 
     fn check(&self, x: usize, y: usize) -> Result {
@@ -99,17 +92,9 @@ impl<'a> QuantScales<'a> {
         exact(NAME, "y", y, len)?;
         let axis = self.shape[1];
         let scales = self.scales.len();
-        require(
-            NAME,
-            scales == 1 || scales == axis,
-            "there must be one scale, or one per channel",
-        )?;
+        require(NAME, scales == 1 || scales == axis, "there must be one scale, or one per channel")?;
         let points = self.zero_points.len();
-        require(
-            NAME,
-            points == 0 || points == scales,
-            "there must be as many zero points as scales, or none",
-        )
+        require(NAME, points == 0 || points == scales, "there must be as many zero points as scales, or none")
     }
 
     fn zero_point(&self, i: usize) -> i32 {
@@ -139,12 +124,7 @@ impl<'a> QuantScales<'a> {
 ///
 /// # Errors
 /// A slice has another length than the shape, or scales and zero points don't match it.
-pub fn quantize<T: Quantized>(
-    exec: &Exec,
-    x: &[f32],
-    y: &mut [T],
-    params: &QuantScales<'_>,
-) -> Result {
+pub fn quantize<T: Quantized>(exec: &Exec, x: &[f32], y: &mut [T], params: &QuantScales<'_>) -> Result {
     params.check(x.len(), y.len())?;
     let out = SharedMut::new(y);
     params.runs(exec, &|start, len, index| {
@@ -154,11 +134,7 @@ pub fn quantize<T: Quantized>(
         if T::MAX == i32::MAX {
             quantize_wide(x, y, params, index);
         } else {
-            exec.isa().dispatch(Quantize {
-                x,
-                y,
-                lane: Lane { params, index },
-            });
+            exec.isa().dispatch(Quantize { x, y, lane: Lane { params, index } });
         }
     });
     Ok(())
@@ -168,23 +144,14 @@ pub fn quantize<T: Quantized>(
 ///
 /// # Errors
 /// As [`quantize`].
-pub fn dequantize<T: Quantized>(
-    exec: &Exec,
-    x: &[T],
-    y: &mut [f32],
-    params: &QuantScales<'_>,
-) -> Result {
+pub fn dequantize<T: Quantized>(exec: &Exec, x: &[T], y: &mut [f32], params: &QuantScales<'_>) -> Result {
     params.check(x.len(), y.len())?;
     let out = SharedMut::new(y);
     params.runs(exec, &|start, len, index| {
         let x = &x[start..][..len];
         // SAFETY: the runs are disjoint.
         let y = unsafe { out.slice(start, len) };
-        exec.isa().dispatch(Dequantize {
-            x,
-            y,
-            lane: Lane { params, index },
-        });
+        exec.isa().dispatch(Dequantize { x, y, lane: Lane { params, index } });
     });
     Ok(())
 }
@@ -194,12 +161,7 @@ pub fn dequantize<T: Quantized>(
 ///
 /// # Errors
 /// As [`quantize`], or the range is empty or too wide.
-pub fn fake_quantize(
-    exec: &Exec,
-    x: &mut [f32],
-    (low, high): (i32, i32),
-    params: &QuantScales<'_>,
-) -> Result {
+pub fn fake_quantize(exec: &Exec, x: &mut [f32], (low, high): (i32, i32), params: &QuantScales<'_>) -> Result {
     params.check(x.len(), x.len())?;
     let narrow = low <= high && low >= -(1 << 16) && high <= 1 << 16;
     require(NAME, narrow, "the range must be within 16 bits")?;
@@ -207,11 +169,7 @@ pub fn fake_quantize(
     params.runs(exec, &|start, len, index| {
         // SAFETY: the runs are disjoint.
         let x = unsafe { out.slice(start, len) };
-        exec.isa().dispatch(Fake {
-            x,
-            range: (low, high),
-            lane: Lane { params, index },
-        });
+        exec.isa().dispatch(Fake { x, range: (low, high), lane: Lane { params, index } });
     });
     Ok(())
 }
@@ -280,19 +238,12 @@ impl<T: Quantized> Kernel for Quantize<'_, T> {
 }
 
 /// 32-bit results: f32 has too few digits for the limits, so these are f64.
-fn quantize_wide<T: Quantized>(
-    x: &[f32],
-    y: &mut [T],
-    params: &QuantScales<'_>,
-    index: Option<usize>,
-) {
+fn quantize_wide<T: Quantized>(x: &[f32], y: &mut [T], params: &QuantScales<'_>, index: Option<usize>) {
     let s = crate::isa::Scalar::new();
     for (i, (&x, y)) in x.iter().zip(y).enumerate() {
         let at = index.unwrap_or(i);
         let rounded = f64::from((x / params.scales[at]).round_ties_even());
-        let v = (rounded + f64::from(params.zero_point(at)))
-            .max(f64::from(T::MIN))
-            .min(f64::from(T::MAX));
+        let v = (rounded + f64::from(params.zero_point(at))).max(f64::from(T::MIN)).min(f64::from(T::MAX));
         // NaN: `max` gave the smallest value.
         // SAFETY: `y` is one element.
         unsafe { T::store(s, y, v as i32, 1) };
@@ -358,28 +309,13 @@ mod tests {
 
     fn reference(x: f32, scale: f32, point: i32, (low, high): (i32, i32)) -> i32 {
         let v = f64::from((x / scale).round_ties_even()) + f64::from(point);
-        if v.is_nan() {
-            low
-        } else {
-            v.clamp(f64::from(low), f64::from(high)) as i32
-        }
+        if v.is_nan() { low } else { v.clamp(f64::from(low), f64::from(high)) as i32 }
     }
 
     /// Values around ties and limits, and the special ones.
     fn values(len: usize) -> Vec<f32> {
         let mut r = Random::new(len as u64 + 5);
-        let special = [
-            f32::NAN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            1e10,
-            -1e10,
-            0.0,
-            -0.0,
-            0.5,
-            1.5,
-            -2.5,
-        ];
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e10, -1e10, 0.0, -0.0, 0.5, 1.5, -2.5];
         (0..len)
             .map(|i| match i % 4 {
                 0 => special[r.below(special.len())],
@@ -391,55 +327,28 @@ mod tests {
     }
 
     fn check<T: Quantized + PartialEq + std::fmt::Debug + Into<i64>>(points: [i32; 3]) {
-        for shape in [
-            [1, 1, 1],
-            [1, 1, 1003],
-            [3, 5, 17],
-            [4, 21, 1],
-            [2, 3, 40],
-            [1, 1, 20_000],
-            [0, 3, 2],
-        ] {
+        for shape in [[1, 1, 1], [1, 1, 1003], [3, 5, 17], [4, 21, 1], [2, 3, 40], [1, 1, 20_000], [0, 3, 2]] {
             let x = values(shape.iter().product());
             let mut r = Random::new(3);
             for channels in [1, shape[1]] {
                 let scales: Vec<f32> = (0..channels).map(|_| 0.01 + r.unit().abs()).collect();
                 let zero_points: Vec<i32> = (0..channels).map(|i| points[i % 3]).collect();
-                let params = QuantScales {
-                    scales: &scales,
-                    zero_points: &zero_points,
-                    shape,
-                };
+                let params = QuantScales { scales: &scales, zero_points: &zero_points, shape };
                 let channel = |i: usize| {
-                    if channels == 1 {
-                        0
-                    } else {
-                        i / shape[2] % shape[1]
-                    }
+                    if channels == 1 { 0 } else { i / shape[2] % shape[1] }
                 };
                 let want: Vec<i64> = x
                     .iter()
                     .enumerate()
-                    .map(|(i, &v)| {
-                        reference(
-                            v,
-                            scales[channel(i)],
-                            zero_points[channel(i)],
-                            (T::MIN, T::MAX),
-                        )
-                        .into()
-                    })
+                    .map(|(i, &v)| reference(v, scales[channel(i)], zero_points[channel(i)], (T::MIN, T::MAX)).into())
                     .collect();
                 let back: Vec<f32> = want
                     .iter()
                     .enumerate()
-                    .map(|(i, &q)| {
-                        (q as i32).wrapping_sub(zero_points[channel(i)]) as f32 * scales[channel(i)]
-                    })
+                    .map(|(i, &q)| (q as i32).wrapping_sub(zero_points[channel(i)]) as f32 * scales[channel(i)])
                     .collect();
                 for exec in execs() {
-                    let (mut gx, mut y) =
-                        (Guarded::new(&x), Guarded::new(&vec![T::default(); x.len()]));
+                    let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&vec![T::default(); x.len()]));
                     quantize(&exec, gx.get(), y.get(), &params).unwrap();
                     let got: Vec<i64> = y.get().iter().map(|&v| v.into()).collect();
                     assert_eq!(got, want, "{shape:?} {exec:?}");
@@ -467,22 +376,11 @@ mod tests {
     #[test]
     fn refuses_scales_that_do_not_match() {
         let exec = Exec::new(crate::Isa::detect(), 1);
-        let params = QuantScales {
-            scales: &[1.0, 2.0],
-            zero_points: &[],
-            shape: [1, 3, 2],
-        };
+        let params = QuantScales { scales: &[1.0, 2.0], zero_points: &[], shape: [1, 3, 2] };
         assert!(quantize(&exec, &[0.0; 6], &mut [0u8; 6], &params).is_err());
-        let params = QuantScales {
-            scales: &[1.0],
-            zero_points: &[0, 0],
-            shape: [1, 3, 2],
-        };
+        let params = QuantScales { scales: &[1.0], zero_points: &[0, 0], shape: [1, 3, 2] };
         assert!(quantize(&exec, &[0.0; 6], &mut [0u8; 6], &params).is_err());
-        let params = QuantScales {
-            zero_points: &[],
-            ..params
-        };
+        let params = QuantScales { zero_points: &[], ..params };
         assert!(quantize(&exec, &[0.0; 5], &mut [0u8; 6], &params).is_err());
         assert!(fake_quantize(&exec, &mut [0.0; 6], (5, 4), &params).is_err());
     }

@@ -34,10 +34,7 @@ impl Random {
 
 /// Each tier of this machine, with one and with three threads.
 pub(crate) fn execs() -> Vec<Exec> {
-    Isa::available()
-        .into_iter()
-        .flat_map(|isa| [Exec::new(isa, 1), Exec::new(isa, 3)])
-        .collect()
+    Isa::available().into_iter().flat_map(|isa| [Exec::new(isa, 1), Exec::new(isa, 3)]).collect()
 }
 
 /// Asserts `|got − want| ≤ tolerance · max(1, |want|)`.
@@ -74,21 +71,10 @@ impl<T: Copy> Guarded<T> {
             let base = libc::mmap(std::ptr::null_mut(), bytes, access, flags, -1, 0);
             assert_ne!(base, libc::MAP_FAILED);
             assert_eq!(libc::mprotect(base, PAGE, libc::PROT_NONE), 0);
-            assert_eq!(
-                libc::mprotect(base.add(PAGE + payload), PAGE, libc::PROT_NONE),
-                0
-            );
-            let start = base
-                .cast::<u8>()
-                .add(PAGE + payload - size_of_val(data))
-                .cast::<T>();
+            assert_eq!(libc::mprotect(base.add(PAGE + payload), PAGE, libc::PROT_NONE), 0);
+            let start = base.cast::<u8>().add(PAGE + payload - size_of_val(data)).cast::<T>();
             std::ptr::copy_nonoverlapping(data.as_ptr(), start, data.len());
-            Guarded {
-                base,
-                bytes,
-                start,
-                len: data.len(),
-            }
+            Guarded { base, bytes, start, len: data.len() }
         }
     }
 

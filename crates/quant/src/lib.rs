@@ -10,6 +10,7 @@ pub mod observe;
 pub mod options;
 pub mod plan;
 pub mod qdq;
+pub mod qoperator;
 pub mod quantize;
 pub mod ranges;
 pub mod scheme;

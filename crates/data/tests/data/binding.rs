@@ -63,6 +63,18 @@ fn turns_images_only_where_the_layouts_differ() {
 }
 
 #[test]
+fn turns_floats_by_the_layout_where_the_model_leaves_it_open() {
+    let open_dims = [None, None, None, None];
+    let turned =
+        first(&open(vec![("a", floats(&[1, 5, 7, 3]))], "layout = 'nchw'").bind(&[input(&open_dims)]).unwrap());
+    assert_eq!(turned.shape(), [1, 3, 5, 7]);
+    let kept = first(&open(vec![("a", floats(&[1, 3, 5, 7]))], "layout = 'nchw'").bind(&[input(&open_dims)]).unwrap());
+    assert_eq!(kept.shape(), [1, 3, 5, 7]);
+    let kept = first(&open(vec![("a", floats(&[1, 5, 7, 3]))], "").bind(&[input(&open_dims)]).unwrap());
+    assert_eq!(kept.shape(), [1, 5, 7, 3]);
+}
+
+#[test]
 fn normalises_float_images_too_when_told() {
     let data = open(vec![("a", floats(&[2, 3, 2, 5]))], "scale = 2\nmean = [1, 2, 3]");
     let t = first(&data.bind(&[input(&NCHW)]).unwrap()).to_f64s().unwrap();
@@ -113,6 +125,12 @@ fn says_what_does_not_fit_and_what_to_do() {
     assert!(e.contains("gray"), "{e}");
     let e = error(open(vec![("a", floats(&[0, 7]))], ""), &[input(&[None, Some(7)])]);
     assert!(e.contains("no samples"), "{e}");
+}
+
+#[test]
+fn refuses_geometry_without_an_image() {
+    let e = error(open(vec![("a", floats(&[2, 7]))], "scale = 2\nresize = 9"), &[input(&[None, Some(7)])]);
+    assert!(e.contains("no input is an image"), "{e}");
 }
 
 #[test]
@@ -187,4 +205,24 @@ fn appends_rows_to_several_arrays_and_leaves_nothing_behind() {
     assert_eq!(std::fs::read(&path).unwrap(), kept);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     assert!(NpzWriter::create(dir.path().join("no/such/x.npz")).is_err());
+}
+
+#[test]
+fn flattens_for_a_flat_input_and_scales() {
+    let data = open(vec![("images", ramp(&[2, 2, 5, 1]))], "scale = 0.5").bind(&[input(&[None, Some(10)])]).unwrap();
+    let t = first(&data);
+    assert_eq!((t.shape(), t.to_f64s().unwrap()[3]), (&[1, 10][..], 1.5));
+}
+
+#[test]
+fn refuses_samples_that_hold_nothing() {
+    let empty = Tensor::zeros(DType::F32, [3, 0]).unwrap();
+    let e = Dataset::from_bytes("x.npz", npz(vec![("a", empty)]), &DataOptions::default()).err().unwrap().to_string();
+    assert!(e.contains("hold nothing"), "{e}");
+}
+
+#[test]
+fn can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Dataset>();
 }

@@ -20,14 +20,7 @@ pub(super) fn run(
         return Ok(());
     }
     let window = [p.kh, p.kw];
-    let spread = Spread::new(
-        [p.h, p.w],
-        [p.pads[0], p.pads[1]],
-        window,
-        p.strides,
-        p.dilations,
-        [oh, ow],
-    );
+    let spread = Spread::new([p.h, p.w], [p.pads[0], p.pads[1]], window, p.strides, p.dilations, [oh, ow]);
     let scratch = spread.len().ok_or(KernelError::Overflow { kernel: NAME })?;
     let taps: Vec<usize> = (0..p.kh)
         .flat_map(|r| (0..p.kw).map(move |t| (r, t)))
@@ -42,17 +35,12 @@ pub(super) fn run(
             for index in range.clone() {
                 let channel = index % p.c;
                 let job = Channel {
-                    plane: PaddedPlane {
-                        spread,
-                        data: scratch,
-                    },
+                    plane: PaddedPlane { spread, data: scratch },
                     image: &x[index * plane_in..][..plane_in],
                     taps: &taps,
                     weights: &weights[channel * taps.len()..][..taps.len()],
                     bias: epilogue.bias.map_or(0.0, |bias| bias[channel]),
-                    residual: epilogue
-                        .residual
-                        .map(|r| &r[index * plane_out..][..plane_out]),
+                    residual: epilogue.residual.map(|r| &r[index * plane_out..][..plane_out]),
                     epilogue,
                     width: ow,
                     // SAFETY: each index owns its plane of the output.
@@ -119,12 +107,7 @@ impl Channel<'_> {
             // SAFETY: `Spread::new` sized the plane for every window and a whole vector.
             unsafe {
                 let w = s.splat(*self.weights.get_unchecked(i));
-                let v = s.load(
-                    self.plane
-                        .data
-                        .as_ptr()
-                        .add(at + *self.taps.get_unchecked(i)),
-                );
+                let v = s.load(self.plane.data.as_ptr().add(at + *self.taps.get_unchecked(i)));
                 acc = s.mul_add(v, w, acc);
             }
         }

@@ -7,9 +7,7 @@ mod transpose;
 mod volume;
 
 pub use reference::{conv_transpose2d_reference, conv2d_reference};
-pub use transpose::{
-    ConvTranspose2dParams, ConvTransposeWeights, conv_transpose2d_prepack, conv_transpose2d_run,
-};
+pub use transpose::{ConvTranspose2dParams, ConvTransposeWeights, conv_transpose2d_prepack, conv_transpose2d_run};
 pub use volume::{Conv3dParams, conv3d_run};
 
 pub(crate) use plane::{PaddedPlane, Spread};
@@ -57,30 +55,12 @@ impl Conv2dParams {
     /// smaller than the window, or a product overflows.
     pub fn output(&self) -> Result<[usize; 2]> {
         let [oh, ow] = [
-            window_count(
-                self.h,
-                self.pads[0],
-                self.pads[2],
-                self.kh,
-                self.strides[0],
-                self.dilations[0],
-            )?,
-            window_count(
-                self.w,
-                self.pads[1],
-                self.pads[3],
-                self.kw,
-                self.strides[1],
-                self.dilations[1],
-            )?,
+            window_count(self.h, self.pads[0], self.pads[2], self.kh, self.strides[0], self.dilations[0])?,
+            window_count(self.w, self.pads[1], self.pads[3], self.kw, self.strides[1], self.dilations[1])?,
         ];
         require(NAME, self.groups > 0, "groups must be above 0")?;
         let divides = self.c.is_multiple_of(self.groups) && self.oc.is_multiple_of(self.groups);
-        require(
-            NAME,
-            divides,
-            "the groups must divide the input and output channels",
-        )?;
+        require(NAME, divides, "the groups must divide the input and output channels")?;
         product(NAME, &[self.n, self.c, self.h, self.w])?;
         product(NAME, &[self.n, self.oc, oh, ow])?;
         product(NAME, &[self.oc, self.c, self.kh, self.kw])?;
@@ -111,29 +91,11 @@ pub(crate) fn window_count(
     dilation: usize,
 ) -> Result<usize> {
     let overflow = KernelError::Overflow { kernel: NAME };
-    require(
-        NAME,
-        window > 0 && stride > 0 && dilation > 0,
-        "window, stride and dilation must be above 0",
-    )?;
-    let padded = len
-        .checked_add(before)
-        .and_then(|x| x.checked_add(after))
-        .ok_or(overflow.clone())?;
-    let reach = (window - 1)
-        .checked_mul(dilation)
-        .and_then(|x| x.checked_add(1))
-        .ok_or(overflow)?;
-    require(
-        NAME,
-        padded >= reach,
-        "the window is larger than the padded image",
-    )?;
-    require(
-        NAME,
-        padded < isize::MAX as usize / 64,
-        "the padding is too large",
-    )?;
+    require(NAME, window > 0 && stride > 0 && dilation > 0, "window, stride and dilation must be above 0")?;
+    let padded = len.checked_add(before).and_then(|x| x.checked_add(after)).ok_or(overflow.clone())?;
+    let reach = (window - 1).checked_mul(dilation).and_then(|x| x.checked_add(1)).ok_or(overflow)?;
+    require(NAME, padded >= reach, "the window is larger than the padded image")?;
+    require(NAME, padded < isize::MAX as usize / 64, "the padding is too large")?;
     Ok((padded - reach) / stride + 1)
 }
 
@@ -183,19 +145,13 @@ pub fn conv2d_prepack(exec: &Exec, params: &Conv2dParams, weights: &[f32]) -> Re
     exact(NAME, "weights", weights.len(), params.weight_len()?)?;
     let shape = weight_shape(params);
     if params.is_depthwise() {
-        return Ok(ConvWeights {
-            form: Form::Depthwise(weights.to_vec()),
-            shape,
-        });
+        return Ok(ConvWeights { form: Form::Depthwise(weights.to_vec()), shape });
     }
     let rows = params.oc / params.groups;
     let k = params.c / params.groups * params.kh * params.kw;
     let view = MatrixView::row_major(weights, k);
     let packed = PackedA::new(exec, view, (rows, k), (params.groups, rows * k))?;
-    Ok(ConvWeights {
-        form: Form::Gemm(packed),
-        shape,
-    })
+    Ok(ConvWeights { form: Form::Gemm(packed), shape })
 }
 
 /// What follows the sum of a convolution: `act(sum + bias[channel] + residual)`.
@@ -226,11 +182,7 @@ pub fn conv2d_run(
 ) -> Result {
     let p = params;
     let [oh, ow] = p.output()?;
-    require(
-        NAME,
-        weights.shape == weight_shape(p),
-        "the weights were packed for another shape",
-    )?;
+    require(NAME, weights.shape == weight_shape(p), "the weights were packed for another shape")?;
     exact(NAME, "x", x.len(), p.n * p.c * p.h * p.w)?;
     exact(NAME, "y", y.len(), p.n * p.oc * oh * ow)?;
     if let Some(bias) = epilogue.bias {
@@ -257,27 +209,11 @@ pub fn conv2d_run(
             };
             let (k, columns) = (image.rows(), image.columns());
             let pointwise = p.kh * p.kw == 1 && p.strides == [1, 1] && p.pads == [0; 4];
-            let b = if pointwise {
-                Rhs::View(MatrixView::row_major(x, columns))
-            } else {
-                Rhs::Image(&image, x)
-            };
+            let b = if pointwise { Rhs::View(MatrixView::row_major(x, columns)) } else { Rhs::Image(&image, x) };
             let (image_len, out_len) = (cg * p.h * p.w, og * columns);
             let batch = [
-                BatchDim {
-                    len: p.n,
-                    a: 0,
-                    b: p.groups * image_len,
-                    c: p.groups * out_len,
-                    bias: 0,
-                },
-                BatchDim {
-                    len: p.groups,
-                    a: 1,
-                    b: image_len,
-                    c: out_len,
-                    bias: og,
-                },
+                BatchDim { len: p.n, a: 0, b: p.groups * image_len, c: p.groups * out_len, bias: 0 },
+                BatchDim { len: p.groups, a: 1, b: image_len, c: out_len, bias: og },
             ];
             let mut g = Gemm::new(og, columns, k, Lhs::Packed(packed), b);
             g.batch = &batch;

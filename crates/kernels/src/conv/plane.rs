@@ -29,16 +29,8 @@ impl Spread {
     ) -> Spread {
         let rows = (out[0] - 1) * stride[0] + (window[0] - 1) * dilation[0] + 1;
         // Loads of whole vectors may run over by one vector.
-        let part =
-            (out[1].next_multiple_of(16)) + ((window[1] - 1) * dilation[1]).div_ceil(stride[1]) + 1;
-        Spread {
-            h,
-            w,
-            pad,
-            stride,
-            rows,
-            part,
-        }
+        let part = (out[1].next_multiple_of(16)) + ((window[1] - 1) * dilation[1]).div_ceil(stride[1]) + 1;
+        Spread { h, w, pad, stride, rows, part }
     }
 
     /// Floats of the padded plane.
@@ -70,12 +62,7 @@ impl PaddedPlane<'_> {
     pub(crate) fn load<S: Simd>(&mut self, s: S, image: &[f32], fill: f32) {
         let sp = self.spread;
         let row_len = sp.row_len();
-        for (r, row) in self
-            .data
-            .chunks_exact_mut(row_len)
-            .take(sp.rows)
-            .enumerate()
-        {
+        for (r, row) in self.data.chunks_exact_mut(row_len).take(sp.rows).enumerate() {
             let y = r.wrapping_sub(sp.pad[0]);
             if y >= sp.h {
                 row.fill(fill);
@@ -83,14 +70,7 @@ impl PaddedPlane<'_> {
             }
             let line = &image[y * sp.w..][..sp.w];
             for residue in 0..sp.stride[1] {
-                spread_line(
-                    s,
-                    line,
-                    &sp,
-                    residue,
-                    fill,
-                    &mut row[residue * sp.part..][..sp.part],
-                );
+                spread_line(s, line, &sp, residue, fill, &mut row[residue * sp.part..][..sp.part]);
             }
         }
     }
@@ -98,24 +78,11 @@ impl PaddedPlane<'_> {
 
 /// `out[i] = line[i · stride + residue − pad]`, `fill` outside of the line.
 #[inline(always)]
-fn spread_line<S: Simd>(
-    s: S,
-    line: &[f32],
-    sp: &Spread,
-    residue: usize,
-    fill: f32,
-    out: &mut [f32],
-) {
+fn spread_line<S: Simd>(s: S, line: &[f32], sp: &Spread, residue: usize, fill: f32, out: &mut [f32]) {
     let step = sp.stride[1];
     // The first and one past the last position inside the line.
-    let first = sp.pad[1]
-        .saturating_sub(residue)
-        .div_ceil(step)
-        .min(out.len());
-    let end = (sp.w + sp.pad[1])
-        .saturating_sub(residue)
-        .div_ceil(step)
-        .clamp(first, out.len());
+    let first = sp.pad[1].saturating_sub(residue).div_ceil(step).min(out.len());
+    let end = (sp.w + sp.pad[1]).saturating_sub(residue).div_ceil(step).clamp(first, out.len());
     out[..first].fill(fill);
     out[end..].fill(fill);
     let mut i = first;
@@ -124,11 +91,7 @@ fn spread_line<S: Simd>(
         // SAFETY: positions `first..end` map into the line, and `bits` ends at `end`.
         unsafe {
             let from = line.as_ptr().add(i * step + residue - sp.pad[1]);
-            let v = if step == 1 {
-                s.load_bits(from, bits)
-            } else {
-                s.load_strided_bits(from, step, bits)
-            };
+            let v = if step == 1 { s.load_bits(from, bits) } else { s.load_strided_bits(from, step, bits) };
             s.store_bits(out.as_mut_ptr().add(i), v, bits);
         }
         i += S::LANES;

@@ -18,10 +18,8 @@ pub fn conv2d_reference(p: &Conv2dParams, x: &[f32], w: &[f32], bias: Option<&[f
                     for c in 0..cg {
                         for r in 0..p.kh {
                             for t in 0..p.kw {
-                                let iy = (oy * p.strides[0] + r * p.dilations[0])
-                                    .wrapping_sub(p.pads[0]);
-                                let ix = (ox * p.strides[1] + t * p.dilations[1])
-                                    .wrapping_sub(p.pads[1]);
+                                let iy = (oy * p.strides[0] + r * p.dilations[0]).wrapping_sub(p.pads[0]);
+                                let ix = (ox * p.strides[1] + t * p.dilations[1]).wrapping_sub(p.pads[1]);
                                 if iy < p.h && ix < p.w {
                                     let channel = o / og * cg + c;
                                     let pixel = x[((n * p.c + channel) * p.h + iy) * p.w + ix];
@@ -43,12 +41,7 @@ pub fn conv2d_reference(p: &Conv2dParams, x: &[f32], w: &[f32], bias: Option<&[f
 ///
 /// # Panics
 /// As [`conv2d_reference`].
-pub fn conv_transpose2d_reference(
-    p: &ConvTranspose2dParams,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-) -> Vec<f32> {
+pub fn conv_transpose2d_reference(p: &ConvTranspose2dParams, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let (cg, og) = (p.c / p.groups, p.oc / p.groups);
     let [oh, ow] = p.out;
     let mut y = vec![0f64; p.n * p.oc * oh * ow];
@@ -60,10 +53,8 @@ pub fn conv_transpose2d_reference(
                     for ix in 0..p.w {
                         for r in 0..p.kh {
                             for t in 0..p.kw {
-                                let oy = (iy * p.strides[0] + r * p.dilations[0])
-                                    .wrapping_sub(p.pads[0]);
-                                let ox = (ix * p.strides[1] + t * p.dilations[1])
-                                    .wrapping_sub(p.pads[1]);
+                                let oy = (iy * p.strides[0] + r * p.dilations[0]).wrapping_sub(p.pads[0]);
+                                let ox = (ix * p.strides[1] + t * p.dilations[1]).wrapping_sub(p.pads[1]);
                                 if oy < oh && ox < ow {
                                     let pixel = x[((n * p.c + c) * p.h + iy) * p.w + ix];
                                     let weight = w[((c * og + o) * p.kh + r) * p.kw + t];
@@ -79,8 +70,5 @@ pub fn conv_transpose2d_reference(
         }
     }
     let plane = oh * ow;
-    y.iter()
-        .enumerate()
-        .map(|(i, &v)| (v + bias.map_or(0.0, |b| f64::from(b[i / plane % p.oc]))) as f32)
-        .collect()
+    y.iter().enumerate().map(|(i, &v)| (v + bias.map_or(0.0, |b| f64::from(b[i / plane % p.oc]))) as f32).collect()
 }

@@ -12,19 +12,7 @@ fn params(
     groups: usize,
 ) -> Conv2dParams {
     let [c, h, w, oc, kh, kw] = size;
-    Conv2dParams {
-        n: 2,
-        c,
-        h,
-        w,
-        oc,
-        kh,
-        kw,
-        strides,
-        pads,
-        dilations,
-        groups,
-    }
+    Conv2dParams { n: 2, c, h, w, oc, kh, kw, strides, pads, dilations, groups }
 }
 
 fn cases() -> Vec<Conv2dParams> {
@@ -56,26 +44,15 @@ fn equals_the_reference_for_every_shape_and_tier() {
         let bias = r.vec(p.oc);
         let plain = conv2d_reference(&p, &x, &w, Some(&bias));
         let residual = r.vec(plain.len());
-        let want: Vec<f32> = plain
-            .iter()
-            .zip(&residual)
-            .map(|(a, b)| (a + b).max(0.0))
-            .collect();
+        let want: Vec<f32> = plain.iter().zip(&residual).map(|(a, b)| (a + b).max(0.0)).collect();
         for exec in execs() {
             let weights = conv2d_prepack(&exec, &p, &w).unwrap();
             let mut image = Guarded::new(&x);
             let mut y = Guarded::new(&vec![f32::NAN; plain.len()]);
-            let epilogue = ConvEpilogue {
-                bias: Some(&bias),
-                ..ConvEpilogue::default()
-            };
+            let epilogue = ConvEpilogue { bias: Some(&bias), ..ConvEpilogue::default() };
             conv2d_run(&exec, &p, image.get(), &weights, &epilogue, y.get()).unwrap();
             assert_close(y.get(), &plain, TOLERANCE, &format!("{p:?} {exec:?}"));
-            let epilogue = ConvEpilogue {
-                residual: Some(&residual),
-                activation: Activation::Relu,
-                ..epilogue
-            };
+            let epilogue = ConvEpilogue { residual: Some(&residual), activation: Activation::Relu, ..epilogue };
             conv2d_run(&exec, &p, image.get(), &weights, &epilogue, y.get()).unwrap();
             assert_close(y.get(), &want, TOLERANCE, &format!("fused {p:?} {exec:?}"));
         }
@@ -98,45 +75,20 @@ fn transposes_with_and_without_overlap() {
         groups: 1,
         out: [10, 18],
     };
-    let overlap = ConvTranspose2dParams {
-        kh: 4,
-        kw: 3,
-        pads: [1, 1],
-        out: [10, 18],
-        ..base
-    };
-    let grouped = ConvTranspose2dParams {
-        groups: 2,
-        dilations: [2, 1],
-        kh: 3,
-        out: [13, 18],
-        ..base
-    };
-    let cropped = ConvTranspose2dParams {
-        kh: 3,
-        kw: 3,
-        strides: [1, 3],
-        pads: [2, 0],
-        out: [3, 28],
-        ..base
-    };
+    let overlap = ConvTranspose2dParams { kh: 4, kw: 3, pads: [1, 1], out: [10, 18], ..base };
+    let grouped = ConvTranspose2dParams { groups: 2, dilations: [2, 1], kh: 3, out: [13, 18], ..base };
+    let cropped = ConvTranspose2dParams { kh: 3, kw: 3, strides: [1, 3], pads: [2, 0], out: [3, 28], ..base };
     for p in [base, overlap, grouped, cropped] {
         let mut r = Random::new(4);
         let x = r.vec(p.n * p.c * p.h * p.w);
         let w = r.vec(p.c * p.oc / p.groups * p.kh * p.kw);
         let bias = r.vec(p.oc);
-        let want: Vec<f32> = conv_transpose2d_reference(&p, &x, &w, Some(&bias))
-            .into_iter()
-            .map(|v| v.max(0.0))
-            .collect();
+        let want: Vec<f32> =
+            conv_transpose2d_reference(&p, &x, &w, Some(&bias)).into_iter().map(|v| v.max(0.0)).collect();
         for exec in execs() {
             let weights = conv_transpose2d_prepack(&exec, &p, &w).unwrap();
             let mut y = Guarded::new(&vec![f32::NAN; want.len()]);
-            let epilogue = ConvEpilogue {
-                bias: Some(&bias),
-                activation: Activation::Relu,
-                ..ConvEpilogue::default()
-            };
+            let epilogue = ConvEpilogue { bias: Some(&bias), activation: Activation::Relu, ..ConvEpilogue::default() };
             conv_transpose2d_run(&exec, &p, &x, &weights, &epilogue, y.get()).unwrap();
             assert_close(y.get(), &want, TOLERANCE, &format!("{p:?} {exec:?}"));
         }
@@ -147,14 +99,7 @@ fn transposes_with_and_without_overlap() {
 fn convolves_volumes_like_a_2d_convolution_over_stacked_channels() {
     // With a window over the full depth and no padding, depth joins the channels.
     let slice = params([3, 6, 7, 4, 3, 3], [1, 1], [1; 4], [1, 1], 1);
-    let p = Conv3dParams {
-        slice,
-        d: 2,
-        kd: 2,
-        stride: 1,
-        pads: [0, 0],
-        dilation: 1,
-    };
+    let p = Conv3dParams { slice, d: 2, kd: 2, stride: 1, pads: [0, 0], dilation: 1 };
     let mut r = Random::new(8);
     let x = r.vec(slice.n * 3 * 2 * 42);
     let w = r.vec(4 * 3 * 2 * 9);
@@ -163,13 +108,7 @@ fn convolves_volumes_like_a_2d_convolution_over_stacked_channels() {
     for exec in execs() {
         let weights: Vec<_> = (0..2)
             .map(|step| {
-                let plane: Vec<f32> = w
-                    .chunks(9)
-                    .skip(step)
-                    .step_by(2)
-                    .flatten()
-                    .copied()
-                    .collect();
+                let plane: Vec<f32> = w.chunks(9).skip(step).step_by(2).flatten().copied().collect();
                 conv2d_prepack(&exec, &slice, &plane).unwrap()
             })
             .collect();

@@ -45,27 +45,16 @@ impl ConvTranspose2dParams {
     fn check(&self) -> Result {
         require(NAME, self.groups > 0, "groups must be above 0")?;
         let divides = self.c.is_multiple_of(self.groups) && self.oc.is_multiple_of(self.groups);
-        require(
-            NAME,
-            divides,
-            "the groups must divide the input and output channels",
-        )?;
+        require(NAME, divides, "the groups must divide the input and output channels")?;
         product(NAME, &[self.n, self.c, self.h, self.w])?;
         product(NAME, &[self.n, self.oc, self.out[0], self.out[1]])?;
-        product(
-            NAME,
-            &[self.oc, self.kh, self.kw, self.h.max(1), self.w.max(1)],
-        )?;
+        product(NAME, &[self.oc, self.kh, self.kw, self.h.max(1), self.w.max(1)])?;
         product(NAME, &[self.oc, self.c, self.kh, self.kw])?;
         for axis in 0..2 {
             let (window, len) = ([self.kh, self.kw][axis], [self.h, self.w][axis]);
             product(NAME, &[window, self.dilations[axis]])?;
             product(NAME, &[len, self.strides[axis]])?;
-            require(
-                NAME,
-                self.pads[axis] < isize::MAX as usize / 64,
-                "the padding is too large",
-            )?;
+            require(NAME, self.pads[axis] < isize::MAX as usize / 64, "the padding is too large")?;
         }
         Ok(())
     }
@@ -127,25 +116,14 @@ pub fn conv_transpose2d_prepack(
             let rows = channels * window;
             // Row (o, r, t) and column c of the matrix: element c · og · window + row.
             let start = (group * cg * og + o) * window;
-            let view = MatrixView {
-                data: &weights[start.min(weights.len())..],
-                row_stride: 1,
-                col_stride: og * window,
-            };
+            let view =
+                MatrixView { data: &weights[start.min(weights.len())..], row_stride: 1, col_stride: og * window };
             let packed = PackedA::new(exec, view, (rows, cg), (1, 0))?;
-            blocks.push(Block {
-                group,
-                first: group * og + o,
-                channels,
-                weights: packed,
-            });
+            blocks.push(Block { group, first: group * og + o, channels, weights: packed });
             o += channels;
         }
     }
-    Ok(ConvTransposeWeights {
-        blocks,
-        shape: shape(p),
-    })
+    Ok(ConvTransposeWeights { blocks, shape: shape(p) })
 }
 
 /// Computes `y` `[n, oc, out]` from `x` `[n, c, h, w]`; the epilogue's residual and
@@ -163,11 +141,7 @@ pub fn conv_transpose2d_run(
     y: &mut [f32],
 ) -> Result {
     p.check()?;
-    require(
-        NAME,
-        weights.shape == shape(p),
-        "the weights were packed for another shape",
-    )?;
+    require(NAME, weights.shape == shape(p), "the weights were packed for another shape")?;
     let plain = epilogue.residual.is_none() && !epilogue.accumulate;
     require(NAME, plain, "residual and accumulation are not supported")?;
     let (pixels, plane) = (p.h * p.w, p.out[0] * p.out[1]);
@@ -183,62 +157,45 @@ pub fn conv_transpose2d_run(
     let out = SharedMut::new(y);
     let error = std::sync::Mutex::new(None);
     // Bands of input rows bound the scratch, when bands can't meet in an output row.
-    let band = if p.tiles_exactly() {
-        ((1 << 14) / p.w.max(1)).clamp(1, p.h.max(1))
-    } else {
-        p.h
-    };
+    let band = if p.tiles_exactly() { ((1 << 14) / p.w.max(1)).clamp(1, p.h.max(1)) } else { p.h };
     let bands = p.h.div_ceil(band.max(1)).max(1);
-    exec.pool()
-        .run(p.n * weights.blocks.len() * bands, &|task| {
-            let (rest, band_index) = (task / bands, task % bands);
-            let (image, block) = (
-                rest / weights.blocks.len(),
-                &weights.blocks[rest % weights.blocks.len()],
-            );
-            let y0 = band_index * band;
-            let rows = band.min(p.h - y0.min(p.h));
-            let columns = rows * p.w;
-            let m = block.channels * p.kh * p.kw;
-            let input = &x[(image * p.c + block.group * cg) * pixels + y0 * p.w..];
-            with_scratch(m * columns, |products| {
-                let view = MatrixView {
-                    data: input,
-                    row_stride: pixels,
-                    col_stride: 1,
+    exec.pool().run(p.n * weights.blocks.len() * bands, &|task| {
+        let (rest, band_index) = (task / bands, task % bands);
+        let (image, block) = (rest / weights.blocks.len(), &weights.blocks[rest % weights.blocks.len()]);
+        let y0 = band_index * band;
+        let rows = band.min(p.h - y0.min(p.h));
+        let columns = rows * p.w;
+        let m = block.channels * p.kh * p.kw;
+        let input = &x[(image * p.c + block.group * cg) * pixels + y0 * p.w..];
+        with_scratch(m * columns, |products| {
+            let view = MatrixView { data: input, row_stride: pixels, col_stride: 1 };
+            let g = Gemm::new(m, columns, cg, Lhs::Packed(&block.weights), Rhs::View(view));
+            if let Err(e) = gemm(exec, &g, products) {
+                *error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
+                return;
+            }
+            for o in 0..block.channels {
+                let channel = block.first + o;
+                let from = &products[o * p.kh * p.kw * columns..][..p.kh * p.kw * columns];
+                let start = (image * p.oc + channel) * plane;
+                let (first, len) = if p.tiles_exactly() {
+                    (start + y0 * p.kh * p.out[1], rows * p.kh * p.out[1])
+                } else {
+                    (start, plane)
                 };
-                let g = Gemm::new(m, columns, cg, Lhs::Packed(&block.weights), Rhs::View(view));
-                if let Err(e) = gemm(exec, &g, products) {
-                    *error
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
-                    return;
-                }
-                for o in 0..block.channels {
-                    let channel = block.first + o;
-                    let from = &products[o * p.kh * p.kw * columns..][..p.kh * p.kw * columns];
-                    let start = (image * p.oc + channel) * plane;
-                    let (first, len) = if p.tiles_exactly() {
-                        (start + y0 * p.kh * p.out[1], rows * p.kh * p.out[1])
-                    } else {
-                        (start, plane)
-                    };
-                    exec.isa().dispatch(Scatter {
-                        p,
-                        from,
-                        rows,
-                        bias: epilogue.bias.map_or(0.0, |bias| bias[channel]),
-                        epilogue,
-                        // SAFETY: each channel and band owns these output rows.
-                        out: unsafe { out.slice(first, len) },
-                    });
-                }
-            });
+                exec.isa().dispatch(Scatter {
+                    p,
+                    from,
+                    rows,
+                    bias: epilogue.bias.map_or(0.0, |bias| bias[channel]),
+                    epilogue,
+                    // SAFETY: each channel and band owns these output rows.
+                    out: unsafe { out.slice(first, len) },
+                });
+            }
         });
-    error
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .map_or(Ok(()), Err)
+    });
+    error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Writes the products `[kh, kw, rows, w]` of one channel into its output rows.

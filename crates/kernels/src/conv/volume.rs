@@ -29,24 +29,8 @@ impl Conv3dParams {
     /// As [`Conv2dParams::output`].
     pub fn output(&self) -> Result<[usize; 3]> {
         let [oh, ow] = self.slice.output()?;
-        let od = window_count(
-            self.d,
-            self.pads[0],
-            self.pads[1],
-            self.kd,
-            self.stride,
-            self.dilation,
-        )?;
-        product(
-            NAME,
-            &[
-                self.slice.n,
-                self.slice.c,
-                self.d,
-                self.slice.h,
-                self.slice.w,
-            ],
-        )?;
+        let od = window_count(self.d, self.pads[0], self.pads[1], self.kd, self.stride, self.dilation)?;
+        product(NAME, &[self.slice.n, self.slice.c, self.d, self.slice.h, self.slice.w])?;
         product(NAME, &[self.slice.n, self.slice.oc, od, oh, ow])?;
         Ok([od, oh, ow])
     }
@@ -73,11 +57,7 @@ pub fn conv3d_run(
     exact(NAME, "x", x.len(), s.n * s.c * p.d * s.h * s.w)?;
     exact(NAME, "y", y.len(), s.n * s.oc * od * oh * ow)?;
     let plain = epilogue.residual.is_none() && !epilogue.accumulate;
-    require(
-        NAME,
-        plain,
-        "residual and accumulation are not supported in 3-D",
-    )?;
+    require(NAME, plain, "residual and accumulation are not supported in 3-D")?;
     let (plane_in, plane_out) = (s.h * s.w, oh * ow);
     let one = Conv2dParams { n: 1, ..s };
     let mut image = vec![0.0; s.c * plane_in];
@@ -86,12 +66,7 @@ pub fn conv3d_run(
         for z in 0..od {
             out.fill(0.0);
             let steps: Vec<(usize, usize)> = (0..p.kd)
-                .map(|step| {
-                    (
-                        step,
-                        (z * p.stride + step * p.dilation).wrapping_sub(p.pads[0]),
-                    )
-                })
+                .map(|step| (step, (z * p.stride + step * p.dilation).wrapping_sub(p.pads[0])))
                 .filter(|&(_, depth)| depth < p.d)
                 .collect();
             for (i, &(step, depth)) in steps.iter().enumerate() {
@@ -101,15 +76,9 @@ pub fn conv3d_run(
                 }
                 // The last step adds the bias and applies the activation.
                 let part = if i + 1 == steps.len() {
-                    ConvEpilogue {
-                        accumulate: i > 0,
-                        ..*epilogue
-                    }
+                    ConvEpilogue { accumulate: i > 0, ..*epilogue }
                 } else {
-                    ConvEpilogue {
-                        accumulate: i > 0,
-                        ..ConvEpilogue::default()
-                    }
+                    ConvEpilogue { accumulate: i > 0, ..ConvEpilogue::default() }
                 };
                 conv2d_run(exec, &one, &image, &weights[step], &part, &mut out)?;
             }

@@ -95,36 +95,21 @@ impl Walk {
         let (mut a_step, mut b_step) = (1, 1);
         for i in 0..rank {
             let at = |shape: &[usize]| {
-                if i < shape.len() {
-                    shape[shape.len() - 1 - i]
-                } else {
-                    1
-                }
+                if i < shape.len() { shape[shape.len() - 1 - i] } else { 1 }
             };
             let (len, a, b) = (y_shape[rank - 1 - i], at(a_shape), at(b_shape));
             let ok = (a == len || a == 1) && (b == len || b == 1);
             require(NAME, ok, "the shapes do not broadcast to the result's")?;
-            let steps = (
-                if a == 1 { 0 } else { a_step },
-                if b == 1 { 0 } else { b_step },
-            );
+            let steps = (if a == 1 { 0 } else { a_step }, if b == 1 { 0 } else { b_step });
             a_step *= a;
             b_step *= b;
             if len != 1 {
                 merge(&mut dims, (len, steps.0, steps.1));
             }
         }
-        let (inner, a, b) = if dims.is_empty() {
-            (1, 0, 0)
-        } else {
-            dims.remove(0)
-        };
+        let (inner, a, b) = if dims.is_empty() { (1, 0, 0) } else { dims.remove(0) };
         dims.reverse();
-        Ok(Walk {
-            outer: dims,
-            inner,
-            advance: (a != 0, b != 0),
-        })
+        Ok(Walk { outer: dims, inner, advance: (a != 0, b != 0) })
     }
 
     /// Where the operands start in outer row `row`.
@@ -177,26 +162,13 @@ fn run(exec: &Exec, op: BinaryOp, walk: &Walk, a: *const f32, b: *const f32, y: 
         let skip = |advance: bool| if advance { from } else { 0 };
         let (a, b) = operands.get(a + skip(walk.advance.0), b + skip(walk.advance.1));
         let y = y.ptr().wrapping_add(row * inner + from);
-        exec.isa().dispatch(Binary {
-            op,
-            a,
-            b,
-            y,
-            len,
-            advance: walk.advance,
-        });
+        exec.isa().dispatch(Binary { op, a, b, y, len, advance: walk.advance });
     };
-    let grain = if op == BinaryOp::Pow {
-        GRAIN / 8
-    } else {
-        GRAIN
-    };
+    let grain = if op == BinaryOp::Pow { GRAIN / 8 } else { GRAIN };
     if rows == 1 {
         exec.split(inner, grain, &|range| work(0, range.start, range.len()));
     } else {
-        exec.split(rows, grain / inner + 1, &|range| {
-            range.for_each(|row| work(row, 0, inner))
-        });
+        exec.split(rows, grain / inner + 1, &|range| range.for_each(|row| work(row, 0, inner)));
     }
 }
 
@@ -254,11 +226,7 @@ impl Kernel for Binary {
                 each!(s, self, |a, b| s.select(s.unordered(a, a), a, s.max(a, b)));
             }
             BinaryOp::PRelu => {
-                each!(s, self, |a, b| s.select(
-                    s.lt(a, s.splat(0.0)),
-                    s.mul(a, b),
-                    a
-                ));
+                each!(s, self, |a, b| s.select(s.lt(a, s.splat(0.0)), s.mul(a, b), a));
             }
             BinaryOp::Pow => self.power(),
         }
@@ -280,16 +248,8 @@ impl Binary {
             }
             if i < self.len {
                 let bits = low_bits(self.len - i);
-                let a = if A {
-                    s.load_bits(self.a.add(i), bits)
-                } else {
-                    first_a
-                };
-                let b = if B {
-                    s.load_bits(self.b.add(i), bits)
-                } else {
-                    first_b
-                };
+                let a = if A { s.load_bits(self.a.add(i), bits) } else { first_a };
+                let b = if B { s.load_bits(self.b.add(i), bits) } else { first_b };
                 s.store_bits(self.y.add(i), f(a, b), bits);
             }
         }
@@ -301,10 +261,7 @@ impl Binary {
             let at = |advance: bool| if advance { i } else { 0 };
             // SAFETY: the struct's contract.
             unsafe {
-                let (a, b) = (
-                    *self.a.add(at(self.advance.0)),
-                    *self.b.add(at(self.advance.1)),
-                );
+                let (a, b) = (*self.a.add(at(self.advance.0)), *self.b.add(at(self.advance.1)));
                 *self.y.add(i) = power(a, b);
             }
         }
@@ -346,12 +303,7 @@ mod tests {
         }
     }
 
-    fn reference(
-        op: BinaryOp,
-        a: (&[f32], &[usize]),
-        b: (&[f32], &[usize]),
-        shape: &[usize],
-    ) -> Vec<f32> {
+    fn reference(op: BinaryOp, a: (&[f32], &[usize]), b: (&[f32], &[usize]), shape: &[usize]) -> Vec<f32> {
         let total: usize = shape.iter().product();
         let pick = |(data, dims): (&[f32], &[usize]), mut index: usize| {
             let (mut at, mut step) = (0, 1);
@@ -367,9 +319,7 @@ mod tests {
             }
             data[at]
         };
-        (0..total)
-            .map(|i| scalar(op, pick(a, i), pick(b, i)))
-            .collect()
+        (0..total).map(|i| scalar(op, pick(a, i), pick(b, i))).collect()
     }
 
     type Shapes = (&'static [usize], &'static [usize], &'static [usize]);
@@ -381,11 +331,7 @@ mod tests {
         (&[4, 5, 19], &[19], &[4, 5, 19]),
         (&[2, 3, 4, 5], &[3, 1, 1], &[2, 3, 4, 5]),
         (&[2, 1, 4, 1], &[3, 1, 33], &[2, 3, 4, 33]),
-        (
-            &[2, 1, 1, 3, 1, 2, 1, 5],
-            &[1, 2, 1, 3, 4, 1, 1, 5],
-            &[2, 2, 1, 3, 4, 2, 1, 5],
-        ),
+        (&[2, 1, 1, 3, 1, 2, 1, 5], &[1, 2, 1, 3, 4, 1, 1, 5], &[2, 2, 1, 3, 4, 2, 1, 5]),
         (&[7, 1], &[1, 9], &[7, 9]),
         (&[40_000], &[40_000], &[40_000]),
         (&[0, 3], &[3], &[0, 3]),
@@ -415,20 +361,12 @@ mod tests {
                     let mut y = Guarded::new(&vec![0.0; want.len()]);
                     binary(&exec, op, (&a, sa), (&b, sb), (y.get(), sy)).unwrap();
                     // Single operations round alike: compare bits (any NaN is a NaN).
-                    let same = y
-                        .get()
-                        .iter()
-                        .zip(&want)
-                        .all(|(g, w)| g == w || (g.is_nan() && w.is_nan()));
+                    let same = y.get().iter().zip(&want).all(|(g, w)| g == w || (g.is_nan() && w.is_nan()));
                     assert!(same, "{op:?} {sa:?} {sb:?} {exec:?}");
                     if sa == sy {
                         let mut y = a.clone();
                         binary_assign(&exec, op, (&mut y, sy), (&b, sb)).unwrap();
-                        assert!(
-                            y.iter()
-                                .zip(&want)
-                                .all(|(g, w)| g == w || (g.is_nan() && w.is_nan()))
-                        );
+                        assert!(y.iter().zip(&want).all(|(g, w)| g == w || (g.is_nan() && w.is_nan())));
                     }
                 }
             }

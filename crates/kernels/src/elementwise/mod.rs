@@ -16,13 +16,7 @@ pub(crate) const GRAIN: usize = 1 << 14;
 /// # Safety
 /// Both pointers cover `len` elements.
 #[inline(always)]
-pub(crate) unsafe fn map<S: Simd>(
-    s: S,
-    x: *const f32,
-    y: *mut f32,
-    len: usize,
-    f: impl Fn(S::F) -> S::F,
-) {
+pub(crate) unsafe fn map<S: Simd>(s: S, x: *const f32, y: *mut f32, len: usize, f: impl Fn(S::F) -> S::F) {
     let mut i = 0;
     // SAFETY: whole vectors, then the lanes that are left, of `len`.
     unsafe {

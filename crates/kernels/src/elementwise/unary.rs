@@ -79,12 +79,7 @@ pub fn unary(exec: &Exec, op: UnaryOp, x: &[f32], y: &mut [f32]) -> Result {
     let y = SharedMut::new(y);
     exec.split(x.len(), op.grain(), &|range| {
         let (x, len) = (x[range.clone()].as_ptr(), range.len());
-        exec.isa().dispatch(Unary {
-            op,
-            x,
-            y: y.ptr().wrapping_add(range.start),
-            len,
-        });
+        exec.isa().dispatch(Unary { op, x, y: y.ptr().wrapping_add(range.start), len });
     });
     Ok(())
 }
@@ -95,12 +90,7 @@ pub fn unary_in_place(exec: &Exec, op: UnaryOp, y: &mut [f32]) {
     let y = SharedMut::new(y);
     exec.split(len, op.grain(), &|range| {
         let y = y.ptr().wrapping_add(range.start);
-        exec.isa().dispatch(Unary {
-            op,
-            x: y,
-            y,
-            len: range.len(),
-        });
+        exec.isa().dispatch(Unary { op, x: y, y, len: range.len() });
     });
 }
 
@@ -205,11 +195,7 @@ mod tests {
     fn reference(op: UnaryOp, x: f32) -> f32 {
         let d = f64::from(x);
         let elu = |alpha: f32| {
-            if d < 0.0 {
-                f64::from(alpha) * d.exp_m1()
-            } else {
-                d
-            }
+            if d < 0.0 { f64::from(alpha) * d.exp_m1() } else { d }
         };
         let y = match op {
             UnaryOp::Activation(a) => return a.apply(crate::isa::Scalar::new(), x),
@@ -246,10 +232,7 @@ mod tests {
             UnaryOp::Exp,
             UnaryOp::Log,
             UnaryOp::Elu { alpha: 1.5 },
-            UnaryOp::Selu {
-                alpha: 1.67,
-                gamma: 1.05,
-            },
+            UnaryOp::Selu { alpha: 1.67, gamma: 1.05 },
             UnaryOp::Softplus,
             UnaryOp::Softsign,
             UnaryOp::Mish,

@@ -134,10 +134,9 @@ fn kernel_of(exec: &Exec, g: &Gemm<'_>) -> Result<&'static GemmKernel> {
         Rhs::View(_) | Rhs::Image(..) => None,
     };
     match (a, b) {
-        (Some(a), Some(b)) if !std::ptr::eq(a, b) => Err(KernelError::Invalid {
-            kernel: NAME,
-            what: "the operands are packed for different kernels",
-        }),
+        (Some(a), Some(b)) if !std::ptr::eq(a, b) => {
+            Err(KernelError::Invalid { kernel: NAME, what: "the operands are packed for different kernels" })
+        }
         // A packed operand proves that its kernel's tier was available.
         (Some(kernel), _) | (_, Some(kernel)) => Ok(kernel),
         _ => Ok(GemmKernel::best(exec.isa())),
@@ -186,11 +185,7 @@ enum SourceB<'a> {
 impl<'a> Driver<'a> {
     fn new(exec: &Exec, g: &Gemm<'a>, kernel: &'static GemmKernel, c: *mut f32) -> Self {
         // Whole windows per block when B is an image.
-        let unit = if let Rhs::Image(image, _) = g.b {
-            image.kh * image.kw
-        } else {
-            1
-        };
+        let unit = if let Rhs::Image(image, _) = g.b { image.kh * image.kw } else { 1 };
         let units = g.k.div_ceil(unit);
         let blocks = g.k.div_ceil(KC).max(1);
         let kc = units.div_ceil(blocks).max(1) * unit;
@@ -199,11 +194,7 @@ impl<'a> Driver<'a> {
             g: *g,
             kernel,
             rows: RowPanels::new(g.m, kernel.mr),
-            columns: ColumnPanels {
-                columns: g.n,
-                nr: kernel.nr,
-                lanes: kernel.lanes,
-            },
+            columns: ColumnPanels { columns: g.n, nr: kernel.nr, lanes: kernel.lanes },
             kc,
             c: SharedMut::from_ptr(c),
         }
@@ -212,11 +203,7 @@ impl<'a> Driver<'a> {
     /// Enough tasks to feed and balance the threads, few enough to pack little twice.
     fn grid(&self, threads: usize, batches: usize) -> Grid {
         let (m_panels, n_panels) = (self.rows.count, self.columns.count());
-        let nc = if matches!(self.g.b, Rhs::Packed(_) | Rhs::Borrowed(_)) {
-            4 * NC
-        } else {
-            NC
-        };
+        let nc = if matches!(self.g.b, Rhs::Packed(_) | Rhs::Borrowed(_)) { 4 * NC } else { NC };
         let mut rows = m_panels.div_ceil((2 * MC).div_ceil(self.kernel.mr));
         let mut columns = n_panels.div_ceil((nc / self.kernel.nr).max(1));
         if threads > 1 {
@@ -232,10 +219,7 @@ impl<'a> Driver<'a> {
                 rows = rows.max(wanted.div_ceil(columns).min(most)).max(1);
             }
         }
-        Grid {
-            rows: rows.clamp(1, m_panels),
-            columns: columns.clamp(1, n_panels),
-        }
+        Grid { rows: rows.clamp(1, m_panels), columns: columns.clamp(1, n_panels) }
     }
 
     fn task(&self, grid: &Grid, task: usize) {
@@ -243,9 +227,7 @@ impl<'a> Driver<'a> {
         let (index, cell) = (task / per_product, task % per_product);
         // Neighbouring tasks share columns, so that a panel of B is fetched once.
         let (column, row) = (cell / grid.rows, cell % grid.rows);
-        let cut = |panels: usize, parts: usize, part: usize| {
-            (panels * part / parts, panels * (part + 1) / parts)
-        };
+        let cut = |panels: usize, parts: usize, part: usize| (panels * part / parts, panels * (part + 1) / parts);
         let i = cut(self.rows.count, grid.rows, row);
         let j = cut(self.columns.count(), grid.columns, column);
         self.block(&self.product(index), i, j);
@@ -268,20 +250,13 @@ impl<'a> Driver<'a> {
                 Lhs::View(view) => SourceA::View(offset(view.raw(), a)),
             }),
             b: Shared(match self.g.b {
-                Rhs::Packed(packed) => {
-                    SourceB::Packed(&packed.data[b * packed.k * self.columns.padded()..])
-                }
+                Rhs::Packed(packed) => SourceB::Packed(&packed.data[b * packed.k * self.columns.padded()..]),
                 Rhs::Borrowed(packed) => SourceB::Packed(packed.data),
                 Rhs::View(view) => SourceB::Raw(RawB::View(offset(view.raw(), b))),
-                Rhs::Image(image, data) => {
-                    SourceB::Raw(RawB::Image(image, data.as_ptr().wrapping_add(b)))
-                }
+                Rhs::Image(image, data) => SourceB::Raw(RawB::Image(image, data.as_ptr().wrapping_add(b))),
             }),
             c: self.c.ptr().wrapping_add(c),
-            residual: self
-                .g
-                .residual
-                .map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(c)),
+            residual: self.g.residual.map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(c)),
             bias,
         }
     }
@@ -289,19 +264,11 @@ impl<'a> Driver<'a> {
     /// Row panels `i0..i1` by column panels `j0..j1` of one product.
     fn block(&self, p: &Product<'_>, (i0, i1): (usize, usize), (j0, j1): (usize, usize)) {
         let columns = self.columns.start(j1).min(self.columns.padded()) - self.columns.start(j0);
-        let b_len = if matches!(p.b.get(), SourceB::Raw(_)) {
-            columns * self.kc
-        } else {
-            0
-        };
+        let b_len = if matches!(p.b.get(), SourceB::Raw(_)) { columns * self.kc } else { 0 };
         let per_block = (MC / self.kernel.mr).max(1);
         let a_rows = self.rows.start(i1.min(i0 + per_block)) - self.rows.start(i0);
         // The first panels are the longest, so no later block has more rows.
-        let a_len = if matches!(p.a.get(), SourceA::View(_)) {
-            a_rows * self.kc
-        } else {
-            0
-        };
+        let a_len = if matches!(p.a.get(), SourceA::View(_)) { a_rows * self.kc } else { 0 };
         let a_len = a_len.next_multiple_of(16);
         with_scratch(a_len + b_len, |scratch| {
             let (a_scratch, b_scratch) = scratch.split_at_mut(a_len);
@@ -324,13 +291,7 @@ impl<'a> Driver<'a> {
         });
     }
 
-    fn pack_rows(
-        &self,
-        p: &Product<'_>,
-        (i0, i1): (usize, usize),
-        (k0, k): (usize, usize),
-        out: &mut [f32],
-    ) {
+    fn pack_rows(&self, p: &Product<'_>, (i0, i1): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
         let SourceA::View(view) = p.a.get() else {
             return;
         };
@@ -341,22 +302,11 @@ impl<'a> Driver<'a> {
             let at = (start - self.rows.start(i0)) * k;
             let height = self.rows.height(i);
             let dst = out[at..at + height * k].as_mut_ptr();
-            self.isa.dispatch(PackA {
-                view,
-                height,
-                k,
-                dst,
-            });
+            self.isa.dispatch(PackA { view, height, k, dst });
         }
     }
 
-    fn pack_columns(
-        &self,
-        p: &Product<'_>,
-        (j0, j1): (usize, usize),
-        (k0, k): (usize, usize),
-        out: &mut [f32],
-    ) {
+    fn pack_columns(&self, p: &Product<'_>, (j0, j1): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
         let SourceB::Raw(source) = p.b.get() else {
             return;
         };
@@ -397,11 +347,7 @@ impl<'a> Driver<'a> {
                 };
                 let corner = m0 * g.ldc + n0;
                 let (bias_row, bias_col) = bias_pointers(g.bias, p.bias, m0, n0);
-                let residual = if p.residual.is_null() {
-                    p.residual
-                } else {
-                    p.residual.wrapping_add(corner)
-                };
+                let residual = if p.residual.is_null() { p.residual } else { p.residual.wrapping_add(corner) };
                 let tile = Tile {
                     k,
                     a,
@@ -428,10 +374,7 @@ impl<'a> Driver<'a> {
 }
 
 fn offset(view: RawView, by: usize) -> RawView {
-    RawView {
-        data: view.data.wrapping_add(by),
-        ..view
-    }
+    RawView { data: view.data.wrapping_add(by), ..view }
 }
 
 fn bias_pointers(bias: Bias<'_>, at: usize, m0: usize, n0: usize) -> (*const f32, *const f32) {

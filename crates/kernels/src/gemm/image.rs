@@ -55,25 +55,13 @@ impl ImageColumns {
     pub(crate) fn check(&self) -> Result {
         product(NAME, &[self.c, self.kh, self.kw, self.oh, self.ow])?;
         product(NAME, &[self.c, self.h, self.w])?;
-        require(
-            NAME,
-            self.kh > 0 && self.kw > 0,
-            "the window must not be empty",
-        )?;
-        require(
-            NAME,
-            self.stride[0] > 0 && self.stride[1] > 0,
-            "strides must be above 0",
-        )?;
+        require(NAME, self.kh > 0 && self.kw > 0, "the window must not be empty")?;
+        require(NAME, self.stride[0] > 0 && self.stride[1] > 0, "strides must be above 0")?;
         for axis in 0..2 {
             let (window, out) = ([self.kh, self.kw][axis], [self.oh, self.ow][axis]);
             product(NAME, &[window, self.dilation[axis]])?;
             product(NAME, &[out, self.stride[axis]])?;
-            require(
-                NAME,
-                self.pad[axis] < isize::MAX as usize / 16,
-                "padding is too large",
-            )?;
+            require(NAME, self.pad[axis] < isize::MAX as usize / 16, "padding is too large")?;
         }
         Ok(())
     }
@@ -118,22 +106,9 @@ impl PackImage<'_> {
             let len = (n - to).min(im.ow - x).min(lanes);
             let iy = (y * im.stride[0] + r * im.dilation[0]) as isize - im.pad[0] as isize;
             let ix = (x * im.stride[1] + t * im.dilation[1]) as isize - im.pad[1] as isize;
-            let load = if iy < 0 || iy >= im.h as isize {
-                0
-            } else {
-                visible(im, ix, len)
-            };
-            let from = if load == 0 {
-                0
-            } else {
-                iy * im.w as isize + ix
-            };
-            out[count] = Segment {
-                to,
-                from,
-                load,
-                store: low_bits(len),
-            };
+            let load = if iy < 0 || iy >= im.h as isize { 0 } else { visible(im, ix, len) };
+            let from = if load == 0 { 0 } else { iy * im.w as isize + ix };
+            out[count] = Segment { to, from, load, store: low_bits(len) };
             count += 1;
             to += len;
             x += len;
@@ -143,12 +118,7 @@ impl PackImage<'_> {
         }
         while to < self.width {
             let len = (self.width - to).min(lanes);
-            out[count] = Segment {
-                to,
-                from: 0,
-                load: 0,
-                store: low_bits(len),
-            };
+            out[count] = Segment { to, from: 0, load: 0, store: low_bits(len) };
             count += 1;
             to += len;
         }
@@ -160,17 +130,9 @@ impl PackImage<'_> {
 #[inline(always)]
 fn visible(im: &ImageColumns, ix: isize, len: usize) -> u32 {
     let step = im.stride[1] as isize;
-    let skip = if ix < 0 {
-        ((-ix + step - 1) / step) as usize
-    } else {
-        0
-    };
+    let skip = if ix < 0 { ((-ix + step - 1) / step) as usize } else { 0 };
     let room = im.w as isize - ix;
-    let end = if room <= 0 {
-        0
-    } else {
-        ((room + step - 1) / step) as usize
-    };
+    let end = if room <= 0 { 0 } else { ((room + step - 1) / step) as usize };
     low_bits(end.min(len)) & !low_bits(skip.min(len))
 }
 
@@ -219,13 +181,7 @@ unsafe fn copy<S: Simd>(s: S, src: *const f32, dst: *mut f32, segments: &[Segmen
 }
 
 #[inline(always)]
-unsafe fn copy_strided<S: Simd>(
-    s: S,
-    src: *const f32,
-    dst: *mut f32,
-    segments: &[Segment],
-    stride: usize,
-) {
+unsafe fn copy_strided<S: Simd>(s: S, src: *const f32, dst: *mut f32, segments: &[Segment], stride: usize) {
     for segment in segments {
         // SAFETY: the caller's contract.
         unsafe {

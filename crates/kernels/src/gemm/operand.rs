@@ -23,44 +23,24 @@ pub struct MatrixView<'a> {
 impl<'a> MatrixView<'a> {
     /// A row-major matrix of `columns` columns.
     pub fn row_major(data: &'a [f32], columns: usize) -> Self {
-        MatrixView {
-            data,
-            row_stride: columns,
-            col_stride: 1,
-        }
+        MatrixView { data, row_stride: columns, col_stride: 1 }
     }
 
     /// The transpose of a row-major matrix that has `rows` columns in memory.
     pub fn transposed(data: &'a [f32], rows: usize) -> Self {
-        MatrixView {
-            data,
-            row_stride: 1,
-            col_stride: rows,
-        }
+        MatrixView { data, row_stride: 1, col_stride: rows }
     }
 
     pub(crate) fn raw(&self) -> RawView {
-        RawView {
-            data: self.data.as_ptr(),
-            row_stride: self.row_stride,
-            col_stride: self.col_stride,
-        }
+        RawView { data: self.data.as_ptr(), row_stride: self.row_stride, col_stride: self.col_stride }
     }
 
-    pub(crate) fn check(
-        &self,
-        what: &'static str,
-        rows: usize,
-        cols: usize,
-        extra: usize,
-    ) -> Result {
+    pub(crate) fn check(&self, what: &'static str, rows: usize, cols: usize, extra: usize) -> Result {
         let need = span(NAME, &[(rows, self.row_stride), (cols, self.col_stride)])?;
         if need == 0 {
             return Ok(());
         }
-        let need = need
-            .checked_add(extra)
-            .ok_or(KernelError::Overflow { kernel: NAME })?;
+        let need = need.checked_add(extra).ok_or(KernelError::Overflow { kernel: NAME })?;
         at_least(NAME, what, self.data.len(), need)
     }
 }
@@ -102,18 +82,10 @@ pub struct PackedHeads<'a> {
 
 impl<'a> PackedHeads<'a> {
     /// Floats that the packed keys (`depth × keys`) and values (`keys × value_depth`) take.
-    pub(crate) fn lens(
-        exec: &Exec,
-        depth: usize,
-        keys: usize,
-        value_depth: usize,
-    ) -> (usize, usize) {
+    pub(crate) fn lens(exec: &Exec, depth: usize, keys: usize, value_depth: usize) -> (usize, usize) {
         let lanes = GemmKernel::best(exec.isa()).lanes;
         let round = |len: usize| len.next_multiple_of(16);
-        (
-            round(depth * keys.next_multiple_of(lanes)),
-            round(keys * value_depth.next_multiple_of(lanes)),
-        )
+        (round(depth * keys.next_multiple_of(lanes)), round(keys * value_depth.next_multiple_of(lanes)))
     }
 
     /// Packs a `k × columns` matrix into `memory`.
@@ -124,36 +96,18 @@ impl<'a> PackedHeads<'a> {
         (k, columns): (usize, usize),
     ) -> Result<PackedHeads<'a>> {
         let kernel = GemmKernel::best(exec.isa());
-        let panels = ColumnPanels {
-            columns,
-            nr: kernel.nr,
-            lanes: kernel.lanes,
-        };
+        let panels = ColumnPanels { columns, nr: kernel.nr, lanes: kernel.lanes };
         view.check("b", k, columns, 0)?;
         at_least(NAME, "scratch", memory.len(), k * panels.padded())?;
         for panel in 0..panels.count() {
             let start = panels.start(panel);
             let raw = view.raw();
-            let view = RawView {
-                data: raw.data.wrapping_add(start * raw.col_stride),
-                ..raw
-            };
+            let view = RawView { data: raw.data.wrapping_add(start * raw.col_stride), ..raw };
             let (n, width) = (panels.valid(panel), panels.width(panel));
             let dst = memory[start * k..][..k * width].as_mut_ptr();
-            exec.isa().dispatch(PackB {
-                view,
-                k,
-                n,
-                width,
-                dst,
-            });
+            exec.isa().dispatch(PackB { view, k, n, width, dst });
         }
-        Ok(PackedHeads {
-            data: memory,
-            kernel,
-            k,
-            columns,
-        })
+        Ok(PackedHeads { data: memory, kernel, k, columns })
     }
 }
 
@@ -179,13 +133,7 @@ impl PackedA {
         (rows, k): (usize, usize),
         (count, step): (usize, usize),
     ) -> Result<PackedA> {
-        Self::with_kernel(
-            exec,
-            GemmKernel::best(exec.isa()),
-            view,
-            (rows, k),
-            (count, step),
-        )
+        Self::with_kernel(exec, GemmKernel::best(exec.isa()), view, (rows, k), (count, step))
     }
 
     /// As [`PackedA::new`], for a chosen kernel of the tier or below.
@@ -206,13 +154,7 @@ impl PackedA {
         view.check("a", rows, k, extra)?;
         let mut data = Buffer::new(total);
         if total == 0 {
-            return Ok(PackedA {
-                data,
-                kernel,
-                rows,
-                k,
-                count,
-            });
+            return Ok(PackedA { data, kernel, rows, k, count });
         }
         let panels = RowPanels::new(rows, kernel.mr);
         let out = SharedMut::new(&mut data);
@@ -223,27 +165,13 @@ impl PackedA {
                 let start = panels.start(panel);
                 let raw = source.get();
                 let offset = matrix * step + start * raw.row_stride;
-                let view = RawView {
-                    data: raw.data.wrapping_add(offset),
-                    ..raw
-                };
+                let view = RawView { data: raw.data.wrapping_add(offset), ..raw };
                 // Panels are disjoint and inside the buffer.
                 let dst = out.ptr().wrapping_add(matrix * size + start * k);
-                exec.isa().dispatch(PackA {
-                    view,
-                    height: panels.height(panel),
-                    k,
-                    dst,
-                });
+                exec.isa().dispatch(PackA { view, height: panels.height(panel), k, dst });
             }
         });
-        Ok(PackedA {
-            data,
-            kernel,
-            rows,
-            k,
-            count,
-        })
+        Ok(PackedA { data, kernel, rows, k, count })
     }
 
     /// Rows and columns of each matrix.
@@ -289,13 +217,7 @@ impl PackedB {
         (k, columns): (usize, usize),
         (count, step): (usize, usize),
     ) -> Result<PackedB> {
-        Self::with_kernel(
-            exec,
-            GemmKernel::best(exec.isa()),
-            view,
-            (k, columns),
-            (count, step),
-        )
+        Self::with_kernel(exec, GemmKernel::best(exec.isa()), view, (k, columns), (count, step))
     }
 
     /// As [`PackedB::new`], for a chosen kernel of the tier or below.
@@ -310,24 +232,14 @@ impl PackedB {
         (count, step): (usize, usize),
     ) -> Result<PackedB> {
         check_tier(exec, kernel)?;
-        let panels = ColumnPanels {
-            columns,
-            nr: kernel.nr,
-            lanes: kernel.lanes,
-        };
+        let panels = ColumnPanels { columns, nr: kernel.nr, lanes: kernel.lanes };
         let size = product(NAME, &[k, panels.padded()])?;
         let total = product(NAME, &[size, count])?;
         let extra = product(NAME, &[count.saturating_sub(1), step])?;
         view.check("b", k, columns, extra)?;
         let mut data = Buffer::new(total);
         if total == 0 {
-            return Ok(PackedB {
-                data,
-                kernel,
-                k,
-                columns,
-                count,
-            });
+            return Ok(PackedB { data, kernel, k, columns, count });
         }
         let out = SharedMut::new(&mut data);
         let source = Shared(view.raw());
@@ -338,29 +250,14 @@ impl PackedB {
                 let start = panels.start(panel);
                 let raw = source.get();
                 let offset = matrix * step + start * raw.col_stride;
-                let view = RawView {
-                    data: raw.data.wrapping_add(offset),
-                    ..raw
-                };
+                let view = RawView { data: raw.data.wrapping_add(offset), ..raw };
                 // Panels are disjoint and inside the buffer.
                 let dst = out.ptr().wrapping_add(matrix * size + start * k);
                 let (n, width) = (panels.valid(panel), panels.width(panel));
-                exec.isa().dispatch(PackB {
-                    view,
-                    k,
-                    n,
-                    width,
-                    dst,
-                });
+                exec.isa().dispatch(PackB { view, k, n, width, dst });
             }
         });
-        Ok(PackedB {
-            data,
-            kernel,
-            k,
-            columns,
-            count,
-        })
+        Ok(PackedB { data, kernel, k, columns, count })
     }
 
     /// Rows and columns of each matrix.

@@ -19,11 +19,7 @@ pub(crate) struct RowPanels {
 impl RowPanels {
     pub(crate) fn new(rows: usize, mr: usize) -> RowPanels {
         let count = rows.div_ceil(mr);
-        RowPanels {
-            count,
-            base: rows.checked_div(count).unwrap_or(0),
-            longer: rows.checked_rem(count).unwrap_or(0),
-        }
+        RowPanels { count, base: rows.checked_div(count).unwrap_or(0), longer: rows.checked_rem(count).unwrap_or(0) }
     }
 
     /// The first row of panel `i`; `start(count)` is the number of rows.
@@ -95,12 +91,7 @@ impl Kernel for PackA {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackA {
-            view,
-            height,
-            k,
-            dst,
-        } = self;
+        let PackA { view, height, k, dst } = self;
         // SAFETY: whoever built this checked that the view covers `height × k`, and the
         // panel `k · height`.
         unsafe {
@@ -109,15 +100,7 @@ impl Kernel for PackA {
             } else if view.row_stride == 1 {
                 copy_rows(s, view.data, view.col_stride, k, height, dst, height);
             } else {
-                gather(
-                    view.data,
-                    view.col_stride,
-                    view.row_stride,
-                    k,
-                    height,
-                    dst,
-                    height,
-                );
+                gather(view.data, view.col_stride, view.row_stride, k, height, dst, height);
             }
         }
     }
@@ -137,13 +120,7 @@ impl Kernel for PackB {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackB {
-            view,
-            k,
-            n,
-            width,
-            dst,
-        } = self;
+        let PackB { view, k, n, width, dst } = self;
         // SAFETY: whoever built this checked that the view covers `k × n`, and the panel
         // `k · width`.
         unsafe {
@@ -155,15 +132,7 @@ impl Kernel for PackB {
             } else if view.row_stride == 1 {
                 transpose(s, view.data, view.col_stride, n, k, dst, width);
             } else {
-                gather(
-                    view.data,
-                    view.row_stride,
-                    view.col_stride,
-                    k,
-                    n,
-                    dst,
-                    width,
-                );
+                gather(view.data, view.row_stride, view.col_stride, k, n, dst, width);
             }
         }
     }
@@ -171,15 +140,7 @@ impl Kernel for PackB {
 
 /// `dst[r · width + c] = src[r · ld + c]`, zero for `c` in `n..width`.
 #[inline(always)]
-unsafe fn copy_rows<S: Simd>(
-    s: S,
-    src: *const f32,
-    ld: usize,
-    rows: usize,
-    n: usize,
-    dst: *mut f32,
-    width: usize,
-) {
+unsafe fn copy_rows<S: Simd>(s: S, src: *const f32, ld: usize, rows: usize, n: usize, dst: *mut f32, width: usize) {
     for r in 0..rows {
         let mut c = 0;
         while c < width {
@@ -225,15 +186,7 @@ pub(crate) unsafe fn transpose<S: Simd>(
 
 /// `dst[r · width + c] = src[r · rs + c · cs]`.
 #[inline(always)]
-unsafe fn gather(
-    src: *const f32,
-    rs: usize,
-    cs: usize,
-    rows: usize,
-    cols: usize,
-    dst: *mut f32,
-    width: usize,
-) {
+unsafe fn gather(src: *const f32, rs: usize, cs: usize, rows: usize, cols: usize, dst: *mut f32, width: usize) {
     for r in 0..rows {
         for c in 0..cols {
             // SAFETY: the caller's view covers `rows × cols`, the panel `rows · width`.
@@ -264,25 +217,11 @@ pub(crate) unsafe fn pack_b(
     match source {
         RawB::View(view) => {
             let offset = k0 * view.row_stride + n0 * view.col_stride;
-            let view = RawView {
-                data: view.data.wrapping_add(offset),
-                ..view
-            };
-            isa.dispatch(PackB {
-                view,
-                k,
-                n,
-                width,
-                dst,
-            });
+            let view = RawView { data: view.data.wrapping_add(offset), ..view };
+            isa.dispatch(PackB { view, k, n, width, dst });
         }
-        RawB::Image(image, data) => isa.dispatch(super::image::PackImage {
-            image,
-            data,
-            rows: (k0, k),
-            columns: (n0, n),
-            width,
-            dst,
-        }),
+        RawB::Image(image, data) => {
+            isa.dispatch(super::image::PackImage { image, data, rows: (k0, k), columns: (n0, n), width, dst })
+        }
     }
 }

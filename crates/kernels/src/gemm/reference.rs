@@ -9,9 +9,7 @@ use crate::isa::Scalar;
 /// # Panics
 /// An operand is not a view, or a slice is too short: this is for tests.
 pub fn gemm_reference(g: &Gemm<'_>, c: &mut [f32]) {
-    let (Lhs::View(a), Rhs::View(b)) = (g.a, g.b) else {
-        panic!("the reference takes views")
-    };
+    let (Lhs::View(a), Rhs::View(b)) = (g.a, g.b) else { panic!("the reference takes views") };
     for i in 0..g.m {
         for j in 0..g.n {
             let at = i * g.ldc + j;

@@ -110,9 +110,6 @@ pub static GEMM_KERNELS: &[GemmKernel] = &[
 impl GemmKernel {
     /// The best kernel of `isa`.
     pub fn best(isa: Isa) -> &'static GemmKernel {
-        GEMM_KERNELS
-            .iter()
-            .find(|kernel| kernel.tier <= isa.tier())
-            .unwrap_or(&GEMM_KERNELS[GEMM_KERNELS.len() - 1])
+        GEMM_KERNELS.iter().find(|kernel| kernel.tier <= isa.tier()).unwrap_or(&GEMM_KERNELS[GEMM_KERNELS.len() - 1])
     }
 }

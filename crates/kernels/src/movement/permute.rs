@@ -39,34 +39,19 @@ const BLOCK: usize = 64;
 ///
 /// # Errors
 /// `axes` is not a permutation of the dimensions, or a slice has another length.
-pub fn permute<T: Element>(
-    exec: &Exec,
-    x: &[T],
-    shape: &[usize],
-    axes: &[usize],
-    y: &mut [T],
-) -> Result {
+pub fn permute<T: Element>(exec: &Exec, x: &[T], shape: &[usize], axes: &[usize], y: &mut [T]) -> Result {
     let len = product(NAME, shape)?;
     exact(NAME, "x", x.len(), len)?;
     exact(NAME, "y", y.len(), len)?;
     let mut seen = vec![false; shape.len()];
     let valid = axes.len() == shape.len()
-        && axes
-            .iter()
-            .all(|&axis| axis < seen.len() && !std::mem::replace(&mut seen[axis], true));
-    require(
-        NAME,
-        valid,
-        "the axes are not a permutation of the dimensions",
-    )?;
+        && axes.iter().all(|&axis| axis < seen.len() && !std::mem::replace(&mut seen[axis], true));
+    require(NAME, valid, "the axes are not a permutation of the dimensions")?;
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i];
     }
-    let dims: Vec<_> = axes
-        .iter()
-        .map(|&axis| (shape[axis], strides[axis]))
-        .collect();
+    let dims: Vec<_> = axes.iter().map(|&axis| (shape[axis], strides[axis])).collect();
     copy_strided(exec, x, &dims, y)
 }
 
@@ -75,12 +60,7 @@ pub fn permute<T: Element>(
 ///
 /// # Errors
 /// The view reaches beyond `x`, or `y` has another length.
-pub fn copy_strided<T: Element>(
-    exec: &Exec,
-    x: &[T],
-    dims: &[(usize, usize)],
-    y: &mut [T],
-) -> Result {
+pub fn copy_strided<T: Element>(exec: &Exec, x: &[T], dims: &[(usize, usize)], y: &mut [T]) -> Result {
     let lens: Vec<usize> = dims.iter().map(|dim| dim.0).collect();
     exact(NAME, "y", y.len(), product(NAME, &lens)?)?;
     at_least(NAME, "x", x.len(), span(NAME, dims)?)?;
@@ -109,12 +89,7 @@ pub fn copy_strided<T: Element>(
 
 /// The last two dimensions form a plane; the others, and for a contiguous inner
 /// dimension also the rows, are shared out to the tasks.
-fn copy_planes<T: Element>(
-    exec: &Exec,
-    x: &[T],
-    dims: &mut Vec<(usize, usize)>,
-    out: SharedMut<T>,
-) {
+fn copy_planes<T: Element>(exec: &Exec, x: &[T], dims: &mut Vec<(usize, usize)>, out: SharedMut<T>) {
     if dims.len() == 1 {
         dims.insert(0, (1, 0));
     }
@@ -132,26 +107,22 @@ fn copy_planes<T: Element>(
     let (rows, row_step) = dims.pop().unwrap_or((1, 0));
     let planes: usize = dims.iter().map(|dim| dim.0).product();
     let bands = rows.div_ceil(BLOCK);
-    exec.split(
-        planes * bands,
-        GRAIN / (columns * BLOCK.min(rows)) + 1,
-        &|range| {
-            for index in range {
-                let (plane, band) = (index / bands, index % bands);
-                let first = band * BLOCK;
-                let view = Plane {
-                    x: &x[origin(dims, plane) + first * row_step..],
-                    rows: BLOCK.min(rows - first),
-                    columns,
-                    row_step,
-                    col_step,
-                };
-                let at = (plane * rows + first) * columns;
-                // SAFETY: each band of rows owns its part of the output.
-                view.copy(exec, unsafe { out.slice(at, view.rows * columns) });
-            }
-        },
-    );
+    exec.split(planes * bands, GRAIN / (columns * BLOCK.min(rows)) + 1, &|range| {
+        for index in range {
+            let (plane, band) = (index / bands, index % bands);
+            let first = band * BLOCK;
+            let view = Plane {
+                x: &x[origin(dims, plane) + first * row_step..],
+                rows: BLOCK.min(rows - first),
+                columns,
+                row_step,
+                col_step,
+            };
+            let at = (plane * rows + first) * columns;
+            // SAFETY: each band of rows owns its part of the output.
+            view.copy(exec, unsafe { out.slice(at, view.rows * columns) });
+        }
+    });
 }
 
 /// Where item `index` of the outer dimensions starts.
@@ -186,19 +157,12 @@ impl<T: Element> Plane<'_, T> {
             return;
         }
         // Blocks of columns keep the lines of x that a block touches in L1.
-        let block = if self.row_step == 1 {
-            BLOCK
-        } else {
-            self.columns
-        };
+        let block = if self.row_step == 1 { BLOCK } else { self.columns };
         for first in (0..self.columns).step_by(block) {
             let len = block.min(self.columns - first);
             for (r, row) in y.chunks_exact_mut(self.columns).enumerate() {
                 let from = &self.x[r * self.row_step + first * self.col_step..];
-                for (out, &v) in row[first..first + len]
-                    .iter_mut()
-                    .zip(from.iter().step_by(self.col_step.max(1)))
-                {
+                for (out, &v) in row[first..first + len].iter_mut().zip(from.iter().step_by(self.col_step.max(1))) {
                     *out = v;
                 }
                 if self.col_step == 0 {
@@ -225,17 +189,7 @@ impl Kernel for Transpose32 {
     fn run<S: Simd>(self, s: S) {
         // Vector moves keep every bit, so any 4-byte element may pass as f32.
         // SAFETY: the struct's contract; `y` is dense, so its step is `rows`.
-        unsafe {
-            transpose_block(
-                s,
-                self.x,
-                self.ld,
-                self.rows,
-                self.columns,
-                self.y,
-                self.rows,
-            )
-        };
+        unsafe { transpose_block(s, self.x, self.ld, self.rows, self.columns, self.y, self.rows) };
     }
 }
 
@@ -251,17 +205,8 @@ pub fn gather_rows<T: Element>(
     y: &mut [T],
 ) -> Result {
     exact("gather", "x", x.len(), product("gather", &[rows, columns])?)?;
-    exact(
-        "gather",
-        "y",
-        y.len(),
-        product("gather", &[indices.len(), columns])?,
-    )?;
-    require(
-        "gather",
-        indices.iter().all(|&i| i < rows),
-        "an index is out of range",
-    )?;
+    exact("gather", "y", y.len(), product("gather", &[indices.len(), columns])?)?;
+    require("gather", indices.iter().all(|&i| i < rows), "an index is out of range")?;
     if columns == 0 {
         return Ok(());
     }
@@ -290,15 +235,9 @@ mod tests {
         (0..x.len()).map(|i| x[origin(&dims, i)]).collect()
     }
 
-    fn check<T: Element + PartialEq + std::fmt::Debug>(
-        shape: &[usize],
-        axes: &[usize],
-        make: impl Fn(u64) -> T,
-    ) {
+    fn check<T: Element + PartialEq + std::fmt::Debug>(shape: &[usize], axes: &[usize], make: impl Fn(u64) -> T) {
         let mut r = Random::new(1);
-        let x: Vec<T> = (0..shape.iter().product())
-            .map(|_| make(r.next()))
-            .collect();
+        let x: Vec<T> = (0..shape.iter().product()).map(|_| make(r.next())).collect();
         let want = reference(&x, shape, axes);
         for exec in execs() {
             let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&vec![T::default(); x.len()]));

@@ -34,12 +34,7 @@ pub fn resize_nearest<T: Element>(
     y: &mut [T],
 ) -> Result {
     exact(NAME, "x", x.len(), product(NAME, &[planes, h, w])?)?;
-    exact(
-        NAME,
-        "y",
-        y.len(),
-        product(NAME, &[planes, rows.len(), columns.len()])?,
-    )?;
+    exact(NAME, "y", y.len(), product(NAME, &[planes, rows.len(), columns.len()])?)?;
     let inside = rows.iter().all(|&i| i < h) && columns.iter().all(|&j| j < w);
     require(NAME, inside, "a coordinate is outside of the image")?;
     if y.is_empty() {
@@ -81,18 +76,9 @@ pub fn resize_linear(
     y: &mut [f32],
 ) -> Result {
     exact(NAME, "x", x.len(), product(NAME, &[planes, h, w])?)?;
-    exact(
-        NAME,
-        "y",
-        y.len(),
-        product(NAME, &[planes, rows.len(), columns.len()])?,
-    )?;
+    exact(NAME, "y", y.len(), product(NAME, &[planes, rows.len(), columns.len()])?)?;
     let fits = |taps: &[LinearTap], len: usize| taps.iter().all(|t| t.low < len && t.high < len);
-    require(
-        NAME,
-        fits(rows, h) && fits(columns, w),
-        "a coordinate is outside of the image",
-    )?;
+    require(NAME, fits(rows, h) && fits(columns, w), "a coordinate is outside of the image")?;
     if y.is_empty() {
         return Ok(());
     }
@@ -125,25 +111,13 @@ mod tests {
         let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
         for exec in execs() {
             let mut y = vec![0.0; 2 * 4 * 6];
-            resize_nearest(
-                &exec,
-                &x,
-                [2, 2, 3],
-                &[0, 0, 1, 1],
-                &[0, 0, 1, 1, 2, 2],
-                &mut y,
-            )
-            .unwrap();
+            resize_nearest(&exec, &x, [2, 2, 3], &[0, 0, 1, 1], &[0, 0, 1, 1, 2, 2], &mut y).unwrap();
             assert_eq!(y[..6], [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]);
             assert_eq!(y[42..], [9.0, 9.0, 10.0, 10.0, 11.0, 11.0]);
             let mut y = vec![0u8; 2];
             resize_nearest(&exec, &[1, 2, 3, 4], [1, 2, 2], &[1], &[1, 0], &mut y).unwrap();
             assert_eq!(y, [4, 3]);
-            let tap = |low, high, fraction| LinearTap {
-                low,
-                high,
-                fraction,
-            };
+            let tap = |low, high, fraction| LinearTap { low, high, fraction };
             let mut y = vec![0.0; 2 * 3];
             let columns = [tap(0, 1, 0.0), tap(0, 1, 0.5), tap(1, 2, 0.25)];
             resize_linear(&exec, &x, [2, 2, 3], &[tap(0, 1, 0.5)], &columns, &mut y).unwrap();
@@ -155,11 +129,7 @@ mod tests {
     fn refuses_coordinates_outside_of_the_image() {
         let exec = Exec::new(crate::Isa::detect(), 1);
         assert!(resize_nearest(&exec, &[0.0; 4], [1, 2, 2], &[2], &[0], &mut [0.0]).is_err());
-        let tap = LinearTap {
-            low: 0,
-            high: 2,
-            fraction: 0.0,
-        };
+        let tap = LinearTap { low: 0, high: 2, fraction: 0.0 };
         assert!(resize_linear(&exec, &[0.0; 4], [1, 2, 2], &[tap], &[tap], &mut [0.0]).is_err());
     }
 }

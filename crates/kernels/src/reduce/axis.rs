@@ -34,26 +34,11 @@ const CHUNK: usize = 1 << 14;
 ///
 /// # Errors
 /// A slice has another length than the shape, or an empty axis has no extreme.
-pub fn reduce(
-    exec: &Exec,
-    op: ReduceOp,
-    x: &[f32],
-    y: &mut [f32],
-    [outer, axis, inner]: [usize; 3],
-) -> Result {
-    exact(
-        "reduce",
-        "x",
-        x.len(),
-        product("reduce", &[outer, axis, inner])?,
-    )?;
+pub fn reduce(exec: &Exec, op: ReduceOp, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3]) -> Result {
+    exact("reduce", "x", x.len(), product("reduce", &[outer, axis, inner])?)?;
     exact("reduce", "y", y.len(), product("reduce", &[outer, inner])?)?;
     let extreme = matches!(op, ReduceOp::Max | ReduceOp::Min);
-    require(
-        "reduce",
-        axis > 0 || !extreme,
-        "an empty axis has no maximum or minimum",
-    )?;
+    require("reduce", axis > 0 || !extreme, "an empty axis has no maximum or minimum")?;
     if y.is_empty() {
         return Ok(());
     }
@@ -95,10 +80,7 @@ fn long_row(exec: &Exec, op: ReduceOp, x: &[f32]) -> f32 {
         // SAFETY: each task owns its part.
         unsafe { out.slice(i, 1)[0] = f64::from(exec.isa().dispatch(Row { op, x: chunk })) };
     });
-    let total = parts
-        .into_iter()
-        .reduce(|a, b| join(op, a, b))
-        .unwrap_or(0.0);
+    let total = parts.into_iter().reduce(|a, b| join(op, a, b)).unwrap_or(0.0);
     finish(op, total, x.len())
 }
 
@@ -174,19 +156,11 @@ impl Kernel for Row<'_> {
             ReduceOp::L2 | ReduceOp::SumSquare => s.sum(total!(ReduceOp::L2)),
             ReduceOp::Max => {
                 let v = total!(ReduceOp::Max);
-                if s.mask_bits(s.unordered(v, v)) != 0 {
-                    f32::NAN
-                } else {
-                    s.hmax(v)
-                }
+                if s.mask_bits(s.unordered(v, v)) != 0 { f32::NAN } else { s.hmax(v) }
             }
             ReduceOp::Min => {
                 let v = total!(ReduceOp::Min);
-                if s.mask_bits(s.unordered(v, v)) != 0 {
-                    f32::NAN
-                } else {
-                    s.hmin(v)
-                }
+                if s.mask_bits(s.unordered(v, v)) != 0 { f32::NAN } else { s.hmin(v) }
             }
         }
     }
@@ -233,15 +207,8 @@ mod tests {
     use super::*;
     use crate::testing::{Guarded, Random, assert_close, execs};
 
-    const OPS: [ReduceOp; 7] = [
-        ReduceOp::Sum,
-        ReduceOp::Mean,
-        ReduceOp::Max,
-        ReduceOp::Min,
-        ReduceOp::L1,
-        ReduceOp::L2,
-        ReduceOp::SumSquare,
-    ];
+    const OPS: [ReduceOp; 7] =
+        [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max, ReduceOp::Min, ReduceOp::L1, ReduceOp::L2, ReduceOp::SumSquare];
 
     fn reference(op: ReduceOp, x: &[f32], [outer, axis, inner]: [usize; 3]) -> Vec<f32> {
         let mut y = Vec::new();
@@ -265,14 +232,7 @@ mod tests {
     fn equals_the_definition_along_any_axis() {
         let mut r = Random::new(6);
         for exec in execs() {
-            for shape in [
-                [1, 1, 1],
-                [3, 50, 1],
-                [2, 9, 31],
-                [4, 49, 16],
-                [1, 70_000, 1],
-                [3, 17_000, 1],
-            ] {
+            for shape in [[1, 1, 1], [3, 50, 1], [2, 9, 31], [4, 49, 16], [1, 70_000, 1], [3, 17_000, 1]] {
                 let x = r.vec(shape.iter().product());
                 for op in OPS {
                     let want = reference(op, &x, shape);

@@ -81,28 +81,13 @@ fn rows(
     let len = product(NAME, &[rows, columns])?;
     exact(NAME, "x", x.len(), len)?;
     exact(NAME, "y", y.len(), len)?;
-    for (what, slice) in [
-        ("scale", params.scale),
-        ("bias", params.bias),
-        ("skip bias", params.skip_bias),
-    ] {
+    for (what, slice) in [("scale", params.scale), ("bias", params.bias), ("skip bias", params.skip_bias)] {
         slice.map_or(Ok(()), |s| exact(NAME, what, s.len(), columns))?;
     }
-    params
-        .skip
-        .map_or(Ok(()), |s| exact(NAME, "skip", s.len(), len))?;
-    outputs
-        .mean
-        .as_deref()
-        .map_or(Ok(()), |s| exact(NAME, "mean", s.len(), rows))?;
-    outputs
-        .inv_std
-        .as_deref()
-        .map_or(Ok(()), |s| exact(NAME, "inv_std", s.len(), rows))?;
-    outputs
-        .sum
-        .as_deref()
-        .map_or(Ok(()), |s| exact(NAME, "sum", s.len(), len))?;
+    params.skip.map_or(Ok(()), |s| exact(NAME, "skip", s.len(), len))?;
+    outputs.mean.as_deref().map_or(Ok(()), |s| exact(NAME, "mean", s.len(), rows))?;
+    outputs.inv_std.as_deref().map_or(Ok(()), |s| exact(NAME, "inv_std", s.len(), rows))?;
+    outputs.sum.as_deref().map_or(Ok(()), |s| exact(NAME, "sum", s.len(), len))?;
     if len == 0 {
         return Ok(());
     }
@@ -118,26 +103,14 @@ fn rows(
             let skips = params.skip.is_some() || params.skip_bias.is_some();
             if skips || sum.is_some() {
                 let skip = params.skip.map(|s| &s[at..][..columns]);
-                exec.isa().dispatch(AddSkip {
-                    x: input,
-                    skip,
-                    bias: params.skip_bias,
-                    y,
-                });
+                exec.isa().dispatch(AddSkip { x: input, skip, bias: params.skip_bias, y });
                 if let Some(sum) = sum {
                     // SAFETY: as above.
                     unsafe { sum.slice(at, columns) }.copy_from_slice(y);
                 }
             }
             let source = if skips { y.as_ptr() } else { input.as_ptr() };
-            let job = RowNorm {
-                x: source,
-                y,
-                scale: params.scale,
-                bias: params.bias,
-                epsilon: params.epsilon,
-                center,
-            };
+            let job = RowNorm { x: source, y, scale: params.scale, bias: params.bias, epsilon: params.epsilon, center };
             let (m, inv) = exec.isa().dispatch(job);
             for (out, value) in [(mean, m), (inv_std, inv)] {
                 if let Some(out) = out {
@@ -277,11 +250,7 @@ pub fn group_norm(
     exact(NAME, "y", y.len(), len)?;
     exact(NAME, "scale", scale.len(), c)?;
     exact(NAME, "bias", bias.len(), c)?;
-    require(
-        NAME,
-        groups > 0 && c.is_multiple_of(groups),
-        "the groups must divide the channels",
-    )?;
+    require(NAME, groups > 0 && c.is_multiple_of(groups), "the groups must divide the channels")?;
     if len == 0 {
         return Ok(());
     }
@@ -294,14 +263,7 @@ pub fn group_norm(
             let y = unsafe { y.slice(index * block, block) };
             let first = index % groups * channels;
             let (scale, bias) = (&scale[first..][..channels], &bias[first..][..channels]);
-            exec.isa().dispatch(Group {
-                x,
-                y,
-                inner,
-                scale,
-                bias,
-                epsilon,
-            });
+            exec.isa().dispatch(Group { x, y, inner, scale, bias, epsilon });
         }
     });
     Ok(())
@@ -371,13 +333,7 @@ pub fn batch_norm(
             // SAFETY: each channel owns its plane.
             let y = unsafe { y.slice(index * inner, inner) };
             let (scale, shift) = (scale[index % c], shift[index % c]);
-            exec.isa().dispatch(Affine {
-                x,
-                y,
-                scale,
-                shift,
-                activation,
-            });
+            exec.isa().dispatch(Affine { x, y, scale, shift, activation });
         }
     });
     Ok(())
@@ -419,19 +375,9 @@ mod tests {
 
     fn normalise(row: &[f32], epsilon: f32, center: bool) -> Vec<f64> {
         let n = row.len() as f64;
-        let mean = if center {
-            row.iter().map(|&v| f64::from(v)).sum::<f64>() / n
-        } else {
-            0.0
-        };
-        let variance = row
-            .iter()
-            .map(|&v| (f64::from(v) - mean).powi(2))
-            .sum::<f64>()
-            / n;
-        row.iter()
-            .map(|&v| (f64::from(v) - mean) / (variance + f64::from(epsilon)).sqrt())
-            .collect()
+        let mean = if center { row.iter().map(|&v| f64::from(v)).sum::<f64>() / n } else { 0.0 };
+        let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+        row.iter().map(|&v| (f64::from(v) - mean) / (variance + f64::from(epsilon)).sqrt()).collect()
     }
 
     #[test]
@@ -442,26 +388,15 @@ mod tests {
                 let len = rows * columns;
                 let (x, skip) = (r.vec(len), r.vec(len));
                 let (scale, bias, skip_bias) = (r.vec(columns), r.vec(columns), r.vec(columns));
-                for (center, with_skip) in
-                    [(true, false), (true, true), (false, false), (false, true)]
-                {
+                for (center, with_skip) in [(true, false), (true, true), (false, false), (false, true)] {
                     let sum: Vec<f32> = (0..len)
-                        .map(|i| {
-                            if with_skip {
-                                x[i] + skip[i] + skip_bias[i % columns]
-                            } else {
-                                x[i]
-                            }
-                        })
+                        .map(|i| if with_skip { x[i] + skip[i] + skip_bias[i % columns] } else { x[i] })
                         .collect();
                     let want: Vec<f32> = sum
                         .chunks(columns)
                         .flat_map(|row| normalise(row, 1e-5, center))
                         .enumerate()
-                        .map(|(i, v)| {
-                            (v * f64::from(scale[i % columns]) + f64::from(bias[i % columns]))
-                                as f32
-                        })
+                        .map(|(i, v)| (v * f64::from(scale[i % columns]) + f64::from(bias[i % columns])) as f32)
                         .collect();
                     let params = LayerNorm {
                         scale: Some(&scale),
@@ -471,13 +406,9 @@ mod tests {
                         skip_bias: with_skip.then_some(&skip_bias[..]),
                     };
                     let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&x));
-                    let (mut mean, mut inv, mut sums) =
-                        (vec![0.0; rows], vec![0.0; rows], vec![0.0; len]);
-                    let outputs = LayerNormOutputs {
-                        mean: Some(&mut mean),
-                        inv_std: Some(&mut inv),
-                        sum: Some(&mut sums),
-                    };
+                    let (mut mean, mut inv, mut sums) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; len]);
+                    let outputs =
+                        LayerNormOutputs { mean: Some(&mut mean), inv_std: Some(&mut inv), sum: Some(&mut sums) };
                     let run = if center { layer_norm } else { rms_norm };
                     run(&exec, gx.get(), y.get(), [rows, columns], &params, outputs).unwrap();
                     // Rounding of mean and variance in f32 vectors.
@@ -500,39 +431,16 @@ mod tests {
                     .chunks(c / groups * inner)
                     .flat_map(|group| normalise(group, 1e-3, true))
                     .enumerate()
-                    .map(|(i, v)| {
-                        (v * f64::from(scale[i / inner % c]) + f64::from(bias[i / inner % c]))
-                            as f32
-                    })
+                    .map(|(i, v)| (v * f64::from(scale[i / inner % c]) + f64::from(bias[i / inner % c])) as f32)
                     .collect();
                 let mut y = Guarded::new(&x);
-                group_norm(
-                    &exec,
-                    &x,
-                    y.get(),
-                    [n, c, inner],
-                    groups,
-                    (&scale, &bias),
-                    1e-3,
-                )
-                .unwrap();
+                group_norm(&exec, &x, y.get(), [n, c, inner], groups, (&scale, &bias), 1e-3).unwrap();
                 assert_close(y.get(), &want, 2e-5, "group");
             }
-            let want: Vec<f32> = x
-                .iter()
-                .enumerate()
-                .map(|(i, v)| (v * scale[i / inner % c] + bias[i / inner % c]).max(0.0))
-                .collect();
+            let want: Vec<f32> =
+                x.iter().enumerate().map(|(i, v)| (v * scale[i / inner % c] + bias[i / inner % c]).max(0.0)).collect();
             let mut y = Guarded::new(&x);
-            batch_norm(
-                &exec,
-                &x,
-                y.get(),
-                [n, c, inner],
-                (&scale, &bias),
-                Activation::Relu,
-            )
-            .unwrap();
+            batch_norm(&exec, &x, y.get(), [n, c, inner], (&scale, &bias), Activation::Relu).unwrap();
             assert_close(y.get(), &want, 1e-6, "batch");
         }
         let exec = Exec::new(crate::Isa::detect(), 1);

@@ -24,13 +24,7 @@ pub fn log_softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> 
     run(exec, x, y, shape, true)
 }
 
-fn run(
-    exec: &Exec,
-    x: &[f32],
-    y: &mut [f32],
-    [outer, axis, inner]: [usize; 3],
-    log: bool,
-) -> Result {
+fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], log: bool) -> Result {
     let len = product("softmax", &[outer, axis, inner])?;
     exact("softmax", "x", x.len(), len)?;
     exact("softmax", "y", y.len(), len)?;
@@ -131,8 +125,7 @@ impl Kernel for Columns<'_> {
                 }
                 let mut total = s.splat(0.0);
                 for i in 0..axis {
-                    let e =
-                        math::exp_nonpositive(s, s.sub(s.load_bits(x.add(i * inner), bits), peak));
+                    let e = math::exp_nonpositive(s, s.sub(s.load_bits(x.add(i * inner), bits), peak));
                     total = s.add(total, e);
                     if !self.log {
                         s.store_bits(y.add(i * inner), e, bits);
@@ -168,9 +161,7 @@ mod tests {
         for o in 0..outer {
             for i in 0..inner {
                 let at = |a: usize| (o * axis + a) * inner + i;
-                let peak = (0..axis)
-                    .map(|a| x[at(a)])
-                    .fold(f32::NEG_INFINITY, f32::max);
+                let peak = (0..axis).map(|a| x[at(a)]).fold(f32::NEG_INFINITY, f32::max);
                 let sum: f64 = (0..axis).map(|a| f64::from(x[at(a)] - peak).exp()).sum();
                 for a in 0..axis {
                     let d = f64::from(x[at(a)] - peak);
@@ -185,20 +176,8 @@ mod tests {
     fn equals_the_definition_along_any_axis() {
         let mut r = Random::new(3);
         for exec in execs() {
-            for shape in [
-                [1, 1, 1],
-                [3, 197, 1],
-                [5, 16, 1],
-                [2, 7, 19],
-                [2, 3, 64],
-                [300, 33, 1],
-                [0, 3, 2],
-            ] {
-                let x: Vec<f32> = r
-                    .vec(shape.iter().product())
-                    .iter()
-                    .map(|v| v * 20.0)
-                    .collect();
+            for shape in [[1, 1, 1], [3, 197, 1], [5, 16, 1], [2, 7, 19], [2, 3, 64], [300, 33, 1], [0, 3, 2]] {
+                let x: Vec<f32> = r.vec(shape.iter().product()).iter().map(|v| v * 20.0).collect();
                 for log in [false, true] {
                     let want = reference(&x, shape, log);
                     let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&x));

@@ -52,10 +52,7 @@ fn expand(bits: u32) -> I {
 #[target_feature(enable = "avx2")]
 fn narrow8(v: I) -> __m128i {
     let low = _mm256_and_si256(v, _mm256_set1_epi32(0xff));
-    let words = _mm_packus_epi32(
-        _mm256_castsi256_si128(low),
-        _mm256_extracti128_si256::<1>(low),
-    );
+    let words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
     _mm_packus_epi16(words, words)
 }
 
@@ -64,10 +61,7 @@ fn narrow8(v: I) -> __m128i {
 #[target_feature(enable = "avx2")]
 fn narrow16(v: I) -> __m128i {
     let low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
-    _mm_packus_epi32(
-        _mm256_castsi256_si128(low),
-        _mm256_extracti128_si256::<1>(low),
-    )
+    _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low))
 }
 
 /// The first `n` elements, in the low end of 16 bytes that are zero elsewhere.
@@ -109,14 +103,7 @@ unsafe fn gather(p: *const f32, stride: usize, bits: u32) -> F {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose(
-    src: *const f32,
-    ld_src: usize,
-    rows: usize,
-    cols: usize,
-    dst: *mut f32,
-    ld_dst: usize,
-) {
+unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
     let row_mask = expand(low_bits(rows));
     let col_mask = expand(low_bits(cols));
     let mut r = [_mm256_setzero_ps(); 8];
@@ -141,11 +128,7 @@ unsafe fn transpose(
             break;
         }
         let (a, b) = (u[j % 4], u[4 + j % 4]);
-        let col = if j < 4 {
-            _mm256_permute2f128_ps::<0x20>(a, b)
-        } else {
-            _mm256_permute2f128_ps::<0x31>(a, b)
-        };
+        let col = if j < 4 { _mm256_permute2f128_ps::<0x20>(a, b) } else { _mm256_permute2f128_ps::<0x31>(a, b) };
         // SAFETY: column `j < cols` of the target has `rows` elements.
         unsafe { _mm256_maskstore_ps(dst.wrapping_add(j * ld_dst), row_mask, col) };
     }

@@ -67,14 +67,7 @@ unsafe fn strided(p: *const f32, stride: usize, bits: u32) -> F {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn transpose(
-    src: *const f32,
-    ld_src: usize,
-    rows: usize,
-    cols: usize,
-    dst: *mut f32,
-    ld_dst: usize,
-) {
+unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
     let col_mask = low_bits(cols) as __mmask16;
     let row_mask = low_bits(rows) as __mmask16;
     // u[g][j]: 128-bit lane l holds rows 4g..4g+4 of column 4l + j.
@@ -91,14 +84,8 @@ unsafe fn transpose(
                 *row = unsafe { _mm512_maskz_loadu_ps(col_mask, p) };
             }
         }
-        let (t0, t1) = (
-            _mm512_unpacklo_ps(r[0], r[1]),
-            _mm512_unpackhi_ps(r[0], r[1]),
-        );
-        let (t2, t3) = (
-            _mm512_unpacklo_ps(r[2], r[3]),
-            _mm512_unpackhi_ps(r[2], r[3]),
-        );
+        let (t0, t1) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+        let (t2, t3) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
         *group = [
             _mm512_shuffle_ps::<0x44>(t0, t2),
             _mm512_shuffle_ps::<0xee>(t0, t2),

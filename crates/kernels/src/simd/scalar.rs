@@ -157,11 +157,7 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_i32(self, a: f32) -> i32 {
         let rounded = a.round_ties_even();
-        if (-2147483648.0..2147483648.0).contains(&rounded) {
-            rounded as i32
-        } else {
-            i32::MIN
-        }
+        if (-2147483648.0..2147483648.0).contains(&rounded) { rounded as i32 } else { i32::MIN }
     }
     #[inline(always)]
     fn to_f32(self, a: i32) -> f32 {

@@ -179,7 +179,7 @@ mod tests {
         let s = run(Sequence::Construct, &[t(1), t(2)]).unwrap();
         let s = run(Sequence::Insert, &[s, t(9), t(-2)]).unwrap();
         assert_eq!(run(Sequence::At, &[s.clone(), t(0)]).unwrap(), t(9));
-        assert_eq!(run(Sequence::Length, &[s.clone()]).unwrap(), t(3));
+        assert_eq!(run(Sequence::Length, std::slice::from_ref(&s)).unwrap(), t(3));
         assert_eq!(run(Sequence::Erase, &[s]).unwrap(), Datum::Sequence(vec![t(9), t(1)]));
     }
 

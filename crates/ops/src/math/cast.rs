@@ -123,7 +123,7 @@ fn from_floats(shape: &[usize], x: &[f64], to: DType, rules: Rules) -> Result<Te
     let codes = |f: &dyn Fn(f64) -> u8| x.iter().map(|&v| f(v)).collect::<Vec<u8>>();
     Ok(match to {
         DType::F8E8M0 => Tensor::from_bytes(to, shape, codes(&|v| encode_e8m0(v, rules)))?,
-        DType::F4E2M1 => Tensor::from_codes(to, shape, &codes(&|v| minifloat::encode(to, v as f32, true)))?,
+        DType::F4E2M1 => Tensor::from_codes(to, shape, &codes(&encode_f4))?,
         d if d.is_minifloat() => Tensor::from_bytes(to, shape, codes(&|v| encode_f8(d, v, rules.saturate)))?,
         d if d.is_float() => Tensor::from_f64s(d, shape, x)?,
         DType::U64 => Tensor::new(shape, x.iter().map(|&v| v as u64).collect())?,
@@ -138,6 +138,12 @@ fn encode_f8(to: DType, x: f64, saturate: bool) -> u8 {
     let x = x as f32;
     let x = if saturate && x.is_infinite() { f32::MAX.copysign(x) } else { x };
     minifloat::encode(to, x, saturate)
+}
+
+/// fp4 has no NaN: it becomes −0, as in the node tests (ONNX leaves it open).
+fn encode_f4(x: f64) -> u8 {
+    const NEGATIVE_ZERO: u8 = 0b1000;
+    if x.is_nan() { NEGATIVE_ZERO } else { minifloat::encode(DType::F4E2M1, x as f32, true) }
 }
 
 /// The exponent of `x` in float8e8m0, rounded as asked for; 255 is NaN.

@@ -20,7 +20,7 @@ pub(crate) trait Num: Element + PartialOrd {
     fn modulo(self, other: Self) -> Self;
     /// The remainder with the sign of the dividend (C's `fmod`); the divisor of integers must not be 0.
     fn fmod(self, other: Self) -> Self;
-    /// The power, computed in `f64` unless both are integers.
+    /// Rounded to nearest; integers: truncated, the nearest value where it does not fit.
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{AttrMap, EvalCx, Fact, InferCx, Op, OpError, QuantRole};
-use narrowbit_tensor::Tensor;
+use narrowbit_tensor::{DType, Tensor, bf16, f16};
 
 use super::axes::{Along, resolve};
 use crate::support::infer_same;
@@ -57,13 +57,33 @@ impl Softmax {
     }
 }
 
-/// One line, in place.
-fn normalize(kind: Kind, line: &mut [f64]) {
+/// `x` rounded to a half type; other types keep `f64` until the end.
+fn round(dtype: DType, x: f64) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(x).to_f64(),
+        DType::Bf16 => bf16::from_f64(x).to_f64(),
+        _ => x,
+    }
+}
+
+/// The sum, each addition rounded to bf16; halves are added in pairs, so that long lines lose no more than a few bits.
+fn sum_bf16(x: &[f64]) -> f64 {
+    const PLAIN: usize = 8;
+    if x.len() > PLAIN {
+        let (a, b) = x.split_at(x.len() / 2);
+        return round(DType::Bf16, sum_bf16(a) + sum_bf16(b));
+    }
+    x.iter().fold(0.0, |s, &v| round(DType::Bf16, s + v))
+}
+
+/// One line, in place. Softmax of half types rounds each step of ONNX's function body
+/// (Sub, Exp, ReduceSum, Div) to the type; the node tests expect those bits.
+fn normalize(kind: Kind, dtype: DType, line: &mut [f64]) {
     let max = line.iter().fold(f64::NEG_INFINITY, |m, &x| if x > m || x.is_nan() { x } else { m });
     match kind {
         Kind::Softmax => {
-            line.iter_mut().for_each(|x| *x = (*x - max).exp());
-            let sum: f64 = line.iter().sum();
+            line.iter_mut().for_each(|x| *x = round(dtype, round(dtype, *x - max).exp()));
+            let sum = if dtype == DType::Bf16 { sum_bf16(line) } else { round(dtype, line.iter().sum()) };
             line.iter_mut().for_each(|x| *x /= sum);
         }
         Kind::LogSoftmax => {
@@ -104,12 +124,12 @@ impl Op for Softmax {
         let along = self.along(x.shape())?;
         let mut y = x.to_f64s()?;
         if !y.is_empty() && along.inner == 1 {
-            y.chunks_mut(along.len).for_each(|line| normalize(self.kind, line));
+            y.chunks_mut(along.len).for_each(|line| normalize(self.kind, x.dtype(), line));
         } else if !y.is_empty() {
             let mut line = vec![0.0; along.len];
             for start in along.lines() {
                 line.iter_mut().zip(along.line(start)).for_each(|(v, i)| *v = y[i]);
-                normalize(self.kind, &mut line);
+                normalize(self.kind, x.dtype(), &mut line);
                 line.iter().zip(along.line(start)).for_each(|(v, i)| y[i] = *v);
             }
         }
@@ -151,6 +171,14 @@ mod tests {
         let x = Tensor::vector(vec![1000f32, 1000.0, 0.0]);
         assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 0, flattened: false }, &x), [0.5, 0.5, 0.0]);
         assert_eq!(run(Softmax { kind: Kind::Hardmax, axis: 0, flattened: false }, &x), [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn sums_long_lines_of_bf16_without_stalling() {
+        // A plain running sum in bf16 would stay at 256.
+        let x = Tensor::from_f64s(DType::Bf16, [1024], &[0.0; 1024]).unwrap();
+        let y = run(Softmax { kind: Kind::Softmax, axis: 0, flattened: false }, &x);
+        assert!(y.iter().all(|&v| v == 1.0 / 1024.0));
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Fused {
             }
             "HardSigmoid" => {
                 let (a, b) = (param(0, f64::from(0.2f32)), param(1, 0.5));
-                Box::new(move |x: f64| (a * x + b).max(0.0).min(1.0))
+                Box::new(move |x: f64| (a * x + b).clamp(0.0, 1.0))
             }
             "Selu" => {
                 let (a, g) = (param(0, f64::from(1.673_263_2f32)), param(1, f64::from(1.050_701f32)));

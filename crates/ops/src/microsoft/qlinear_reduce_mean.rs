@@ -68,7 +68,7 @@ impl Op for QLinearReduceMean {
         let kept: Vec<usize> =
             x.shape().iter().zip(self.reduced(x.rank())?).map(|(&d, r)| if r { 1 } else { d }).collect();
         let total = shape::count(&kept)?;
-        let count = if total == 0 { 0 } else { x.len() / total };
+        let count = x.len().checked_div(total).unwrap_or(0);
         if count == 0 && total > 0 {
             return Err(OpError::shape(format!("the mean of no elements (input of shape {:?})", x.shape())));
         }

@@ -7,7 +7,7 @@ use narrowbit_tensor::{Tensor, shape};
 
 use super::conv::{bias_of, infer_conv, take_group};
 use super::real::{Packed, Real, with_real};
-use super::window::{AutoPad, Window, WindowAttrs, split_pad, to_ints};
+use super::window::{AutoPad, Window, WindowAttrs, shift, split_pad, to_ints};
 
 /// `Y[n, m, i·stride + k·dilation − pad] += W[c, m, k] · X[n, c, i]`, plus `B[m]`.
 ///
@@ -157,15 +157,9 @@ impl ConvTranspose {
         if matches!(self.window.auto_pad, AutoPad::SameUpper | AutoPad::SameLower) {
             return Ok(scaled);
         }
-        // stride·input + c with one known c: the extent for an input extent of 0.
+        // stride·input + c: what an input extent of 1 gives beyond one stride.
         match kernel.as_usize().map(|k| self.resolve_axis(axis, rank, 1, k)) {
-            Some(Ok((_, _, out))) => {
-                let rest = Dim::from(out).sub(&Dim::from(self.window.stride(axis)));
-                Ok(match rest {
-                    Dim::Known(c) if c < 0 => scaled.sub(&Dim::Known(-c)),
-                    c => scaled.add(&c),
-                })
-            }
+            Some(Ok((_, _, out))) => Ok(shift(&scaled, (out as i64).saturating_sub(self.window.stride(axis) as i64))),
             _ => Ok(Dim::Unknown),
         }
     }

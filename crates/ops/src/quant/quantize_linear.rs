@@ -22,7 +22,7 @@ pub struct QuantizeLinear {
     pub block_size: usize,
     /// The output type where there is no zero point; `None` is uint8.
     pub output_dtype: Option<DType>,
-    /// The type in which `x` is divided by the scale; `None` is the scale's.
+    /// The type in which `x` is divided by the scale; `None` is f32, as in ONNX Runtime.
     pub precision: Option<DType>,
     /// Whether fp8 codes saturate instead of becoming infinity or NaN.
     pub saturate: bool,
@@ -133,7 +133,8 @@ impl Op for QuantizeLinear {
             Some(z) if dtype.is_int() => ints(z)?,
             _ => Vec::new(),
         };
-        let precision = self.precision.unwrap_or(scale.dtype());
+        // ONNX's default is the scale's type; ONNX Runtime divides half types in f32, and its codes are the reference.
+        let precision = self.precision.unwrap_or(DType::F32);
         let (xs, scales) = (x.to_f32s()?, scale.to_f32s()?);
         let y =
             quantize_all(dtype, x.shape(), &xs, &zeros, grain, self.saturate, |v, p| divide(precision, v, scales[p]))?;

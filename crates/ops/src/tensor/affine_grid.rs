@@ -43,7 +43,7 @@ impl Op for AffineGrid {
     fn infer(&self, cx: &InferCx) -> Result<Vec<Fact>, OpError> {
         let theta = cx.get(0)?;
         let shape = params::shape_input(cx, 1)?.and_then(|s| match s.as_slice() {
-            [n, _, space @ ..] => Some([&[n.clone()], space, &[Dim::from(space.len())]].concat()),
+            [n, _, space @ ..] => Some([std::slice::from_ref(n), space, &[Dim::from(space.len())]].concat()),
             _ => None,
         });
         Ok(vec![Fact::tensor(theta.dtype(), shape)])

@@ -160,3 +160,24 @@ impl Op for Col2Im {
             .with_opt("strides", self.strides.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn refuses_blocks_that_do_not_fit() {
+        let run = |image: [i64; 2], block: [i64; 2], shape: [usize; 3]| {
+            let x = ints(&shape, &vec![1; shape.iter().product()]);
+            eval("Col2Im", 18, AttrMap::new(), &[x, ints(&[2], &image), ints(&[2], &block)])
+        };
+        assert_eq!(run([1, 3], [1, 2], [1, 2, 2]).unwrap()[0].to_i64s().unwrap(), [1, 2, 1]);
+        assert!(run([1, 3], [1, 2], [1, 2, 3]).is_err());
+        assert!(run([1, 3], [1, 4], [1, 4, 1]).is_err());
+        assert!(run([1, 3], [0, 1], [1, 2, 3]).is_err());
+        assert!(run([-1, 3], [1, 1], [1, 1, 3]).is_err());
+        assert!(run([i64::MAX, i64::MAX], [1, 1], [1, 1, 3]).is_err());
+        assert!(build(18, &mut AttrMap::new().with("strides", vec![0i64, 1])).is_err());
+    }
+}

@@ -90,3 +90,23 @@ impl Op for Dropout {
         self.opset < 12 || self.seed.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, floats};
+    use super::*;
+
+    #[test]
+    fn passes_on_at_inference_and_checks_the_ratio_in_training() {
+        let x = floats(&[2], &[1.0, 2.0]);
+        let old = eval("Dropout", 7, AttrMap::new().with("ratio", 0.3f32), std::slice::from_ref(&x)).unwrap();
+        assert_eq!(old[0], x);
+        let run = |ratio: f32| {
+            let training = Tensor::from_bools([], vec![true]).unwrap();
+            eval("Dropout", 13, AttrMap::new().with("seed", 0i64), &[x.clone(), floats(&[], &[ratio]), training])
+        };
+        assert_eq!(run(0.0).unwrap()[0], x);
+        assert!(run(1.0).is_err());
+        assert!(run(f32::NAN).is_err());
+    }
+}

@@ -60,3 +60,19 @@ impl Op for Expand {
         AttrMap::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn broadcasts_both_ways_or_refuses() {
+        let x = ints(&[2, 1], &[1, 2]);
+        let y = eval("Expand", 13, AttrMap::new(), &[x.clone(), ints(&[3], &[2, 1, 2])]).unwrap();
+        assert_eq!(y[0].to_i64s().unwrap(), [1, 1, 2, 2, 1, 1, 2, 2]);
+        for shape in [[3, 1], [-1, 1], [2, 1 << 50]] {
+            assert!(eval("Expand", 13, AttrMap::new(), &[x.clone(), ints(&[2], &shape)]).is_err());
+        }
+    }
+}

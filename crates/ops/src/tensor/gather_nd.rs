@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use narrowbit_ir::{AttrMap, Dim, EvalCx, Fact, InferCx, Op, OpError, QuantRole};
-use narrowbit_tensor::{Tensor, shape};
+use narrowbit_ir::{AttrMap, Dim, EvalCx, Fact, InferCx, Op, OpError, QuantRole, check_size};
+use narrowbit_tensor::{DType, Tensor, shape};
 
 use super::{moves, params};
 use crate::support::show;
@@ -47,11 +47,12 @@ pub fn tuple_offsets(shape: &[usize], indices: &Tensor, batch: usize) -> Result<
         return Err(bad());
     }
     let batch_stride = if batch == 0 { 0 } else { strides[batch - 1] };
-    let mut out = Vec::with_capacity(if tuple == 0 { 0 } else { list.len() / tuple });
     if tuple == 0 {
-        moves_check(batches, per_batch)?;
+        // Empty tuples take no memory themselves: nothing else bounds their number.
+        check_size(DType::I64, &[batches, per_batch])?;
         return Ok((0..batches).flat_map(|b| std::iter::repeat_n(b * batch_stride, per_batch)).collect());
     }
+    let mut out = Vec::with_capacity(list.len() / tuple);
     for (i, t) in list.chunks_exact(tuple).enumerate() {
         let mut at = (i / per_batch.max(1)) * batch_stride;
         for (k, &v) in t.iter().enumerate() {
@@ -60,11 +61,6 @@ pub fn tuple_offsets(shape: &[usize], indices: &Tensor, batch: usize) -> Result<
         out.push(at);
     }
     Ok(out)
-}
-
-/// Tuples of no index take no memory themselves, so that their number is bounded by nothing else.
-fn moves_check(batches: usize, per_batch: usize) -> Result<(), OpError> {
-    narrowbit_ir::check_size(narrowbit_tensor::DType::I64, &[batches, per_batch]).map(|_| ())
 }
 
 impl Op for GatherNd {

@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn passes_sequences_and_optionals_on() {
         for d in [Datum::Sequence(vec![Tensor::scalar(1i64).into()]), Datum::Optional(None)] {
-            assert_eq!(Identity.eval_data(&EvalCx::new(&[Some(&d)], 1)).unwrap(), [d.clone()]);
+            assert_eq!(Identity.eval_data(&EvalCx::new(&[Some(&d)], 1)).unwrap()[0], d);
             assert!(Identity.eval(&EvalCx::new(&[Some(&d)], 1)).is_err());
         }
     }

@@ -1,6 +1,7 @@
 //! Moving, selecting and making elements: Reshape, Gather, Concat, Resize and the like.
 
 pub mod affine_grid;
+pub mod bit_cast;
 pub mod center_crop_pad;
 pub mod col2im;
 pub mod compress;
@@ -20,7 +21,7 @@ pub mod grid_sample;
 pub mod identity;
 mod keys;
 pub mod moves;
-mod mt19937;
+pub(crate) mod mt19937;
 pub mod non_max_suppression;
 pub mod non_zero;
 pub mod one_hot;
@@ -40,6 +41,8 @@ pub mod slice;
 pub mod split;
 pub mod squeeze;
 pub mod tensor_scatter;
+#[cfg(test)]
+mod testing;
 pub mod tile;
 pub mod top_k;
 pub mod transpose;
@@ -51,6 +54,7 @@ pub mod where_op;
 
 crate::registry::operators! {
     "AffineGrid" => affine_grid::build,
+    "BitCast" => bit_cast::build,
     "CenterCropPad" => center_crop_pad::build,
     "Col2Im" => col2im::build,
     "Compress" => compress::build,

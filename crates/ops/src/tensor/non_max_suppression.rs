@@ -111,3 +111,26 @@ impl Op for NonMaxSuppression {
         AttrMap::new().with_unless("center_point_box", i64::from(self.center_point_box), 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, floats, ints};
+    use super::*;
+
+    #[test]
+    fn leaves_out_boxes_that_overlap() {
+        let boxes = floats(&[1, 3, 4], &[0., 0., 1., 1., 0., 0.1, 1., 1.1, 0., 5., 1., 6.]);
+        let run = |n: usize, most: i64| {
+            let scores = floats(&[1, 1, n], &[0.5, 0.9, f32::NAN][..n]);
+            eval(
+                "NonMaxSuppression",
+                11,
+                AttrMap::new(),
+                &[boxes.clone(), scores, ints(&[1], &[most]), floats(&[1], &[0.5])],
+            )
+        };
+        assert_eq!(run(3, 9).unwrap()[0].to_i64s().unwrap(), [0, 0, 2, 0, 0, 1]);
+        assert_eq!(run(3, -1).unwrap()[0].shape(), [0, 3]);
+        assert!(run(2, 1).is_err());
+    }
+}

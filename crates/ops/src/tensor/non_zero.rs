@@ -56,3 +56,17 @@ impl Op for NonZero {
 fn places<T>(v: &[T], set: impl Fn(&T) -> bool) -> Vec<usize> {
     v.iter().enumerate().filter(|(_, x)| set(x)).map(|(i, _)| i).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn gives_one_column_per_element() {
+        let y = eval("NonZero", 13, AttrMap::new(), &[ints(&[2, 2], &[1, 0, 1, 1])]).unwrap();
+        assert_eq!((y[0].shape(), y[0].to_i64s().unwrap()), (&[2, 3][..], vec![0, 1, 1, 0, 0, 1]));
+        assert_eq!(eval("NonZero", 13, AttrMap::new(), &[ints(&[], &[3])]).unwrap()[0].shape(), [0, 1]);
+        assert_eq!(eval("NonZero", 13, AttrMap::new(), &[ints(&[2, 0], &[])]).unwrap()[0].shape(), [2, 0]);
+    }
+}

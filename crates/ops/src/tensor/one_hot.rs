@@ -44,6 +44,9 @@ impl Op for OneHot {
             (_, Some(v)) => whole(v)?.first().map_or(Dim::Unknown, |&d| Dim::Known(d)),
             _ => Dim::Unknown,
         };
+        if let Some(d) = depth.as_known().filter(|&d| d < 0) {
+            return Err(OpError::Value(format!("the depth {d} is negative")));
+        }
         let shape = match indices.shape() {
             None => None,
             Some(s) => {
@@ -79,5 +82,22 @@ impl Op for OneHot {
 
     fn attrs(&self) -> AttrMap {
         AttrMap::new().with_unless("axis", self.axis, -1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn switches_nothing_on_out_of_range() {
+        let run = |depth| {
+            eval("OneHot", 11, AttrMap::new(), &[ints(&[3], &[0, -1, 5]), ints(&[], &[depth]), ints(&[2], &[7, 8])])
+        };
+        assert_eq!(run(2).unwrap()[0].to_i64s().unwrap(), [8, 7, 7, 8, 7, 7]);
+        assert_eq!(run(0).unwrap()[0].shape(), [3, 0]);
+        assert!(run(-1).is_err());
+        assert!(run(1 << 50).is_err());
     }
 }

@@ -69,13 +69,20 @@ impl Ints {
     }
 }
 
+/// A parameter is given, but inference does not know its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotKnown;
+
 impl Known {
-    /// All elements as numbers: `Err(())` where they are not known, `None` where absent.
-    pub fn numbers(&self) -> Result<Option<Vec<i64>>, ()> {
+    /// All elements as numbers, `None` where absent.
+    ///
+    /// # Errors
+    /// When they are given but not known as numbers.
+    pub fn numbers(&self) -> Result<Option<Vec<i64>>, NotKnown> {
         match self {
             Known::Absent => Ok(None),
-            Known::Unknown => Err(()),
-            Known::Dims(d) => d.iter().map(Dim::as_known).collect::<Option<Vec<_>>>().map(Some).ok_or(()),
+            Known::Unknown => Err(NotKnown),
+            Known::Dims(d) => d.iter().map(Dim::as_known).collect::<Option<Vec<_>>>().map(Some).ok_or(NotKnown),
         }
     }
 }

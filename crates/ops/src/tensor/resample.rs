@@ -285,3 +285,49 @@ fn finish(dtype: DType, shape: &[usize], data: &[f64], round: bool) -> Result<Te
     let whole = |&v: &f64| (if round { v.round() } else { v }).clamp(lo as f64, hi as f64) as i64;
     Ok(Tensor::from_i64s(dtype, shape, &data.iter().map(whole).collect::<Vec<_>>())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(kernel: Kernel, coordinates: Coordinates, to: usize, antialias: bool) -> Vec<f64> {
+        let x = Tensor::new([4], vec![1f32, 2.0, 3.0, 4.0]).unwrap();
+        let axis = Axis { from: 4, to, scale: to as f32 / 4.0, roi: (0.25, 1.5) };
+        let method = Method { coordinates, kernel, antialias, exclude_outside: false, extrapolation: 9.0 };
+        resample(&x, &[axis], &method).unwrap().to_f64s().unwrap()
+    }
+
+    /// Values of ONNX Runtime 1.31, rounded to f32 there: 1e-5 covers that.
+    fn close(a: Vec<f64>, b: &[f64]) {
+        assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+    }
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        close(run(Kernel::Linear, Coordinates::HalfPixel, 5, false), &[1.0, 1.7, 2.5, 3.3, 4.0]);
+        close(run(Kernel::Linear, Coordinates::HalfPixel, 3, true), &[1.272_727, 2.5, 3.727_273]);
+        let nearest = Kernel::Nearest(Nearest::RoundPreferFloor);
+        close(run(nearest, Coordinates::TfHalfPixelForNn, 6, false), &[1.0, 2.0, 3.0, 3.0, 4.0, 4.0]);
+    }
+
+    #[test]
+    fn extrapolates_outside_of_the_region_only() {
+        close(run(Kernel::Linear, Coordinates::TfCropAndResize, 3, false), &[1.75, 3.625, 9.0]);
+        close(run(Kernel::Nearest(Nearest::Floor), Coordinates::TfCropAndResize, 3, false), &[1.0, 3.0, 9.0]);
+    }
+
+    #[test]
+    fn survives_scales_that_make_no_sense() {
+        let x = Tensor::new([4], vec![1f32, 2.0, 3.0, 4.0]).unwrap();
+        for scale in [1e-38, 1e38, f32::NAN, f32::INFINITY, 0.0] {
+            for coordinates in [Coordinates::HalfPixel, Coordinates::HalfPixelSymmetric, Coordinates::AlignCorners] {
+                let axis = Axis { from: 4, to: 2, scale, roi: (f32::NAN, 1.0) };
+                for kernel in [Kernel::Linear, Kernel::Cubic(f32::NAN), Kernel::Nearest(Nearest::Ceil)] {
+                    let method =
+                        Method { coordinates, kernel, antialias: true, exclude_outside: true, extrapolation: 0.0 };
+                    assert_eq!(resample(&x, &[axis], &method).unwrap().shape(), [2]);
+                }
+            }
+        }
+    }
+}

@@ -67,10 +67,10 @@ impl Reshape {
                 out[i] = factors::quotient(&total, &parts).map_err(mismatch)?;
             }
             (None, []) => {
-                if let (Dim::Known(a), Dim::Known(b)) = (factors::product(&total), factors::product(&parts)) {
-                    if a != b {
-                        return Err(mismatch((a, b)));
-                    }
+                if let (Dim::Known(a), Dim::Known(b)) = (factors::product(&total), factors::product(&parts))
+                    && a != b
+                {
+                    return Err(mismatch((a, b)));
                 }
             }
             _ => {}

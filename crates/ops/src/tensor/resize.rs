@@ -163,12 +163,8 @@ impl Resize {
     fn infer_shape(&self, cx: &InferCx, s: &[Dim]) -> Result<Vec<Dim>, OpError> {
         let axes = self.axes(s.len())?;
         let mut out = s.to_vec();
-        if let Some(sizes) = cx.opt(3).filter(|_| self.opset >= 11) {
-            let sizes = match params::dims(cx, 3) {
-                Some(d) => d,
-                None if sizes.shape() == Some(&[Dim::Known(0)]) => Vec::new(),
-                None => params::unknown(axes.len()),
-            };
+        if self.opset >= 11 && cx.opt(3).is_some() {
+            let sizes = params::shape_input(cx, 3)?.unwrap_or_else(|| params::unknown(axes.len()));
             if !sizes.is_empty() {
                 Self::check("sizes", sizes.len(), axes.len())?;
                 let numbers: Option<Vec<usize>> = sizes.iter().map(Dim::as_usize).collect();

@@ -70,3 +70,20 @@ impl Op for ReverseSequence {
         AttrMap::new().with_unless("batch_axis", batch, 1).with_unless("time_axis", time, 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn refuses_lengths_that_do_not_fit() {
+        let x = ints(&[3, 1], &[1, 2, 3]);
+        let run = |n| eval("ReverseSequence", 10, AttrMap::new(), &[x.clone(), ints(&[1], &[n])]);
+        assert_eq!(run(2).unwrap()[0].to_i64s().unwrap(), [2, 1, 3]);
+        assert_eq!(run(0).unwrap()[0].to_i64s().unwrap(), [1, 2, 3]);
+        assert!(run(4).is_err());
+        assert!(run(-1).is_err());
+        assert!(build(10, &mut AttrMap::new().with("batch_axis", 2i64)).is_err());
+    }
+}

@@ -51,3 +51,25 @@ impl Op for ScatterNd {
         AttrMap::new().with_unless("reduction", self.reduction.name(), "none")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn refuses_updates_of_another_shape() {
+        let run = |index: i64, n: usize| {
+            let attrs = AttrMap::new().with("reduction", "add");
+            eval(
+                "ScatterND",
+                16,
+                attrs,
+                &[ints(&[2, 2], &[1, 2, 3, 4]), ints(&[1, 1], &[index]), ints(&[1, n], &vec![5; n])],
+            )
+        };
+        assert_eq!(run(-1, 2).unwrap()[0].to_i64s().unwrap(), [1, 2, 8, 9]);
+        assert!(run(0, 1).is_err());
+        assert!(run(2, 2).is_err());
+    }
+}

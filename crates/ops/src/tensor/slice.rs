@@ -89,10 +89,10 @@ fn extent(d: &Dim, start: &Dim, end: &Dim, step: &Dim) -> Result<Dim, OpError> {
     };
     Ok(match (d, end) {
         (Dim::Sym(_), Dim::Known(e)) if *e >= OPEN && s >= 0 => d.sub(start),
-        (Dim::Sym(_), Dim::Known(e)) if *e >= OPEN => Dim::Known(-s),
+        (Dim::Sym(_), Dim::Known(e)) if *e >= OPEN && s == -1 => Dim::Known(1),
+        (Dim::Sym(_), Dim::Known(e)) if *e >= OPEN && s < -OPEN => d.clone(),
         (Dim::Sym(_), Dim::Known(e)) if s >= 0 && *e < 0 => d.sub(&Dim::Known(e.saturating_neg())).sub(start),
         (Dim::Sym(_), Dim::Known(1)) if s == 0 => Dim::Known(1),
-        (Dim::Sym(_), Dim::Known(e)) if s < 0 && *e < 0 && s < *e => Dim::Known(e - s),
         (_, Dim::Sym(_)) if s >= 0 => end.sub(start),
         _ => Dim::Unknown,
     })
@@ -229,6 +229,8 @@ mod tests {
         assert_eq!(get(1, Dim::Known(i64::MAX)), "seq - 1");
         assert_eq!(get(0, Dim::Known(-1)), "seq - 1");
         assert_eq!(get(-1, Dim::Known(i64::MAX)), "1");
+        assert_eq!(get(i64::MIN, Dim::Known(i64::MAX)), "seq");
+        assert_eq!(get(-5, Dim::Known(i64::MAX)), "?");
         assert_eq!(get(0, Dim::Known(7)), "?");
         assert_eq!(extent(&Dim::Known(512), &Dim::Known(0), &seq, &Dim::Known(1)).unwrap(), seq);
     }

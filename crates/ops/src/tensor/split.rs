@@ -61,7 +61,10 @@ impl Split {
                 if let (Dim::Known(e), Ok(Some(v))) = (extent, Known::Dims(d.clone()).numbers()) {
                     check(*e, &v, n)?;
                 }
-                Ok(d)
+                match d.iter().find(|p| p.as_known().is_some_and(|p| p < 0)) {
+                    Some(piece) => Err(OpError::Value(format!("a piece of {piece} is negative"))),
+                    None => Ok(d),
+                }
             }
             (Known::Unknown, _) => Ok(params::unknown(n)),
             (Known::Absent, Dim::Known(e)) => Ok(self.equal(*e, n)?.into_iter().map(Dim::Known).collect()),

@@ -42,7 +42,7 @@ impl Op for Squeeze {
             (Some(s), Ok(None)) if s.iter().all(|d| d.as_known().is_some()) => {
                 Some(s.iter().filter(|d| **d != Dim::Known(1)).cloned().collect())
             }
-            (Some(s), Err(())) => match self.axes.infer(cx) {
+            (Some(s), Err(_)) => match self.axes.infer(cx) {
                 Known::Dims(axes) => Some(params::unknown(s.len().saturating_sub(axes.len()))),
                 _ => None,
             },
@@ -71,5 +71,23 @@ impl Op for Squeeze {
 
     fn attrs(&self) -> AttrMap {
         AttrMap::new().with_opt("axes", self.axes.attr())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn takes_axes_from_attribute_or_input() {
+        let x = ints(&[1, 2, 1], &[1, 2]);
+        let old = eval("Squeeze", 11, AttrMap::new().with("axes", vec![-1i64]), std::slice::from_ref(&x)).unwrap();
+        assert_eq!(old[0].shape(), [1, 2]);
+        assert_eq!(eval("Squeeze", 13, AttrMap::new(), &[x.clone(), ints(&[1], &[0])]).unwrap()[0].shape(), [2, 1]);
+        assert_eq!(eval("Squeeze", 13, AttrMap::new(), std::slice::from_ref(&x)).unwrap()[0].shape(), [2]);
+        for axes in [[1, 0], [3, 0], [0, 0]] {
+            assert!(eval("Squeeze", 13, AttrMap::new(), &[x.clone(), ints(&[2], &axes)]).is_err());
+        }
     }
 }

@@ -101,3 +101,26 @@ impl Op for TensorScatter {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn wraps_around_only_when_circular() {
+        let run = |mode: &str, start: i64| {
+            let attrs = AttrMap::new().with("mode", mode);
+            eval(
+                "TensorScatter",
+                24,
+                attrs,
+                &[ints(&[1, 3, 1], &[1, 2, 3]), ints(&[1, 2, 1], &[8, 9]), ints(&[1], &[start])],
+            )
+        };
+        assert_eq!(run("circular", 2).unwrap()[0].to_i64s().unwrap(), [9, 2, 8]);
+        assert_eq!(run("linear", 1).unwrap()[0].to_i64s().unwrap(), [1, 8, 9]);
+        assert!(run("linear", 2).is_err());
+        assert!(run("circular", -1).is_err());
+    }
+}

@@ -62,3 +62,19 @@ impl Op for Tile {
         AttrMap::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn repeats_or_refuses() {
+        let x = ints(&[2], &[1, 2]);
+        let y = eval("Tile", 13, AttrMap::new(), &[x.clone(), ints(&[1], &[2])]).unwrap();
+        assert_eq!(y[0].to_i64s().unwrap(), [1, 2, 1, 2]);
+        for repeats in [vec![-1], vec![1, 1], vec![i64::MAX]] {
+            assert!(eval("Tile", 13, AttrMap::new(), &[x.clone(), ints(&[repeats.len()], &repeats)]).is_err());
+        }
+    }
+}

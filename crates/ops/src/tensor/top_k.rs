@@ -53,10 +53,9 @@ impl Op for TopK {
             None => None,
             Some(s) => {
                 let axis = params::axis(self.axis, s.len())?;
-                if let (Dim::Known(k), Dim::Known(n)) = (&k, &s[axis]) {
-                    if *k < 0 || k > n {
-                        return Err(OpError::shape(format!("{k} elements of an axis of {n} are asked for")));
-                    }
+                let most = s[axis].as_known().unwrap_or(i64::MAX);
+                if k.as_known().is_some_and(|k| !(0..=most).contains(&k)) {
+                    return Err(OpError::shape(format!("{k} elements of an axis of {} are asked for", s[axis])));
                 }
                 let mut out = s.to_vec();
                 out[axis] = k;

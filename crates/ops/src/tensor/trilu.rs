@@ -54,3 +54,21 @@ impl Op for Trilu {
         AttrMap::new().with_unless("upper", i64::from(self.upper), 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn survives_diagonals_far_outside() {
+        let x = ints(&[2, 2], &[1, 2, 3, 4]);
+        let run =
+            |k: i64| eval("Trilu", 14, AttrMap::new(), &[x.clone(), ints(&[], &[k])]).unwrap()[0].to_i64s().unwrap();
+        assert_eq!(run(0), [1, 2, 0, 4]);
+        assert_eq!(run(i64::MAX), [0; 4]);
+        assert_eq!(run(i64::MIN), [1, 2, 3, 4]);
+        assert!(eval("Trilu", 14, AttrMap::new(), &[ints(&[2], &[1, 2])]).is_err());
+        assert!(eval("Trilu", 14, AttrMap::new(), &[ints(&[0, 0], &[])]).is_ok());
+    }
+}

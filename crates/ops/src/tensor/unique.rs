@@ -28,7 +28,7 @@ pub fn build(_opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
 
 /// Slices that are equal: the first of them, and all in ascending order.
 fn groups(keys: &[i64], n: usize, sorted: bool) -> Vec<Vec<usize>> {
-    let width = if n == 0 { 0 } else { keys.len() / n };
+    let width = keys.len().checked_div(n).unwrap_or(0);
     let slice = |i: usize| &keys[i * width..(i + 1) * width];
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| slice(a).cmp(slice(b)));
@@ -89,5 +89,22 @@ impl Op for Unique {
 
     fn attrs(&self) -> AttrMap {
         AttrMap::new().with_opt("axis", self.axis).with_unless("sorted", i64::from(self.sorted), 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn keeps_the_order_of_first_occurrence_when_not_sorted() {
+        let x = ints(&[4], &[5, 1, 5, 3]);
+        let y = eval("Unique", 11, AttrMap::new().with("sorted", 0i64), &[x]).unwrap();
+        let v: Vec<Vec<i64>> = y.iter().map(|t| t.to_i64s().unwrap()).collect();
+        assert_eq!(v, [vec![5, 1, 3], vec![0, 1, 3], vec![0, 1, 0, 2], vec![2, 1, 1]]);
+        let empty = eval("Unique", 11, AttrMap::new(), &[ints(&[0], &[])]).unwrap();
+        assert!(empty.iter().all(Tensor::is_empty));
+        assert!(eval("Unique", 11, AttrMap::new().with("axis", 1i64), &[ints(&[1], &[1])]).is_err());
     }
 }

@@ -54,7 +54,7 @@ impl Op for Unsqueeze {
         let shape = match (x.shape(), axes.numbers(), &axes) {
             (_, Ok(None), _) => return Err(OpError::MissingInput(1)),
             (Some(s), Ok(Some(axes)), _) => Some(insert(s.iter().cloned(), s.len(), &axes, || Dim::Known(1))?),
-            (Some(s), Err(()), Known::Dims(d)) => Some(params::unknown(s.len() + d.len())),
+            (Some(s), Err(_), Known::Dims(d)) => Some(params::unknown(s.len() + d.len())),
             _ => None,
         };
         let small = shape.as_ref().is_some_and(|s| s.len() <= 1);
@@ -73,5 +73,23 @@ impl Op for Unsqueeze {
 
     fn attrs(&self) -> AttrMap {
         AttrMap::new().with_opt("axes", self.axes.attr())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, ints};
+    use super::*;
+
+    #[test]
+    fn counts_axes_in_the_output() {
+        let x = ints(&[2], &[1, 2]);
+        assert_eq!(
+            eval("Unsqueeze", 13, AttrMap::new(), &[x.clone(), ints(&[2], &[-1, 0])]).unwrap()[0].shape(),
+            [1, 2, 1]
+        );
+        assert!(eval("Unsqueeze", 13, AttrMap::new(), &[x.clone(), ints(&[2], &[0, -3])]).is_err());
+        assert!(eval("Unsqueeze", 13, AttrMap::new(), &[x, ints(&[1], &[2])]).is_err());
+        assert!(build(11, &mut AttrMap::new()).is_err());
     }
 }

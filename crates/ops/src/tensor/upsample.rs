@@ -92,3 +92,23 @@ impl Op for Upsample {
             .with_opt("scales", self.scales.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{eval, floats};
+    use super::*;
+
+    /// Values of ONNX Runtime 1.31, rounded to f32 there: 1e-5 covers that.
+    #[test]
+    fn takes_scales_from_attribute_or_input() {
+        let x = floats(&[1, 4], &[1., 2., 3., 4.]);
+        let near = eval("Upsample", 9, AttrMap::new(), &[x.clone(), floats(&[2], &[1.0, 1.5])]).unwrap();
+        assert_eq!(near[0].to_f64s().unwrap(), [1.0, 1.0, 2.0, 3.0, 3.0, 4.0]);
+        let attrs = AttrMap::new().with("mode", "linear").with("scales", vec![1f32, 1.5]);
+        let linear = eval("Upsample", 7, attrs, std::slice::from_ref(&x)).unwrap()[0].to_f64s().unwrap();
+        let expected = [1.0, 1.666_667, 2.333_333, 3.0, 3.666_667, 4.0];
+        assert!(linear.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{linear:?}");
+        assert!(eval("Upsample", 9, AttrMap::new(), &[x, floats(&[1], &[2.0])]).is_err());
+        assert!(build(7, &mut AttrMap::new()).is_err());
+    }
+}

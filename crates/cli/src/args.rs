@@ -1,0 +1,70 @@
+//! The command line as a whole; each command's own arguments stand in its file.
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::commands;
+
+/// Makes neural networks small and fast by giving their numbers fewer bits, and shows what that costs.
+///
+/// A float ONNX model goes in, a standard ONNX model with int8 weights and activations comes out. Results go
+/// to standard output, messages and progress to standard error. Exit codes: 0 done; 1 it ran, but a
+/// criterion failed; 2 wrong usage or an error.
+#[derive(Debug, Parser)]
+#[command(name = "narrowbit", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of all commands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print the result as JSON
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+    /// Say more; twice for details of every step
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Output")]
+    pub verbose: u8,
+    /// Say nothing but the result and errors; no progress bars
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+/// Threads to compute with.
+#[derive(Debug, Clone, Args)]
+pub struct Threads {
+    /// Threads to compute with; 0 for one per core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Quantize the example networks of this repository and show what was gained and lost
+    Demo(commands::demo::Demo),
+    /// Show a model as a tree: operators, shapes, parameters, multiply-accumulates, scales
+    Inspect(commands::inspect::Inspect),
+    /// Clean a model's graph: fold constants and BatchNorm, fuse, remove what does nothing
+    Sanitize(commands::sanitize::Sanitize),
+    /// Run a float model on samples and record the ranges of its tensors
+    Calibrate(commands::calibrate::Calibrate),
+    /// Quantize a float model to int8
+    Quantize(commands::quantize::Quantize),
+    /// Run a model on data and save its outputs
+    Run(commands::run::Run),
+    /// Measure a model on labelled data, or its agreement with a reference model
+    Eval(commands::eval::Eval),
+    /// Compare two models tensor by tensor on the same data
+    Compare(commands::compare::Compare),
+    /// Measure latency, size and memory
+    Bench(commands::bench::Bench),
+    /// Read a model and write it again as ONNX, with or without external data
+    Convert(commands::convert::Convert),
+    /// Print a script that completes this command in a shell
+    Completions(commands::completions::Completions),
+}

@@ -1,0 +1,201 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use narrowbit_data::{Dataset, Split};
+use narrowbit_ir::Model;
+use narrowbit_quant::calibrate::Calibrator;
+use narrowbit_quant::options::QuantOptions;
+use narrowbit_quant::quantize;
+use narrowbit_quant::ranges::Ranges;
+use narrowbit_tensor::Tensor;
+use serde::Serialize;
+
+use crate::args::{Global, Threads};
+use crate::commands::quantize::SchemeArgs;
+use crate::data::{self, DataArgs};
+use crate::{interrupt, model, output};
+
+/// Run a float model on samples and record the ranges of its tensors
+///
+/// The record holds what every method needs (extremes, moving average, histogram), in memory that does not
+/// grow with the number of samples. `quantize --ranges` reads it, on this machine or another. Records of
+/// several shards are put together with --merge.
+#[derive(Debug, Args)]
+pub struct Calibrate {
+    /// The float model (.onnx)
+    model: PathBuf,
+    /// Where to write the ranges (.json)
+    #[arg(short, long, value_name = "RANGES.json")]
+    output: PathBuf,
+    /// Add the samples of these ranges files, in this order, before those of --data
+    #[arg(long, value_name = "RANGES.json", num_args = 1..)]
+    merge: Vec<PathBuf>,
+    /// Go on where the output file stopped: samples that it has seen are passed over
+    #[arg(long)]
+    resume: bool,
+    /// Record extremes and averages only: faster, but no histogram for percentile, entropy and mse
+    #[arg(long)]
+    no_histograms: bool,
+    #[command(flatten)]
+    scheme: SchemeArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    model: PathBuf,
+    ranges: PathBuf,
+    samples: u64,
+    tensors: usize,
+    histograms: bool,
+    random: bool,
+    non_finite: Vec<String>,
+}
+
+impl Calibrate {
+    /// Runs the command.
+    pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        interrupt::install();
+        let mut model = model::load_runnable(&self.model)?;
+        model::sanitize(&mut model)?;
+        let options = self.scheme.resolve()?;
+        let mut start = Ranges { graph: narrowbit_quant::ranges::graph_hash(&model.graph), ..Ranges::default() };
+        for path in &self.merge {
+            start.merge(&Ranges::load(path)?).with_context(|| path.display().to_string())?;
+        }
+        let only_merge = !self.merge.is_empty() && self.data.data.is_none() && self.data.random.is_none();
+        let (ranges, stopped) = if only_merge {
+            (start, false)
+        } else {
+            self.observe(&model, &options, start)?
+        };
+        ranges.save(&self.output)?;
+        if stopped {
+            bail!(
+                "stopped by Ctrl-C after {} samples; {} holds them, --resume goes on from there",
+                ranges.samples,
+                self.output.display()
+            );
+        }
+        self.report(global, &ranges)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn observe(&self, model: &Model, options: &QuantOptions, start: Ranges) -> Result<(Ranges, bool)> {
+        let resumed = self.resume && self.output.exists();
+        let start = if resumed { Ranges::load(&self.output)? } else { start };
+        let skip = if resumed { start.samples } else { 0 };
+        if resumed {
+            start.check(&model.graph)?;
+        }
+        let dataset = self.data.open(&model.graph, Split::Calibration)?;
+        let job = Job { threads: self.threads.threads, batch: self.data.batch, histograms: !self.no_histograms, skip, keep: 0 };
+        let done = job.run(model, options, &dataset, start)?;
+        Ok((done.ranges, done.stopped))
+    }
+
+    fn report(&self, global: &Global, ranges: &Ranges) -> Result<()> {
+        let bad = ranges.tensors.iter().filter(|(_, s)| s.non_finite > 0).map(|(n, _)| n.clone()).collect();
+        let summary = Summary {
+            model: self.model.clone(),
+            ranges: self.output.clone(),
+            samples: ranges.samples,
+            tensors: ranges.tensors.len(),
+            histograms: ranges.tensors.values().all(|s| s.histogram.is_some()),
+            random: ranges.random,
+            non_finite: bad,
+        };
+        if global.json {
+            return output::json(&summary);
+        }
+        let mut text = format!(
+            "{} tensors over {} samples, ranges in {}\n",
+            summary.tensors,
+            summary.samples,
+            self.output.display()
+        );
+        if let Some(first) = summary.non_finite.first() {
+            text.push_str(&format!("warning: {} tensors held NaN or infinity, \"{first}\" first\n", summary.non_finite.len()));
+        }
+        text.push_str(&format!(
+            "next: narrowbit quantize {} --ranges {} -o {}\n",
+            self.model.display(),
+            self.output.display(),
+            self.model.with_extension("int8.onnx").display()
+        ));
+        output::print(&text)
+    }
+}
+
+/// A calibration of a sanitized model, for all commands that need one.
+pub struct Job {
+    /// Threads to compute with; 0 for one per core.
+    pub threads: usize,
+    /// Samples per run.
+    pub batch: usize,
+    /// Whether to keep histograms.
+    pub histograms: bool,
+    /// Samples at the start to pass over: the record has them already.
+    pub skip: u64,
+    /// How many samples' inputs and outputs to keep, to measure the error with.
+    pub keep: usize,
+}
+
+/// What a calibration gives.
+pub struct Done {
+    /// The record.
+    pub ranges: Ranges,
+    /// Whether Ctrl-C ended it early.
+    pub stopped: bool,
+    /// Inputs and float outputs of the first samples.
+    pub kept: Vec<(Vec<Tensor>, Vec<Tensor>)>,
+}
+
+impl Job {
+    /// Runs the model on the samples and records what the plan needs.
+    pub fn run(&self, model: &Model, options: &QuantOptions, dataset: &Dataset, mut start: Ranges) -> Result<Done> {
+        let layout = quantize::layout(model, options)?;
+        let observed = layout.observed(&model.graph);
+        start.random |= dataset.is_random();
+        let source = dataset.path().display().to_string();
+        if !start.data.contains(&source) {
+            start.data.push(source);
+        }
+        let mut calibrator = Calibrator::new(&model.graph, &observed, self.histograms, self.threads, start)?;
+        tracing::info!("the records of {} tensors take {}", observed.len(), output::bytes(calibrator.record_bytes() as u64));
+        let bar = output::progress("calibrating", dataset.len());
+        let (mut seen, mut kept, mut stopped) = (0u64, Vec::new(), false);
+        for batch in dataset.batches(self.batch) {
+            if interrupt::requested() {
+                stopped = true;
+                break;
+            }
+            let batch = batch?;
+            let n = batch.indices.len() as u64;
+            seen += n;
+            bar.inc(n);
+            if seen <= self.skip {
+                continue;
+            }
+            let inputs = data::tensors(batch);
+            let outputs = calibrator.add(&inputs, n)?;
+            if kept.len() < self.keep && size(&kept) < MAX_KEPT {
+                kept.push((inputs, outputs));
+            }
+        }
+        bar.finish_and_clear();
+        Ok(Done { ranges: calibrator.into_ranges(), stopped, kept })
+    }
+}
+
+/// Bytes of inputs and outputs that are kept at the most.
+const MAX_KEPT: usize = 32 << 20;
+
+fn size(kept: &[(Vec<Tensor>, Vec<Tensor>)]) -> usize {
+    kept.iter().flat_map(|(a, b)| a.iter().chain(b)).map(|t| t.bytes().len()).sum()
+}

@@ -1,0 +1,191 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use narrowbit_data::{DataOptions, Dataset, Split};
+use narrowbit_ir::{Graph, ValueId};
+use narrowbit_runtime::{Options, Session};
+use narrowbit_tensor::{DType, Tensor};
+use serde::Serialize;
+
+use crate::args::{Global, Threads};
+use crate::comparison::{Comparison, TensorRow};
+use crate::data::{self, DataArgs};
+use crate::metrics::Deviation;
+use crate::{interrupt, model, output};
+
+/// Compare two models tensor by tensor on the same data
+///
+/// A is the reference (the float model), B the model in question (the quantized one); tensors are matched by
+/// name. Cumulative figures hold all error up to a tensor; isolated ones only what its own node adds, run on the
+/// reference's inputs. B may be an .npz of A's outputs (or inner tensors) that another runtime has saved.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// The reference model (.onnx)
+    a: PathBuf,
+    /// The other model (.onnx), or saved tensors by name (.npz)
+    b: PathBuf,
+    /// Show at most so many tensors, worst first; 0 for all, in the order of the graph
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    top: usize,
+    /// Leave out the isolated figures, which take a run of every node
+    #[arg(long)]
+    no_isolated: bool,
+    /// Exit with 1 when the SQNR of the outputs is below this many dB
+    #[arg(long, value_name = "DB")]
+    min_sqnr: Option<f64>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    a: PathBuf,
+    b: PathBuf,
+    samples: usize,
+    outputs: Vec<TensorRow>,
+    tensors: Vec<TensorRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_sqnr: Option<f64>,
+}
+
+impl Compare {
+    /// Runs the command.
+    pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        interrupt::install();
+        let mut a = model::load_runnable(&self.a)?;
+        let saved = self.b.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"));
+        if !saved {
+            model::sanitize(&mut a)?;
+        }
+        let dataset = self.data.open(&a.graph, Split::Test)?;
+        let (outputs, tensors) = if saved {
+            (self.against_saved(&a.graph, &dataset)?, Vec::new())
+        } else {
+            let b = model::load_runnable(&self.b)?;
+            self.against_model(&a.graph, &b.graph, &dataset)?
+        };
+        let worst = outputs.iter().map(|r| r.cumulative.sqnr_db).fold(f64::INFINITY, f64::min);
+        let summary = Summary {
+            a: self.a.clone(),
+            b: self.b.clone(),
+            samples: dataset.len(),
+            outputs,
+            tensors,
+            min_sqnr: self.min_sqnr,
+        };
+        if global.json {
+            output::json(&summary)?;
+        } else {
+            output::print(&self.text(&summary))?;
+        }
+        let failed = self.min_sqnr.is_some_and(|least| worst < least);
+        Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+
+    fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
+        let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated)?;
+        let bar = output::progress("comparing", dataset.len());
+        for batch in dataset.batches(self.data.batch) {
+            if interrupt::requested() {
+                bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
+            }
+            let batch = batch?;
+            let n = batch.indices.len() as u64;
+            comparison.add(&data::tensors(batch))?;
+            bar.inc(n);
+        }
+        bar.finish_and_clear();
+        Ok((comparison.outputs(), comparison.tensors()))
+    }
+
+    /// Compares the model's values with arrays that another runtime has saved under their names.
+    fn against_saved(&self, a: &Graph, dataset: &Dataset) -> Result<Vec<TensorRow>> {
+        let arrays = read_arrays(&self.b)?;
+        let known: BTreeMap<ValueId, &Tensor> =
+            arrays.iter().filter_map(|(name, t)| Some((a.value_named(name)?, t))).collect();
+        if known.is_empty() {
+            let names: Vec<&str> = arrays.keys().map(String::as_str).collect();
+            bail!("{}: none of the arrays {names:?} has the name of a tensor of the model", self.b.display());
+        }
+        let observe = known.keys().copied().collect();
+        let session = Session::new(a.clone(), Options { threads: self.threads.threads, observe })?;
+        let mut deviations: BTreeMap<ValueId, (Deviation, usize)> = BTreeMap::new();
+        for batch in dataset.batches(self.data.batch) {
+            let mut wrong = None;
+            session.run_observed(&data::tensors(batch?), &mut |v, view| {
+                let Some(saved) = known.get(&v) else { return Ok(()) };
+                let ours = view.to_tensor().map_err(|e| e.to_string())?;
+                let (d, at) = deviations.entry(v).or_default();
+                let rows = if ours.rank() == 0 { 1 } else { ours.shape()[0] };
+                match rows_of(saved, *at, rows, ours.len()) {
+                    Some(part) => {
+                        let ours = ours.to_f32s().map_err(|e| e.to_string())?;
+                        d.add_slices(&part, &ours);
+                    }
+                    None => wrong = Some(v),
+                }
+                *at += rows;
+                Ok(())
+            })?;
+            if let Some(v) = wrong {
+                let (name, shape) = (&a.value(v).name, known[&v].shape());
+                bail!("{}: array \"{name}\" {shape:?} does not hold one row for each sample", self.b.display());
+            }
+        }
+        Ok(deviations.into_iter().map(|(v, (d, _))| TensorRow::new(a, v, d.figures())).collect())
+    }
+
+    fn text(&self, s: &Summary) -> String {
+        let mut out = format!("{} against {} on {} samples\n", s.b.display(), s.a.display(), s.samples);
+        let mut rows: Vec<&TensorRow> = s.tensors.iter().collect();
+        if self.top > 0 {
+            rows.sort_by(|a, b| a.isolated_or_cumulative().total_cmp(&b.isolated_or_cumulative()));
+            rows.truncate(self.top);
+        }
+        if !rows.is_empty() {
+            if rows.len() < s.tensors.len() {
+                out.push_str(&format!("the {} tensors with the most error of their own, of {}:\n", rows.len(), s.tensors.len()));
+            }
+            out.push_str(&TensorRow::table(&rows));
+        }
+        for r in &s.outputs {
+            out.push_str(&format!(
+                "output {}: SQNR {}, cosine {:.6}, max error {:.3e}\n",
+                r.name,
+                output::decibels(r.cumulative.sqnr_db),
+                r.cumulative.cosine,
+                r.cumulative.max_error
+            ));
+        }
+        out
+    }
+}
+
+/// Rows `at..at + rows` of an array as floats, if it has them in the right size.
+fn rows_of(t: &Tensor, at: usize, rows: usize, len: usize) -> Option<Vec<f32>> {
+    let all = t.to_f32s().ok()?;
+    let each = len.checked_div(rows)?;
+    let part = all.get(at.checked_mul(each)?..(at + rows).checked_mul(each)?)?;
+    (t.dtype() != DType::String).then(|| part.to_vec())
+}
+
+/// All arrays of an .npz by name, whole.
+fn read_arrays(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let options = DataOptions { check_finite: false, ..DataOptions::default() };
+    let file = Dataset::open(path, &options)?;
+    let names: Vec<String> = file.arrays().iter().map(|(n, ..)| (*n).to_owned()).collect();
+    let batch = file.batch(0..file.len())?;
+    let mut out: BTreeMap<String, Tensor> = batch.inputs.into_iter().collect();
+    // A file of one array is compared under that array's name.
+    if let (1, [name]) = (out.len(), &names[..])
+        && let Some((_, t)) = out.pop_first()
+    {
+        out.insert(name.clone(), t);
+    }
+    Ok(out)
+}

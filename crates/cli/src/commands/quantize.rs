@@ -1,0 +1,479 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use narrowbit_data::Split;
+use narrowbit_import::onnx;
+use narrowbit_ir::Model;
+use narrowbit_quant::observe::Method;
+use narrowbit_quant::options::{Override, QuantOptions};
+use narrowbit_quant::quantize::{self, NodeFate};
+use narrowbit_quant::ranges::Ranges;
+use narrowbit_quant::scheme::IntType;
+use narrowbit_runtime::{Options, Session};
+use narrowbit_tensor::Tensor;
+use serde::Serialize;
+
+use crate::args::{Global, Threads};
+use crate::commands::calibrate::Job;
+use crate::data::DataArgs;
+use crate::metrics::{Deviation, Figures, Meter, Metric, Score};
+use crate::{interrupt, model, output};
+
+/// Quantize a float model to int8
+///
+/// Cleans the graph, calibrates it on --data (or takes --ranges), puts QuantizeLinear and DequantizeLinear nodes
+/// where integers pay, and writes a standard ONNX model. Then runs both on the first samples and says what was
+/// lost.
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// The float model (.onnx)
+    model: PathBuf,
+    /// Where to write the quantized model (.onnx)
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: PathBuf,
+    /// Ranges from `narrowbit calibrate`, instead of --data
+    #[arg(long, value_name = "RANGES.json")]
+    ranges: Option<PathBuf>,
+    /// The form of the quantized graph
+    #[arg(long, value_enum, default_value_t = Format::Qdq)]
+    format: Format,
+    /// Exit with 1 when a Conv, Gemm or MatMul stays float without having been asked to
+    #[arg(long)]
+    strict: bool,
+    /// Do not run the quantized model to measure its error
+    #[arg(long)]
+    no_check: bool,
+    /// Print the settings as resolved from defaults, --config and flags, and stop
+    #[arg(long)]
+    show_config: bool,
+    #[command(flatten)]
+    scheme: SchemeArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// The form of a quantized graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// QuantizeLinear and DequantizeLinear around float operators: what every runtime reads
+    Qdq,
+    /// QLinearConv, QLinearMatMul and friends
+    Qoperator,
+}
+
+/// An 8-bit integer type.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum IntArg {
+    /// −128 … 127
+    Int8,
+    /// 0 … 255
+    Uint8,
+}
+
+impl From<IntArg> for IntType {
+    fn from(i: IntArg) -> IntType {
+        match i {
+            IntArg::Int8 => IntType::Int8,
+            IntArg::Uint8 => IntType::Uint8,
+        }
+    }
+}
+
+/// How ranges are chosen.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum MethodArg {
+    /// The extremes
+    Minmax,
+    /// The moving average of each sample's extremes
+    MovingAverage,
+    /// All but the rarest values, see --percentile
+    Percentile,
+    /// The least Kullback-Leibler divergence
+    Entropy,
+    /// The least mean squared error
+    Mse,
+}
+
+/// What is quantized, and how.
+#[derive(Debug, Clone, Args)]
+pub struct SchemeArgs {
+    /// Settings from a TOML or JSON file (see --show-config); flags go before it
+    #[arg(long, value_name = "FILE", help_heading = "Quantization")]
+    config: Option<PathBuf>,
+    /// The integer type of activations [default: uint8]
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
+    activations: Option<IntArg>,
+    /// The integer type of weights [default: int8]
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
+    weights: Option<IntArg>,
+    /// Give zero the middle code in activations too
+    #[arg(long, help_heading = "Quantization")]
+    symmetric: bool,
+    /// Let weights have a zero point
+    #[arg(long, help_heading = "Quantization")]
+    asymmetric_weights: bool,
+    /// One scale per weight tensor instead of one per output channel
+    #[arg(long, help_heading = "Quantization")]
+    per_tensor: bool,
+    /// Use 7 bits for weights, for x86 processors without VNNI
+    #[arg(long, help_heading = "Quantization")]
+    reduce_range: bool,
+    /// How ranges are chosen [default: minmax]
+    #[arg(long, value_enum, value_name = "METHOD", help_heading = "Quantization")]
+    method: Option<MethodArg>,
+    /// The share of values that --method percentile keeps [default: 99.999]
+    #[arg(long, value_name = "PERCENT", help_heading = "Quantization")]
+    percentile: Option<f64>,
+    /// Quantize only these operator types
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Quantization")]
+    op_types: Vec<String>,
+    /// Keep nodes float whose name matches this glob (repeatable)
+    #[arg(long, value_name = "GLOB", help_heading = "Quantization")]
+    exclude: Vec<String>,
+    /// Keep nodes float whose name matches this regular expression (repeatable)
+    #[arg(long, value_name = "REGEX", help_heading = "Quantization")]
+    exclude_regex: Vec<String>,
+    /// Keep nodes of this operator type float (repeatable)
+    #[arg(long, value_name = "TYPE", help_heading = "Quantization")]
+    exclude_type: Vec<String>,
+    /// Keep the first Conv, Gemm or MatMul float
+    #[arg(long, help_heading = "Quantization")]
+    keep_first: bool,
+    /// Keep the last Conv, Gemm or MatMul float
+    #[arg(long, help_heading = "Quantization")]
+    keep_last: bool,
+    /// Keep embedding tables in 32 bits
+    #[arg(long, help_heading = "Quantization")]
+    float_embeddings: bool,
+}
+
+impl SchemeArgs {
+    /// Flags over the file over the defaults.
+    pub fn resolve(&self) -> Result<QuantOptions> {
+        let mut o = match &self.config {
+            Some(path) => read_config(path)?,
+            None => QuantOptions::default(),
+        };
+        if let Some(t) = self.activations {
+            o.activations.int = t.into();
+        }
+        if let Some(t) = self.weights {
+            o.weights.int = t.into();
+        }
+        o.activations.symmetric |= self.symmetric;
+        o.weights.symmetric &= !self.asymmetric_weights;
+        o.weights.per_channel &= !self.per_tensor;
+        o.weights.reduce_range |= self.reduce_range;
+        o.keep_first |= self.keep_first;
+        o.keep_last |= self.keep_last;
+        o.embeddings &= !self.float_embeddings;
+        if !self.op_types.is_empty() {
+            o.op_types.clone_from(&self.op_types);
+        }
+        o.method = self.method(o.method)?;
+        o.overrides.extend(self.exclusions());
+        Ok(o)
+    }
+
+    fn method(&self, before: Method) -> Result<Method> {
+        let percentile = self.percentile.unwrap_or(99.999);
+        if !(percentile > 50.0 && percentile <= 100.0) {
+            bail!("--percentile must be above 50 and at most 100, not {percentile}");
+        }
+        Ok(match self.method {
+            None if self.percentile.is_some() => Method::Percentile(percentile),
+            None => before,
+            Some(MethodArg::Minmax) => Method::Minmax,
+            Some(MethodArg::MovingAverage) => Method::MovingAverage,
+            Some(MethodArg::Percentile) => Method::Percentile(percentile),
+            Some(MethodArg::Entropy) => Method::Entropy,
+            Some(MethodArg::Mse) => Method::Mse,
+        })
+    }
+
+    fn exclusions(&self) -> impl Iterator<Item = Override> {
+        let float = || Override { float: Some(true), ..Override::default() };
+        let names = self.exclude.iter().map(move |g| Override { name: Some(g.clone()), ..float() });
+        let regexes = self.exclude_regex.iter().map(move |r| Override { regex: Some(r.clone()), ..float() });
+        let types = self.exclude_type.iter().map(move |t| Override { op_type: Some(t.clone()), ..float() });
+        names.chain(regexes).chain(types)
+    }
+}
+
+fn read_config(path: &Path) -> Result<QuantOptions> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let parsed = if json {
+        serde_json::from_str(&text).map_err(anyhow::Error::from)
+    } else {
+        toml::from_str(&text).map_err(anyhow::Error::from)
+    };
+    parsed.with_context(|| format!("{}\nhelp: `narrowbit quantize … --show-config` prints every setting", path.display()))
+}
+
+/// What a quantization gave.
+#[derive(Serialize)]
+pub struct Summary {
+    model: PathBuf,
+    output: PathBuf,
+    /// Nodes that compute on integers, and all nodes of the cleaned graph.
+    pub integer_nodes: usize,
+    nodes: usize,
+    /// Why the others do not: number of nodes by operator and reason.
+    float: Vec<FloatGroup>,
+    /// Bytes on disk.
+    pub bytes_before: u64,
+    /// Bytes on disk.
+    pub bytes_after: u64,
+    /// The error of the outputs on the first calibration samples.
+    pub error: Option<Error>,
+    samples: u64,
+    random: bool,
+    seconds: f64,
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    node_list: Vec<NodeFate>,
+}
+
+/// Nodes that stay float for one reason.
+#[derive(Serialize)]
+struct FloatGroup {
+    op: String,
+    reason: &'static str,
+    why: String,
+    count: usize,
+    example: String,
+}
+
+/// How far the quantized model's outputs are from the float model's.
+#[derive(Serialize)]
+pub struct Error {
+    /// Samples compared.
+    pub samples: usize,
+    /// The figures.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Metrics of the float model on these samples, where there are labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub float: Vec<Score>,
+    /// Metrics of the quantized model on these samples, where there are labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quantized: Vec<Score>,
+}
+
+/// Below this ratio answers begin to differ visibly.
+const POOR_SQNR: f64 = 15.0;
+/// Samples that the error is measured on.
+const CHECKED: usize = 64;
+
+impl Quantize {
+    /// Runs the command.
+    pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        let options = self.scheme.resolve()?;
+        if self.show_config {
+            let text = if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
+            output::print(&text)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        interrupt::install();
+        let start = Instant::now();
+        let mut model = model::load_runnable(&self.model)?;
+        model::sanitize(&mut model)?;
+        let (ranges, kept, labels) = self.ranges(&model, &options)?;
+        let (_, fates) = quantize::quantize(&mut model, &ranges, &options)?;
+        if self.format == Format::Qoperator {
+            narrowbit_quant::qoperator::convert(&mut model)?;
+        }
+        describe(&mut model, &ranges, &options)?;
+        onnx::save(&model, &self.output, &onnx::SaveOptions::default())?;
+        let seconds = start.elapsed().as_secs_f64();
+        let error = if self.no_check || kept.is_empty() { None } else { Some(self.check(&kept, labels)?) };
+        let summary = self.summary(global, &ranges, fates, error, seconds)?;
+        let strict = self.strict && summary.float.iter().any(|g| unasked(g));
+        if global.json {
+            output::json(&summary)?;
+        } else {
+            output::print(&text(&summary, &self.data))?;
+        }
+        Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+
+    #[allow(clippy::type_complexity)] // One call, unpacked at once.
+    fn ranges(
+        &self,
+        model: &Model,
+        options: &QuantOptions,
+    ) -> Result<(Ranges, Vec<(Vec<Tensor>, Vec<Tensor>)>, Option<(Meter, Meter, Vec<Tensor>)>)> {
+        if let Some(path) = &self.ranges {
+            if self.data.data.is_some() || self.data.random.is_some() {
+                bail!("give either --ranges or samples (--data, --random), not both");
+            }
+            return Ok((Ranges::load(path)?, Vec::new(), None));
+        }
+        let dataset = self.data.open(&model.graph, Split::Calibration)?;
+        let overridden = options.overrides.iter().filter_map(|o| o.method);
+        let job = Job {
+            threads: self.threads.threads,
+            batch: self.data.batch,
+            histograms: overridden.chain([options.method]).any(Method::needs_histogram),
+            skip: 0,
+            keep: if self.no_check { 0 } else { CHECKED },
+        };
+        let done = job.run(model, options, &dataset, Ranges::default())?;
+        if done.stopped {
+            bail!("stopped by Ctrl-C; nothing was written\nhelp: `narrowbit calibrate` can be resumed");
+        }
+        let labels = match dataset.labels() {
+            Some(l) if !done.kept.is_empty() => {
+                let metrics = Metric::defaults(l.kind());
+                let meter = || Meter::new(metrics.clone(), l.kind(), 255);
+                let mut parts = Vec::new();
+                let mut at = 0;
+                for (inputs, _) in &done.kept {
+                    let n = inputs.first().and_then(|t| t.shape().first().copied()).unwrap_or(1);
+                    parts.push(dataset.batch(at..at + n)?.labels.context("the labels ended early")?);
+                    at += n;
+                }
+                Some((meter()?, meter()?, parts))
+            }
+            _ => None,
+        };
+        Ok((done.ranges, done.kept, labels))
+    }
+
+    /// Runs the written file on the kept samples.
+    fn check(
+        &self,
+        kept: &[(Vec<Tensor>, Vec<Tensor>)],
+        labels: Option<(Meter, Meter, Vec<Tensor>)>,
+    ) -> Result<Error> {
+        let written = onnx::load(&self.output)?;
+        let session = Session::new(written.graph, Options { threads: self.threads.threads, ..Options::default() })?;
+        let mut deviation = Deviation::default();
+        let (mut before, mut after, parts) = match labels {
+            Some((a, b, parts)) => (Some(a), Some(b), parts),
+            None => (None, None, Vec::new()),
+        };
+        for (i, (inputs, expected)) in kept.iter().enumerate() {
+            let got = session.run(inputs)?;
+            expected.iter().zip(&got).try_for_each(|(e, g)| deviation.add(e, g))?;
+            if let (Some(a), Some(b), Some(l)) = (&mut before, &mut after, parts.get(i)) {
+                // Labels that do not fit the outputs are for something else: the summary goes without.
+                if a.add(&expected[0], l).and_then(|()| b.add(&got[0], l)).is_err() {
+                    (before, after) = (None, None);
+                }
+            }
+        }
+        Ok(Error {
+            samples: kept.len(),
+            figures: deviation.figures(),
+            float: before.map(|m| m.scores()).unwrap_or_default(),
+            quantized: after.map(|m| m.scores()).unwrap_or_default(),
+        })
+    }
+
+    fn summary(
+        &self,
+        global: &Global,
+        ranges: &Ranges,
+        fates: Vec<NodeFate>,
+        error: Option<Error>,
+        seconds: f64,
+    ) -> Result<Summary> {
+        let mut warnings = Vec::new();
+        if ranges.random {
+            warnings.push("the ranges come from random samples: the accuracy of this model means nothing".to_owned());
+        }
+        if let Some(e) = error.as_ref().filter(|e| e.figures.sqnr_db < POOR_SQNR) {
+            warnings.push(format!(
+                "the outputs differ strongly from the float model's (SQNR {}): do not ship this before looking at `narrowbit compare`",
+                output::decibels(e.figures.sqnr_db)
+            ));
+        }
+        Ok(Summary {
+            model: self.model.clone(),
+            output: self.output.clone(),
+            integer_nodes: fates.iter().filter(|f| f.integer).count(),
+            nodes: fates.len(),
+            float: groups(&fates),
+            bytes_before: model::size_on_disk(&self.model)?,
+            bytes_after: model::size_on_disk(&self.output)?,
+            error,
+            samples: ranges.samples,
+            random: ranges.random,
+            seconds,
+            warnings,
+            node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
+        })
+    }
+}
+
+/// Whether a reason is a loss that nobody asked for.
+fn unasked(g: &FloatGroup) -> bool {
+    matches!(g.op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
+        && !matches!(g.reason, "excluded" | "type-not-selected" | "edge-layer" | "not-float-data")
+}
+
+fn groups(fates: &[NodeFate]) -> Vec<FloatGroup> {
+    let mut by: BTreeMap<(&str, &'static str), FloatGroup> = BTreeMap::new();
+    for f in fates {
+        let (Some(reason), Some(why)) = (f.reason, &f.why) else { continue };
+        let new = || FloatGroup { op: f.op.clone(), reason, why: why.clone(), count: 0, example: f.node.clone() };
+        by.entry((&f.op, reason)).or_insert_with(new).count += 1;
+    }
+    let mut all: Vec<FloatGroup> = by.into_values().collect();
+    all.sort_by_key(|g| std::cmp::Reverse(g.count));
+    all
+}
+
+/// Says in the file how it was made, so that it can be made again.
+fn describe(model: &mut Model, ranges: &Ranges, options: &QuantOptions) -> Result<()> {
+    model.producer_name = "narrowbit".into();
+    model.producer_version = env!("CARGO_PKG_VERSION").into();
+    model.set_metadata("narrowbit.version", env!("CARGO_PKG_VERSION"));
+    model.set_metadata("narrowbit.quantize", serde_json::to_string(options)?);
+    let data: Vec<&str> = ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
+    model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));
+    if ranges.random {
+        model.set_metadata("narrowbit.warning", "calibrated on random samples: accuracy is undefined");
+    }
+    Ok(())
+}
+
+fn text(s: &Summary, data: &DataArgs) -> String {
+    let mut out = format!("{} → {}\n", s.model.display(), s.output.display());
+    out.push_str(&format!("  nodes   {} of {} compute on integers\n", s.integer_nodes, s.nodes));
+    for g in s.float.iter().filter(|g| g.reason != "not-float-data") {
+        out.push_str(&format!("          {:4} {:<20} float: {}\n", g.count, g.op, g.why));
+    }
+    let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;
+    out.push_str(&format!(
+        "  size    {} → {} ({:.0} %)\n",
+        output::bytes(s.bytes_before),
+        output::bytes(s.bytes_after),
+        ratio * 100.0
+    ));
+    if let Some(e) = &s.error {
+        out.push_str(&format!(
+            "  error   SQNR {}, cosine {:.5}, max {:.3e} on {} calibration samples\n",
+            output::decibels(e.figures.sqnr_db),
+            e.figures.cosine,
+            e.figures.max_error,
+            e.samples
+        ));
+        for (f, q) in e.float.iter().zip(&e.quantized) {
+            out.push_str(&format!("  metric  {f} float, {q} int8, on the same samples\n"));
+        }
+    }
+    out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples));
+    s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));
+    let path = data.data.as_deref().unwrap_or(Path::new("DATA")).display();
+    out.push_str(&format!("next: narrowbit compare {} {} --data {path}\n", s.model.display(), s.output.display()));
+    out
+}

@@ -1,0 +1,253 @@
+//! Two models on the same inputs, tensor by tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use narrowbit_ir::{Def, Graph, NodeId, ValueId};
+use narrowbit_runtime::{Options, Session};
+use narrowbit_tensor::{DType, Tensor};
+use serde::Serialize;
+
+use crate::metrics::{Deviation, Figures};
+use crate::output;
+
+/// The figures of one tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorRow {
+    /// The tensor's name.
+    pub name: String,
+    /// The operator that makes it in the reference.
+    pub op: String,
+    /// With all error up to here.
+    pub cumulative: Figures,
+    /// With the error of its own node alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolated: Option<Figures>,
+    /// The share of codes at the least or greatest value, where the tensor is quantized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saturated: Option<f64>,
+}
+
+impl TensorRow {
+    /// A row with cumulative figures only.
+    pub fn new(graph: &Graph, v: ValueId, cumulative: Figures) -> TensorRow {
+        let op = graph.producer(v).map_or("input", |(n, _)| graph.node(n).op.name());
+        TensorRow { name: graph.value(v).name.clone(), op: op.to_owned(), cumulative, isolated: None, saturated: None }
+    }
+
+    /// The SQNR that ranks a tensor.
+    pub fn isolated_or_cumulative(&self) -> f64 {
+        self.isolated.map_or(self.cumulative.sqnr_db, |f| f.sqnr_db)
+    }
+
+    /// Rows as a table.
+    pub fn table(rows: &[&TensorRow]) -> String {
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|r| {
+                vec![
+                    r.name.clone(),
+                    r.op.clone(),
+                    r.isolated.map_or(String::new(), |f| output::decibels(f.sqnr_db)),
+                    output::decibels(r.cumulative.sqnr_db),
+                    format!("{:.5}", r.cumulative.cosine),
+                    format!("{:.2e}", r.cumulative.max_error),
+                    r.saturated.map_or(String::new(), |s| format!("{:.2} %", s * 100.0)),
+                ]
+            })
+            .collect();
+        output::table(&["tensor", "operator", "isolated", "cumulative", "cosine", "max error", "saturated"], &cells)
+    }
+}
+
+/// Collects the deviation of every tensor that both models have.
+pub struct Comparison {
+    a: Session,
+    b: Session,
+    /// Values of B by their counterparts in A.
+    pairs: BTreeMap<ValueId, ValueId>,
+    /// Codes of B by the value of A that they represent.
+    codes: BTreeMap<ValueId, ValueId>,
+    parts: Vec<Part>,
+    cumulative: BTreeMap<ValueId, Deviation>,
+    isolated: BTreeMap<ValueId, Deviation>,
+    saturation: BTreeMap<ValueId, (u64, u64)>,
+}
+
+/// What makes one value of B from the nearest values that A has too.
+struct Part {
+    /// The value of A that it is compared with.
+    value: ValueId,
+    session: Session,
+    /// The values of A that it reads.
+    inputs: Vec<ValueId>,
+}
+
+impl Comparison {
+    /// Prepares a comparison; isolated figures need a session for each tensor.
+    pub fn new(a: &Graph, b: &Graph, threads: usize, isolated: bool) -> Result<Comparison> {
+        let pairs = pairs(a, b);
+        if pairs.is_empty() {
+            bail!("the models have no tensor in common\nhelp: B must have been made from A; names must have been kept");
+        }
+        let codes = codes(b, &pairs);
+        let parts = if isolated { parts(a, b, &pairs, threads)? } else { Vec::new() };
+        let observe_b: BTreeSet<ValueId> = pairs.values().chain(codes.values()).copied().collect();
+        let (a, b): (Arc<Graph>, Arc<Graph>) = (Arc::new(a.clone()), Arc::new(b.clone()));
+        Ok(Comparison {
+            a: Session::new(a, Options { threads, observe: pairs.keys().copied().collect() })?,
+            b: Session::new(b, Options { threads, observe: observe_b })?,
+            pairs,
+            codes,
+            parts,
+            cumulative: BTreeMap::new(),
+            isolated: BTreeMap::new(),
+            saturation: BTreeMap::new(),
+        })
+    }
+
+    /// Runs both on one batch.
+    pub fn add(&mut self, inputs: &[Tensor]) -> Result<()> {
+        let mut reference: BTreeMap<ValueId, Tensor> = BTreeMap::new();
+        self.a.run_observed(inputs, &mut |v, view| {
+            reference.insert(v, view.to_tensor().map_err(|e| e.to_string())?);
+            Ok(())
+        })?;
+        let back: BTreeMap<ValueId, ValueId> = self.pairs.iter().map(|(&a, &b)| (b, a)).collect();
+        let represented: BTreeMap<ValueId, ValueId> = self.codes.iter().map(|(&a, &c)| (c, a)).collect();
+        let (cumulative, saturation) = (&mut self.cumulative, &mut self.saturation);
+        self.b.run_observed(inputs, &mut |v, view| {
+            if let Some(a) = represented.get(&v) {
+                let counts = saturation.entry(*a).or_default();
+                counts.0 += saturated(view.dtype, view.bytes);
+                counts.1 += view.bytes.len() as u64;
+            }
+            if let Some((a, r)) = back.get(&v).and_then(|a| Some((a, reference.get(a)?))) {
+                let got = view.to_tensor().map_err(|e| e.to_string())?;
+                cumulative.entry(*a).or_default().add(r, &got).map_err(|e| e.to_string())?;
+            }
+            Ok(())
+        })?;
+        for part in &self.parts {
+            let inputs: Option<Vec<Tensor>> = part.inputs.iter().map(|v| reference.get(v).cloned()).collect();
+            let (Some(inputs), Some(expected)) = (inputs, reference.get(&part.value)) else { continue };
+            if let Some(got) = part.session.run(&inputs)?.first() {
+                self.isolated.entry(part.value).or_default().add(expected, got)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn row(&self, v: ValueId) -> Option<TensorRow> {
+        let mut row = TensorRow::new(self.a.graph(), v, self.cumulative.get(&v)?.figures());
+        row.isolated = self.isolated.get(&v).map(Deviation::figures);
+        row.saturated = self.saturation.get(&v).map(|(n, all)| *n as f64 / (*all).max(1) as f64);
+        Some(row)
+    }
+
+    /// The outputs of the models.
+    pub fn outputs(&self) -> Vec<TensorRow> {
+        self.a.graph().outputs().iter().filter_map(|&v| self.row(v)).collect()
+    }
+
+    /// All tensors but graph inputs, in the reference's order.
+    pub fn tensors(&self) -> Vec<TensorRow> {
+        let graph = self.a.graph();
+        let made = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied());
+        made.filter_map(|v| self.row(v)).collect()
+    }
+}
+
+/// Codes at either end of their type.
+fn saturated(dtype: DType, bytes: &[u8]) -> u64 {
+    let (low, high) = match dtype {
+        DType::I8 => (0x80, 0x7f),
+        _ => (0, 255),
+    };
+    bytes.iter().filter(|&&c| c == low || c == high).count() as u64
+}
+
+/// Float values of both graphs by name. Where a value of B is only read through its quantized form, that form
+/// is what follows from it, so it is what is compared.
+fn pairs(a: &Graph, b: &Graph) -> BTreeMap<ValueId, ValueId> {
+    let float = |g: &Graph, v: ValueId| g.value(v).ty.tensor().is_none_or(|t| t.dtype.is_none_or(|d| d == DType::F32));
+    let makes = |g: &Graph, v: ValueId| matches!(g.value(v).def, Def::Node(..) | Def::Input);
+    let both = a.values().filter_map(|(va, value)| Some((va, b.value_named(&value.name)?)));
+    both.filter(|&(va, vb)| float(a, va) && float(b, vb) && makes(a, va) && makes(b, vb)).collect()
+}
+
+/// The output of QuantizeLinear by the value of A whose codes it holds.
+fn codes(b: &Graph, pairs: &BTreeMap<ValueId, ValueId>) -> BTreeMap<ValueId, ValueId> {
+    let back: BTreeMap<ValueId, ValueId> = pairs.iter().map(|(&a, &b)| (b, a)).collect();
+    let mut out = BTreeMap::new();
+    for (_, q) in b.nodes().filter(|(_, n)| n.op.name() == "QuantizeLinear") {
+        let (Some(x), Some(y)) = (q.input(0), q.output(0)) else { continue };
+        let dequantized = b.uses(y).iter().filter_map(|u| b.node(u.node).output(0));
+        if let Some(&a) = [x].into_iter().chain(dequantized).find_map(|v| back.get(&v)) {
+            out.insert(a, y);
+        }
+    }
+    out
+}
+
+fn parts(a: &Graph, b: &Graph, pairs: &BTreeMap<ValueId, ValueId>, threads: usize) -> Result<Vec<Part>> {
+    let back: BTreeMap<ValueId, ValueId> = pairs.iter().map(|(&a, &b)| (b, a)).collect();
+    let mut out = Vec::new();
+    for (&va, &vb) in pairs {
+        if let Some((graph, inputs)) = cut(b, vb, &back) {
+            let session = Session::new(graph, Options { threads, ..Options::default() })?;
+            out.push(Part { value: va, session, inputs });
+        }
+    }
+    let order: BTreeMap<ValueId, usize> =
+        a.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied()).enumerate().map(|(i, v)| (v, i)).collect();
+    out.sort_by_key(|p| order.get(&p.value).copied());
+    Ok(out)
+}
+
+/// The part of B that makes `target` from values that A has too; `None` where nothing is computed, or where
+/// more than values of A would be needed.
+fn cut(b: &Graph, target: ValueId, back: &BTreeMap<ValueId, ValueId>) -> Option<(Graph, Vec<ValueId>)> {
+    let mut nodes: BTreeSet<NodeId> = BTreeSet::new();
+    let mut reads: BTreeSet<ValueId> = BTreeSet::new();
+    let mut open = vec![target];
+    while let Some(v) = open.pop() {
+        if v != target && back.contains_key(&v) {
+            reads.insert(v);
+            continue;
+        }
+        match b.value(v).def {
+            Def::Const(_) => {}
+            Def::Input => return None,
+            Def::Node(n, _) => {
+                if nodes.insert(n) {
+                    open.extend(b.node(n).inputs.iter().flatten());
+                }
+            }
+        }
+    }
+    if nodes.is_empty() || reads.is_empty() {
+        return None;
+    }
+    let mut graph = Graph::new("part");
+    let mut map: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for &v in &reads {
+        map.insert(v, graph.add_input(&b.value(v).name, b.value(v).ty.clone()));
+    }
+    for (id, node) in b.nodes().filter(|(id, _)| nodes.contains(id)) {
+        for &v in node.inputs.iter().flatten() {
+            if let (None, Some(t)) = (map.get(&v), b.constant(v)) {
+                map.insert(v, graph.add_const(&b.value(v).name, t.clone()));
+            }
+        }
+        let inputs = node.inputs.iter().map(|v| v.and_then(|v| map.get(&v).copied())).collect();
+        let names: Vec<Option<&str>> = node.outputs.iter().map(|v| v.map(|v| b.value(v).name.as_str())).collect();
+        let new = graph.add_node(&node.name, node.op.clone(), inputs, &names);
+        let made = graph.node(new).outputs.clone();
+        map.extend(b.node(id).outputs.iter().zip(made).filter_map(|(v, m)| Some(((*v)?, m?))));
+    }
+    graph.add_output(*map.get(&target)?);
+    let inputs = reads.iter().filter_map(|v| back.get(v).copied()).collect();
+    Some((graph, inputs))
+}

@@ -1,0 +1,113 @@
+//! Loading and preparing models.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use narrowbit_data::InputSpec;
+use narrowbit_import::onnx;
+use narrowbit_ir::{Graph, Model, ValueId};
+use narrowbit_passes::SanitizeOptions;
+use narrowbit_runtime::{Options, Session};
+use narrowbit_tensor::DType;
+
+/// Reads a model file of a format that is known by its ending.
+pub fn load(path: &Path) -> Result<Model> {
+    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    match ending.as_str() {
+        "keras" | "h5" | "hdf5" | "pt" | "pth" | "safetensors" => bail!(
+            "{}: this version reads ONNX models only\nhelp: export the model to ONNX (torch.onnx.export, tf2onnx) first",
+            path.display()
+        ),
+        _ => Ok(onnx::load(path)?),
+    }
+}
+
+/// Reads a model that is to be run: functions inlined, every operator known.
+pub fn load_runnable(path: &Path) -> Result<Model> {
+    let mut model = load(path)?;
+    onnx::inline_functions(&mut model)?;
+    onnx::check_supported(&model).with_context(|| path.display().to_string())?;
+    Ok(model)
+}
+
+/// Cleans a model's graph with the default passes.
+pub fn sanitize(model: &mut Model) -> Result<narrowbit_passes::Report> {
+    Ok(narrowbit_passes::sanitize(model, &SanitizeOptions::default())?)
+}
+
+/// A session over a model for running: cleaned, if it is a float model, so that it runs fast.
+pub fn session(path: &Path, threads: usize) -> Result<Session> {
+    let mut model = load_runnable(path)?;
+    sanitize(&mut model)?;
+    Ok(Session::new(model.graph, Options { threads, ..Options::default() })?)
+}
+
+/// What a graph wants as inputs.
+pub fn input_specs(graph: &Graph) -> Result<Vec<InputSpec>> {
+    graph.inputs().iter().map(|&v| input_spec(graph, v)).collect()
+}
+
+fn input_spec(graph: &Graph, v: ValueId) -> Result<InputSpec> {
+    let value = graph.value(v);
+    let Some(ty) = value.ty.tensor() else { bail!("input \"{}\" is {}, not a tensor", value.name, value.ty) };
+    let dtype = ty.dtype.unwrap_or(DType::F32);
+    let shape: Vec<Option<usize>> = match &ty.shape {
+        Some(dims) => dims.iter().map(|d| d.as_usize()).collect(),
+        None => bail!("input \"{}\" has no shape in the file\nhelp: export the model with input shapes", value.name),
+    };
+    Ok(InputSpec { vocabulary: vocabulary(graph, v), ..InputSpec::new(value.name.clone(), dtype, shape) })
+}
+
+/// The rows of the table that an input of indices reads.
+fn vocabulary(graph: &Graph, v: ValueId) -> Option<u64> {
+    let reads_table = |u: &narrowbit_ir::Use| {
+        let node = graph.node(u.node);
+        (node.op.name() == "Gather" && u.input == 1).then(|| graph.const_input(u.node, 0)).flatten()
+    };
+    graph.uses(v).iter().find_map(reads_table).and_then(|t| t.shape().first().map(|&n| n as u64))
+}
+
+/// The size of a model on disk, external data included.
+pub fn size_on_disk(path: &Path) -> Result<u64> {
+    let own = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
+    let mut data = path.as_os_str().to_owned();
+    data.push(".data");
+    Ok(own + std::fs::metadata(PathBuf::from(data)).map_or(0, |m| m.len()))
+}
+
+/// A model that runs fast, or node by node on the reference operators.
+pub enum Runner {
+    /// Compiled.
+    Fast(Session),
+    /// Exactly as ONNX defines each operator.
+    Reference(Graph),
+}
+
+impl Runner {
+    /// Loads a model.
+    pub fn new(path: &Path, threads: usize, reference: bool) -> Result<Runner> {
+        if reference { Ok(Runner::Reference(load_runnable(path)?.graph)) } else { Ok(Runner::Fast(session(path, threads)?)) }
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        match self {
+            Runner::Fast(s) => s.graph(),
+            Runner::Reference(g) => g,
+        }
+    }
+
+    /// Names of the outputs.
+    pub fn output_names(&self) -> Vec<String> {
+        let graph = self.graph();
+        graph.outputs().iter().map(|&v| graph.value(v).name.clone()).collect()
+    }
+
+    /// Runs one batch.
+    pub fn run(&self, inputs: &[narrowbit_tensor::Tensor]) -> Result<Vec<narrowbit_tensor::Tensor>> {
+        match self {
+            Runner::Fast(s) => Ok(s.run(inputs)?),
+            Runner::Reference(g) => Ok(narrowbit_ir::interp::run_tensors(g, inputs)?),
+        }
+    }
+}
