@@ -19,11 +19,18 @@ pub fn samples(graph: &Graph, data: &Path, case: &Path, n: usize) -> Vec<(String
         let shape: Vec<Option<usize>> = ty.shape.iter().flatten().map(|d| d.as_usize()).collect();
         InputSpec::new(value.name.clone(), ty.dtype.unwrap_or(DType::F32), shape)
     };
-    let preprocess = Preprocess::from_file(case).expect("the case's preprocessing");
-    let options = DataOptions { preprocess, ..DataOptions::default() };
+    let options = DataOptions { preprocess: preprocessing(case), ..DataOptions::default() };
     let data = Dataset::open(data, &options).expect("the data");
     let specs: Vec<InputSpec> = graph.inputs().iter().map(spec).collect();
     data.bind(&specs).expect("data that fit").batch(0..n).expect("samples").inputs
+}
+
+/// The preprocessing of a case's images, where it has images.
+fn preprocessing(case: &Path) -> Preprocess {
+    let text = std::fs::read_to_string(case).expect("case.json");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    let images = value["preprocess"].is_object();
+    if images { Preprocess::from_json(&text).expect("preprocessing") } else { Preprocess::default() }
 }
 
 /// Runs a quantized model on the reference interpreter and in ONNX Runtime; what `ort_agree.py` reports of both.
