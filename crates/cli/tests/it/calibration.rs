@@ -103,6 +103,16 @@ fn resumes_after_fewer_samples() {
     home.ok(&format!("{calibrate} --samples 50 -o part.json"));
     home.ok(&format!("{calibrate} --resume -o part.json"));
     assert_eq!(ranges(&home, "part.json"), ranges(&home, "whole.json"));
+    // In batches that do not start where it stopped. A batch counts as one sample of the average.
+    home.ok(&format!("{calibrate} --samples 50 --no-histograms -o batches.json"));
+    let summary = home.json(&format!("{calibrate} --resume --batch 20 --no-histograms -o batches.json"));
+    assert_eq!(summary["samples"], 128);
+    let (batches, whole) = (ranges(&home, "batches.json"), ranges(&home, "whole.json"));
+    for (name, record) in whole["tensors"].as_object().expect("tensors") {
+        for field in ["count", "min", "max"] {
+            assert_eq!(record[field], batches["tensors"][name][field], "{name}: {field}");
+        }
+    }
     // Nothing is left to do.
     let again = home.json(&format!("{calibrate} --resume -o part.json"));
     assert_eq!(again["samples"], 128);

@@ -82,7 +82,6 @@ fn refuses_data_that_do_not_fit() {
         "quantize model.onnx --data nan.npz -o out.onnx",
         "run model.onnx --data empty.npz -o out.npz",
         "run model.onnx --data text.npz -o out.npz",
-        "run model.onnx --data data.npz --batch 0 -o out.npz",
         "run model.onnx --data data.npz --samples 0 -o out.npz",
         "eval model.onnx --data data.npz",
         "bench model.onnx --runs 0",
