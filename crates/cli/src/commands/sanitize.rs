@@ -65,7 +65,12 @@ impl Sanitize {
             nodes_after: model.graph.node_count(),
             bytes_before: model::size_on_disk(&self.model)?,
             bytes_after: model::size_on_disk(&self.output)?,
-            passes: report.rewrites().map(|(pass, rewrites)| PassRow { pass: pass.to_owned(), rewrites }).collect(),
+            passes: report
+                .passes
+                .iter()
+                .filter(|p| p.rewrites > 0)
+                .map(|p| PassRow { pass: p.name.to_owned(), rewrites: p.rewrites })
+                .collect(),
         };
         if global.json {
             output::json(&summary)?;
