@@ -3,8 +3,8 @@
 use narrowbit_ir::{Datum, Dim, EvalCx, NodeId, Patch, ValueId, check_size};
 use narrowbit_tensor::{DType, Tensor};
 
-use crate::pass::{Found, Miss, OrNo, pass, when};
 use crate::View;
+use crate::pass::{Found, Miss, OrNo, pass, when};
 
 pass! {
     /// **What it does:** computes nodes whose inputs are constants, and parts of shapes that are known although

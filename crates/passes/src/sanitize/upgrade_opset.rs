@@ -227,9 +227,7 @@ fn upgrade_node(
 
 fn make(name: &str, opset: i64, mut attrs: AttrMap) -> Result<Arc<dyn Op>, OpError> {
     let source: &dyn narrowbit_ir::OpSource = &Registry;
-    source
-        .build("", name, opset, &mut attrs)
-        .unwrap_or_else(|| Err(OpError::Unsupported(format!("operator {name}"))))
+    source.build("", name, opset, &mut attrs).unwrap_or_else(|| Err(OpError::Unsupported(format!("operator {name}"))))
 }
 
 impl Draft<'_> {
