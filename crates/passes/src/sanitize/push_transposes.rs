@@ -110,7 +110,9 @@ impl Lift<'_, '_> {
                 None => None,
             });
         }
-        Ok(self.patch.node(&view.node(id).name, view.node(id).op.clone(), &inputs))
+        let (node, name) = (view.node(id), view.name_for(v, "transposed"));
+        let made = self.patch.node_outputs(&node.name, node.op.clone(), &inputs, &[Some(&name)]);
+        made.first().copied().flatten().or_no()
     }
 
     fn constant(&mut self, v: ValueId, t: &Tensor) -> Found<ValueId> {
