@@ -17,6 +17,7 @@ pub mod interp;
 mod model;
 mod op;
 mod patch;
+pub mod text;
 mod verify;
 
 pub use attr::{Attr, AttrMap};
