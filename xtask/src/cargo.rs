@@ -33,6 +33,7 @@ pub fn test(layout: &Layout, cargo_args: &[String]) -> Result<()> {
         .args(cargo_args)
         .env("NARROWBIT_VENV", fixtures.venv.dir())
         .env("NARROWBIT_NODE_TESTS", &fixtures.node_tests)
+        .env("NARROWBIT_MS_TESTS", &fixtures.ms_tests)
         .env_remove("NARROWBIT_SHARED");
     let shared = layout.shared();
     if let Some(dir) = &shared {
@@ -42,6 +43,7 @@ pub fn test(layout: &Layout, cargo_args: &[String]) -> Result<()> {
 
     eprintln!();
     eprintln!("ONNX node tests: {}; Python: {}", fixtures.node_tests.display(), fixtures.venv.dir().display());
+    eprintln!("ONNX Runtime cases: {}", fixtures.ms_tests.display());
     match shared {
         Some(dir) => eprintln!("shared models: {}", dir.display()),
         None => eprintln!(

@@ -1,4 +1,5 @@
-//! What the tests read from `target/`: the Python environment and the ONNX node-test cases.
+//! What the tests read from `target/`: the Python environment, the ONNX node-test cases, and cases with
+//! ONNX Runtime's outputs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ pub struct Fixtures {
     pub venv: Venv,
     /// The folder of the ONNX node tests, with `index.json`.
     pub node_tests: PathBuf,
+    /// The folder of the cases with ONNX Runtime's outputs, laid out in the same way.
+    pub ms_tests: PathBuf,
 }
 
 /// Makes whatever is missing or out of date.
@@ -25,13 +28,15 @@ pub struct Fixtures {
 /// When Python, its packages or the export script fail.
 pub fn prepare(layout: &Layout) -> Result<Fixtures> {
     let venv = Venv::prepare(layout)?;
-    let node_tests = export_node_tests(layout, &venv)?;
-    Ok(Fixtures { venv, node_tests })
+    let node_tests = export(layout, &venv, "export_node_tests.py", "onnx-node")?;
+    let ms_tests = export(layout, &venv, "ms_cases.py", "ms-node")?;
+    Ok(Fixtures { venv, node_tests, ms_tests })
 }
 
-fn export_node_tests(layout: &Layout, venv: &Venv) -> Result<PathBuf> {
-    let dir = layout.target("onnx-node");
-    let script = layout.repo("tests/conformance/export_node_tests.py");
+/// Runs a script of `tests/conformance` that fills a folder under `target/`, unless it holds that already.
+fn export(layout: &Layout, venv: &Venv, script: &str, folder: &str) -> Result<PathBuf> {
+    let dir = layout.target(folder);
+    let script = layout.repo("tests/conformance").join(script);
     let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let requirements = read(&layout.repo("tests/requirements.txt"))?;
     let stamp = Stamp::new(dir.join(".narrowbit-stamp"), &[&requirements, &read(&script)?]);

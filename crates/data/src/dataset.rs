@@ -326,7 +326,12 @@ impl Dataset {
     /// All samples, `size` at a time (0 counts as 1); the last batch may have fewer. Where
     /// samples differ in shape, a batch ends where the shape changes.
     pub fn batches(&self, size: usize) -> Batches<'_> {
-        Batches { data: self, size: size.max(1), at: 0, next: None, failed: false }
+        self.batches_from(0, size)
+    }
+
+    /// As [`Dataset::batches`] without the first `start` samples.
+    pub fn batches_from(&self, start: usize, size: usize) -> Batches<'_> {
+        Batches { data: self, size: size.max(1), at: start, next: None, failed: false }
     }
 
     fn indices(&self, range: Range<usize>) -> Result<Vec<usize>, DataError> {

@@ -35,11 +35,12 @@ pub fn ms_tests() -> Option<PathBuf> {
     found(dir, "run tests/conformance/ms_cases.py, or set NARROWBIT_MS_TESTS")
 }
 
-/// A Python with onnx and onnxruntime: `NARROWBIT_PYTHON`, else the environment that `cargo xtask fixtures` makes.
-/// Says on stderr that a test is skipped when there is none.
+/// A Python with onnx and onnxruntime: that of the environment `NARROWBIT_VENV`, else of the one that
+/// `cargo xtask fixtures` makes. Says on stderr that a test is skipped when there is none.
 pub fn python() -> Option<PathBuf> {
-    let python = env::var_os("NARROWBIT_PYTHON").map_or_else(|| target().join("venv/bin/python"), PathBuf::from);
-    found(python, "run `cargo xtask fixtures`, or set NARROWBIT_PYTHON")
+    let venv = env::var_os("NARROWBIT_VENV").map_or_else(|| target().join("venv"), PathBuf::from);
+    let python = if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" };
+    found(venv.join(python), "run `cargo xtask fixtures`, or set NARROWBIT_VENV")
 }
 
 fn found(path: PathBuf, help: &str) -> Option<PathBuf> {

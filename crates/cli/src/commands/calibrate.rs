@@ -33,7 +33,7 @@ pub struct Calibrate {
     #[arg(long, value_name = "RANGES.json", num_args = 1..)]
     merge: Vec<PathBuf>,
     /// Go on where the output file stopped: samples that it has seen are passed over
-    #[arg(long)]
+    #[arg(long, conflicts_with = "merge")]
     resume: bool,
     /// Record extremes and averages only: faster, but no histogram for percentile, entropy and mse
     #[arg(long)]
@@ -178,19 +178,17 @@ impl Job {
             output::bytes(calibrator.record_bytes() as u64)
         );
         let bar = output::progress("calibrating", dataset.len());
-        let (mut seen, mut kept, mut stopped) = (0u64, Vec::new(), false);
-        for batch in dataset.batches(self.batch) {
+        bar.inc(self.skip);
+        let (mut kept, mut stopped) = (Vec::new(), false);
+        let skip = usize::try_from(self.skip).unwrap_or(usize::MAX);
+        for batch in dataset.batches_from(skip, self.batch) {
             if interrupt::requested() {
                 stopped = true;
                 break;
             }
             let batch = batch?;
             let n = batch.indices.len() as u64;
-            seen += n;
             bar.inc(n);
-            if seen <= self.skip {
-                continue;
-            }
             let inputs = data::tensors(batch);
             let outputs = calibrator.add(&inputs, n)?;
             if kept.len() < self.keep && size(&kept) < MAX_KEPT {

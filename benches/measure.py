@@ -1,0 +1,111 @@
+"""What the benchmark scripts share: children with their time and peak memory, samples, and the machine's load."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+# Huge pages for the peers' allocators: without them the comparison flatters us on virtual machines.
+HUGE_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "TBB_MALLOC_USE_HUGE_PAGES": "1",
+}
+
+
+def peers_folder():
+    """The folder with the peers' scripts: `bench` in NARROWBIT_SHARED, else in `shared` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("NARROWBIT_SHARED", beside)) / "bench"
+    if not (folder / "q_ort.py").exists():
+        sys.exit(f"{folder}: the peers' scripts are not there; set NARROWBIT_SHARED")
+    return folder
+
+
+def peers_common(models_dir):
+    """The peers' module `common`, with the models of `models_dir`."""
+    if Path(models_dir).name != "models":
+        sys.exit(f"{models_dir}: the folder must be called models, as mkmodels.py makes it")
+    os.environ["NARROWBIT_BENCH"] = str(Path(models_dir).resolve().parent)
+    sys.path.insert(0, str(peers_folder()))
+    import common
+
+    return common
+
+
+def run(command, env=None):
+    """Runs a child to its end: its output, wall seconds, and peak resident memory in MB."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begun = time.perf_counter()
+        child = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err, env={**os.environ, **(env or {})})
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begun
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read().decode()
+        if child.returncode:
+            err.seek(0)
+            said = err.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(map(str, command))}\nexit code {child.returncode}\n{said}")
+    return text, seconds, usage.ru_maxrss / 1024
+
+
+def save_samples(feeds, path):
+    """Samples of batch 1 as an .npz with one array per input, written one sample at a time."""
+    import zipfile
+
+    first = feeds(0)
+    count = len(feeds)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in first.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *array.shape[1:])})
+                for i in range(count):
+                    file.write(np.ascontiguousarray(feeds(i)[name]).tobytes())
+
+
+class CalibrationFeeds:
+    """The calibration samples of the peers' `common`, made one at a time."""
+
+    def __init__(self, common, model, count):
+        self.common, self.model, self.count = common, model, count
+        self.image = common.REG[model]["kind"] == "img"
+
+    def __len__(self):
+        return self.count
+
+    def __call__(self, i):
+        # The same seeds as in `common.calib_feeds`.
+        return self.common.feed(self.model, (self.common.CAL0 if self.image else 200) + i)
+
+
+class Load:
+    """Cores that other processes used while a block ran."""
+
+    def __init__(self, common):
+        self.busy = common._busy
+
+    def __enter__(self):
+        self.begun, self.at = self.busy(), time.perf_counter()
+        self.own = sum(os.times()[:4])
+        return self
+
+    def __exit__(self, *_):
+        own = sum(os.times()[:4]) - self.own
+        self.cores = max(0.0, (self.busy() - self.begun - own) / (time.perf_counter() - self.at))
+
+
+def median(values):
+    return float(np.median(values))
+
+
+def table(header, rows):
+    """A table with aligned columns."""
+    lines = [header] + [[str(c) for c in row] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)

@@ -1,0 +1,184 @@
+//! Each class of error: what is said, where it went wrong, what to do, exit code 2, nothing on stdout.
+
+use narrowbit_tensor::Tensor;
+
+use crate::home::{Home, Ran};
+use crate::models;
+
+/// Checks that a command is refused and leaves no new file.
+#[track_caller]
+fn refuse(home: &Home, line: &str) -> Ran {
+    let before = home.files();
+    let ran = home.run(line).expect(2);
+    assert_eq!(ran.stdout, "", "an error has no result\n{}", ran.text());
+    assert!(ran.stderr.starts_with("error: ") || ran.stderr.contains("\nerror: "), "{}", ran.text());
+    assert_eq!(home.files(), before, "an error leaves no files\n{}", ran.text());
+    ran
+}
+
+fn linear() -> Home {
+    let home = Home::new();
+    models::save_linear(&home.path("model.onnx"));
+    models::save_arrays(&home.path("data.npz"), &[("x", Tensor::new([2, 4], vec![0.5f32; 8]).expect("a tensor"))]);
+    home
+}
+
+#[test]
+fn refuses_missing_files() {
+    let home = linear();
+    let lines = [
+        "inspect missing.onnx",
+        "quantize missing.onnx --random 1 -o out.onnx",
+        "quantize model.onnx --data missing.npz -o out.onnx",
+        "quantize model.onnx --ranges missing.json -o out.onnx",
+        "eval model.onnx --data data.npz --labels missing.npy",
+        "run model.onnx --data data.npz --preprocess missing.json -o out.npz",
+        "quantize model.onnx --data data.npz --config missing.toml -o out.onnx",
+        "compare model.onnx missing.npz --data data.npz",
+        "inspect .",
+    ];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("missing", texts.join("\n"));
+}
+
+#[test]
+fn refuses_damaged_models() {
+    let home = Home::with_example("digits-cnn");
+    let whole = home.read("model.onnx");
+    std::fs::write(home.path("half.onnx"), &whole[..whole.len() / 2]).expect("a file");
+    home.write("empty.onnx", "");
+    home.write("text.onnx", "this is no model\n");
+    home.write("weights.pt", "");
+    let lines = ["inspect half.onnx", "inspect empty.onnx", "inspect text.onnx", "inspect weights.pt"];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("damaged", texts.join("\n"));
+}
+
+#[test]
+fn names_all_unknown_operators_at_once() {
+    let home = Home::new();
+    models::save_unknown(&home.path("model.onnx"));
+    let lines = ["run model.onnx --random 1 -o out.npz", "quantize model.onnx --random 1 -o out.onnx"];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("unknown-operators", texts.join("\n"));
+    home.ok("inspect model.onnx");
+    home.ok("convert model.onnx -o copy.onnx");
+    home.ok("inspect copy.onnx");
+}
+
+#[test]
+fn refuses_data_that_do_not_fit() {
+    let home = linear();
+    let save = |name: &str, array: &str, t: Tensor| models::save_arrays(&home.path(name), &[(array, t)]);
+    save("narrow.npz", "x", Tensor::new([2, 3], vec![0.5f32; 6]).expect("a tensor"));
+    save("nan.npz", "x", Tensor::new([2, 4], [[0.5f32; 4], [0.0, f32::NAN, 0.0, 0.0]].concat()).expect("a tensor"));
+    save("empty.npz", "x", Tensor::new([0, 4], Vec::<f32>::new()).expect("a tensor"));
+    home.write("text.npz", "this is no archive\n");
+    let lines = [
+        "run model.onnx -o out.npz",
+        "quantize model.onnx -o out.onnx",
+        "run model.onnx --data narrow.npz -o out.npz",
+        "run model.onnx --data nan.npz -o out.npz",
+        "quantize model.onnx --data nan.npz -o out.onnx",
+        "run model.onnx --data empty.npz -o out.npz",
+        "run model.onnx --data text.npz -o out.npz",
+        "run model.onnx --data data.npz --samples 0 -o out.npz",
+        "eval model.onnx --data data.npz",
+        "bench model.onnx --runs 0",
+        "inspect model.onnx --dim batch=2",
+    ];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("data", texts.join("\n"));
+}
+
+#[test]
+fn refuses_images_and_labels_that_do_not_fit() {
+    let home = Home::with_example("digits-cnn");
+    let images = || Tensor::new([2, 8, 8, 1], vec![7u8; 128]).expect("images");
+    let labelled = |name: &str, labels: Vec<i64>| {
+        let labels = Tensor::new([labels.len()], labels).expect("labels");
+        models::save_arrays(&home.path(name), &[("images", images()), ("labels", labels)]);
+    };
+    labelled("range.npz", vec![3, 10]);
+    labelled("negative.npz", vec![3, -1]);
+    labelled("few.npz", vec![3]);
+    models::save_arrays(&home.path("color.npz"), &[("images", Tensor::new([1, 8, 8, 3], vec![7u8; 192]).expect("images"))]);
+    let lines = [
+        "eval model.onnx --data range.npz --preprocess case.json",
+        "eval model.onnx --data negative.npz --preprocess case.json",
+        "eval model.onnx --data few.npz --preprocess case.json",
+        "eval model.onnx --data test.npz --layout nhwc",
+        "eval model.onnx --data test.npz --layout chwn",
+        "eval model.onnx --data color.npz --layout nchw",
+        "eval model.onnx --data test.npz --metric miou --preprocess case.json",
+        "eval model.onnx --data test.npz --output nothing --preprocess case.json",
+        "eval model.onnx --data test.npz --mean 1,2 --layout nchw",
+        "eval model.onnx --data test.npz --range 0 --layout nchw",
+    ];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("images", texts.join("\n"));
+}
+
+#[test]
+fn refuses_settings_that_make_no_sense() {
+    let home = linear();
+    home.write("unknown.toml", "methud = \"minmax\"\n");
+    home.write("unknown.json", "{\"activations\": {\"int\": \"int8\", \"bits\": 4}}");
+    home.write("broken.toml", "method = \n");
+    home.write("scale.toml", "scael = 2\n");
+    home.ok("calibrate model.onnx --data data.npz -o ranges.json");
+    home.write("foreign.json", &String::from_utf8_lossy(&home.read("ranges.json")).replace("\"graph\":\"", "\"graph\":\"0"));
+    home.write("half.json", "{\"format\": \"narrowbit-ranges/1\",");
+    let lines = [
+        "quantize model.onnx --data data.npz --config unknown.toml -o out.onnx",
+        "quantize model.onnx --data data.npz --config unknown.json -o out.onnx",
+        "quantize model.onnx --data data.npz --config broken.toml -o out.onnx",
+        "run model.onnx --data data.npz --preprocess scale.toml -o out.npz",
+        "quantize model.onnx --data data.npz --exclude [a -o out.onnx",
+        "quantize model.onnx --data data.npz --exclude-regex (a -o out.onnx",
+        "quantize model.onnx --data data.npz --percentile 120 -o out.onnx",
+        "quantize model.onnx --data data.npz --op-types Frobnicate -o out.onnx",
+        "quantize model.onnx --data data.npz --ranges ranges.json -o out.onnx",
+        "quantize model.onnx --ranges foreign.json -o out.onnx",
+        "quantize model.onnx --ranges half.json -o out.onnx",
+        "quantize model.onnx --ranges data.npz -o out.onnx",
+    ];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("settings", texts.join("\n"));
+}
+
+#[test]
+fn refuses_ranges_without_the_histograms_that_a_method_needs() {
+    let home = linear();
+    home.ok("calibrate model.onnx --data data.npz --no-histograms -o ranges.json");
+    let ran = refuse(&home, "quantize model.onnx --ranges ranges.json --method entropy -o out.onnx");
+    insta::assert_snapshot!("no-histograms", ran.text());
+}
+
+#[test]
+fn refuses_to_quantize_a_quantized_model() {
+    let home = Home::with_example("diabetes-mlp");
+    home.ok("quantize model.onnx --data calib.npz -o int8.onnx");
+    let ran = refuse(&home, "quantize int8.onnx --data calib.npz -o twice.onnx");
+    insta::assert_snapshot!("quantized", ran.text());
+}
+
+#[test]
+fn refuses_outputs_that_can_not_be_written() {
+    let home = linear();
+    std::fs::create_dir(home.path("folder")).expect("a folder");
+    let mut texts = Vec::new();
+    for out in ["missing/out", "folder"] {
+        for line in [
+            "sanitize model.onnx -o",
+            "convert model.onnx -o",
+            "calibrate model.onnx --data data.npz -o",
+            "quantize model.onnx --data data.npz -o",
+            "run model.onnx --data data.npz -o",
+        ] {
+            texts.push(refuse(&home, &format!("{line} {out}")).text());
+        }
+    }
+    assert!(std::fs::read_dir(home.path("folder")).expect("the folder").next().is_none());
+    insta::assert_snapshot!("unwritable", texts.join("\n"));
+}

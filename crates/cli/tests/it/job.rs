@@ -1,0 +1,189 @@
+//! The main job on the example networks: float in, int8 out, measured.
+
+use narrowbit_data::{DataOptions, Dataset};
+use serde_json::Value;
+
+use crate::home::{EXAMPLES, Home, python, preprocess};
+
+/// What an example may lose: half a point, or as much of a correlation.
+const MOST_LOSS: f64 = 0.005;
+
+fn score(v: &Value) -> f64 {
+    v["scores"][0]["value"].as_f64().expect("a score")
+}
+
+fn metric(example: &str) -> &'static str {
+    if example == "diabetes-mlp" { "pearson" } else { "top1" }
+}
+
+#[test]
+fn keeps_the_accuracy_of_the_examples() {
+    for example in EXAMPLES {
+        let home = Home::with_example(example);
+        let p = preprocess(example);
+        let eval = |model: &str| score(&home.json(&format!("eval {model} --data test.npz {p} --batch 20 --metric {}", metric(example))));
+        let case: Value = serde_json::from_slice(&home.read("case.json")).expect("case.json");
+        let stated = case["float"].as_f64().or_else(|| case["float"][metric(example)].as_f64()).expect("a figure");
+        let float = eval("model.onnx");
+        // Another order of sums may move one of 500 images.
+        assert!((float - stated).abs() <= 0.002, "{example}: {float}, {stated} in case.json");
+        for format in ["qdq", "qoperator"] {
+            let quantize = format!("quantize model.onnx --data calib.npz {p} --format {format} -o {format}.onnx");
+            let summary = home.json(&quantize);
+            let int8 = eval(&format!("{format}.onnx"));
+            assert!(float - int8 <= MOST_LOSS, "{example} {format}: {float} became {int8}");
+            let ratio = summary["bytes_after"].as_f64().expect("bytes") / summary["bytes_before"].as_f64().expect("bytes");
+            // A quarter, and the graph with its scales, which weighs on small networks.
+            assert!(ratio < if example == "diabetes-mlp" { 0.7 } else { 0.5 }, "{example} {format}: {ratio}");
+            assert!(summary["integer_nodes"].as_u64() > Some(2), "{summary}");
+        }
+        let both = home.json(&format!("eval qoperator.onnx --data test.npz {p} --reference qdq.onnx --batch 20"));
+        let agreement = both["agreement"]["cosine"].as_f64().expect("a cosine");
+        assert!(agreement > 0.999, "{example}: the formats agree only to {agreement}");
+    }
+}
+
+#[test]
+fn writes_the_same_bytes_from_data_and_from_ranges() {
+    for example in EXAMPLES {
+        let home = Home::with_example(example);
+        let p = preprocess(example);
+        home.ok(&format!("calibrate model.onnx --data calib.npz {p} -o ranges.json"));
+        for method in ["minmax", "moving-average", "percentile", "entropy", "mse"] {
+            home.ok(&format!("quantize model.onnx --data calib.npz {p} --method {method} --no-check -o data.onnx"));
+            home.ok(&format!("quantize model.onnx --ranges ranges.json --method {method} -o ranges.onnx"));
+            assert!(home.read("data.onnx") == home.read("ranges.onnx"), "{example} {method}");
+        }
+    }
+}
+
+#[test]
+fn writes_the_same_bytes_with_any_number_of_threads() {
+    for example in EXAMPLES {
+        let home = Home::with_example(example);
+        let p = preprocess(example);
+        for threads in [1, 2, 4] {
+            let to = format!("--threads {threads} -o {threads}.onnx");
+            home.ok(&format!("quantize model.onnx --data calib.npz {p} --method percentile {to}"));
+            home.ok(&format!("run {threads}.onnx --data test.npz {p} --samples 40 --threads {threads} -o {threads}.npz"));
+        }
+        for other in [2, 4] {
+            assert!(home.read("1.onnx") == home.read(&format!("{other}.onnx")), "{example}: models, {other} threads");
+            assert!(home.read("1.npz") == home.read(&format!("{other}.npz")), "{example}: outputs, {other} threads");
+        }
+    }
+}
+
+#[test]
+fn gives_the_same_outputs_in_any_batch() {
+    let home = Home::with_example("digits-vit");
+    let p = preprocess("digits-vit");
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} -o int8.onnx"));
+    for model in ["model", "int8"] {
+        for batch in [1, 7] {
+            home.ok(&format!("run {model}.onnx --data test.npz {p} --samples 30 --batch {batch} -o {model}{batch}.npz"));
+        }
+        let (a, b) = (outputs(&home, &format!("{model}1.npz")), outputs(&home, &format!("{model}7.npz")));
+        let range = a.iter().fold(0f32, |m, x| m.max(x.abs()));
+        // Sums in another order; on integers a value at a rounding border may fall to the other side.
+        let most = if model == "int8" { 0.05 } else { 1e-4 } * range;
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= most), "{model}: {a:?} {b:?}");
+    }
+}
+
+fn outputs(home: &Home, file: &str) -> Vec<f32> {
+    let data = Dataset::open(home.path(file), &DataOptions::default()).expect("the outputs");
+    let batch = data.batch(0..data.len()).expect("all rows");
+    batch.inputs[0].1.to_f32s().expect("floats").into_owned()
+}
+
+#[test]
+fn cleans_without_changing_the_outputs() {
+    for example in EXAMPLES {
+        let home = Home::with_example(example);
+        let p = preprocess(example);
+        home.ok("sanitize model.onnx -o clean.onnx");
+        let before = home.files();
+        // The reference operators, so that the cleaned graph is not compared with itself.
+        for model in ["model", "clean"] {
+            home.ok(&format!("run {model}.onnx --reference --data test.npz {p} --samples 5 -o {model}.npz"));
+        }
+        home.ok(&format!("run model.onnx --data test.npz {p} --samples 5 -o fast.npz"));
+        let reference = outputs(&home, "model.npz");
+        let range = reference.iter().fold(0f32, |m, x| m.max(x.abs()));
+        for file in ["clean.npz", "fast.npz"] {
+            let worst = outputs(&home, file).iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            // Float rounding in another order.
+            assert!(worst <= 1e-4 * range, "{example} {file}: {worst} of {range}");
+        }
+        assert!(!before.contains(&"model.npz".to_owned()));
+        // What is clean stays as it is.
+        home.ok("sanitize clean.onnx -o twice.onnx");
+        assert!(home.read("clean.onnx") == home.read("twice.onnx"), "{example}");
+    }
+}
+
+#[test]
+fn finds_the_wrong_rewrite_by_bisection() {
+    let home = Home::with_example("digits-cnn");
+    let all = home.json("sanitize model.onnx -o all.onnx --dump-passes dump");
+    let total: u64 = all["passes"].as_array().expect("passes").iter().filter_map(|p| p["rewrites"].as_u64()).sum();
+    assert!(std::fs::read_dir(home.path("dump")).expect("the dump").count() > 1);
+    let none = home.json("sanitize model.onnx -o none.onnx --stop-after 0");
+    assert_eq!(none["nodes_before"], none["nodes_after"]);
+    home.ok(&format!("sanitize model.onnx -o some.onnx --stop-after {total}"));
+    assert!(home.read("all.onnx") == home.read("some.onnx"));
+}
+
+#[test]
+fn keeps_nodes_float_on_request() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    let quantize = format!("quantize model.onnx --data calib.npz {p} --samples 8 -o out.onnx");
+    let names = |v: &Value, float: bool| -> Vec<String> {
+        let nodes = v["node_list"].as_array().expect("nodes").iter();
+        let wanted = nodes.filter(|n| n["integer"] == !float && ["Conv", "Gemm", "MatMul"].contains(&n["op"].as_str().unwrap_or("")));
+        wanted.filter_map(|n| n["node"].as_str().map(str::to_owned)).collect()
+    };
+    let default = home.json(&quantize);
+    assert_eq!(names(&default, true), Vec::<String>::new());
+    let weighted = names(&default, false);
+    let one = &weighted[1];
+    assert_eq!(names(&home.json(&format!("{quantize} --exclude {one}")), true), std::slice::from_ref(one));
+    assert_eq!(names(&home.json(&format!("{quantize} --exclude-regex ^{one}$")), true), std::slice::from_ref(one));
+    assert_eq!(names(&home.json(&format!("{quantize} --keep-first")), true), &weighted[..1]);
+    assert_eq!(names(&home.json(&format!("{quantize} --keep-last")), true), &weighted[weighted.len() - 1..]);
+    assert_eq!(names(&home.json(&format!("{quantize} --exclude-type Conv --op-types Gemm,MatMul")), false).len(), {
+        weighted.len() - home.json("inspect out.onnx")["operators"]["Conv"].as_u64().unwrap_or(0) as usize
+    });
+    home.run(&format!("{quantize} --exclude-type Conv")).expect(0);
+}
+
+#[test]
+fn compares_with_outputs_that_another_runtime_has_saved() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    home.ok(&format!("run model.onnx --data test.npz {p} --samples 10 --reference -o saved.npz"));
+    let v = home.json(&format!("compare model.onnx saved.npz --data test.npz {p} --samples 10"));
+    assert!(v["outputs"][0]["cumulative"]["sqnr_db"].as_f64() > Some(80.0), "{v}");
+    home.run(&format!("compare model.onnx saved.npz --data test.npz {p} --samples 11")).expect(2);
+}
+
+#[test]
+fn writes_outputs_that_numpy_reads() {
+    let home = Home::with_example("digits-cnn");
+    home.ok(&format!("run model.onnx --data test.npz {} --samples 6 --batch 4 -o out.npz", preprocess("digits-cnn")));
+    let Some(ran) = python("read_npz.py", &[&home.path("out.npz")]) else { return };
+    assert_eq!(ran.expect(0).stdout.trim(), "logits float32 (6, 10)");
+}
+
+#[test]
+fn shows_the_examples_in_the_demo() {
+    let rows = Home::new().json("demo --threads 2");
+    let rows = rows.as_array().expect("rows");
+    assert_eq!(rows.iter().map(|r| r["name"].as_str().unwrap_or("")).collect::<Vec<_>>(), EXAMPLES);
+    for r in rows {
+        assert_eq!(r["within_half_a_point"], true, "{r}");
+        assert!(r["bytes_int8"].as_u64() < r["bytes_float"].as_u64() && r["integer_nodes"].as_u64() > Some(2), "{r}");
+    }
+}

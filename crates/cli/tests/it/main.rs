@@ -1,0 +1,13 @@
+//! The command as its users meet it: what it prints, its exit codes, the files it leaves, and its results
+//! beside those of ONNX Runtime. One program, so that it is linked once.
+
+mod calibration;
+mod errors;
+mod files;
+mod help;
+mod home;
+mod job;
+mod json;
+mod models;
+mod onnxruntime;
+mod shared;

@@ -1,0 +1,77 @@
+"""Compares every quantized tensor of a model with ONNX Runtime's, and looks at what ONNX Runtime makes of the model.
+
+    python ort_agree.py MODEL FOLDER
+
+FOLDER holds what another interpreter has read and made: `inputs.npz` (arrays by input name), `ours.npz` (arrays
+`t0`, `t1` …: each int8 or uint8 tensor and each output) and `names.json` (their names in that order). ONNX Runtime
+runs MODEL with all optimizations off and every tensor as an output, then with all on. Prints one JSON object.
+"""
+
+import collections
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import cases
+
+
+def with_all_outputs(path):
+    """The model with every tensor that a node makes as an output."""
+    model = onnx.load(path)
+    known = {o.name for o in model.graph.output}
+    made = [o for node in model.graph.node for o in node.output if o and o not in known]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    return model.SerializeToString()
+
+
+def differences(names, ours, theirs):
+    """How the codes differ over all tensors, and the tensor that is worst."""
+    total, different, worst, where = 0, 0, 0, None
+    for name, codes in ours.items():
+        if codes.dtype not in (np.int8, np.uint8) or name not in theirs:
+            continue
+        if codes.shape != theirs[name].shape or codes.dtype != theirs[name].dtype:
+            raise SystemExit(f"{name}: {codes.dtype} {codes.shape}, ONNX Runtime has {theirs[name].dtype} {theirs[name].shape}")
+        steps = np.abs(codes.astype(int) - theirs[name].astype(int))
+        total += steps.size
+        different += int((steps > 0).sum())
+        if steps.size and steps.max() > worst:
+            worst, where = int(steps.max()), name
+    return {"values": total, "different": different, "most_steps": worst, "worst_tensor": where}
+
+
+def fused_operators(path):
+    """The operators of the model as ONNX Runtime optimizes it, with their numbers."""
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = Path(scratch) / "optimized.onnx"
+        cases.session(path, save=saved)
+        return dict(collections.Counter(node.op_type for node in onnx.load(saved).graph.node))
+
+
+def main(path, folder):
+    folder = Path(folder)
+    names = json.loads((folder / "names.json").read_text())
+    saved = np.load(folder / "ours.npz")
+    ours = {name: saved[f"t{i}"] for i, name in enumerate(names)}
+    feeds = dict(np.load(folder / "inputs.npz"))
+    plain = cases.session(with_all_outputs(path), optimize=False)
+    theirs = dict(zip([o.name for o in plain.get_outputs()], plain.run(None, feeds)))
+    report = differences(names, ours, theirs)
+    codes = [n for n, t in theirs.items() if isinstance(t, np.ndarray) and t.dtype in (np.int8, np.uint8)]
+    report["tensors"] = len(codes)
+    report["missing"] = [n for n in codes if n not in ours]
+    optimized = cases.session(path)
+    outputs = [o.name for o in optimized.get_outputs()]
+    fast = dict(zip(outputs, optimized.run(None, feeds)))
+    report["plain_sqnr_db"] = min(cases.sqnr_db(theirs[n], ours[n]) for n in outputs)
+    report["optimized_sqnr_db"] = min(cases.sqnr_db(fast[n], ours[n]) for n in outputs)
+    report["operators"] = fused_operators(path)
+    print(json.dumps({k: (1e9 if v == float("inf") else v) for k, v in report.items()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
