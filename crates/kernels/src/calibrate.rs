@@ -254,8 +254,8 @@ impl Kernel for Sums<'_> {
 }
 
 /// Adds to `bins` how many elements fall in each of `bins.len()` equal parts of
-/// `low ..= high`: element x in bin `⌊(x − low) · (bins / (high − low))⌋`, in f32, `high`
-/// itself in the last. With `absolute`, |x| is counted instead of x.
+/// `low ..= high`: element x in bin `⌊(x − low) · (bins / (high − low))⌋`, in f32 (exactly where zero is
+/// an edge of a bin and their width a power of two), `high` itself in the last. With `absolute`, |x| is counted instead of x.
 ///
 /// # Errors
 /// The range is empty or not finite, or there are no bins or over [`MAX_BINS`].
@@ -266,12 +266,15 @@ pub fn histogram(exec: &Exec, x: &[f32], (low, high): (f32, f32), absolute: bool
     let factor = n as f32 / (high - low);
     let good = low < high && factor.is_finite() && factor > 0.0;
     require(NAME, good, "the range must be finite and not empty")?;
+    // Where zero is an edge and the width a power of two, x · factor is exact: subtracting `low` first would
+    // round small values into a neighbouring bin.
+    let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
     let total = Mutex::new((bins, Outside::default()));
     exec.split(x.len(), 2 * CHUNK, &|range| {
         let mut counts = vec![0u32; (n + EXTRA) * WAYS];
         // A part of at most 2^30 elements can't overflow its counters.
         for part in x[range].chunks(1 << 30) {
-            exec.isa().dispatch(Count { x: part, low, high, factor, absolute, n, counts: &mut counts });
+            exec.isa().dispatch(Count { x: part, low, high, factor, absolute, aligned, n, counts: &mut counts });
             let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
             let (bins, outside) = &mut *guard;
             let count = |i: usize| (0..WAYS).map(|way| u64::from(counts[way * (n + EXTRA) + i])).sum::<u64>();
@@ -300,6 +303,7 @@ struct Count<'a> {
     high: f32,
     factor: f32,
     absolute: bool,
+    aligned: bool,
     n: usize,
     counts: &'a mut [u32],
 }
@@ -312,6 +316,7 @@ impl Kernel for Count<'_> {
         let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
         let n = self.n as f32;
         let last = s.splat(n - 1.0);
+        let base = s.splat(self.low * self.factor);
         let mut lanes = [0i32; 16];
         let mut i = 0;
         while i < self.x.len() {
@@ -320,7 +325,11 @@ impl Kernel for Count<'_> {
             unsafe {
                 let v = s.load_bits(self.x.as_ptr().add(i), low_bits(len));
                 let v = if self.absolute { s.abs(v) } else { v };
-                let bin = s.min(s.floor(s.mul(s.sub(v, low), factor)), last);
+                let bin = match self.aligned {
+                    true => s.sub(s.floor(s.mul(v, factor)), base),
+                    false => s.floor(s.mul(s.sub(v, low), factor)),
+                };
+                let bin = s.min(bin, last);
                 let bin = s.select(s.lt(v, low), s.splat(n), bin);
                 let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
                 let bin = s.select(s.unordered(v, v), s.splat(n + 2.0), bin);
@@ -392,6 +401,7 @@ mod tests {
                 (0, 3, 0.0, 1.0, false),
                 (37, 7, -2.0, 2.0, false),
                 (200_000, 2048, 0.0, 4.0, true),
+                (70_000, 64, -4.0, 4.0, false),
                 (9000, 1, -1.0, 0.5, false),
             ] {
                 let x = data(len);
@@ -406,7 +416,9 @@ mod tests {
                     } else if v > high {
                         outside.above += 1;
                     } else {
-                        want[(((v - low) * factor) as usize).min(bins - 1)] += 1;
+                        let exact = (f64::from(v) - f64::from(low)) * f64::from(factor);
+                        let bin = if bins == 64 { exact as usize } else { ((v - low) * factor) as usize };
+                        want[bin.min(bins - 1)] += 1;
                     }
                 }
                 let mut got = vec![1u64; bins];

@@ -10,7 +10,7 @@ use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::data::{self, DataArgs};
+use crate::data;
 use crate::{interrupt, model, output};
 
 /// Measure latency, size and memory

@@ -69,9 +69,10 @@ impl Histogram {
     pub fn add(&mut self, values: &[f32]) {
         let max = values.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
         self.cover(max);
-        let (lo, width) = self.geometry();
+        let (_, width) = self.geometry();
         for &v in values.iter().filter(|v| v.is_finite()) {
-            let bin = ((v - lo) / width).floor() as i64;
+            // Exact: the width is a power of two.
+            let bin = (v / width).floor() as i64 + HALF as i64;
             self.counts[bin.clamp(0, BINS as i64 - 1) as usize] += 1;
         }
     }
