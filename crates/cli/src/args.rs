@@ -1,6 +1,7 @@
 //! The command line as a whole; each command's own arguments stand in its file.
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use narrowbit_kernels::{Exec, Isa};
 
 use crate::commands;
 
@@ -40,6 +41,15 @@ pub struct Threads {
     /// Threads to compute with; 0 for one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
+}
+
+impl Threads {
+    /// The threads with the instruction set that this machine or the environment gives.
+    pub fn exec(&self) -> anyhow::Result<Exec> {
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if self.threads == 0 { all() } else { self.threads };
+        Ok(Exec::new(Isa::from_env()?, threads))
+    }
 }
 
 /// What to do.

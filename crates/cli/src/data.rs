@@ -67,13 +67,26 @@ pub struct PreprocessArgs {
     #[arg(long, value_name = "O", help_heading = "Preprocessing of images", allow_hyphen_values = true)]
     pub offset: Option<f32>,
     /// Subtracted, one value or one per channel
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', help_heading = "Preprocessing of images", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        help_heading = "Preprocessing of images",
+        allow_hyphen_values = true
+    )]
     pub mean: Option<Vec<f32>>,
     /// Divides, one value or one per channel
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', help_heading = "Preprocessing of images")]
     pub std: Option<Vec<f32>>,
     /// Map 0…255 to LOW…HIGH, instead of --scale and --offset
-    #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, help_heading = "Preprocessing of images", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "LOW,HIGH",
+        value_delimiter = ',',
+        num_args = 1,
+        help_heading = "Preprocessing of images",
+        allow_hyphen_values = true
+    )]
     pub range: Option<Vec<f32>>,
     /// The layout that the model wants: nchw or nhwc
     #[arg(long, value_name = "LAYOUT", help_heading = "Preprocessing of images")]

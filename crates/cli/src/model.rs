@@ -86,7 +86,11 @@ pub enum Runner {
 impl Runner {
     /// Loads a model.
     pub fn new(path: &Path, threads: usize, reference: bool) -> Result<Runner> {
-        if reference { Ok(Runner::Reference(load_runnable(path)?.graph)) } else { Ok(Runner::Fast(session(path, threads)?)) }
+        if reference {
+            Ok(Runner::Reference(load_runnable(path)?.graph))
+        } else {
+            Ok(Runner::Fast(session(path, threads)?))
+        }
     }
 
     /// The graph.

@@ -68,6 +68,9 @@ pub fn attention(
     // Enough rows to use packed keys well, few enough to keep their scores in cache.
     let rows = (SCORES / p.keys).clamp(14, 112).min(p.queries);
     let blocks = p.queries.div_ceil(rows);
+    // Blocks of equal size, so that the last is not a stub.
+    let rows = p.queries.div_ceil(blocks);
+    let blocks = p.queries.div_ceil(rows);
     let heads = p.batch * p.heads;
     // Long sequences with few heads also split the rows of a head between tasks.
     let parts = if exec.threads() == 1 { 1 } else { (4 * exec.threads()).div_ceil(heads).min(blocks) };

@@ -27,12 +27,6 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) ->
     y
 }
 
-/// `2^n` for integer `n` in −126 … 127.
-#[inline(always)]
-fn exponent<S: Simd>(s: S, n: S::I) -> S::F {
-    s.float_of(s.shl_i::<23>(s.add_i(n, s.splat_i(127))))
-}
-
 /// eˣ; overflows to infinity, underflows through the denormals to 0.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
@@ -43,10 +37,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let r = s.mul_add(n, s.splat(-LN2_LOW), r);
     let p = polynomial(s, r, [0.5, 0.166_665_12, 0.041_666_187, 0.008_369_599, 0.001_395_171_7]);
     let y = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
-    // Two factors reach both the denormals and 2^128.
-    let n = s.to_i32(n);
-    let half = s.sar_i::<1>(n);
-    s.mul(s.mul(y, exponent(s, half)), exponent(s, s.sub_i(n, half)))
+    s.scale_exp(y, n)
 }
 
 /// eˣ for x ≤ 0, flushing results below 2^−126 to 0: the softmax inner loop.
@@ -59,8 +50,7 @@ pub(crate) fn exp_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
     let r = s.mul_add(n, s.splat(-LN2_LOW), r);
     let p = polynomial(s, r, [0.5, 0.166_665_12, 0.041_666_187, 0.008_369_599, 0.001_395_171_7]);
     let y = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
-    let y = s.mul(y, exponent(s, s.to_i32(n)));
-    s.select(tiny, s.splat(0.0), y)
+    s.select(tiny, s.splat(0.0), s.scale_exp(y, n))
 }
 
 /// ln x; −∞ at 0, NaN below.

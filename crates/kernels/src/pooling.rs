@@ -113,6 +113,8 @@ fn run(exec: &Exec, p: &Pool2dParams, x: &[f32], y: &mut [f32], counts: Option<&
     let grain = (1 << 15) / (plane_out * taps.len()).max(1);
     exec.split(p.planes, grain.max(1), &|range| {
         with_scratch(scratch, |scratch| {
+            let fill = if counts.is_some() { 0.0 } else { f32::NEG_INFINITY };
+            scratch.fill(fill);
             for index in range.clone() {
                 exec.isa().dispatch(Plane {
                     plane: PaddedPlane { spread, data: scratch },
@@ -143,8 +145,7 @@ impl Kernel for Plane<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let fill = if self.counts.is_some() { 0.0 } else { f32::NEG_INFINITY };
-        self.plane.load(s, self.image, fill);
+        self.plane.load(s, self.image);
         let sp = self.plane.spread;
         let step = sp.stride[0] * sp.row_len();
         for row in 0..self.out.len() / self.width {

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use narrowbit_ir::{AttrMap, ConstId, Graph, NodeId, Op, OpError, Patch, PatchError, QuantRole, ValueId};
+use narrowbit_kernels::Exec;
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor, TensorError};
 
-use crate::plan::{ActivationParams, Kind, QuantPlan, WeightParams};
+use crate::plan::{ActivationParams, Kind, QuantPlan, WeightError, WeightParams};
 
 /// Why the plan could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum QdqError {
     /// A tensor could not be made.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// A weight could not be quantized.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
 }
 
 /// Puts the plan's QuantizeLinear and DequantizeLinear nodes into the graph.
@@ -36,8 +40,8 @@ pub enum QdqError {
 ///
 /// # Errors
 /// When the plan was made for another state of the graph.
-pub fn insert(graph: &mut Graph, plan: &QuantPlan, opset: i64) -> Result<(), QdqError> {
-    let mut writer = Writer { graph, plan, opset, patch: Patch::new(graph), shared: BTreeMap::new() };
+pub fn insert(graph: &mut Graph, plan: &QuantPlan, opset: i64, exec: &Exec) -> Result<(), QdqError> {
+    let mut writer = Writer { graph, plan, opset, exec, patch: Patch::new(graph), shared: BTreeMap::new() };
     for (&v, params) in &plan.activations {
         writer.activation(v, params)?;
     }
@@ -59,6 +63,7 @@ struct Writer<'a> {
     graph: &'a Graph,
     plan: &'a QuantPlan,
     opset: i64,
+    exec: &'a Exec,
     patch: Patch,
     /// Nodes that read the same constant with the same parameters share its quantized form.
     shared: BTreeMap<SharedKey, ValueId>,
@@ -140,7 +145,7 @@ impl Writer<'_> {
     }
 
     fn dequantized(&mut self, name: &str, w: &Tensor, params: &WeightParams) -> Result<ValueId, QdqError> {
-        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(w)?);
+        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(self.exec, w)?);
         let (scale, zero) = params.tensors();
         let scale = self.patch.constant(&format!("{name}_scale"), scale);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
@@ -184,7 +189,7 @@ impl Writer<'_> {
         let (Some(v), Some(out)) = (gather.input(0), gather.output(0)) else { return Ok(()) };
         let Some(table) = self.graph.constant(v) else { return Ok(()) };
         let name = self.graph.value(v).name.clone();
-        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(table)?);
+        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(self.exec, table)?);
         let (scale, zero) = params.tensors();
         let scale = self.patch.constant(&format!("{name}_scale"), scale);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);

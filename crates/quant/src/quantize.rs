@@ -2,6 +2,7 @@
 
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Model, NodeError, ValueType};
+use narrowbit_kernels::Exec;
 use serde::Serialize;
 
 use crate::options::{PatternError, QuantOptions};
@@ -82,7 +83,7 @@ fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
-/// Quantizes a sanitized model in place.
+/// Quantizes a sanitized model in place, on the threads of `exec`.
 ///
 /// # Errors
 /// As [`layout`]; when the ranges belong to another model or lack what the method needs.
@@ -90,13 +91,14 @@ pub fn quantize(
     model: &mut Model,
     ranges: &Ranges,
     options: &QuantOptions,
+    exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
     ranges.check(&model.graph)?;
     let layout = layout(model, options)?;
-    let plan = QuantPlan::new(&model.graph, layout, &ranges.tensors, options)?;
+    let plan = QuantPlan::new(&model.graph, layout, &ranges.tensors, options, exec)?;
     let fates = fates(model, &plan);
     let opset = model.opset();
-    qdq::insert(&mut model.graph, &plan, opset)?;
+    qdq::insert(&mut model.graph, &plan, opset, exec)?;
     forget_types(model);
     infer::annotate(&mut model.graph)?;
     Ok((plan, fates))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Def, Fact, Graph, NodeId, ValueId};
+use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
 
@@ -135,6 +135,39 @@ impl Scope<'_> {
         v
     }
 
+    /// Whether a value's content does not depend on the model's inputs.
+    fn is_constant(&self, v: ValueId) -> bool {
+        self.facts.get(v).value.is_some() || self.dequantized(v).is_some()
+    }
+
+    /// The content of a constant value. Weights behind a DequantizeLinear are computed on each call, so
+    /// that only their packed form stays in memory.
+    fn constant(&self, v: ValueId) -> Option<Tensor> {
+        if let Some(t) = &self.facts.get(v).value {
+            return Some(t.clone());
+        }
+        let node = self.graph.node(self.dequantized(v)?);
+        let data: Option<Vec<Option<Datum>>> = node
+            .inputs
+            .iter()
+            .map(|i| match i {
+                Some(i) => self.facts.get(*i).value.clone().map(|t| Some(Datum::Tensor(t))),
+                None => Some(None),
+            })
+            .collect();
+        let data = data?;
+        let refs: Vec<Option<&Datum>> = data.iter().map(Option::as_ref).collect();
+        node.op.eval(&EvalCx::new(&refs, 1)).ok()?.into_iter().next()
+    }
+
+    /// The DequantizeLinear of constants that makes a value.
+    fn dequantized(&self, v: ValueId) -> Option<NodeId> {
+        let (id, _) = self.graph.producer(v)?;
+        let node = self.graph.node(id);
+        let constant = |v: &ValueId| self.facts.get(*v).value.is_some();
+        (node.op.name() == "DequantizeLinear" && node.inputs.iter().flatten().all(constant)).then_some(id)
+    }
+
     fn ty(&self, v: ValueId) -> Concrete {
         concrete(self.facts.get(v)).unwrap_or(Concrete { dtype: DType::U8, shape: vec![0] })
     }
@@ -171,7 +204,7 @@ impl<'a> Compiler<'a> {
 
     fn node(&mut self, id: NodeId) -> Result<(), CompileError> {
         let node = self.scope.graph.node(id);
-        let folded = node.outputs.iter().flatten().all(|&v| self.scope.facts.get(v).value.is_some());
+        let folded = node.outputs.iter().flatten().all(|&v| self.scope.is_constant(v));
         if folded {
             return Ok(());
         }
@@ -186,13 +219,15 @@ impl<'a> Compiler<'a> {
 
     fn build(&self, id: NodeId, fusion: Option<&Fusion>) -> Result<Built, CompileError> {
         let types = |v: ValueId| concrete(self.scope.facts.get(v));
-        let consts = |v: ValueId| self.scope.facts.get(v).value.clone();
+        let consts = |v: ValueId| self.scope.constant(v);
+        let is_const = |v: ValueId| self.scope.is_constant(v);
         let cx = BuildCx {
             graph: self.scope.graph,
             id,
             node: self.scope.graph.node(id),
             types: &types,
             consts: &consts,
+            is_const: &is_const,
             exec: self.exec,
             weights: self.weights,
         };
@@ -288,8 +323,8 @@ impl Table<'_> {
             return i;
         }
         let (root, graph) = (self.scope.root(id), self.scope.graph);
-        let place = if let Some(t) = &self.scope.facts.get(root).value {
-            self.consts.push(aligned(t));
+        let place = if let Some(t) = self.scope.constant(root) {
+            self.consts.push(aligned(&t));
             Place::Const(self.consts.len() - 1)
         } else if graph.value(root).def == Def::Input {
             Place::Input(graph.inputs().iter().position(|&v| v == root).unwrap_or(0))

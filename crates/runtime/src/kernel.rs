@@ -88,6 +88,8 @@ pub struct BuildCx<'a> {
     pub types: &'a dyn Fn(ValueId) -> Option<Concrete>,
     /// The content of values that do not depend on the model's inputs.
     pub consts: &'a dyn Fn(ValueId) -> Option<Tensor>,
+    /// Whether a value's content does not depend on the model's inputs: cheap, where `consts` may compute.
+    pub is_const: &'a dyn Fn(ValueId) -> bool,
     /// Threads and instruction set.
     pub exec: &'a Exec,
     /// Packed operands of the session.
@@ -103,6 +105,16 @@ impl BuildCx<'_> {
     /// The concrete shape of an input of floats; `None` for other types.
     pub fn f32_shape(&self, i: usize) -> Option<Vec<usize>> {
         self.ty(i).filter(|t| t.dtype == DType::F32).map(|t| t.shape)
+    }
+
+    /// Whether an input is constant.
+    pub fn is_constant(&self, i: usize) -> bool {
+        self.node.input(i).is_some_and(|v| (self.is_const)(v))
+    }
+
+    /// The content of a constant input, or the error that it is none.
+    pub fn weight(&self, i: usize) -> Result<Tensor, crate::error::StepError> {
+        self.constant(i).ok_or_else(|| narrowbit_ir::OpError::MissingInput(i).into())
     }
 
     /// The content of a constant input.

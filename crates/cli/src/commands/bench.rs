@@ -152,7 +152,10 @@ impl Bench {
         let specs = model::input_specs(graph)?;
         let fixed = specs.iter().filter_map(|s| s.shape.first().copied().flatten()).find(|&n| n != batch);
         if let Some(n) = fixed {
-            bail!("{}: the batch is fixed at {n} in the file\nhelp: use --batch {n}, or export with a free batch", path.display());
+            bail!(
+                "{}: the batch is fixed at {n} in the file\nhelp: use --batch {n}, or export with a free batch",
+                path.display()
+            );
         }
         let dataset = match &self.data {
             Some(path) => {
@@ -207,8 +210,18 @@ impl Bench {
                 ]
             })
             .collect();
-        let header =
-            ["model", "threads", "batch", "median ms", "p90 ms", "min ms", "samples/s", "load ms", "on disk", "peak memory"];
+        let header = [
+            "model",
+            "threads",
+            "batch",
+            "median ms",
+            "p90 ms",
+            "min ms",
+            "samples/s",
+            "load ms",
+            "on disk",
+            "peak memory",
+        ];
         let mut out = output::table(&header, &cells);
         for r in rows.iter().filter(|r| !r.profile.is_empty()) {
             out.push_str(&format!("\n{} ({} threads, batch {})\n", r.model.display(), r.threads, r.batch));
@@ -216,7 +229,13 @@ impl Bench {
                 .profile
                 .iter()
                 .map(|p| {
-                    vec![p.op.clone(), p.kernel.clone(), p.nodes.to_string(), format!("{:.3}", p.ms), format!("{:.1} %", p.share * 100.0)]
+                    vec![
+                        p.op.clone(),
+                        p.kernel.clone(),
+                        p.nodes.to_string(),
+                        format!("{:.3}", p.ms),
+                        format!("{:.1} %", p.share * 100.0),
+                    ]
                 })
                 .collect();
             out.push_str(&output::table(&["operator", "kernel", "nodes", "ms", "share"], &lines));

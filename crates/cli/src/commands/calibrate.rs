@@ -69,11 +69,7 @@ impl Calibrate {
             start.merge(&Ranges::load(path)?).with_context(|| path.display().to_string())?;
         }
         let only_merge = !self.merge.is_empty() && self.data.data.is_none() && self.data.random.is_none();
-        let (ranges, stopped) = if only_merge {
-            (start, false)
-        } else {
-            self.observe(&model, &options, start)?
-        };
+        let (ranges, stopped) = if only_merge { (start, false) } else { self.observe(&model, &options, start)? };
         ranges.save(&self.output)?;
         if stopped {
             bail!(
@@ -94,7 +90,13 @@ impl Calibrate {
             start.check(&model.graph)?;
         }
         let dataset = self.data.open(&model.graph, Split::Calibration)?;
-        let job = Job { threads: self.threads.threads, batch: self.data.batch, histograms: !self.no_histograms, skip, keep: 0 };
+        let job = Job {
+            threads: self.threads.threads,
+            batch: self.data.batch,
+            histograms: !self.no_histograms,
+            skip,
+            keep: 0,
+        };
         let done = job.run(model, options, &dataset, start)?;
         Ok((done.ranges, done.stopped))
     }
@@ -120,7 +122,10 @@ impl Calibrate {
             self.output.display()
         );
         if let Some(first) = summary.non_finite.first() {
-            text.push_str(&format!("warning: {} tensors held NaN or infinity, \"{first}\" first\n", summary.non_finite.len()));
+            text.push_str(&format!(
+                "warning: {} tensors held NaN or infinity, \"{first}\" first\n",
+                summary.non_finite.len()
+            ));
         }
         text.push_str(&format!(
             "next: narrowbit quantize {} --ranges {} -o {}\n",
@@ -167,7 +172,11 @@ impl Job {
             start.data.push(source);
         }
         let mut calibrator = Calibrator::new(&model.graph, &observed, self.histograms, self.threads, start)?;
-        tracing::info!("the records of {} tensors take {}", observed.len(), output::bytes(calibrator.record_bytes() as u64));
+        tracing::info!(
+            "the records of {} tensors take {}",
+            observed.len(),
+            output::bytes(calibrator.record_bytes() as u64)
+        );
         let bar = output::progress("calibrating", dataset.len());
         let (mut seen, mut kept, mut stopped) = (0u64, Vec::new(), false);
         for batch in dataset.batches(self.batch) {

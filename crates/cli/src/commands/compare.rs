@@ -149,7 +149,11 @@ impl Compare {
         }
         if !rows.is_empty() {
             if rows.len() < s.tensors.len() {
-                out.push_str(&format!("the {} tensors with the most error of their own, of {}:\n", rows.len(), s.tensors.len()));
+                out.push_str(&format!(
+                    "the {} tensors with the most error of their own, of {}:\n",
+                    rows.len(),
+                    s.tensors.len()
+                ));
             }
             out.push_str(&TensorRow::table(&rows));
         }

@@ -107,7 +107,7 @@ impl Demo {
         let job = Job { threads: self.threads.threads, batch: 1, histograms: false, skip: 0, keep: 0 };
         let ranges: Ranges = job.run(&float, &options, &calib, Ranges::default())?.ranges;
         let mut int8 = float.clone();
-        let (_, fates) = quantize::quantize(&mut int8, &ranges, &options)?;
+        let (_, fates) = quantize::quantize(&mut int8, &ranges, &options, &self.threads.exec()?)?;
         let bytes_int8 = onnx::to_bytes(&int8)?.len();
         let test = self.open(e, "test.npz", e.test, &float)?;
         let (float_scores, float_ms) = self.measure(&float, &test)?;
@@ -144,7 +144,8 @@ impl Demo {
 
     /// The metrics on the test set, and the median latency of one sample in milliseconds.
     fn measure(&self, model: &Model, test: &Dataset) -> Result<(Vec<Score>, f64)> {
-        let session = Session::new(model.graph.clone(), Options { threads: self.threads.threads, ..Options::default() })?;
+        let session =
+            Session::new(model.graph.clone(), Options { threads: self.threads.threads, ..Options::default() })?;
         let labels = test.labels().context("the example has no labels")?;
         let mut metrics = Metric::defaults(labels.kind());
         metrics.truncate(1);
@@ -189,7 +190,8 @@ impl Demo {
 }
 
 fn within(float: &[Score], int8: &[Score]) -> bool {
-    let loss = |(f, q): (&Score, &Score)| if f.metric.higher_is_better() { f.value - q.value } else { q.value - f.value };
+    let loss =
+        |(f, q): (&Score, &Score)| if f.metric.higher_is_better() { f.value - q.value } else { q.value - f.value };
     float.iter().zip(int8).all(|p| loss(p) <= 0.005)
 }
 
@@ -216,7 +218,17 @@ fn table(rows: &[Row]) -> String {
             ]
         })
         .collect();
-    let header =
-        ["network", "test samples", "float", "int8", "output SQNR", "float file", "int8 file", "float run", "int8 run", "within 0.5 points"];
+    let header = [
+        "network",
+        "test samples",
+        "float",
+        "int8",
+        "output SQNR",
+        "float file",
+        "int8 file",
+        "float run",
+        "int8 run",
+        "within 0.5 points",
+    ];
     format!("\n{}", output::table(&header, &cells))
 }

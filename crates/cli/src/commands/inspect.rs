@@ -268,7 +268,12 @@ fn macs(facts: &Facts, node: &Node) -> Option<u64> {
     match node.op.name() {
         "FusedConv" | "ConvInteger" => product(&y?)?.checked_mul(product(at(1)?.get(1..)?)?),
         "QLinearConv" => product(&y?)?.checked_mul(product(at(3)?.get(1..)?)?),
-        "MatMul" | "MatMulInteger" | "FusedMatMul" | "QLinearMatMul" | "MatMulNBits" | "DynamicQuantizeMatMul"
+        "MatMul"
+        | "MatMulInteger"
+        | "FusedMatMul"
+        | "QLinearMatMul"
+        | "MatMulNBits"
+        | "DynamicQuantizeMatMul"
         | "MatMulIntegerToFloat" => product(&y?)?.checked_mul(*at(0)?.last()? as u64),
         "Gemm" | "QGemm" => {
             let transposed = node.op.attrs().int_or("transA", 0) != Ok(0);

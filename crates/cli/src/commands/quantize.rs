@@ -214,7 +214,8 @@ fn read_config(path: &Path) -> Result<QuantOptions> {
     } else {
         toml::from_str(&text).map_err(anyhow::Error::from)
     };
-    parsed.with_context(|| format!("{}\nhelp: `narrowbit quantize … --show-config` prints every setting", path.display()))
+    parsed
+        .with_context(|| format!("{}\nhelp: `narrowbit quantize … --show-config` prints every setting", path.display()))
 }
 
 /// What a quantization gave.
@@ -277,7 +278,8 @@ impl Quantize {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let options = self.scheme.resolve()?;
         if self.show_config {
-            let text = if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
+            let text =
+                if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
             output::print(&text)?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -286,7 +288,7 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         model::sanitize(&mut model)?;
         let (ranges, kept, labels) = self.ranges(&model, &options)?;
-        let (_, fates) = quantize::quantize(&mut model, &ranges, &options)?;
+        let (_, fates) = quantize::quantize(&mut model, &ranges, &options, &self.threads.exec()?)?;
         if self.format == Format::Qoperator {
             narrowbit_quant::qoperator::convert(&mut model)?;
         }
@@ -348,11 +350,7 @@ impl Quantize {
     }
 
     /// Runs the written file on the kept samples.
-    fn check(
-        &self,
-        kept: &[(Vec<Tensor>, Vec<Tensor>)],
-        labels: Option<(Meter, Meter, Vec<Tensor>)>,
-    ) -> Result<Error> {
+    fn check(&self, kept: &[(Vec<Tensor>, Vec<Tensor>)], labels: Option<(Meter, Meter, Vec<Tensor>)>) -> Result<Error> {
         let written = onnx::load(&self.output)?;
         let session = Session::new(written.graph, Options { threads: self.threads.threads, ..Options::default() })?;
         let mut deviation = Deviation::default();
@@ -438,7 +436,8 @@ fn describe(model: &mut Model, ranges: &Ranges, options: &QuantOptions) -> Resul
     model.producer_version = env!("CARGO_PKG_VERSION").into();
     model.set_metadata("narrowbit.version", env!("CARGO_PKG_VERSION"));
     model.set_metadata("narrowbit.quantize", serde_json::to_string(options)?);
-    let data: Vec<&str> = ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
+    let data: Vec<&str> =
+        ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
     model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));
     if ranges.random {
         model.set_metadata("narrowbit.warning", "calibrated on random samples: accuracy is undefined");

@@ -19,7 +19,9 @@ impl Counts {
         let classes = scores.len() / labels.len();
         for (row, &label) in scores.chunks_exact(classes.max(1)).zip(&labels) {
             let Some(&own) = usize::try_from(label).ok().and_then(|l| row.get(l)) else {
-                bail!("label {label} is outside of the model's {classes} classes\nhelp: check --labels, or their offset");
+                bail!(
+                    "label {label} is outside of the model's {classes} classes\nhelp: check --labels, or their offset"
+                );
             };
             // Of equal scores the first one wins, as in numpy's argmax.
             let before = row.iter().enumerate().filter(|&(i, &s)| s > own || s == own && (i as i64) < label).count();

@@ -28,7 +28,9 @@ impl Confusion {
                 continue;
             }
             let l = usize::try_from(label).ok().filter(|&l| l < 1 << 16);
-            let Some(l) = l else { bail!("a mask holds {label}, which is no class\nhelp: name the value to ignore with --ignore") };
+            let Some(l) = l else {
+                bail!("a mask holds {label}, which is no class\nhelp: name the value to ignore with --ignore")
+            };
             self.grow(l + 1);
             self.counts[l * self.classes + p] += 1;
         }

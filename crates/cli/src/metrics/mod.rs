@@ -111,9 +111,18 @@ impl Meter {
                 LabelKind::Score => "scores",
             };
             let fitting: Vec<&str> = Metric::defaults(kind).into_iter().map(Metric::name).collect();
-            bail!("the labels are {labels}, which {} can't be measured on\nhelp: use one of {}", m.name(), fitting.join(", "));
+            bail!(
+                "the labels are {labels}, which {} can't be measured on\nhelp: use one of {}",
+                m.name(),
+                fitting.join(", ")
+            );
         }
-        Ok(Meter { metrics, classes: Default::default(), masks: masks::Confusion::new(ignore), scores: Default::default() })
+        Ok(Meter {
+            metrics,
+            classes: Default::default(),
+            masks: masks::Confusion::new(ignore),
+            scores: Default::default(),
+        })
     }
 
     /// Adds a batch: the model's outputs for `labels.shape()[0]` samples.

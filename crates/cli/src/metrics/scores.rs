@@ -77,7 +77,8 @@ pub fn embeddings(output: &Tensor, mask: Option<&Tensor>) -> Result<Vec<Vec<f64>
             };
             let sample = |(rows, mask): (&[f64], &[f64])| {
                 let kept = mask.iter().sum::<f64>().max(1e-9);
-                let column = |c: usize| rows.iter().skip(c).step_by(d).zip(mask).map(|(x, m)| x * m).sum::<f64>() / kept;
+                let column =
+                    |c: usize| rows.iter().skip(c).step_by(d).zip(mask).map(|(x, m)| x * m).sum::<f64>() / kept;
                 (0..d).map(column).collect()
             };
             Ok(values.chunks_exact(length * d).zip(mask.chunks_exact(length)).map(sample).collect())

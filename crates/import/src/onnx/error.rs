@@ -55,7 +55,7 @@ pub enum ImportError {
         file: String,
         /// The node and what its operator said.
         #[source]
-        error: NodeError,
+        error: Box<NodeError>,
     },
 }
 

@@ -201,7 +201,7 @@ impl GraphReader<'_> {
         }
         build_operator(self.opsets, domain, op_type, attrs).map_err(|error| ImportError::Node {
             file: self.src.file(),
-            error: NodeError { node: node.into(), op: op_type.into(), error },
+            error: Box::new(NodeError { node: node.into(), op: op_type.into(), error }),
         })
     }
 }

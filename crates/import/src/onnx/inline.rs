@@ -163,7 +163,7 @@ impl<'a> Inliner<'a> {
                 Some(call) => {
                     let error = |error| NodeError { node: name.clone(), op: opaque.name.clone(), error };
                     let op = build_operator(&call.function.opsets, &opaque.domain, &opaque.name, &mut attrs)
-                        .map_err(|e| ImportError::Node { file: self.src.file(), error: error(e) })?;
+                        .map_err(|e| ImportError::Node { file: self.src.file(), error: Box::new(error(e)) })?;
                     attrs.into_iter().for_each(|(k, v)| extra.set(k, v));
                     op
                 }
@@ -271,7 +271,7 @@ impl<'a> Inliner<'a> {
             let identity = build_operator(&f.opsets, "", "Identity", &mut AttrMap::new());
             let identity = identity.map_err(|error| ImportError::Node {
                 file: self.src.file(),
-                error: NodeError { node: name.into(), op: "Identity".into(), error },
+                error: Box::new(NodeError { node: name.into(), op: "Identity".into(), error }),
             })?;
             made[i] = self.add(new, &output, identity, vec![map[id.index()]], &[Some(output.clone())], None)[0];
         }

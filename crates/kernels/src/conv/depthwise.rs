@@ -3,6 +3,7 @@
 use super::plane::{PaddedPlane, Spread};
 use super::{Conv2dParams, ConvEpilogue, NAME};
 use crate::buffer::{SharedMut, with_scratch};
+use crate::elementwise::map;
 use crate::error::{KernelError, Result};
 use crate::exec::Exec;
 use crate::simd::{Kernel, Simd, low_bits};
@@ -32,6 +33,7 @@ pub(super) fn run(
     let grain = (1 << 15) / (plane_out * taps.len()).max(1);
     exec.split(p.n * p.c, grain.max(1), &|range| {
         with_scratch(scratch, |scratch| {
+            scratch.fill(0.0);
             for index in range.clone() {
                 let channel = index % p.c;
                 let job = Channel {
@@ -70,11 +72,26 @@ impl Kernel for Channel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        self.plane.load(s, self.image, 0.0);
+        self.plane.load(s, self.image);
         match self.taps.len() {
             9 => self.rows::<S, 9>(s),
             25 => self.rows::<S, 25>(s),
             _ => self.rows::<S, 0>(s),
+        }
+        if self.epilogue.activation.needs_pass() {
+            let activation = self.epilogue.activation;
+            let (y, len) = (self.out.as_mut_ptr(), self.out.len());
+            // SAFETY: in place over the output plane.
+            unsafe {
+                map(
+                    s,
+                    y,
+                    y,
+                    len,
+                    #[inline(always)]
+                    |v| activation.apply(s, v),
+                );
+            }
         }
     }
 }
@@ -86,47 +103,84 @@ impl Channel<'_> {
         let sp = self.plane.spread;
         let step = sp.stride[0] * sp.row_len();
         let rows = self.out.len() / self.width;
+        let mut weights = [s.splat(0.0); TAPS];
+        let mut taps = [0; TAPS];
+        for i in 0..TAPS {
+            (weights[i], taps[i]) = (s.splat(self.weights[i]), self.taps[i]);
+        }
+        let bias = s.splat(self.bias);
+        let (low, high) = self.epilogue.activation.bounds();
+        let (low, high) = (s.splat(low), s.splat(high));
+        let plain = self.residual.is_none() && !self.epilogue.accumulate;
         for row in 0..rows {
-            let base = row * step;
             let mut x = 0;
             while x < self.width {
-                let v = self.sum::<S, TAPS>(s, base + x);
-                self.store(s, row * self.width + x, (self.width - x).min(S::LANES), v);
+                // SAFETY: `Spread::new` sized the plane for every window and a whole vector.
+                let corner = unsafe { self.plane.data.as_ptr().add(row * step + x) };
+                // SAFETY: as above.
+                let mut v = unsafe {
+                    if TAPS == 0 { self.any_window(s, corner, bias) } else { window(s, corner, &weights, &taps, bias) }
+                };
+                let at = row * self.width + x;
+                let bits = low_bits((self.width - x).min(S::LANES));
+                if !plain {
+                    v = self.add(s, at, bits, v);
+                }
+                let v = s.min(high, s.max(low, v));
+                // SAFETY: `bits` ends at the end of the output row.
+                unsafe { s.store_bits(self.out.as_mut_ptr().add(at), v, bits) };
                 x += S::LANES;
             }
         }
     }
 
-    /// One vector of sums, the window's corner at `at` in the padded plane.
+    /// One vector of sums over a window of any size.
+    ///
+    /// # Safety
+    /// The plane covers every tap from `corner` on.
     #[inline(always)]
-    fn sum<S: Simd, const TAPS: usize>(&self, s: S, at: usize) -> S::F {
-        let taps = if TAPS == 0 { self.taps.len() } else { TAPS };
-        debug_assert!(taps <= self.taps.len() && taps <= self.weights.len());
-        let mut acc = s.splat(self.bias);
-        for i in 0..taps {
-            // SAFETY: `Spread::new` sized the plane for every window and a whole vector.
-            unsafe {
-                let w = s.splat(*self.weights.get_unchecked(i));
-                let v = s.load(self.plane.data.as_ptr().add(at + *self.taps.get_unchecked(i)));
-                acc = s.mul_add(v, w, acc);
-            }
+    unsafe fn any_window<S: Simd>(&self, s: S, corner: *const f32, bias: S::F) -> S::F {
+        let mut acc = bias;
+        for (&w, &tap) in self.weights.iter().zip(self.taps) {
+            // SAFETY: the caller's contract.
+            acc = s.mul_add(unsafe { s.load(corner.add(tap)) }, s.splat(w), acc);
         }
         acc
     }
 
+    /// Adds the old output and the residual.
     #[inline(always)]
-    fn store<S: Simd>(&mut self, s: S, at: usize, lanes: usize, mut v: S::F) {
-        let bits = low_bits(lanes);
-        // SAFETY: `at..at + lanes` is in the output plane, and so in the residual's.
+    fn add<S: Simd>(&self, s: S, at: usize, bits: u32, mut v: S::F) -> S::F {
+        // SAFETY: `bits` ends within the output row, and the residual is as long.
         unsafe {
-            let y = self.out.as_mut_ptr().add(at);
             if self.epilogue.accumulate {
-                v = s.add(v, s.load_bits(y, bits));
+                v = s.add(v, s.load_bits(self.out.as_ptr().add(at), bits));
             }
             if let Some(residual) = self.residual {
                 v = s.add(v, s.load_bits(residual.as_ptr().add(at), bits));
             }
-            s.store_bits(y, self.epilogue.activation.apply(s, v), bits);
         }
+        v
     }
+}
+
+/// One vector of sums, in two chains, so that additions overlap.
+///
+/// # Safety
+/// Memory from `corner` on covers every tap.
+#[inline(always)]
+unsafe fn window<S: Simd, const TAPS: usize>(
+    s: S,
+    corner: *const f32,
+    weights: &[S::F; TAPS],
+    taps: &[usize; TAPS],
+    bias: S::F,
+) -> S::F {
+    let mut acc = [bias, s.splat(0.0)];
+    for i in 0..TAPS {
+        // SAFETY: the caller's contract.
+        let v = unsafe { s.load(corner.add(taps[i])) };
+        acc[i % 2] = s.mul_add(v, weights[i], acc[i % 2]);
+    }
+    s.add(acc[0], acc[1])
 }

@@ -15,7 +15,7 @@ pub(crate) use plane::{PaddedPlane, Spread};
 use crate::activation::Activation;
 use crate::error::{KernelError, Result, at_least, exact, product, require};
 use crate::exec::Exec;
-use crate::gemm::{BatchDim, Bias, Gemm, ImageColumns, Lhs, MatrixView, PackedA, Rhs, gemm};
+use crate::gemm::{BatchDim, Bias, Gemm, GemmKernel, ImageColumns, Lhs, MatrixView, PackedA, Rhs, gemm};
 
 const NAME: &str = "conv2d";
 
@@ -150,7 +150,8 @@ pub fn conv2d_prepack(exec: &Exec, params: &Conv2dParams, weights: &[f32]) -> Re
     let rows = params.oc / params.groups;
     let k = params.c / params.groups * params.kh * params.kw;
     let view = MatrixView::row_major(weights, k);
-    let packed = PackedA::new(exec, view, (rows, k), (params.groups, rows * k))?;
+    let kernel = GemmKernel::best_for_images(exec.isa());
+    let packed = PackedA::with_kernel(exec, kernel, view, (rows, k), (params.groups, rows * k))?;
     Ok(ConvWeights { form: Form::Gemm(packed), shape })
 }
 

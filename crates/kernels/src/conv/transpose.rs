@@ -1,6 +1,7 @@
 //! Transposed convolution: a GEMM per image, then the products are scattered.
 
 use super::ConvEpilogue;
+use crate::activation::Activation;
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, exact, product, require};
 use crate::exec::Exec;
@@ -8,8 +9,10 @@ use crate::gemm::{Gemm, Lhs, MatrixView, PackedA, Rhs, gemm};
 use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "conv_transpose2d";
-/// Output channels that one task computes: its products stay near the core.
-const CHANNELS: usize = 16;
+/// Output channels that one task computes; it packs its input once for all of them.
+const CHANNELS: usize = 64;
+/// Products that one task holds at a time, where it can choose: they stay in L2.
+const PRODUCTS: usize = 1 << 16;
 
 /// Shape of a transposed 2-D convolution. The caller works out `out` (ONNX
 /// `ConvTranspose`: `stride · (in − 1) + output_padding + dilation · (window − 1) + 1 − pads`).
@@ -157,7 +160,8 @@ pub fn conv_transpose2d_run(
     let out = SharedMut::new(y);
     let error = std::sync::Mutex::new(None);
     // Bands of input rows bound the scratch, when bands can't meet in an output row.
-    let band = if p.tiles_exactly() { ((1 << 14) / p.w.max(1)).clamp(1, p.h.max(1)) } else { p.h };
+    let line = CHANNELS.min(p.oc / p.groups) * p.kh * p.kw * p.w;
+    let band = if p.tiles_exactly() { (PRODUCTS / line.max(1)).clamp(1, p.h.max(1)) } else { p.h };
     let bands = p.h.div_ceil(band.max(1)).max(1);
     exec.pool().run(p.n * weights.blocks.len() * bands, &|task| {
         let (rest, band_index) = (task / bands, task % bands);
@@ -215,6 +219,10 @@ impl Kernel for Scatter<'_> {
     fn run<S: Simd>(mut self, s: S) {
         if self.p.tiles_exactly() {
             self.interleave();
+            if self.epilogue.activation == Activation::None {
+                return;
+            }
+            self.bias = 0.0;
         } else {
             self.add();
         }
@@ -226,6 +234,7 @@ impl Scatter<'_> {
     #[inline(always)]
     fn interleave(&mut self) {
         let (kh, kw, w) = (self.p.kh, self.p.kw, self.p.w);
+        let bias = self.bias;
         let columns = self.rows * w;
         if columns == 0 {
             return;
@@ -237,13 +246,13 @@ impl Scatter<'_> {
                 if kw == 2 {
                     let (even, odd) = (source(0), source(1));
                     for ((pair, &a), &b) in row.chunks_exact_mut(2).zip(even).zip(odd) {
-                        pair[0] = a;
-                        pair[1] = b;
+                        pair[0] = a + bias;
+                        pair[1] = b + bias;
                     }
                 } else {
                     for t in 0..kw {
                         for (y, &v) in row.iter_mut().skip(t).step_by(kw).zip(source(t)) {
-                            *y = v;
+                            *y = v + bias;
                         }
                     }
                 }

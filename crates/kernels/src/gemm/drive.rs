@@ -263,9 +263,12 @@ impl<'a> Driver<'a> {
 
     /// Row panels `i0..i1` by column panels `j0..j1` of one product.
     fn block(&self, p: &Product<'_>, (i0, i1): (usize, usize), (j0, j1): (usize, usize)) {
-        let columns = self.columns.start(j1).min(self.columns.padded()) - self.columns.start(j0);
-        let b_len = if matches!(p.b.get(), SourceB::Raw(_)) { columns * self.kc } else { 0 };
         let per_block = (MC / self.kernel.mr).max(1);
+        // With one block of rows, a panel of B is used up right after it is packed, and
+        // never leaves L1.
+        let at_once = if i1 - i0 <= per_block { 1 } else { j1 - j0 };
+        let columns = (at_once * self.kernel.nr).min(self.columns.padded());
+        let b_len = if matches!(p.b.get(), SourceB::Raw(_)) { columns * self.kc } else { 0 };
         let a_rows = self.rows.start(i1.min(i0 + per_block)) - self.rows.start(i0);
         // The first panels are the longest, so no later block has more rows.
         let a_len = if matches!(p.a.get(), SourceA::View(_)) { a_rows * self.kc } else { 0 };
@@ -274,16 +277,24 @@ impl<'a> Driver<'a> {
             let (a_scratch, b_scratch) = scratch.split_at_mut(a_len);
             let mut k0 = 0;
             loop {
-                let k = self.kc.min(self.g.k - k0);
-                self.pack_columns(p, (j0, j1), (k0, k), b_scratch);
-                let mut i = i0;
-                while i < i1 {
-                    let end = (i + per_block).min(i1);
-                    self.pack_rows(p, (i, end), (k0, k), a_scratch);
-                    self.tiles(p, (i, end), (j0, j1), (k0, k), a_scratch, b_scratch);
-                    i = end;
+                let depth = (k0, self.kc.min(self.g.k - k0));
+                if at_once == 1 {
+                    self.pack_rows(p, (i0, i1), depth, a_scratch);
+                    for j in j0..j1 {
+                        self.pack_columns(p, (j, j + 1), depth, b_scratch);
+                        self.tiles(p, (i0, i1), (j, j + 1), depth, a_scratch, b_scratch);
+                    }
+                } else {
+                    self.pack_columns(p, (j0, j1), depth, b_scratch);
+                    let mut i = i0;
+                    while i < i1 {
+                        let end = (i + per_block).min(i1);
+                        self.pack_rows(p, (i, end), depth, a_scratch);
+                        self.tiles(p, (i, end), (j0, j1), depth, a_scratch, b_scratch);
+                        i = end;
+                    }
                 }
-                k0 += k;
+                k0 += depth.1;
                 if k0 >= self.g.k {
                     break;
                 }

@@ -67,17 +67,20 @@ impl ImageColumns {
     }
 }
 
-/// Lanes of one panel row that come from one row of the image.
-#[derive(Clone, Copy, Default)]
-struct Segment {
-    /// Position in the panel row.
-    to: usize,
-    /// Element of the channel plane at the first lane; may lie outside of it.
+/// A masked vector copy from a channel's plane into the panel.
+#[derive(Clone, Copy)]
+struct LaneCopy {
+    /// Element of the plane at the first lane; may lie outside of it.
     from: isize,
-    load: u32,
-    store: u32,
+    /// Position in the panel, relative to the channel's first row.
+    to: u32,
+    load: u16,
+    store: u16,
 }
 
+/// Copies that are made for each channel in turn. All taps of a channel come together,
+/// while its pixels are in L1: planes of a power of two in size evict each other.
+const MAX_COPIES: usize = 512;
 /// Most columns of a panel.
 const MAX_WIDTH: usize = 64;
 
@@ -93,22 +96,27 @@ pub(super) struct PackImage<'a> {
     pub dst: *mut f32,
 }
 
+/// Lanes of the panel that show one row of the output.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    to: usize,
+    len: usize,
+    /// Top left corner of the first window, in the padded image.
+    y: usize,
+    x: usize,
+}
+
 impl PackImage<'_> {
-    /// The segments of window element `(r, t)`; returns how many.
+    /// Cuts the panel's columns into runs of at most `lanes`; returns how many.
     #[inline(always)]
-    fn segments(&self, lanes: usize, r: usize, t: usize, out: &mut [Segment; MAX_WIDTH]) -> usize {
+    fn runs(&self, lanes: usize, out: &mut [Run; MAX_WIDTH]) -> usize {
         let im = self.image;
         let (first, n) = self.columns;
         let (mut y, mut x) = (first / im.ow, first % im.ow);
-        let mut to = 0;
-        let mut count = 0;
+        let (mut to, mut count) = (0, 0);
         while to < n {
             let len = (n - to).min(im.ow - x).min(lanes);
-            let iy = (y * im.stride[0] + r * im.dilation[0]) as isize - im.pad[0] as isize;
-            let ix = (x * im.stride[1] + t * im.dilation[1]) as isize - im.pad[1] as isize;
-            let load = if iy < 0 || iy >= im.h as isize { 0 } else { visible(im, ix, len) };
-            let from = if load == 0 { 0 } else { iy * im.w as isize + ix };
-            out[count] = Segment { to, from, load, store: low_bits(len) };
+            out[count] = Run { to, len, y: y * im.stride[0], x: x * im.stride[1] };
             count += 1;
             to += len;
             x += len;
@@ -116,9 +124,36 @@ impl PackImage<'_> {
                 (x, y) = (0, y + 1);
             }
         }
+        count
+    }
+
+    /// Appends the copies of window element `(r, t)`; returns how many there are now.
+    #[inline(always)]
+    fn plan(
+        &self,
+        lanes: usize,
+        runs: &[Run],
+        (r, t): (usize, usize),
+        out: &mut [LaneCopy; MAX_COPIES],
+        mut count: usize,
+    ) -> usize {
+        let im = self.image;
+        let (down, across) = (r * im.dilation[0], t * im.dilation[1]);
+        let row = (r * im.kw + t) * self.width;
+        for run in runs {
+            let iy = (run.y + down).wrapping_sub(im.pad[0]);
+            let ix = (run.x + across) as isize - im.pad[1] as isize;
+            let load = if iy >= im.h { 0 } else { visible(im, ix, run.len) };
+            let from = if load == 0 { 0 } else { (iy * im.w) as isize + ix };
+            let store = low_bits(run.len) as u16;
+            out[count] = LaneCopy { from, to: (row + run.to) as u32, load: load as u16, store };
+            count += 1;
+        }
+        let mut to = self.columns.1;
         while to < self.width {
             let len = (self.width - to).min(lanes);
-            out[count] = Segment { to, from: 0, load: 0, store: low_bits(len) };
+            let store = low_bits(len) as u16;
+            out[count] = LaneCopy { from: 0, to: (row + to) as u32, load: 0, store };
             count += 1;
             to += len;
         }
@@ -130,6 +165,9 @@ impl PackImage<'_> {
 #[inline(always)]
 fn visible(im: &ImageColumns, ix: isize, len: usize) -> u32 {
     let step = im.stride[1] as isize;
+    if ix >= 0 && ix + (len as isize - 1) * step < im.w as isize {
+        return low_bits(len);
+    }
     let skip = if ix < 0 { ((-ix + step - 1) / step) as usize } else { 0 };
     let room = im.w as isize - ix;
     let end = if room <= 0 { 0 } else { ((room + step - 1) / step) as usize };
@@ -145,48 +183,55 @@ impl Kernel for PackImage<'_> {
         let window = im.kh * im.kw;
         let plane = im.h * im.w;
         let (c0, channels) = (self.rows.0 / window, self.rows.1 / window);
-        let mut segments = [Segment::default(); MAX_WIDTH];
-        for r in 0..im.kh {
-            for t in 0..im.kw {
-                let count = self.segments(S::LANES, r, t, &mut segments);
-                let segments = &segments[..count];
+        let mut runs = [Run::default(); MAX_WIDTH];
+        let count = self.runs(S::LANES, &mut runs);
+        let runs = &runs[..count];
+        let mut copies = [LaneCopy { from: 0, to: 0, load: 0, store: 0 }; MAX_COPIES];
+        let mut count = 0;
+        for tap in 0..window {
+            count = self.plan(S::LANES, runs, (tap / im.kw, tap % im.kw), &mut copies, count);
+            if count + MAX_WIDTH > MAX_COPIES || tap + 1 == window {
                 for c in 0..channels {
                     let src = self.data.wrapping_add((c0 + c) * plane);
-                    let row = c * window + r * im.kw + t;
                     // SAFETY: `load` keeps only lanes inside the channel's plane; `store`
-                    // only lanes inside the panel row.
+                    // only lanes inside the panel's rows of this channel.
                     unsafe {
-                        let dst = self.dst.add(row * self.width);
+                        let dst = self.dst.add(c * window * self.width);
                         if im.stride[1] == 1 {
-                            copy(s, src, dst, segments);
+                            copy(s, src, dst, &copies[..count], plane);
                         } else {
-                            copy_strided(s, src, dst, segments, im.stride[1]);
+                            copy_strided(s, src, dst, &copies[..count], im.stride[1]);
                         }
                     }
                 }
+                count = 0;
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn copy<S: Simd>(s: S, src: *const f32, dst: *mut f32, segments: &[Segment]) {
-    for segment in segments {
+unsafe fn copy<S: Simd>(s: S, src: *const f32, dst: *mut f32, copies: &[LaneCopy], plane: usize) {
+    for copy in copies {
         // SAFETY: the caller's contract.
         unsafe {
-            let v = s.load_bits(src.wrapping_offset(segment.from), segment.load);
-            s.store_bits(dst.add(segment.to), v, segment.store);
+            let from = src.wrapping_offset(copy.from);
+            // The next channel is a plane away, which the hardware does not guess.
+            s.prefetch(from.wrapping_add(plane));
+            let v = s.load_bits(from, copy.load.into());
+            s.store_bits(dst.add(copy.to as usize), v, copy.store.into());
         }
     }
 }
 
 #[inline(always)]
-unsafe fn copy_strided<S: Simd>(s: S, src: *const f32, dst: *mut f32, segments: &[Segment], stride: usize) {
-    for segment in segments {
+unsafe fn copy_strided<S: Simd>(s: S, src: *const f32, dst: *mut f32, copies: &[LaneCopy], stride: usize) {
+    for copy in copies {
         // SAFETY: the caller's contract.
         unsafe {
-            let v = s.load_strided_bits(src.wrapping_offset(segment.from), stride, segment.load);
-            s.store_bits(dst.add(segment.to), v, segment.store);
+            let from = src.wrapping_offset(copy.from);
+            let v = s.load_strided_bits(from, stride, copy.load.into());
+            s.store_bits(dst.add(copy.to as usize), v, copy.store.into());
         }
     }
 }

@@ -148,6 +148,8 @@ unsafe fn copy_rows<S: Simd>(s: S, src: *const f32, ld: usize, rows: usize, n: u
             let store = low_bits((width - c).min(S::LANES));
             // SAFETY: the masks stay within `n` and `width`.
             unsafe {
+                // Rows are far apart, so the hardware does not guess the next.
+                s.prefetch(src.wrapping_add((r + 8) * ld + c));
                 let v = s.load_bits(src.wrapping_add(r * ld + c), load);
                 s.store_bits(dst.add(r * width + c), v, store);
             }

@@ -112,4 +112,13 @@ impl GemmKernel {
     pub fn best(isa: Isa) -> &'static GemmKernel {
         GEMM_KERNELS.iter().find(|kernel| kernel.tier <= isa.tier()).unwrap_or(&GEMM_KERNELS[GEMM_KERNELS.len() - 1])
     }
+
+    /// The kernel of `isa` for convolutions: the widest of the best tier. A panel of the
+    /// image then takes longer runs of each row, which memory delivers faster, and the
+    /// weights are read half as often.
+    pub fn best_for_images(isa: Isa) -> &'static GemmKernel {
+        let best = GemmKernel::best(isa);
+        let same_tier = GEMM_KERNELS.iter().filter(|kernel| kernel.tier == best.tier);
+        same_tier.max_by_key(|kernel| kernel.nr).unwrap_or(best)
+    }
 }

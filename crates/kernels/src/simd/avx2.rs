@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, low_bits};
+use super::{Kernel, Simd, low_bits, scale_in_two};
 use crate::isa::Avx2;
 
 /// Runs a kernel compiled for this tier.
@@ -187,6 +187,10 @@ impl Simd for Avx2 {
         sub_i(a: I, b: I) -> I { _mm256_sub_epi32(a, b) }
     }
 
+    #[inline(always)]
+    fn scale_exp(self, a: F, n: F) -> F {
+        scale_in_two(self, a, n)
+    }
     #[inline(always)]
     fn shl_i<const N: u32>(self, a: I) -> I {
         // SAFETY: the token proves that the CPU has this instruction.

@@ -140,6 +140,7 @@ impl Simd for Avx512 {
         }
         floor(a: F) -> F { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a) }
         ceil(a: F) -> F { _mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a) }
+        scale_exp(a: F, n: F) -> F { _mm512_scalef_ps(a, n) }
         copysign(a: F, b: F) -> F {
             _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a), _mm512_and_ps(_mm512_set1_ps(-0.0), b))
         }

@@ -55,6 +55,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn round_even(self, a: Self::F) -> Self::F;
     fn floor(self, a: Self::F) -> Self::F;
     fn ceil(self, a: Self::F) -> Self::F;
+    /// `a · 2ⁿ`, rounded once, for a in 0.5 … 2 and an integer n in −160 … 140.
+    fn scale_exp(self, a: Self::F, n: Self::F) -> Self::F;
     /// The magnitude of `a` with the sign of `b`.
     fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
 
@@ -132,4 +134,13 @@ impl Isa {
 #[inline(always)]
 pub(crate) fn low_bits(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1u32 << n) - 1 }
+}
+
+/// [`Simd::scale_exp`] by two factors, which reach both the denormals and 2^128.
+#[inline(always)]
+fn scale_in_two<S: Simd>(s: S, a: S::F, n: S::F) -> S::F {
+    let power = |n: S::I| s.float_of(s.shl_i::<23>(s.add_i(n, s.splat_i(127))));
+    let n = s.to_i32(n);
+    let half = s.sar_i::<1>(n);
+    s.mul(s.mul(a, power(half)), power(s.sub_i(n, half)))
 }

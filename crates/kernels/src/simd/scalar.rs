@@ -1,6 +1,6 @@
 //! The portable tier: one lane, plain Rust. It is the reference of the others.
 
-use super::Simd;
+use super::{Simd, scale_in_two};
 use crate::isa::Scalar;
 
 impl Simd for Scalar {
@@ -170,6 +170,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn sub_i(self, a: i32, b: i32) -> i32 {
         a.wrapping_sub(b)
+    }
+    #[inline(always)]
+    fn scale_exp(self, a: f32, n: f32) -> f32 {
+        scale_in_two(self, a, n)
     }
     #[inline(always)]
     fn shl_i<const N: u32>(self, a: i32) -> i32 {

@@ -164,7 +164,7 @@ mod tests {
         let p = [[1., 2.], [0., 1.], [1., 1.], [4., 4.]].map(|v| tensor([1, 2], &v));
         let y = run(&*op, &[Some(&x), Some(&p[0]), Some(&p[1]), Some(&p[2]), Some(&p[3])], 1).unwrap();
         assert_eq!(f32s(&y[0]), [1., 5.]);
-        assert_eq!(op.attrs().get("spatial").is_some(), true);
+        assert!(op.attrs().get("spatial").is_some());
     }
 
     #[test]

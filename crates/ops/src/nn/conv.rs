@@ -85,7 +85,7 @@ pub(super) fn check_channels(
     x: &[usize],
     w: &[usize],
 ) -> Result<(), OpError> {
-    if per_group.checked_mul(group) != Some(c) || m % group != 0 || x.len() != w.len() {
+    if per_group.checked_mul(group) != Some(c) || !m.is_multiple_of(group) || x.len() != w.len() {
         let message = format!("X of shape {x:?} and W of shape {w:?} don't fit together in {group} groups");
         return Err(OpError::shape(message));
     }
@@ -132,16 +132,12 @@ impl Op for Conv {
     }
 
     fn infer(&self, cx: &InferCx) -> Result<Vec<Fact>, OpError> {
-        if let (Some(x), Some(w)) = (cx.shape(0), cx.shape(1)) {
-            let known = |d: Option<&Dim>| d.and_then(Dim::as_usize);
-            if let (Some(c), Some(m), Some(per)) = (known(x.get(1)), known(w.first()), known(w.get(1))) {
-                if per.checked_mul(self.group) != Some(c) || m % self.group != 0 {
-                    let (x, w, g) = (show(x), show(w), self.group);
-                    return Err(OpError::shape(format!(
-                        "X of shape {x} and W of shape {w} don't fit together in {g} groups"
-                    )));
-                }
-            }
+        let known = |i: usize, a: usize| cx.shape(i).and_then(|s| s.get(a)).and_then(Dim::as_usize);
+        if let (Some(c), Some(m), Some(per)) = (known(0, 1), known(1, 0), known(1, 1))
+            && (per.checked_mul(self.group) != Some(c) || !m.is_multiple_of(self.group))
+        {
+            let message = format!("X has {c} channels, W {m} times {per}: they don't fit in {} groups", self.group);
+            return Err(OpError::shape(message));
         }
         infer_conv(cx, |w| w[0].clone(), |x, w| self.window.infer(x, &self.kernel_dims(w)))
     }

@@ -35,13 +35,12 @@ pub(super) fn per_channel(cx: &EvalCx, i: usize, channels: usize) -> Result<Vec<
 
 /// Checks in inference that input `i` has as many elements as X (input 0) has channels.
 pub(super) fn check_per_channel(cx: &InferCx, i: usize) -> Result<(), OpError> {
-    if let (Some(x @ [_, c, ..]), Some(p @ [n])) = (cx.shape(0), cx.shape(i)) {
-        if let (Some(c), Some(n)) = (c.as_usize(), n.as_usize()) {
-            if c != n {
-                let message = format!("input {i} of shape {} does not fit to X of shape {}", show(p), show(x));
-                return Err(OpError::shape(message));
-            }
-        }
+    if let (Some(x @ [_, c, ..]), Some(p @ [n])) = (cx.shape(0), cx.shape(i))
+        && let (Some(c), Some(n)) = (c.as_usize(), n.as_usize())
+        && c != n
+    {
+        let message = format!("input {i} of shape {} does not fit to X of shape {}", show(p), show(x));
+        return Err(OpError::shape(message));
     }
     Ok(())
 }

@@ -11,11 +11,12 @@ mod weights;
 use std::collections::BTreeMap;
 
 use narrowbit_ir::{Graph, NodeId, ValueId};
+use narrowbit_kernels::Exec;
 use serde::Serialize;
 
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
-pub use weights::{BiasParams, WeightParams};
+pub use weights::{BiasParams, WeightError, WeightParams};
 
 use crate::observe::{Method, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
@@ -80,6 +81,7 @@ impl QuantPlan {
         layout: Layout,
         stats: &BTreeMap<String, Stats>,
         options: &QuantOptions,
+        exec: &Exec,
     ) -> Result<QuantPlan, PlanError> {
         let matcher = Matcher::new(&options.overrides)?;
         let mut activations = BTreeMap::new();
@@ -96,7 +98,7 @@ impl QuantPlan {
             activations.extend(group.iter().map(|&v| (v, params)));
         }
         let mut plan = QuantPlan { layout, activations, weights: BTreeMap::new(), biases: BTreeMap::new() };
-        weights::plan(graph, &matcher, options, &mut plan);
+        weights::plan(graph, &matcher, options, exec, &mut plan);
         Ok(plan)
     }
 }

@@ -1,5 +1,7 @@
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole};
-use narrowbit_tensor::Tensor;
+use narrowbit_kernels::quantize::{QuantScales, quantize};
+use narrowbit_kernels::{Exec, KernelError, calibrate};
+use narrowbit_tensor::{Tensor, TensorError};
 
 use super::{Kind, QuantPlan};
 use crate::observe::Range;
@@ -24,8 +26,20 @@ pub struct BiasParams {
     pub scales: Vec<f32>,
 }
 
+/// Why a weight could not be quantized.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightError {
+    /// The parameters belong to another weight.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The weight can't be read or its integers can't be kept.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
 /// Chooses the scales of all weights and biases of the integer nodes.
-pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, plan: &mut QuantPlan) {
+pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, exec: &Exec, plan: &mut QuantPlan) {
     let kinds: Vec<(NodeId, Kind)> = plan.layout.kinds.iter().map(|(&n, &k)| (n, k)).collect();
     for (id, kind) in kinds {
         let node = graph.node(id);
@@ -34,14 +48,14 @@ pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, pla
             (Kind::Embedding, _) => {
                 let Some(table) = graph.const_input(id, 0) else { continue };
                 let scheme = WeightScheme { per_channel: false, ..scheme };
-                plan.weights.insert((id, 0), params(table, scheme, None));
+                plan.weights.insert((id, 0), params(exec, table, scheme, None));
             }
             (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
                 let Some(w) = graph.const_input(id, weight) else { continue };
                 let axis = channel.resolve(w.rank()).filter(|_| scheme.per_channel);
                 // Channels of a transposed convolution repeat in each group.
                 let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
-                let mut weight_params = params(w, scheme, axis);
+                let mut weight_params = params(exec, w, scheme, axis);
                 let input = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
                 let b = bias.and_then(|i| Some((i, graph.constant(node.input(i)?)?)));
                 if let (Some(input), Some((i, b))) = (input, b) {
@@ -59,9 +73,9 @@ fn groups(node: &Node) -> i64 {
     node.op.attrs().int_or("group", 1).unwrap_or(1)
 }
 
-fn params(w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
+fn params(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
     let values = w.to_f32s().unwrap_or_default();
-    let ranges = ranges(&values, w.shape(), axis);
+    let ranges = ranges(exec, &values, w.shape(), axis);
     let mut points: Vec<ScalePoint> = ranges.iter().map(|&r| scheme.qparams(r)).collect();
     // A dead channel has no range of its own: any scale represents it, the layer's largest keeps its bias in range.
     let largest = ranges.iter().zip(&points).filter(|(r, _)| !is_zero(r)).map(|(_, p)| p.scale).fold(0f32, f32::max);
@@ -76,19 +90,28 @@ fn is_zero(r: &Range) -> bool {
 }
 
 /// The extremes of each index of the axis, or of all elements.
-fn ranges(values: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<Range> {
-    let (channels, inner) = match axis {
-        Some(a) => (shape[a], shape[a + 1..].iter().product::<usize>()),
-        None => (1, values.len()),
+fn ranges(exec: &Exec, values: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<Range> {
+    let split = split(shape, axis);
+    let mut found = vec![calibrate::Range::EMPTY; split[1]];
+    // The lengths agree by construction; a failure would leave empty ranges, which count as zero.
+    let done = match axis {
+        Some(_) => calibrate::channel_min_max(exec, values, split, &mut found).is_ok(),
+        None => {
+            found = vec![calibrate::min_max(exec, values)];
+            true
+        }
     };
-    let mut out = vec![(f32::INFINITY, f32::NEG_INFINITY); channels];
-    for (i, row) in values.chunks_exact(inner.max(1)).enumerate() {
-        let (lo, hi) = row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
-        let slot = &mut out[i % channels.max(1)];
-        *slot = (slot.0.min(lo), slot.1.max(hi));
+    debug_assert!(done);
+    let finite = |r: calibrate::Range| if r.min > r.max { (0.0, 0.0) } else { (r.min, r.max) };
+    found.into_iter().map(finite).map(|(lo, hi)| Range { min: lo.into(), max: hi.into() }).collect()
+}
+
+/// `[outer, channels, inner]` around an axis; one channel without one.
+fn split(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
+    match axis {
+        Some(a) => [shape[..a].iter().product(), shape[a], shape[a + 1..].iter().product()],
+        None => [1, 1, shape.iter().product()],
     }
-    let finite = |(lo, hi): (f32, f32)| if lo > hi { (0.0, 0.0) } else { (lo, hi) };
-    out.into_iter().map(finite).map(|(lo, hi)| Range { min: lo.into(), max: hi.into() }).collect()
 }
 
 /// The bias's scales; a channel's weight scale is enlarged where the bias would overflow int32
@@ -118,29 +141,29 @@ fn enlarge(p: &mut ScalePoint, least: f64) {
 }
 
 impl WeightParams {
-    /// The codes of a weight, `clamp(round_half_even(w / scale) + zero_point)`, in the tensor's order.
-    pub fn quantize(&self, w: &Tensor) -> Vec<i32> {
-        let values = w.to_f32s().unwrap_or_default();
-        let inner = self.axis.map_or(values.len(), |a| w.shape()[a + 1..].iter().product());
-        let (lo, hi) = self.scheme.code_range();
-        let code = |x: f32, p: &ScalePoint| {
-            let q = f64::from((x / p.scale).round_ties_even()) + f64::from(p.zero_point);
-            q.clamp(f64::from(lo), f64::from(hi)) as i32
-        };
-        let rows = values.chunks(inner.max(1)).enumerate();
-        rows.flat_map(|(i, row)| row.iter().map(move |&x| code(x, &self.points[i % self.points.len()]))).collect()
-    }
-
-    /// The weight as an integer tensor.
+    /// The weight as an integer tensor, `saturate(round_half_even(w / scale) + zero_point)`.
     ///
     /// # Errors
     /// Never for a weight that the parameters were made for.
-    pub fn tensor(&self, w: &Tensor) -> Result<Tensor, narrowbit_tensor::TensorError> {
-        let codes = self.quantize(w);
-        match self.scheme.int {
-            IntType::Int8 => Tensor::new(w.shape(), codes.into_iter().map(|c| c as i8).collect()),
-            IntType::Uint8 => Tensor::new(w.shape(), codes.into_iter().map(|c| c as u8).collect()),
-        }
+    pub fn tensor(&self, exec: &Exec, w: &Tensor) -> Result<Tensor, WeightError> {
+        let values = w.to_f32s()?;
+        let scales: Vec<f32> = self.points.iter().map(|p| p.scale).collect();
+        let zero_points: Vec<i32> = self.points.iter().map(|p| p.zero_point).collect();
+        let shape = split(w.shape(), self.axis);
+        let params = QuantScales { scales: &scales, zero_points: &zero_points, shape };
+        // Scales put every weight within the codes in use, so that saturating at the type's ends is enough.
+        Ok(match self.scheme.int {
+            IntType::Int8 => {
+                let mut codes = vec![0i8; values.len()];
+                quantize(exec, &values, &mut codes, &params)?;
+                Tensor::new(w.shape(), codes)?
+            }
+            IntType::Uint8 => {
+                let mut codes = vec![0u8; values.len()];
+                quantize(exec, &values, &mut codes, &params)?;
+                Tensor::new(w.shape(), codes)?
+            }
+        })
     }
 
     /// Scales and zero points by name of their ONNX inputs: scalars, or vectors along the axis.
@@ -169,26 +192,35 @@ impl BiasParams {
 mod tests {
     use super::*;
 
+    fn exec() -> Exec {
+        Exec::new(narrowbit_kernels::Isa::detect(), 1)
+    }
+
+    fn codes(p: &WeightParams, w: &Tensor) -> Vec<i64> {
+        p.tensor(&exec(), w).unwrap().to_i64s().unwrap()
+    }
+
     #[test]
     fn gives_each_output_channel_its_scale() {
         let w = Tensor::new([2, 1, 2], vec![1.27f32, -0.1, 0.0, 12.7]).unwrap();
-        let p = params(&w, WeightScheme::default(), Some(0));
-        assert_eq!(p.quantize(&w), [127, -10, 0, 127]);
+        let p = params(&exec(), &w, WeightScheme::default(), Some(0));
+        assert_eq!(codes(&p, &w), [127, -10, 0, 127]);
         let w = Tensor::new([2, 2], vec![1.27f32, 12.7, -1.27, 0.1]).unwrap();
-        assert_eq!(params(&w, WeightScheme::default(), Some(1)).quantize(&w), [127, 127, -127, 1]);
+        let p = params(&exec(), &w, WeightScheme::default(), Some(1));
+        assert_eq!(codes(&p, &w), [127, 127, -127, 1]);
     }
 
     #[test]
     fn gives_a_dead_channel_the_largest_scale() {
         let w = Tensor::new([2, 1], vec![0.0f32, 12.7]).unwrap();
-        let p = params(&w, WeightScheme::default(), Some(0));
+        let p = params(&exec(), &w, WeightScheme::default(), Some(0));
         assert_eq!(p.points[0].scale, p.points[1].scale);
     }
 
     #[test]
     fn enlarges_a_scale_whose_bias_would_overflow() {
         let w = Tensor::new([2, 1], vec![1e-12f32, 1.0]).unwrap();
-        let mut p = params(&w, WeightScheme::default(), Some(0));
+        let mut p = params(&exec(), &w, WeightScheme::default(), Some(0));
         let b = Tensor::new([2], vec![100f32, 100.0]).unwrap();
         let scales = fit_bias(0.01, &mut p, &b);
         let codes = BiasParams { scales: scales.clone() }.quantize(&b);

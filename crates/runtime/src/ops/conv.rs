@@ -23,32 +23,32 @@ pub(super) struct Window {
 
 /// The kernel of a convolution with its epilogue.
 pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
-    let (Some(x), Some(w), Some(out)) = (cx.f32_shape(0), cx.constant(1), f.output) else { return Ok(None) };
+    let (Some(x), Some(w), Some(out)) = (cx.f32_shape(0), cx.f32_shape(1), f.output) else { return Ok(None) };
     let Some(y) = cx.out(0).map(|t| t.shape) else { return Ok(None) };
-    let ranks_fit = (3..=4).contains(&x.len()) && w.rank() == x.len() && y.len() == x.len();
-    if !ranks_fit || w.dtype() != narrowbit_tensor::DType::F32 || cx.node.input(2).is_some() && cx.floats(2).is_none() {
+    let ranks_fit = (3..=4).contains(&x.len()) && w.len() == x.len() && y.len() == x.len();
+    if !ranks_fit || !cx.is_constant(1) || cx.node.input(2).is_some() && cx.floats(2).is_none() {
         return Ok(None);
     }
     let transposed = cx.node.op.name() == "ConvTranspose";
-    let Some(window) = window(cx, &x, w.shape(), &y, transposed) else { return Ok(None) };
+    let Some(window) = window(cx, &x, &w, &y, transposed) else { return Ok(None) };
     let bias = cx.floats(2);
     let residual = f.residual.is_some();
     let mut ins = vec![cx.node.inputs[0].unwrap_or(out)];
     ins.extend(f.residual);
     let kernel: Box<dyn Kernel> = if transposed {
-        let p = transposed_params(cx, &window, &x, w.shape(), &y);
+        let p = transposed_params(cx, &window, &x, &w, &y);
         let weights = cx.weights.get(cx.id, "conv-transpose", || {
-            conv_transpose2d_prepack(cx.exec, &p, &w.to_f32s()?).map_err(StepError::from)
+            conv_transpose2d_prepack(cx.exec, &p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from)
         })?;
         Box::new(Transposed { p, weights, bias, activation: f.activation })
     } else {
-        let p = params(cx, &window, &x, w.shape());
+        let p = params(cx, &window, &x, &w);
         let [oh, ow] = p.output()?;
         if [oh, ow] != plane(&y) {
             return Ok(None);
         }
         let weights =
-            cx.weights.get(cx.id, "conv", || conv2d_prepack(cx.exec, &p, &w.to_f32s()?).map_err(StepError::from))?;
+            cx.weights.get(cx.id, "conv", || conv2d_prepack(cx.exec, &p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from))?;
         Box::new(Conv { p, weights, bias, residual, activation: f.activation })
     };
     Ok(Some(Built { kernel, ins, outs: vec![out] }))

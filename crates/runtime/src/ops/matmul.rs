@@ -24,8 +24,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     if !p.set_bias(cx, f, &mut ins) {
         return Ok(None);
     }
-    if let Some(w) = cx.constant(1).filter(|_| p.batch.iter().all(|d| d.b == 0)) {
-        p.packed = Some(cx.weights.get(cx.id, "b", || pack(cx, &p, &w))?);
+    if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
+        p.packed = Some(cx.weights.get(cx.id, "b", || pack(cx, &p, &cx.weight(1)?))?);
     } else {
         p.b_at = ins.len();
         ins.push(cx.node.inputs[1].unwrap_or(out));

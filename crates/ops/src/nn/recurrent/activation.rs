@@ -29,8 +29,11 @@ pub enum Function {
     Softplus,
 }
 
+/// A function of [`TABLE`].
+type Row = (&'static str, Function, Option<f32>, Option<f32>);
+
 /// Name, function, default alpha, default beta (those of the ONNX operators of the same names).
-const TABLE: [(&str, Function, Option<f32>, Option<f32>); 11] = [
+const TABLE: [Row; 11] = [
     ("Relu", Function::Relu, None, None),
     ("Tanh", Function::Tanh, None, None),
     ("Sigmoid", Function::Sigmoid, None, None),
@@ -100,7 +103,7 @@ pub(super) fn resolve(
     directions: usize,
 ) -> Result<Vec<Activation>, OpError> {
     let n = defaults.len() * directions;
-    let rows: Vec<&(&str, Function, Option<f32>, Option<f32>)> = match &stated.activations {
+    let rows: Vec<&Row> = match &stated.activations {
         None => defaults.iter().cycle().take(n).filter_map(|f| TABLE.iter().find(|r| r.1 == *f)).collect(),
         Some(names) => names.iter().map(|name| find(name)).collect::<Result<_, _>>()?,
     };
@@ -124,7 +127,7 @@ pub(super) fn resolve(
     Ok(out)
 }
 
-fn find(name: &str) -> Result<&'static (&'static str, Function, Option<f32>, Option<f32>), OpError> {
+fn find(name: &str) -> Result<&'static Row, OpError> {
     TABLE.iter().find(|r| r.0.eq_ignore_ascii_case(name)).ok_or_else(|| {
         let known: Vec<&str> = TABLE.iter().map(|r| r.0).collect();
         OpError::attribute("activations", format!("has \"{name}\", not one of {}", known.join(", ")))
