@@ -166,7 +166,7 @@ fn channels(view: &View, id: NodeId, kind: Kind, w: &Tensor) -> Found<usize> {
         Kind::Conv => s[0],
         Kind::ConvTranspose => {
             let group = usize::try_from(view.int(id, "group", 1)).ok().or_no()?;
-            when(group > 0 && s[0] % group == 0)?;
+            when(group > 0 && s[0].is_multiple_of(group))?;
             s[1].checked_mul(group).or_no()?
         }
         Kind::Gemm => {
