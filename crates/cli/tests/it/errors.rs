@@ -102,7 +102,10 @@ fn refuses_images_and_labels_that_do_not_fit() {
     labelled("range.npz", vec![3, 10]);
     labelled("negative.npz", vec![3, -1]);
     labelled("few.npz", vec![3]);
-    models::save_arrays(&home.path("color.npz"), &[("images", Tensor::new([1, 8, 8, 3], vec![7u8; 192]).expect("images"))]);
+    models::save_arrays(
+        &home.path("color.npz"),
+        &[("images", Tensor::new([1, 8, 8, 3], vec![7u8; 192]).expect("images"))],
+    );
     let lines = [
         "eval model.onnx --data range.npz --preprocess case.json",
         "eval model.onnx --data negative.npz --preprocess case.json",
@@ -127,7 +130,10 @@ fn refuses_settings_that_make_no_sense() {
     home.write("broken.toml", "method = \n");
     home.write("scale.toml", "scael = 2\n");
     home.ok("calibrate model.onnx --data data.npz -o ranges.json");
-    home.write("foreign.json", &String::from_utf8_lossy(&home.read("ranges.json")).replace("\"graph\":\"", "\"graph\":\"0"));
+    home.write(
+        "foreign.json",
+        &String::from_utf8_lossy(&home.read("ranges.json")).replace("\"graph\":\"", "\"graph\":\"0"),
+    );
     home.write("half.json", "{\"format\": \"narrowbit-ranges/1\",");
     let lines = [
         "quantize model.onnx --data data.npz --config unknown.toml -o out.onnx",

@@ -3,7 +3,17 @@
 use crate::home::Home;
 
 const COMMANDS: [&str; 11] = [
-    "demo", "inspect", "sanitize", "calibrate", "quantize", "run", "eval", "compare", "bench", "convert", "completions",
+    "demo",
+    "inspect",
+    "sanitize",
+    "calibrate",
+    "quantize",
+    "run",
+    "eval",
+    "compare",
+    "bench",
+    "convert",
+    "completions",
 ];
 
 #[test]

@@ -3,7 +3,7 @@
 use narrowbit_data::{DataOptions, Dataset};
 use serde_json::Value;
 
-use crate::home::{EXAMPLES, Home, python, preprocess};
+use crate::home::{EXAMPLES, Home, preprocess, python};
 
 /// What an example may lose: half a point, or as much of a correlation.
 const MOST_LOSS: f64 = 0.005;
@@ -21,7 +21,9 @@ fn keeps_the_accuracy_of_the_examples() {
     for example in EXAMPLES {
         let home = Home::with_example(example);
         let p = preprocess(example);
-        let eval = |model: &str| score(&home.json(&format!("eval {model} --data test.npz {p} --batch 20 --metric {}", metric(example))));
+        let eval = |model: &str| {
+            score(&home.json(&format!("eval {model} --data test.npz {p} --batch 20 --metric {}", metric(example))))
+        };
         let case: Value = serde_json::from_slice(&home.read("case.json")).expect("case.json");
         let stated = case["float"].as_f64().or_else(|| case["float"][metric(example)].as_f64()).expect("a figure");
         let float = eval("model.onnx");
@@ -32,7 +34,8 @@ fn keeps_the_accuracy_of_the_examples() {
             let summary = home.json(&quantize);
             let int8 = eval(&format!("{format}.onnx"));
             assert!(float - int8 <= MOST_LOSS, "{example} {format}: {float} became {int8}");
-            let ratio = summary["bytes_after"].as_f64().expect("bytes") / summary["bytes_before"].as_f64().expect("bytes");
+            let ratio =
+                summary["bytes_after"].as_f64().expect("bytes") / summary["bytes_before"].as_f64().expect("bytes");
             // A quarter, and the graph with its scales, which weighs on small networks.
             assert!(ratio < if example == "diabetes-mlp" { 0.7 } else { 0.5 }, "{example} {format}: {ratio}");
             assert!(summary["integer_nodes"].as_u64() > Some(2), "{summary}");
@@ -65,7 +68,9 @@ fn writes_the_same_bytes_with_any_number_of_threads() {
         for threads in [1, 2, 4] {
             let to = format!("--threads {threads} -o {threads}.onnx");
             home.ok(&format!("quantize model.onnx --data calib.npz {p} --method percentile {to}"));
-            home.ok(&format!("run {threads}.onnx --data test.npz {p} --samples 40 --threads {threads} -o {threads}.npz"));
+            home.ok(&format!(
+                "run {threads}.onnx --data test.npz {p} --samples 40 --threads {threads} -o {threads}.npz"
+            ));
         }
         for other in [2, 4] {
             assert!(home.read("1.onnx") == home.read(&format!("{other}.onnx")), "{example}: models, {other} threads");
@@ -81,7 +86,9 @@ fn gives_the_same_outputs_in_any_batch() {
     home.ok(&format!("quantize model.onnx --data calib.npz {p} -o int8.onnx"));
     for model in ["model", "int8"] {
         for batch in [1, 7] {
-            home.ok(&format!("run {model}.onnx --data test.npz {p} --samples 30 --batch {batch} -o {model}{batch}.npz"));
+            home.ok(&format!(
+                "run {model}.onnx --data test.npz {p} --samples 30 --batch {batch} -o {model}{batch}.npz"
+            ));
         }
         let (a, b) = (outputs(&home, &format!("{model}1.npz")), outputs(&home, &format!("{model}7.npz")));
         let range = a.iter().fold(0f32, |m, x| m.max(x.abs()));
@@ -142,7 +149,8 @@ fn keeps_nodes_float_on_request() {
     let quantize = format!("quantize model.onnx --data calib.npz {p} --samples 8 -o out.onnx");
     let names = |v: &Value, float: bool| -> Vec<String> {
         let nodes = v["node_list"].as_array().expect("nodes").iter();
-        let wanted = nodes.filter(|n| n["integer"] == !float && ["Conv", "Gemm", "MatMul"].contains(&n["op"].as_str().unwrap_or("")));
+        let wanted = nodes
+            .filter(|n| n["integer"] == !float && ["Conv", "Gemm", "MatMul"].contains(&n["op"].as_str().unwrap_or("")));
         wanted.filter_map(|n| n["node"].as_str().map(str::to_owned)).collect()
     };
     let default = home.json(&quantize);

@@ -34,7 +34,12 @@ fn describes_models() {
     has(&v["inputs"][0], &[("name", 's'), ("type", 's')]);
     has(&v["nodes"][0], &[("name", 's'), ("op", 's'), ("output", 's'), ("parameters", 'n'), ("macs", 'n')]);
     // The figure of examples/README.md, and twice the work for twice the batch.
-    assert_eq!(v["parameters"].as_u64().filter(|n| (115_000..117_000).contains(n)).is_some(), true, "{}", v["parameters"]);
+    assert_eq!(
+        v["parameters"].as_u64().filter(|n| (115_000..117_000).contains(n)).is_some(),
+        true,
+        "{}",
+        v["parameters"]
+    );
     let twice = home.json("inspect model.onnx --dim batch=2");
     assert_eq!(twice["macs"].as_u64(), v["macs"].as_u64().map(|n| 2 * n));
 }
@@ -106,7 +111,8 @@ fn shows_scales_of_a_quantized_model() {
 #[test]
 fn prints_the_settings_as_a_file_that_it_reads() {
     let home = Home::with_example("diabetes-mlp");
-    let flags = "--method percentile --percentile 99.9 --exclude *Mul* --exclude-type Add --activations int8 --keep-last";
+    let flags =
+        "--method percentile --percentile 99.9 --exclude *Mul* --exclude-type Add --activations int8 --keep-last";
     let shown = home.ok(&format!("quantize model.onnx -o out.onnx {flags} --show-config"));
     home.write("settings.toml", &shown.stdout);
     let again = home.ok("quantize model.onnx -o out.onnx --config settings.toml --show-config");

@@ -40,25 +40,21 @@ pub fn save_unknown(path: &Path) {
     onnx::save(&model, path, &SaveOptions::default()).expect("the model is saved");
 }
 
-/// An .npz with some rows of the arrays of another one.
+/// An .npz with some rows of the samples in another one, without labels.
 pub fn save_rows(from: &Path, to: &Path, rows: std::ops::Range<usize>) {
     let data = Dataset::open(from, &DataOptions::default()).expect("the data is read");
-    let labels = data.labels().map(|l| l.read(rows.start, rows.end).expect("labels"));
-    let mut out = NpzWriter::create(to).expect("a file");
-    let batch = data.batch(rows).expect("rows");
-    let names: Vec<String> = data.arrays().iter().map(|(n, ..)| (*n).to_owned()).collect();
-    for ((bound, t), name) in batch.inputs.iter().zip(&names) {
-        assert!(bound == name || names.len() == 1, "{bound} is not {name}");
-        out.add(name, t).expect("an array is written");
-    }
-    labels.iter().for_each(|l| out.add("labels", l).expect("labels are written"));
-    out.finish().expect("the file is written");
+    let samples = data.batch(rows).expect("rows").inputs;
+    let [(_, images)] = &samples[..] else { panic!("{}: several arrays", from.display()) };
+    save_arrays(to, &[("images", images.clone())]);
 }
 
 /// An .npz with `n` rows of the diabetes model's 10 features, each another mixture of a few waves.
 pub fn save_features(to: &Path, n: usize) {
     let value = |i: usize| ((i as f32 * 0.37).sin() + (i as f32 * 0.0113).cos() * 0.5) * 0.1;
-    save_arrays(to, &[("features", Tensor::new([n, 10], (0..n * 10).map(value).collect::<Vec<_>>()).expect("a tensor"))]);
+    save_arrays(
+        to,
+        &[("features", Tensor::new([n, 10], (0..n * 10).map(value).collect::<Vec<_>>()).expect("a tensor"))],
+    );
 }
 
 /// An .npz of arrays.

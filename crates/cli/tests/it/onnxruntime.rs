@@ -9,7 +9,7 @@ use narrowbit_ir::{Datum, Graph, interp};
 use narrowbit_tensor::{DType, Tensor};
 use serde_json::Value;
 
-use crate::home::{EXAMPLES, Home, python, preprocess};
+use crate::home::{EXAMPLES, Home, preprocess, python};
 
 /// The samples that a model is compared on.
 pub fn samples(graph: &Graph, data: &Path, case: &Path, n: usize) -> Vec<(String, Tensor)> {
@@ -71,7 +71,11 @@ pub fn assert_agrees(name: &str, report: &Value) {
     let number = |field: &str| report[field].as_f64().unwrap_or_else(|| panic!("{name}: no {field}: {report}"));
     println!(
         "{name}: {} tensors, {} of {} codes differ, by {} at most; SQNR of the outputs {:.0} dB",
-        report["tensors"], report["different"], report["values"], report["most_steps"], number("plain_sqnr_db")
+        report["tensors"],
+        report["different"],
+        report["values"],
+        report["most_steps"],
+        number("plain_sqnr_db")
     );
     assert!(number("values") > 0.0 && report["missing"].as_array().is_some_and(Vec::is_empty), "{name}: {report}");
     assert!(number("different") <= 0.001 * number("values"), "{name}: {report}");
