@@ -57,7 +57,7 @@ pub enum SplitArg {
 /// How images become inputs: y = (x·scale + offset − mean) / std.
 #[derive(Debug, Clone, Args)]
 pub struct PreprocessArgs {
-    /// Preprocessing from a TOML or JSON file with these keys; flags go before it
+    /// Preprocessing from a TOML or JSON file with these keys; flags take precedence
     #[arg(long, value_name = "FILE", help_heading = "Preprocessing of images")]
     pub preprocess: Option<PathBuf>,
     /// Factor on each pixel value, for instance 0.00392157 (1/255)

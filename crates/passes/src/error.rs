@@ -9,10 +9,10 @@ use narrowbit_ir::{NodeError, PatchError, VerifyError};
 pub enum PassError {
     /// A call of one of the model's functions could not be expanded.
     #[error(transparent)]
-    Inline(#[from] ImportError),
+    Inline(Box<ImportError>),
     /// A node's inputs contradict its operator.
     #[error(transparent)]
-    Infer(#[from] NodeError),
+    Infer(Box<NodeError>),
     /// A pass built an edit that does not fit the graph: a bug in narrowbit.
     #[error("pass {pass} built a wrong edit: {error}; please report this with the model")]
     Patch {
@@ -43,4 +43,22 @@ pub enum PassError {
     /// No pass of that name exists.
     #[error("there is no pass \"{0}\"; the passes are: {1}")]
     UnknownPass(String, String),
+}
+
+impl From<ImportError> for PassError {
+    fn from(e: ImportError) -> PassError {
+        PassError::Inline(Box::new(e))
+    }
+}
+
+impl From<NodeError> for PassError {
+    fn from(e: NodeError) -> PassError {
+        PassError::Infer(Box::new(e))
+    }
+}
+
+impl From<Box<NodeError>> for PassError {
+    fn from(e: Box<NodeError>) -> PassError {
+        PassError::Infer(e)
+    }
 }

@@ -105,7 +105,7 @@ impl<'a> Manager<'a> {
         if rewrites == 0 {
             return Ok(());
         }
-        if matches!(pass.name(), "inline-functions" | "upgrade-opset") || pass.opset() > 13 {
+        if matches!(pass.name(), "inline-functions" | "upgrade-opset") {
             self.facts = None;
         }
         tracing::debug!("{}: {rewrites} rewrites, {} nodes", pass.name(), model.graph.node_count());
@@ -159,6 +159,7 @@ impl<'a> Manager<'a> {
         let rewrites = self.run_graph(&mut model.graph, i, opset, "", 0)?;
         if raise && rewrites > 0 {
             upgrade_opset::upgrade(model, pass.opset())?;
+            self.facts = None;
         }
         Ok(rewrites)
     }

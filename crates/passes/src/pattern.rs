@@ -157,14 +157,7 @@ impl Expr {
     }
 }
 
-fn node(
-    view: &View,
-    v: ValueId,
-    op: &str,
-    args: &[Expr],
-    label: Option<&'static str>,
-    mut m: Match,
-) -> Option<Match> {
+fn node(view: &View, v: ValueId, op: &str, args: &[Expr], label: Option<&'static str>, mut m: Match) -> Option<Match> {
     let id = view.made_by(v, &[op]).ok()?;
     let node = view.node(id);
     if node.inputs.len() < args.len() {
@@ -175,9 +168,8 @@ fn node(
         m.labels.insert(label, id);
     }
     let inputs: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
-    let in_order = |order: &[usize], m: Match| {
-        args.iter().zip(order).try_fold(m, |m, (arg, &i)| arg.at(view, *inputs.get(i)?, m))
-    };
+    let in_order =
+        |order: &[usize], m: Match| args.iter().zip(order).try_fold(m, |m, (arg, &i)| arg.at(view, *inputs.get(i)?, m));
     let straight: Vec<usize> = (0..args.len()).collect();
     let found = in_order(&straight, m.clone());
     match (op, args.len(), inputs.len()) {

@@ -5,8 +5,8 @@ use narrowbit_ir::{Attr, AttrMap, Dim, Graph, Node, NodeId, Op, Patch, ValueId};
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor};
 
-use crate::pass::{Found, Miss, OrNo, when};
 use crate::SanitizeOptions;
+use crate::pass::{Found, Miss, OrNo, when};
 
 /// A graph with what is known of its values, to read.
 #[derive(Debug, Clone, Copy)]

@@ -103,7 +103,7 @@ pub enum MethodArg {
 /// What is quantized, and how.
 #[derive(Debug, Clone, Args)]
 pub struct SchemeArgs {
-    /// Settings from a TOML or JSON file (see --show-config); flags go before it
+    /// Settings from a TOML or JSON file (see --show-config); flags take precedence
     #[arg(long, value_name = "FILE", help_heading = "Quantization")]
     config: Option<PathBuf>,
     /// The integer type of activations [default: uint8]

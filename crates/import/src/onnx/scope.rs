@@ -74,9 +74,9 @@ pub(super) fn order(nodes: &[NodeProto], reads: &[Vec<&str>]) -> Result<(Vec<usi
     }
     let mut waiting = vec![0usize; nodes.len()];
     let mut readers = vec![Vec::new(); nodes.len()];
-    for i in 0..nodes.len() {
+    for (i, waiting) in waiting.iter_mut().enumerate() {
         for m in makers(i) {
-            waiting[i] += 1;
+            *waiting += 1;
             readers[m].push(i);
         }
     }

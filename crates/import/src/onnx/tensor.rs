@@ -14,7 +14,7 @@ pub(super) fn read(src: &Source, place: &str, t: TensorProto) -> Result<Tensor> 
     }
     let n = shape::count(&shape).map_err(|e| src.broken(place, e.to_string()))?;
     let made = if t.data_location == Some(DataLocation::External as i32) {
-        external(src, place, dtype, n, &t).and_then(|b| Ok(Tensor::from_bytes(dtype, shape, b)))?
+        external(src, place, dtype, n, &t).map(|b| Tensor::from_bytes(dtype, shape, b))?
     } else if dtype == DType::String {
         let strings = t.string_data.into_iter().map(String::from_utf8).collect::<std::result::Result<Vec<_>, _>>();
         let strings = strings.map_err(|_| src.broken(place, "holds a string that is not UTF-8"))?;

@@ -48,7 +48,7 @@ impl Lexer<'_> {
             if self.chars.peek() == Some(&'"') {
                 return self.text().map(Token::Value);
             }
-            return Ok(Token::Value(self.take(|c| c.is_ascii_alphanumeric() || "_./:-".contains(c))));
+            return Ok(Token::Value(self.take(|c| c.is_ascii_alphanumeric() || "_./-".contains(c))));
         }
         if c.is_ascii_digit() || c == '-' {
             return Ok(Token::Number(self.take(|c| c.is_ascii_alphanumeric() || "+-._".contains(c))));

@@ -10,7 +10,7 @@
 //!   output %z
 //! }
 //! ```
-//! A value is `%` and its name, in quotes where it holds other characters than letters, digits and `_./:-`.
+//! A value is `%` and its name, in quotes where it holds other characters than letters, digits and `_./-`.
 //! `_` stands for an input or output that is left out. What follows `@` is the node's name. `;` begins a comment.
 //! Extents are numbers, names (quoted where they are expressions) and `?`; a type of which nothing is known is left out.
 //! Contents of long constants are not written, only a checksum (`#…`), which [`parse`](parse_graph) refuses;

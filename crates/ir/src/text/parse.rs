@@ -471,11 +471,11 @@ impl<'a> Parser<'a> {
         } else {
             items.push(self.next());
         }
-        self.from_items(dtype, shape, items)
+        self.elements(dtype, shape, items)
     }
 
     /// One item for all elements, or one for each.
-    fn from_items(&self, dtype: DType, shape: Vec<usize>, items: Vec<Token>) -> Result<Tensor> {
+    fn elements(&self, dtype: DType, shape: Vec<usize>, items: Vec<Token>) -> Result<Tensor> {
         let n = shape::count(&shape).unwrap_or(0);
         if items.len() != n {
             return self.error(format!("{} elements are given, the shape has {n}", items.len()));

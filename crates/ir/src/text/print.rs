@@ -78,7 +78,7 @@ impl Printer<'_> {
 
     fn name(&mut self, graph: &Graph, v: ValueId) {
         let name = &graph.value(v).name;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "_./:-".contains(c);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_./-".contains(c);
         self.out.push('%');
         self.out.push_str(&if !name.is_empty() && name.chars().all(plain) { name.clone() } else { quoted(name) });
     }

@@ -50,10 +50,21 @@ impl Compare {
                 Compare::LessOrEqual => a <= b,
             },
             (a, b) if a.same(b) => matches!(self, Compare::Equal | Compare::GreaterOrEqual | Compare::LessOrEqual),
+            (Dim::Sym(s), Dim::Known(n)) if *n < 0 && is_extent(s) => {
+                matches!(self, Compare::Greater | Compare::GreaterOrEqual)
+            }
+            (Dim::Known(n), Dim::Sym(s)) if *n < 0 && is_extent(s) => {
+                matches!(self, Compare::Less | Compare::LessOrEqual)
+            }
             _ => return Dim::Unknown,
         };
         Dim::Known(truth.into())
     }
+}
+
+/// Whether a symbol is certainly not negative: sums, products and quotients of extents are not, differences may be.
+fn is_extent(symbol: &str) -> bool {
+    !symbol.contains('-')
 }
 
 fn strings_equal(a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {

@@ -38,7 +38,8 @@ static TANH: LazyLock<Expr> = LazyLock::new(|| {
     // x + 0.044715·x³, or x·(1 + 0.044715·x²).
     let square = any([x() * x(), op("Pow", [x(), num(2.0)])]);
     let coefficient = 0.044_715;
-    let scaled_cube = any([cube * coefficient, x() * (square.clone() * coefficient), x() * (x() * (x() * coefficient))]);
+    let scaled_cube =
+        any([cube * coefficient, x() * (square.clone() * coefficient), x() * (x() * (x() * coefficient))]);
     let inner = any([x() + scaled_cube, x() * ((square * coefficient) + 1.0)]);
     let factor = (2.0 / PI).sqrt();
     let scaled = any([

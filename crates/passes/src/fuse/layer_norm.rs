@@ -45,7 +45,8 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
         Some(v) => Some(normalized_shape(view, &mut patch, v, rank - axis)?),
         None => None,
     };
-    let inputs: Vec<Option<ValueId>> = [Some(x), Some(scale), bias].into_iter().take(2 + usize::from(bias.is_some())).collect();
+    let inputs: Vec<Option<ValueId>> =
+        [Some(x), Some(scale), bias].into_iter().take(2 + usize::from(bias.is_some())).collect();
     let y = patch.node(&view.node(id).name, view.make("LayerNormalization", attrs)?, &inputs);
     patch.replace(tail.output, y);
     Ok(patch)

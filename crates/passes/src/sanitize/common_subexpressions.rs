@@ -113,5 +113,8 @@ fn equal_constants(graph: &Graph) -> HashMap<ValueId, ValueId> {
 fn sample(t: &Tensor) -> u64 {
     let bytes = t.bytes();
     let step = (bytes.len() / 64).max(1);
-    bytes.iter().step_by(step).fold(0xcbf2_9ce4_8422_2325, |h: u64, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .step_by(step)
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }

@@ -3,8 +3,8 @@
 use narrowbit_ir::{Datum, Dim, EvalCx, NodeId, Patch, ValueId, check_size};
 use narrowbit_tensor::{DType, Tensor};
 
-use crate::pass::{Found, Miss, OrNo, pass, when};
 use crate::View;
+use crate::pass::{Found, Miss, OrNo, pass, when};
 
 pass! {
     /// **What it does:** computes nodes whose inputs are constants, and parts of shapes that are known although
@@ -28,6 +28,9 @@ fn fold(view: &View, id: NodeId) -> Found<Patch> {
     when(node.op.is_deterministic() && node.op.bodies().is_empty() && !KEPT.contains(&node.op.name()))?;
     let outputs: Vec<ValueId> = node.outputs.iter().flatten().copied().collect();
     when(!outputs.is_empty() && !outputs.iter().any(|&v| view.graph.is_output(v)))?;
+    // What inference computed from dequantized weights must not take their place.
+    let floats = outputs.iter().any(|&v| view.dtype(v).is_none_or(DType::is_float));
+    when(!floats || node.inputs.iter().flatten().all(|&v| view.graph.constant(v).is_some()))?;
     let values = match outputs.iter().map(|&v| known(view, v)).collect::<Option<Vec<Tensor>>>() {
         Some(values) => values,
         None => compute(view, id)?,

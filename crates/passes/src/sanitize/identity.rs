@@ -3,8 +3,8 @@
 use narrowbit_ir::{Dim, NodeId, Patch, ValueId};
 use narrowbit_tensor::DType;
 
-use crate::pass::{Found, OrNo, pass, when};
 use crate::View;
+use crate::pass::{Found, OrNo, pass, when};
 
 pass! {
     /// **What it does:** removes nodes that give back their input: Identity, Dropout at inference, Cast to the same

@@ -4,8 +4,8 @@ use narrowbit_ir::{AttrMap, NodeId, Patch};
 use narrowbit_tensor::Tensor;
 
 use super::shape_computations::target;
-use crate::pass::{Found, pass};
 use crate::View;
+use crate::pass::{Found, pass};
 
 pass! {
     /// **What it does:** makes one Reshape of two nodes in a row that only change the shape: Reshape, Flatten,

@@ -3,8 +3,8 @@
 use narrowbit_ir::{AttrMap, NodeId, Patch};
 use narrowbit_tensor::{Tensor, shape};
 
-use crate::pass::{Found, OrNo, pass, when};
 use crate::View;
+use crate::pass::{Found, OrNo, pass, when};
 
 pass! {
     /// **What it does:** makes one Slice of two in a row along different axes.
@@ -31,7 +31,12 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
     let mut patch = view.patch();
     patch.set_op(id, view.make("Slice", AttrMap::new())?);
     patch.set_input(id, 0, Some(x));
-    let lists = [("starts", [p.starts, q.starts]), ("ends", [p.ends, q.ends]), ("axes", [p.axes, q.axes]), ("steps", [p.steps, q.steps])];
+    let lists = [
+        ("starts", [p.starts, q.starts]),
+        ("ends", [p.ends, q.ends]),
+        ("axes", [p.axes, q.axes]),
+        ("steps", [p.steps, q.steps]),
+    ];
     for (i, (name, list)) in lists.into_iter().enumerate() {
         let c = patch.constant(&view.name_for(y, name), Tensor::vector(list.concat()));
         patch.set_input(id, i + 1, Some(c));

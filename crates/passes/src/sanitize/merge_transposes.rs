@@ -5,8 +5,8 @@ use narrowbit_ops::tensor::transpose::Transpose;
 use narrowbit_tensor::Tensor;
 
 use super::shape_computations::target;
-use crate::pass::{Found, OrNo, pass, when};
 use crate::View;
+use crate::pass::{Found, OrNo, pass, when};
 
 pass! {
     /// **What it does:** makes one Transpose of two in a row; a Transpose that only moves axes of extent 1 becomes a

@@ -25,9 +25,42 @@ pass! {
 
 /// Operators that compute each element from the elements at the same place.
 const ELEMENTWISE: &[&str] = &[
-    "Abs", "Add", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
-    "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid",
-    "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
+    "Abs",
+    "Add",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Cos",
+    "Div",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Log",
+    "Max",
+    "Min",
+    "Mish",
+    "Mul",
+    "Neg",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Sigmoid",
+    "Sin",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Swish",
+    "Tanh",
 ];
 
 /// Nodes between two Transposes that are looked through.
@@ -77,7 +110,9 @@ impl Lift<'_, '_> {
                 None => None,
             });
         }
-        Ok(self.patch.node(&view.node(id).name, view.node(id).op.clone(), &inputs))
+        let (node, name) = (view.node(id), view.name_for(v, "transposed"));
+        let made = self.patch.node_outputs(&node.name, node.op.clone(), &inputs, &[Some(&name)]);
+        made.first().copied().flatten().or_no()
     }
 
     fn constant(&mut self, v: ValueId, t: &Tensor) -> Found<ValueId> {

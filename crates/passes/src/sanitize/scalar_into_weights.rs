@@ -1,3 +1,5 @@
+//! The pass [`ScalarIntoWeights`].
+
 use narrowbit_ir::{NodeId, Patch, ValueId};
 
 use super::weights::{Product, per_channel};

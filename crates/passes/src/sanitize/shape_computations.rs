@@ -3,8 +3,8 @@
 use narrowbit_ir::{AttrMap, Dim, NodeId, Patch, ValueId};
 use narrowbit_tensor::Tensor;
 
-use crate::pass::{Found, OrNo, pass, when};
 use crate::View;
+use crate::pass::{Found, OrNo, pass, when};
 
 pass! {
     /// **What it does:** gives Reshape a constant shape where the computed one is known but for symbols: extents

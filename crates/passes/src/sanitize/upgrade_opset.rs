@@ -46,15 +46,15 @@ impl Pass for UpgradeOpset {
 ///
 /// # Errors
 /// The first node that has no form in the newer operator set.
-pub fn check(model: &Model, to: i64) -> Result<(), NodeError> {
+pub fn check(model: &Model, to: i64) -> Result<(), Box<NodeError>> {
     if model.opset() >= to { Ok(()) } else { check_graph(&model.graph, model.opset(), to) }
 }
 
-fn check_graph(graph: &Graph, from: i64, to: i64) -> Result<(), NodeError> {
+fn check_graph(graph: &Graph, from: i64, to: i64) -> Result<(), Box<NodeError>> {
     for (_, node) in graph.nodes() {
         let refuse = |why: &str| {
             let error = OpError::Unsupported(format!("{why}; the model stays at opset {from}"));
-            Err(NodeError { node: node.name.clone(), op: node.op.name().into(), error })
+            Err(Box::new(NodeError { node: node.name.clone(), op: node.op.name().into(), error }))
         };
         let op = &node.op;
         if op.is::<Opaque>() && op.domain().is_empty() {
@@ -77,7 +77,7 @@ fn check_graph(graph: &Graph, from: i64, to: i64) -> Result<(), NodeError> {
 ///
 /// # Errors
 /// The first node that has no form in the newer operator set. The model is then unchanged.
-pub fn upgrade(model: &mut Model, to: i64) -> Result<(), NodeError> {
+pub fn upgrade(model: &mut Model, to: i64) -> Result<(), Box<NodeError>> {
     let from = model.opset();
     check(model, to)?;
     if from >= to {
@@ -106,7 +106,7 @@ fn ir_version(opset: i64) -> i64 {
     }
 }
 
-fn upgrade_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), NodeError> {
+fn upgrade_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), Box<NodeError>> {
     let facts = crate::pass::facts_of(graph);
     for id in graph.order().to_vec() {
         let node = graph.node(id);
@@ -114,7 +114,7 @@ fn upgrade_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), NodeError>
             continue;
         }
         let (name, op) = (node.name.clone(), node.op.name().to_string());
-        let place = |error| NodeError { node: name.clone(), op: op.clone(), error };
+        let place = |error| Box::new(NodeError { node: name.clone(), op: op.clone(), error });
         let patch = if node.op.bodies().is_empty() {
             Some(upgrade_node(graph, &facts, id, from, to).map_err(place)?)
         } else {
@@ -128,7 +128,7 @@ fn upgrade_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), NodeError>
     Ok(())
 }
 
-fn upgrade_bodies(graph: &Graph, id: NodeId, from: i64, to: i64) -> Result<Option<Patch>, NodeError> {
+fn upgrade_bodies(graph: &Graph, id: NodeId, from: i64, to: i64) -> Result<Option<Patch>, Box<NodeError>> {
     let mut bodies: Vec<Body> = graph.node(id).op.bodies().into_iter().map(|(_, b)| b.clone()).collect();
     for body in &mut bodies {
         upgrade_graph(&mut body.graph, from, to)?;
@@ -227,9 +227,7 @@ fn upgrade_node(
 
 fn make(name: &str, opset: i64, mut attrs: AttrMap) -> Result<Arc<dyn Op>, OpError> {
     let source: &dyn narrowbit_ir::OpSource = &Registry;
-    source
-        .build("", name, opset, &mut attrs)
-        .unwrap_or_else(|| Err(OpError::Unsupported(format!("operator {name}"))))
+    source.build("", name, opset, &mut attrs).unwrap_or_else(|| Err(OpError::Unsupported(format!("operator {name}"))))
 }
 
 impl Draft<'_> {

@@ -50,7 +50,10 @@ impl<'a> Product<'a> {
         };
         let channels = channels(view, id, kind, weight)?;
         when(weight.dtype().is_float() && !weight.dtype().is_minifloat())?;
-        unless_skipped(view.is_single_use(value), format!("the output of node \"{}\" has other readers", view.node(id).name))?;
+        unless_skipped(
+            view.is_single_use(value),
+            format!("the output of node \"{}\" has other readers", view.node(id).name),
+        )?;
         Ok(Product { id, kind, weight, bias, add: None, channels, output: value })
     }
 
@@ -131,34 +134,28 @@ impl<'a> Product<'a> {
 
     fn scaled_weight(&self, view: &View, scale: &[f64]) -> Found<Tensor> {
         let w = self.weight;
-        let inner = |axis: usize| w.shape()[axis + 1..].iter().product::<usize>().max(1);
-        let factor: Box<dyn Fn(usize) -> f64> = match self.kind {
-            Kind::Conv => {
-                let n = inner(0);
-                Box::new(move |i| scale[i / n])
+        let mut values = w.to_f32s()?.into_owned();
+        let times = |v: &mut f32, s: &f64| *v = (f64::from(*v) * s) as f32;
+        let rows = self.kind == Kind::Conv || self.kind == Kind::Gemm && view.int(self.id, "transB", 0) != 0;
+        if self.kind == Kind::ConvTranspose {
+            // Weight [C, M/group, …]: the output channel is the group's first one plus the second index.
+            let (per_group, plane) = (w.shape()[1], w.shape()[2..].iter().product::<usize>());
+            let inputs = w.shape()[0] / (self.channels / per_group);
+            for (i, chunk) in values.chunks_mut(plane).enumerate() {
+                let (c, m) = (i / per_group, i % per_group);
+                chunk.iter_mut().for_each(|v| times(v, &scale[c / inputs * per_group + m]));
             }
-            Kind::Gemm if view.int(self.id, "transB", 0) != 0 => {
-                let n = inner(0);
-                Box::new(move |i| scale[i / n])
+        } else if rows {
+            let row = w.len() / self.channels;
+            for (row, s) in values.chunks_mut(row).zip(scale) {
+                row.iter_mut().for_each(|v| times(v, s));
             }
-            Kind::Gemm | Kind::MatMul => {
-                let n = self.channels;
-                Box::new(move |i| scale[i % n])
+        } else {
+            for row in values.chunks_mut(self.channels) {
+                row.iter_mut().zip(scale).for_each(|(v, s)| times(v, s));
             }
-            Kind::ConvTranspose => {
-                // Weight [C, M/group, …]: output channel is the group's first one plus the second index.
-                let (per_group, n) = (w.shape()[1], inner(1));
-                let groups = (self.channels / per_group.max(1)).max(1);
-                let inputs = (w.shape()[0] / groups).max(1);
-                Box::new(move |i| {
-                    let (c, m) = (i / n / per_group, i / n % per_group);
-                    scale[c / inputs * per_group + m]
-                })
-            }
-        };
-        let values = w.to_f32s()?;
-        let new = values.iter().enumerate().map(|(i, &v)| (f64::from(v) * factor(i)) as f32).collect();
-        Ok(Tensor::from_f32s(w.dtype(), w.shape(), new)?)
+        }
+        Ok(Tensor::from_f32s(w.dtype(), w.shape(), values)?)
     }
 }
 
@@ -169,7 +166,7 @@ fn channels(view: &View, id: NodeId, kind: Kind, w: &Tensor) -> Found<usize> {
         Kind::Conv => s[0],
         Kind::ConvTranspose => {
             let group = usize::try_from(view.int(id, "group", 1)).ok().or_no()?;
-            when(group > 0 && s[0] % group == 0)?;
+            when(group > 0 && s[0].is_multiple_of(group))?;
             s[1].checked_mul(group).or_no()?
         }
         Kind::Gemm => {

@@ -61,7 +61,7 @@ pub enum PlanError {
     NoRange(String),
     /// The method needs histograms that the ranges do not have.
     #[error(
-        "the ranges hold no histogram of tensor \"{0}\", which this method needs\nhelp: calibrate again with --method or --all-methods"
+        "the ranges hold no histogram of tensor \"{0}\", which this method needs\nhelp: calibrate again without --no-histograms"
     )]
     NoHistogram(String),
     /// Calibration saw nothing finite in a tensor.

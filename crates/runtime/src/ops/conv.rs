@@ -47,8 +47,9 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         if [oh, ow] != plane(&y) {
             return Ok(None);
         }
-        let weights =
-            cx.weights.get(cx.id, "conv", || conv2d_prepack(cx.exec, &p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from))?;
+        let weights = cx
+            .weights
+            .get(cx.id, "conv", || conv2d_prepack(cx.exec, &p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from))?;
         Box::new(Conv { p, weights, bias, residual, activation: f.activation })
     };
     Ok(Some(Built { kernel, ins, outs: vec![out] }))
