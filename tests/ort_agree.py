@@ -4,7 +4,8 @@
 
 FOLDER holds what another interpreter has read and made: `inputs.npz` (arrays by input name), `ours.npz` (arrays
 `t0`, `t1` …: each int8 or uint8 tensor and each output) and `names.json` (their names in that order). ONNX Runtime
-runs MODEL with all optimizations off and every tensor as an output, then with all on. Prints one JSON object.
+runs MODEL with all optimizations off and every tensor as an output, then with all on. Prints one JSON object, and
+writes each of ONNX Runtime's int8 and uint8 tensors to FOLDER as `<i>.bin`, described in `theirs.json`.
 """
 
 import collections
@@ -28,20 +29,24 @@ def with_all_outputs(path):
     return model.SerializeToString()
 
 
-def differences(names, ours, theirs):
-    """How the codes differ over all tensors, and the tensor that is worst."""
-    total, different, worst, where = 0, 0, 0, None
-    for name, codes in ours.items():
-        if codes.dtype not in (np.int8, np.uint8) or name not in theirs:
+def differences(ours, theirs):
+    """How the codes differ over all tensors; the tensor that is worst, and the first that differs at all."""
+    total, different, worst, where, first = 0, 0, 0, None, None
+    for name in theirs:  # In the order of the graph.
+        if name not in ours or ours[name].dtype not in (np.int8, np.uint8):
             continue
+        codes = ours[name]
         if codes.shape != theirs[name].shape or codes.dtype != theirs[name].dtype:
             raise SystemExit(f"{name}: {codes.dtype} {codes.shape}, ONNX Runtime has {theirs[name].dtype} {theirs[name].shape}")
         steps = np.abs(codes.astype(int) - theirs[name].astype(int))
         total += steps.size
-        different += int((steps > 0).sum())
+        wrong = int((steps > 0).sum())
+        different += wrong
+        if wrong and not first:
+            first = f"{name}: {wrong} of {steps.size}"
         if steps.size and steps.max() > worst:
             worst, where = int(steps.max()), name
-    return {"values": total, "different": different, "most_steps": worst, "worst_tensor": where}
+    return {"values": total, "different": different, "most_steps": worst, "worst_tensor": where, "first": first}
 
 
 def fused_operators(path):
@@ -60,8 +65,12 @@ def main(path, folder):
     feeds = dict(np.load(folder / "inputs.npz"))
     plain = cases.session(with_all_outputs(path), optimize=False)
     theirs = dict(zip([o.name for o in plain.get_outputs()], plain.run(None, feeds)))
-    report = differences(names, ours, theirs)
+    report = differences(ours, theirs)
     codes = [n for n, t in theirs.items() if isinstance(t, np.ndarray) and t.dtype in (np.int8, np.uint8)]
+    for i, name in enumerate(codes):
+        (folder / f"{i}.bin").write_bytes(theirs[name].tobytes())
+    described = [{"name": n, "signed": theirs[n].dtype == np.int8, "shape": theirs[n].shape} for n in codes]
+    (folder / "theirs.json").write_text(json.dumps(described))
     report["tensors"] = len(codes)
     report["missing"] = [n for n in codes if n not in ours]
     optimized = cases.session(path)

@@ -214,8 +214,11 @@ fn read_config(path: &Path) -> Result<QuantOptions> {
     } else {
         toml::from_str(&text).map_err(anyhow::Error::from)
     };
-    parsed
-        .with_context(|| format!("{}\nhelp: `narrowbit quantize … --show-config` prints every setting", path.display()))
+    parsed.map_err(|e| {
+        let problem = e.to_string();
+        let (path, problem) = (path.display(), problem.trim_end());
+        anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")
+    })
 }
 
 /// What a quantization gave.
@@ -473,6 +476,8 @@ fn text(s: &Summary, data: &DataArgs) -> String {
     out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples));
     s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));
     let path = data.data.as_deref().unwrap_or(Path::new("DATA")).display();
-    out.push_str(&format!("next: narrowbit compare {} {} --data {path}\n", s.model.display(), s.output.display()));
+    let preprocess = data.preprocess.preprocess.as_ref().map(|p| format!(" --preprocess {}", p.display()));
+    let (model, output, preprocess) = (s.model.display(), s.output.display(), preprocess.unwrap_or_default());
+    out.push_str(&format!("next: narrowbit compare {model} {output} --data {path}{preprocess}\n"));
     out
 }

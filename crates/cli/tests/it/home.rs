@@ -50,6 +50,7 @@ fn mask(text: &str) -> String {
             (r"\d+\.\d+ s for", "[TIME] s for"),
             (r"-?\d+\.\d+ dB", "[DB]"),
             (r"cosine \d\.\d+", "cosine [COSINE]"),
+            (r"(pearson|spearman|mse|top1|top5) \d+\.\d+", "${1} [SCORE]"),
             (r"max (error )?\d\.\d+e-?\d+", "max ${1}[ERROR]"),
         ];
         all.into_iter().map(|(r, to)| (Regex::new(r).expect("a regular expression"), to)).collect()
