@@ -90,9 +90,7 @@ pub enum DataError {
         help: String,
     },
     /// A value is NaN or infinite.
-    #[error(
-        "in {place}: element {element} is {value}\nhelp: remove or repair this sample, or turn the check for finite values off"
-    )]
+    #[error("in {place}: element {element} is {value}\nhelp: remove or repair this sample")]
     NotFinite {
         /// Where.
         place: Box<Place>,

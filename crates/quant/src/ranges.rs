@@ -2,7 +2,7 @@
 //! Files of several shards merge; a calibration that was interrupted resumes from its file.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use narrowbit_ir::Graph;
@@ -101,7 +101,11 @@ impl Ranges {
         let bad = |problem: String| RangesError::Format { path: path.into(), problem };
         let file = std::fs::File::open(path).map_err(io)?;
         let mut text = String::new();
-        let read = BufReader::new(file).take(MAX_FILE + 1).read_to_string(&mut text).map_err(io)?;
+        let read = BufReader::new(file).take(MAX_FILE + 1).read_to_string(&mut text);
+        let read = read.map_err(|e| match e.kind() {
+            ErrorKind::InvalidData => bad("this is no text".into()),
+            _ => io(e),
+        })?;
         if read as u64 > MAX_FILE {
             return Err(bad(format!("larger than {MAX_FILE} bytes")));
         }
@@ -132,7 +136,13 @@ impl Ranges {
             tensors: self.tensors.iter().map(|(k, v)| (k.clone(), record(v))).collect(),
         };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut out = BufWriter::new(tempfile::NamedTempFile::new_in(folder).map_err(io)?);
+        // Before the temporary file, whose name would stand in the error.
+        std::fs::metadata(folder).map_err(io)?;
+        let mut builder = tempfile::Builder::new();
+        // A result is readable as the user's umask allows; temporary files are private.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut out = BufWriter::new(builder.tempfile_in(folder).map_err(io)?);
         serde_json::to_writer(&mut out, &file).map_err(|e| io(e.into()))?;
         out.write_all(b"\n").map_err(io)?;
         let out = out.into_inner().map_err(|e| io(e.into_error()))?;

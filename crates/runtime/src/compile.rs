@@ -111,6 +111,7 @@ pub fn concrete(fact: &Fact) -> Option<Concrete> {
 
 struct Compiler<'a> {
     scope: Scope<'a>,
+    keep: &'a BTreeSet<ValueId>,
     exec: &'a Exec,
     weights: &'a Weights,
     fusions: BTreeMap<NodeId, Fusion>,
@@ -177,14 +178,14 @@ impl<'a> Compiler<'a> {
     fn new(
         graph: &'a Graph,
         facts: &'a Facts,
-        keep: &BTreeSet<ValueId>,
+        keep: &'a BTreeSet<ValueId>,
         exec: &'a Exec,
         weights: &'a Weights,
     ) -> Compiler<'a> {
         let fusions = fuse::find(graph, facts, keep);
         let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
         let scope = Scope { graph, facts, alias: BTreeMap::new() };
-        Compiler { scope, exec, weights, fusions, swallowed, steps: Vec::new() }
+        Compiler { scope, keep, exec, weights, fusions, swallowed, steps: Vec::new() }
     }
 
     fn steps(&mut self) -> Result<(), CompileError> {
@@ -208,7 +209,10 @@ impl<'a> Compiler<'a> {
         if folded {
             return Ok(());
         }
-        if let (true, Some(x), Some(y)) = (ops::is_alias(node), node.input(0), node.output(0)) {
+        // An alias is made by no step, so that no observer would see it.
+        if let (true, Some(x), Some(y)) = (ops::is_alias(node), node.input(0), node.output(0))
+            && !self.keep.contains(&y)
+        {
             self.scope.alias.insert(y, x);
             return Ok(());
         }

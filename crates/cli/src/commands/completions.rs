@@ -5,6 +5,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use crate::args::Cli;
+use crate::output;
 
 /// Print a script that completes this command in a shell
 #[derive(Debug, Args)]
@@ -17,7 +18,9 @@ pub struct Completions {
 impl Completions {
     /// Prints the script.
     pub fn run(&self) -> Result<ExitCode> {
-        clap_complete::generate(self.shell, &mut Cli::command(), "narrowbit", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "narrowbit", &mut script);
+        output::print(&String::from_utf8(script)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }

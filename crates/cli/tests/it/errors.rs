@@ -102,10 +102,9 @@ fn refuses_images_and_labels_that_do_not_fit() {
     labelled("range.npz", vec![3, 10]);
     labelled("negative.npz", vec![3, -1]);
     labelled("few.npz", vec![3]);
-    models::save_arrays(
-        &home.path("color.npz"),
-        &[("images", Tensor::new([1, 8, 8, 3], vec![7u8; 192]).expect("images"))],
-    );
+    let color = Tensor::new([1, 8, 8, 3], vec![7u8; 192]).expect("images");
+    let label = Tensor::new([1], vec![3i64]).expect("labels");
+    models::save_arrays(&home.path("color.npz"), &[("images", color), ("labels", label)]);
     let lines = [
         "eval model.onnx --data range.npz --preprocess case.json",
         "eval model.onnx --data negative.npz --preprocess case.json",

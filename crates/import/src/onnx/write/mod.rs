@@ -120,6 +120,8 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, ExportError> {
 fn temporary(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<NamedTempFile, ExportError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let make = || {
+        // Before the temporary file, whose name would stand in the error.
+        fs::metadata(folder)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".narrowbit-").suffix(".tmp");
         #[cfg(unix)]
