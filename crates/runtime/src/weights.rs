@@ -4,10 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use narrowbit_ir::NodeId;
 
+/// A packed operand of any type, by its node and form.
+type Packed = HashMap<(NodeId, &'static str), Arc<dyn Any + Send + Sync>>;
+
 /// Constant operands in the layout of their kernels, made once per session and shared by
 /// all plans and threads.
 #[derive(Default)]
-pub struct Weights(Mutex<HashMap<(NodeId, &'static str), Arc<dyn Any + Send + Sync>>>);
+pub struct Weights(Mutex<Packed>);
 
 impl Weights {
     /// The packed operand of a node, made by `pack` the first time.

@@ -300,7 +300,7 @@ impl Quantize {
         let seconds = start.elapsed().as_secs_f64();
         let error = if self.no_check || kept.is_empty() { None } else { Some(self.check(&kept, labels)?) };
         let summary = self.summary(global, &ranges, fates, error, seconds)?;
-        let strict = self.strict && summary.float.iter().any(|g| unasked(g));
+        let strict = self.strict && summary.float.iter().any(unasked);
         if global.json {
             output::json(&summary)?;
         } else {

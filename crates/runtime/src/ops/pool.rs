@@ -53,10 +53,11 @@ fn windowed(cx: &BuildCx) -> Option<Built> {
     let include = cx.int("count_include_pad", 0) != 0;
     let kernel = simple(if max { "max_pool_f32" } else { "average_pool_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
-        Ok(match max {
+        match max {
             true => max_pool2d(exec, &p, x, cx.out_f32s()?)?,
             false => average_pool2d(exec, &p, include, x, cx.out_f32s()?)?,
-        })
+        }
+        Ok(())
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
 }
