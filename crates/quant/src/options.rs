@@ -73,6 +73,15 @@ pub struct Override {
     pub weights: Option<WeightScheme>,
 }
 
+impl std::fmt::Display for Override {
+    /// The criteria, for messages: `exception (name "/layer1/*")`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let criteria = [("op-type", &self.op_type), ("name", &self.name), ("regex", &self.regex)];
+        let given = criteria.iter().filter_map(|(what, v)| v.as_ref().map(|v| format!("{what} \"{v}\"")));
+        write!(f, "the exception for {}", given.collect::<Vec<_>>().join(" and "))
+    }
+}
+
 /// A pattern of an override that can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("override {index}: {problem}\nhelp: names are globs (\"/layer1/*\"), regex is a regular expression")]
@@ -103,6 +112,12 @@ impl<'a> Matcher<'a> {
             Ok((o, glob.map(|g| g.compile_matcher()), regex))
         };
         overrides.iter().enumerate().map(compile).collect::<Result<_, _>>().map(Matcher)
+    }
+
+    /// The overrides that match none of the nodes.
+    pub fn unmatched<'n>(&self, nodes: impl Iterator<Item = &'n Node> + Clone) -> Vec<&'a Override> {
+        let idle = |o: &&Override| nodes.clone().all(|n| self.of(n).all(|m| !std::ptr::eq(m, *o)));
+        self.0.iter().map(|(o, ..)| *o).filter(idle).collect()
     }
 
     /// The overrides that match a node, the strongest first.

@@ -2,7 +2,7 @@
 //!
 //! The forms are those that ONNX Runtime's integer fusions look for: every scale has a zero point of its
 //! own shape, a quantized value is read through one DequantizeLinear, weights are integer constants behind
-//! a DequantizeLinear, biases are int32 with the scale of the product (`specs.md` B-y).
+//! a DequantizeLinear, biases are int32 with the scale of the product.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

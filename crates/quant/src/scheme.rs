@@ -27,7 +27,7 @@ impl IntType {
 
     /// The least and the greatest code in use. `symmetric` int8 leaves out −128, so that the codes of
     /// x and −x differ only in sign; `reduced` halves the range (7 bits), so that products of pairs do
-    /// not overflow the 16-bit intermediates of x86 before VNNI (`specs.md` B-S4, ONNX Runtime's rows).
+    /// not overflow the 16-bit intermediates of x86 before VNNI (the ranges of ONNX Runtime's quantizer).
     pub fn code_range(self, symmetric: bool, reduced: bool) -> (i32, i32) {
         match (self, symmetric, reduced) {
             (IntType::Int8, false, false) => (-128, 127),
@@ -114,7 +114,7 @@ impl WeightScheme {
     }
 }
 
-/// Scale and zero point as ONNX Runtime's quantizer computes them (`specs.md` B-S4): in `f64`, the range
+/// Scale and zero point as ONNX Runtime's quantizer computes them (`quant_utils.compute_scale_zp`): in `f64`, the range
 /// widened to hold zero, `scale = (max − min)/(qmax − qmin)`, `zero_point = round(qmin − min/scale)`;
 /// symmetric: `scale = 2·max(|min|, |max|)/(qmax − qmin)` around the middle code. A range too small to
 /// have a scale gets scale 1.

@@ -9,7 +9,7 @@ use narrowbit_data::Split;
 use narrowbit_import::onnx;
 use narrowbit_ir::Model;
 use narrowbit_quant::observe::Method;
-use narrowbit_quant::options::{Override, QuantOptions};
+use narrowbit_quant::options::{Matcher, Override, QuantOptions};
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_quant::ranges::Ranges;
 use narrowbit_quant::scheme::IntType;
@@ -291,6 +291,7 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         model::sanitize(&mut model)?;
         let (ranges, kept, labels) = self.ranges(&model, &options)?;
+        let unmatched = unmatched(&model, &options)?;
         let (_, fates) = quantize::quantize(&mut model, &ranges, &options, &self.threads.exec()?)?;
         if self.format == Format::Qoperator {
             narrowbit_quant::qoperator::convert(&mut model)?;
@@ -299,7 +300,7 @@ impl Quantize {
         onnx::save(&model, &self.output, &onnx::SaveOptions::default())?;
         let seconds = start.elapsed().as_secs_f64();
         let error = if self.no_check || kept.is_empty() { None } else { Some(self.check(&kept, labels)?) };
-        let summary = self.summary(global, &ranges, fates, error, seconds)?;
+        let summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
         let strict = self.strict && summary.float.iter().any(unasked);
         if global.json {
             output::json(&summary)?;
@@ -341,7 +342,7 @@ impl Quantize {
                 let mut parts = Vec::new();
                 let mut at = 0;
                 for (inputs, _) in &done.kept {
-                    let n = inputs.first().and_then(|t| t.shape().first().copied()).unwrap_or(1);
+                    let n = rows(inputs);
                     parts.push(dataset.batch(at..at + n)?.labels.context("the labels ended early")?);
                     at += n;
                 }
@@ -372,7 +373,7 @@ impl Quantize {
             }
         }
         Ok(Error {
-            samples: kept.len(),
+            samples: kept.iter().map(|(inputs, _)| rows(inputs)).sum(),
             figures: deviation.figures(),
             float: before.map(|m| m.scores()).unwrap_or_default(),
             quantized: after.map(|m| m.scores()).unwrap_or_default(),
@@ -386,8 +387,9 @@ impl Quantize {
         fates: Vec<NodeFate>,
         error: Option<Error>,
         seconds: f64,
+        unmatched: Vec<String>,
     ) -> Result<Summary> {
-        let mut warnings = Vec::new();
+        let mut warnings = unmatched;
         if ranges.random {
             warnings.push("the ranges come from random samples: the accuracy of this model means nothing".to_owned());
         }
@@ -415,9 +417,24 @@ impl Quantize {
     }
 }
 
+/// Samples in a batch.
+fn rows(inputs: &[Tensor]) -> usize {
+    inputs.first().and_then(|t| t.shape().first().copied()).unwrap_or(1)
+}
+
+/// A warning for each exception that is about no node of the model.
+fn unmatched(model: &Model, options: &QuantOptions) -> Result<Vec<String>> {
+    let matcher = Matcher::new(&options.overrides)?;
+    let idle = matcher.unmatched(model.graph.nodes().map(|(_, n)| n));
+    Ok(idle.into_iter().map(|o| format!("{o} matches no node of the cleaned graph")).collect())
+}
+
+/// Operators that integers pay for.
+const PRODUCTS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
+
 /// Whether a reason is a loss that nobody asked for.
 fn unasked(g: &FloatGroup) -> bool {
-    matches!(g.op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
+    PRODUCTS.contains(&g.op.as_str())
         && !matches!(g.reason, "excluded" | "type-not-selected" | "edge-layer" | "not-float-data")
 }
 
@@ -448,11 +465,26 @@ fn describe(model: &mut Model, ranges: &Ranges, options: &QuantOptions) -> Resul
     Ok(())
 }
 
+/// Groups by what keeps them float, products first: those are the ones that cost speed.
+fn by_reason(groups: &[FloatGroup]) -> Vec<(&str, Vec<&FloatGroup>)> {
+    let mut out: Vec<(&str, Vec<&FloatGroup>)> = Vec::new();
+    for g in groups.iter().filter(|g| g.reason != "not-float-data") {
+        match out.iter_mut().find(|(why, _)| *why == g.why) {
+            Some((_, all)) => all.push(g),
+            None => out.push((&g.why, vec![g])),
+        }
+    }
+    out.sort_by_key(|(_, all)| !all.iter().any(|g| PRODUCTS.contains(&g.op.as_str())));
+    out
+}
+
 fn text(s: &Summary, data: &DataArgs) -> String {
     let mut out = format!("{} → {}\n", s.model.display(), s.output.display());
     out.push_str(&format!("  nodes   {} of {} compute on integers\n", s.integer_nodes, s.nodes));
-    for g in s.float.iter().filter(|g| g.reason != "not-float-data") {
-        out.push_str(&format!("          {:4} {:<20} float: {}\n", g.count, g.op, g.why));
+    for (why, groups) in by_reason(&s.float) {
+        let count: usize = groups.iter().map(|g| g.count).sum();
+        let ops: Vec<String> = groups.iter().map(|g| format!("{} {}", g.count, g.op)).collect();
+        out.push_str(&format!("          {count} float, {why}:\n            {}\n", ops.join(", ")));
     }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;
     out.push_str(&format!(

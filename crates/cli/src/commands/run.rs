@@ -23,7 +23,7 @@ pub struct Run {
     output: PathBuf,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
     #[arg(long)]
-    reference: bool,
+    interpret: bool,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -48,7 +48,7 @@ struct OutputRow {
 impl Run {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
-        let runner = model::Runner::new(&self.model, self.threads.threads, self.reference)?;
+        let runner = model::Runner::new(&self.model, self.threads.threads, self.interpret)?;
         let dataset = self.data.open(runner.graph(), Split::Test)?;
         let mut out = NpzWriter::create(&self.output)?;
         let bar = output::progress("running", dataset.len());
