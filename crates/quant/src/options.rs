@@ -1,7 +1,7 @@
 //! What the user asks for: schemes, the range method, which nodes, overrides.
 
 use globset::{Glob, GlobMatcher};
-use narrowbit_ir::Node;
+use narrowbit_ir::{Graph, Node};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -114,9 +114,9 @@ impl<'a> Matcher<'a> {
         overrides.iter().enumerate().map(compile).collect::<Result<_, _>>().map(Matcher)
     }
 
-    /// The overrides that match none of the nodes.
-    pub fn unmatched<'n>(&self, nodes: impl Iterator<Item = &'n Node> + Clone) -> Vec<&'a Override> {
-        let idle = |o: &&Override| nodes.clone().all(|n| self.of(n).all(|m| !std::ptr::eq(m, *o)));
+    /// The overrides that match no node of a graph.
+    pub fn unmatched(&self, graph: &Graph) -> Vec<&'a Override> {
+        let idle = |o: &&Override| graph.nodes().all(|(_, n)| self.of(n).all(|m| !std::ptr::eq(m, *o)));
         self.0.iter().map(|(o, ..)| *o).filter(idle).collect()
     }
 

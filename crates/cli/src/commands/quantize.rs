@@ -425,7 +425,7 @@ fn rows(inputs: &[Tensor]) -> usize {
 /// A warning for each exception that is about no node of the model.
 fn unmatched(model: &Model, options: &QuantOptions) -> Result<Vec<String>> {
     let matcher = Matcher::new(&options.overrides)?;
-    let idle = matcher.unmatched(model.graph.nodes().map(|(_, n)| n));
+    let idle = matcher.unmatched(&model.graph);
     Ok(idle.into_iter().map(|o| format!("{o} matches no node of the cleaned graph")).collect())
 }
 
