@@ -1,4 +1,4 @@
-//! Rewrites of graphs: [`sanitize`] brings a model into the form that the other layers expect.
+//! Rewrites of graphs: [`sanitize()`] brings a model into the form that the other layers expect.
 //!
 //! A [`Pass`] is one file with its documentation template (what it does, when it applies, numerical
 //! effect, example) and one line in [`passes`]; its tests are text files under `tests/filetests`.

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// What [`crate::sanitize`] may do.
+/// What [`crate::sanitize()`] may do.
 #[derive(Debug, Clone)]
 pub struct SanitizeOptions {
     /// The oldest operator set that models are brought to; newer models stay as they are.

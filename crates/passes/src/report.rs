@@ -25,7 +25,7 @@ pub struct PassReport {
     pub skips: BTreeSet<Skipped>,
 }
 
-/// What [`crate::sanitize`] did to a model.
+/// What [`crate::sanitize()`] did to a model.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     /// One entry per pass, in the order in which they run.
