@@ -40,7 +40,7 @@ fn keeps_the_accuracy_of_the_examples() {
             assert!(ratio < if example == "diabetes-mlp" { 0.7 } else { 0.5 }, "{example} {format}: {ratio}");
             assert!(summary["integer_nodes"].as_u64() > Some(2), "{summary}");
         }
-        let both = home.json(&format!("eval qoperator.onnx --data test.npz {p} --reference qdq.onnx --batch 20"));
+        let both = home.json(&format!("eval qoperator.onnx --data test.npz {p} --interpret qdq.onnx --batch 20"));
         let agreement = both["agreement"]["cosine"].as_f64().expect("a cosine");
         assert!(agreement > 0.999, "{example}: the formats agree only to {agreement}");
     }
@@ -113,7 +113,7 @@ fn cleans_without_changing_the_outputs() {
         let before = home.files();
         // The reference operators, so that the cleaned graph is not compared with itself.
         for model in ["model", "clean"] {
-            home.ok(&format!("run {model}.onnx --reference --data test.npz {p} --samples 5 -o {model}.npz"));
+            home.ok(&format!("run {model}.onnx --interpret --data test.npz {p} --samples 5 -o {model}.npz"));
         }
         home.ok(&format!("run model.onnx --data test.npz {p} --samples 5 -o fast.npz"));
         let reference = outputs(&home, "model.npz");
@@ -173,7 +173,7 @@ fn keeps_nodes_float_on_request() {
 fn compares_with_outputs_that_another_runtime_has_saved() {
     let home = Home::with_example("digits-cnn");
     let p = preprocess("digits-cnn");
-    home.ok(&format!("run model.onnx --data test.npz {p} --samples 10 --reference -o saved.npz"));
+    home.ok(&format!("run model.onnx --data test.npz {p} --samples 10 --interpret -o saved.npz"));
     let v = home.json(&format!("compare model.onnx saved.npz --data test.npz {p} --samples 10"));
     assert!(v["outputs"][0]["cumulative"]["sqnr_db"].as_f64() > Some(80.0), "{v}");
     home.run(&format!("compare model.onnx saved.npz --data test.npz {p} --samples 11")).expect(2);
