@@ -40,7 +40,7 @@ fn keeps_the_accuracy_of_the_examples() {
             assert!(ratio < if example == "diabetes-mlp" { 0.7 } else { 0.5 }, "{example} {format}: {ratio}");
             assert!(summary["integer_nodes"].as_u64() > Some(2), "{summary}");
         }
-        let both = home.json(&format!("eval qoperator.onnx --data test.npz {p} --interpret qdq.onnx --batch 20"));
+        let both = home.json(&format!("eval qoperator.onnx --data test.npz {p} --reference qdq.onnx --batch 20"));
         let agreement = both["agreement"]["cosine"].as_f64().expect("a cosine");
         assert!(agreement > 0.999, "{example}: the formats agree only to {agreement}");
     }
