@@ -19,6 +19,7 @@ pub mod gemm;
 pub mod isa;
 mod math;
 pub mod movement;
+pub mod panel;
 pub mod pool;
 pub mod pooling;
 pub mod quantize;

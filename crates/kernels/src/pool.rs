@@ -139,6 +139,15 @@ impl Pool {
         }
     }
 
+    /// As [`Pool::run`], on the caller alone unless `parallel`.
+    pub fn run_if(&self, parallel: bool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if parallel {
+            self.run(tasks, task);
+        } else {
+            (0..tasks).for_each(task);
+        }
+    }
+
     fn publish(&self, job: &Job<'_>) {
         let mut state = lock(&self.shared.state);
         state.job = Some(JobRef(std::ptr::from_ref(job).cast()));
