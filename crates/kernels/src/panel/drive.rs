@@ -12,8 +12,8 @@ use crate::isa::Isa;
 
 const NAME: &str = "panel product";
 
-/// Bytes of rows that a task works on at a time: a quarter of a common L2.
-pub(crate) const CHUNK: usize = 256 << 10;
+/// Bytes of rows that a task works on at a time: less than half of a common L2.
+pub(crate) const CHUNK: usize = 448 << 10;
 /// Multiply-adds below which a second thread costs more than it brings.
 pub(crate) const SERIAL: usize = 1 << 19;
 /// Words of the largest tile.
@@ -97,53 +97,47 @@ impl Sweep<'_> {
     /// # Safety
     /// The rows' runs are readable in whole steps, and nobody else uses the results.
     pub unsafe fn rows(&self, a: *const u8, stride: usize, count: usize, (group, p): (usize, usize), at: usize) {
-        let tiles = count.div_ceil(self.panels.kernel.mr);
-        for t in 0..tiles {
-            let (from, to) = (count * t / tiles, count * (t + 1) / tiles);
-            // SAFETY: passed on to the caller.
-            unsafe { self.tile(a.wrapping_add(from * stride), stride, to - from, (group, p), at + from * self.ld) };
-        }
-    }
-
-    unsafe fn tile(&self, a: *const u8, stride: usize, rows: usize, (group, p): (usize, usize), at: usize) {
         let (panels, columns) = (self.panels, &self.panels.columns);
-        let width = columns.width(p);
+        let b = panels.panel(group, p).as_ptr().cast();
+        let (width, n, column) = (columns.width(p), columns.valid(p), group * columns.n + p * columns.nr);
         let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); TILE_WORDS]);
         let out = acc.0.as_mut_ptr().cast::<u32>();
-        let tile = Tile {
-            a,
-            stride,
-            runs: self.runs.as_ptr(),
-            n_runs: panels.runs,
-            steps: panels.steps,
-            b: panels.panel(group, p).as_ptr().cast(),
-            out,
-        };
-        // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
-        // tier was proven when it was chosen.
-        unsafe { panels.kernel.tile(rows, width)(&tile) };
         let mut sums = [0i32; 14];
-        if !self.epilogue.weight_zeros.is_empty() {
-            // SAFETY: as above.
-            unsafe { self.row_sums(a, stride, &mut sums[..rows]) };
+        let tiles = count.div_ceil(panels.kernel.mr);
+        let (even, longer) = (count / tiles, count % tiles);
+        let mut from = 0;
+        for t in 0..tiles {
+            let rows = even + usize::from(t < longer);
+            let a = a.wrapping_add(from * stride);
+            let (runs, n_runs, steps) = (self.runs.as_ptr(), panels.runs, panels.steps);
+            let tile = Tile { a, stride, runs, n_runs, steps, b, out };
+            // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
+            // tier was proven when it was chosen.
+            unsafe { panels.kernel.tile(rows, width)(&tile) };
+            if !self.epilogue.weight_zeros.is_empty() {
+                // SAFETY: as above.
+                unsafe { self.row_sums(a, stride, &mut sums[..rows]) };
+            }
+            self.isa.dispatch(Finish {
+                epilogue: self.epilogue,
+                ints: self.ints,
+                acc: out,
+                rows,
+                width,
+                n,
+                column,
+                row_sums: sums.as_ptr(),
+                out: self.out,
+                at: at + from * self.ld + p * columns.nr,
+                ld: self.ld,
+            });
+            from += rows;
         }
-        self.isa.dispatch(Finish {
-            epilogue: self.epilogue,
-            ints: self.ints,
-            acc: out,
-            rows,
-            width,
-            n: columns.valid(p),
-            column: group * columns.n + p * columns.nr,
-            row_sums: sums.as_ptr(),
-            out: self.out,
-            at: at + p * columns.nr,
-            ld: self.ld,
-        });
     }
 
     unsafe fn row_sums(&self, a: *const u8, stride: usize, sums: &mut [i32]) {
         for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = 0;
             for &run in self.runs {
                 let start = a.wrapping_add(i * stride + run);
                 // SAFETY: the caller vouches for the run.

@@ -168,80 +168,159 @@ impl Kernel for Finish<'_> {
         // SAFETY: whoever made `self` vouches for its pointers and lengths.
         unsafe {
             match (self.ints, self.out.kind) {
-                (true, Kind::F32) => self.rows::<S, true, 0>(s),
-                (true, Kind::U8) => self.rows::<S, true, 1>(s),
-                (true, Kind::I8) => self.rows::<S, true, 2>(s),
-                (false, Kind::F32) => self.rows::<S, false, 0>(s),
-                (false, Kind::U8) => self.rows::<S, false, 1>(s),
-                (false, Kind::I8) => self.rows::<S, false, 2>(s),
+                (true, Kind::F32) => self.by_residual::<S, true, 0>(s),
+                (true, Kind::U8) => self.by_residual::<S, true, 1>(s),
+                (true, Kind::I8) => self.by_residual::<S, true, 2>(s),
+                (false, Kind::F32) => self.by_residual::<S, false, 0>(s),
+                (false, Kind::U8) => self.by_residual::<S, false, 1>(s),
+                (false, Kind::I8) => self.by_residual::<S, false, 2>(s),
             }
         }
     }
 }
 
+/// What is the same for all rows of a vector of columns.
+struct Column<S: Simd> {
+    offset: S::I,
+    scale: S::F,
+    bias: S::F,
+    low: S::F,
+    high: S::F,
+}
+
 impl Finish<'_> {
     #[inline(always)]
-    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
+    unsafe fn by_residual<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.epilogue.residual {
+                Residual::None => self.by_activation::<S, INTS, KIND, 0>(s),
+                Residual::F32(..) => self.by_activation::<S, INTS, KIND, 1>(s),
+                Residual::U8(..) => self.by_activation::<S, INTS, KIND, 2>(s),
+                Residual::I8(..) => self.by_activation::<S, INTS, KIND, 3>(s),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn by_activation<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            if self.epilogue.activation.needs_pass() || !self.epilogue.weight_zeros.is_empty() {
+                self.rows::<S, INTS, KIND, RESIDUAL, true>(s);
+            } else {
+                self.rows::<S, INTS, KIND, RESIDUAL, false>(s);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(&self, s: S) {
         let mut j = 0;
         while j < self.n {
             let n = (self.n - j).min(S::LANES);
-            for i in 0..self.rows {
-                // SAFETY: row `i`, columns `j..j + n` are in the tile and the arrays.
-                unsafe { self.vector::<S, INTS, KIND>(s, i, j, n) };
+            // SAFETY: columns `j..j + n` are in the arrays.
+            unsafe {
+                let column = self.column::<S, INTS, KIND>(s, j, n);
+                // With a length that the compiler knows, no masks are made.
+                if n == S::LANES {
+                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, &column, j, S::LANES);
+                } else {
+                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, &column, j, n);
+                }
             }
             j += S::LANES;
         }
     }
 
     #[inline(always)]
-    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S, i: usize, j: usize, n: usize) {
-        let e = self.epilogue;
-        let (bits, column) = (low_bits(n), self.column + j);
-        let acc = self.acc.wrapping_add(i * self.width + j);
-        let at = self.at + i * self.ld + j;
-        // SAFETY: the caller vouches for these places; `check` for the arrays.
+    unsafe fn column_rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+        &self,
+        s: S,
+        column: &Column<S>,
+        j: usize,
+        n: usize,
+    ) {
+        for i in 0..self.rows {
+            // SAFETY: row `i` is in the tile, columns `j..j + n` too.
+            unsafe { self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, column, (i, j), n) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn column<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S, j: usize, n: usize) -> Column<S> {
+        let (e, at, bits) = (self.epilogue, self.column + j, low_bits(n));
+        let (lo, hi) = e.activation.bounds();
+        // A clamp before the multiplication by `inverse` is one after it with bounds that
+        // were multiplied alike.
+        let bound = |x: i32| (x - self.out.zero) as f32;
+        let (low, high) = match KIND {
+            0 => (lo, hi),
+            1 => ((lo * self.out.inverse).max(bound(0)), (hi * self.out.inverse).min(bound(255))),
+            _ => ((lo * self.out.inverse).max(bound(-128)), (hi * self.out.inverse).min(bound(127))),
+        };
+        // SAFETY: `check` made sure of the arrays' lengths.
         unsafe {
-            let mut v = if INTS {
-                let mut x = s.add_i(s.load_i32_n(acc.cast(), n), s.load_i32_n(e.offsets.as_ptr().add(column), n));
-                if !e.weight_zeros.is_empty() {
-                    // Lane by lane: such weights are rare.
-                    x = self.less_zeros(s, x, i, column, n);
-                }
-                s.mul(s.to_f32(x), s.load_bits(e.scales.as_ptr().add(column), bits))
-            } else {
-                s.load_bits(acc.cast(), bits)
-            };
-            if !e.bias.is_empty() {
-                v = s.add(v, s.load_bits(e.bias.as_ptr().add(column), bits));
-            }
-            match e.residual {
-                Residual::None => {}
-                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
-                Residual::U8(r, scale, zero) => {
-                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
-                }
-                Residual::I8(r, scale, zero) => {
-                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
-                }
-            }
-            v = e.activation.apply(s, v);
-            match KIND {
-                0 => s.store_bits(self.out.data.cast::<f32>().add(at), v, bits),
-                1 => s.store_low8_n(self.out.data.add(at), self.round(s, v, 0, 255), n),
-                _ => s.store_low8_n(self.out.data.add(at), self.round(s, v, -128, 127), n),
+            Column {
+                offset: if INTS { s.load_i32_n(e.offsets.as_ptr().add(at), n) } else { s.splat_i(0) },
+                scale: if INTS { s.load_bits(e.scales.as_ptr().add(at), bits) } else { s.splat(1.0) },
+                // Adding −0 changes nothing.
+                bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
+                low: s.splat(low),
+                high: s.splat(high),
             }
         }
     }
 
-    /// `saturate(round_half_even(v · inverse) + zero)`; NaN gives the smallest value.
     #[inline(always)]
-    fn round<S: Simd>(&self, s: S, v: S::F, low: i32, high: i32) -> S::I {
-        let bound = |x: i32| s.splat((x - self.out.zero) as f32);
-        let v = s.min(bound(high), s.mul(v, s.splat(self.out.inverse)));
-        // `max` passes its second operand on when the first is NaN.
-        s.add_i(s.to_i32(s.max(v, bound(low))), s.splat_i(self.out.zero))
+    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+        &self,
+        s: S,
+        column: &Column<S>,
+        (i, j): (usize, usize),
+        n: usize,
+    ) {
+        let (e, bits) = (self.epilogue, low_bits(n));
+        let acc = self.acc.wrapping_add(i * self.width + j);
+        let at = self.at + i * self.ld + j;
+        // SAFETY: the caller vouches for these places; the accumulators are whole vectors.
+        unsafe {
+            let mut v = if INTS {
+                let mut x = s.add_i(s.to_bits(s.load(acc.cast())), column.offset);
+                if PASS && !e.weight_zeros.is_empty() {
+                    // Lane by lane: such weights are rare.
+                    x = self.less_zeros(s, x, i, self.column + j, n);
+                }
+                s.mul(s.to_f32(x), column.scale)
+            } else {
+                s.load(acc.cast())
+            };
+            v = s.add(v, column.bias);
+            match (RESIDUAL, e.residual) {
+                (1, Residual::F32(r)) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                (2, Residual::U8(r, scale, zero)) => {
+                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                (3, Residual::I8(r, scale, zero)) => {
+                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                _ => {}
+            }
+            if PASS {
+                v = e.activation.apply(s, v);
+            }
+            if KIND == 0 {
+                // NaN passes: `min` and `max` give their second operand then.
+                v = s.min(column.high, s.max(column.low, v));
+                s.store_bits(self.out.data.cast::<f32>().add(at), v, bits);
+                return;
+            }
+            // NaN gives the smallest value: `max` passes its second operand on.
+            v = s.max(s.min(column.high, s.mul(v, s.splat(self.out.inverse))), column.low);
+            s.store_low8_n(self.out.data.add(at), s.add_i(s.to_i32(v), s.splat_i(self.out.zero)), n);
+        }
     }
 
     #[inline(always)]

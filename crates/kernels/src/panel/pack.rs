@@ -124,6 +124,7 @@ impl Panels {
     }
 
     /// Panel `p` of a group.
+    #[inline]
     pub(crate) fn panel(&self, group: usize, p: usize) -> &[f32] {
         let per_panel = self.runs * self.steps;
         let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
