@@ -10,6 +10,7 @@ mod error;
 mod exec;
 mod fuse;
 mod kernel;
+mod lower;
 mod memory;
 mod ops;
 mod session;

@@ -190,7 +190,7 @@ impl Session {
 
     fn observe_inputs(&self, inputs: &[Tensor], observer: Observer) -> Result<(), RunError> {
         for (&v, t) in self.graph.inputs().iter().zip(inputs).filter(|(v, _)| self.observe.contains(v)) {
-            let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes() };
+            let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false };
             observer(v, view).map_err(RunError::Observer)?;
         }
         Ok(())

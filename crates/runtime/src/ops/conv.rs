@@ -94,7 +94,7 @@ pub(super) fn window(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transp
     Some(Window { kernel, strides, dilations, pads })
 }
 
-fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) -> Conv2dParams {
+pub(super) fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) -> Conv2dParams {
     let [h, wd] = plane(x);
     Conv2dParams {
         n: x[0],

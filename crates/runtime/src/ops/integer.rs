@@ -1,0 +1,238 @@
+//! Products, sums and functions of 8-bit integers, with what follows them up to the
+//! QuantizeLinear of their result.
+
+use std::sync::Arc;
+
+use narrowbit_ir::ValueId;
+use narrowbit_kernels::Activation;
+use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::panel::{
+    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
+};
+use narrowbit_tensor::{DType, Tensor};
+
+use super::Maybe;
+use super::conv::{params, plane, window};
+use crate::error::StepError;
+use crate::fuse::{Fusion, Ints};
+use crate::kernel::{BuildCx, Built, Kernel, RunCx};
+use crate::lower::{self, IntWeights, QParams};
+
+/// The kernel of a fusion on integers.
+pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
+    let Some(ints) = &f.ints else { return Ok(None) };
+    match cx.node.op.name() {
+        "Conv" => conv(cx, f, ints),
+        "MatMul" | "Gemm" if ints.operands.get(1).is_some_and(Option::is_none) => gemm(cx, f, ints),
+        _ => Ok(None),
+    }
+}
+
+/// Weights as the kernels take them: i8, with their scales and zero points by column.
+struct Loaded {
+    data: Vec<i8>,
+    scales: Vec<f32>,
+    /// Empty where all are 0.
+    zeros: Vec<i32>,
+}
+
+fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
+    let t = (cx.consts)(w.value)?;
+    let (flip, shift) = if t.dtype() == DType::U8 { (0x80, 128) } else { (0, 0) };
+    let data = t.bytes().iter().map(|&b| (b ^ flip) as i8).collect();
+    let spread = |i: usize| if w.scales.len() == 1 { 0 } else { i };
+    let zeros: Vec<i32> = (0..columns).map(|i| w.zeros[spread(i)] - shift).collect();
+    let zeros = if zeros.iter().all(|&z| z == 0) { Vec::new() } else { zeros };
+    Some(Loaded { data, scales: (0..columns).map(|i| w.scales[spread(i)]).collect(), zeros })
+}
+
+/// Everything of an epilogue but the residual.
+struct Finish {
+    offsets: Vec<i32>,
+    scales: Vec<f32>,
+    weight_zeros: Vec<i32>,
+    bias: Vec<f32>,
+    activation: Activation,
+    output: Option<QParams>,
+    /// Where the residual stands among the operands, and what it means.
+    residual: Option<(usize, Option<QParams>)>,
+}
+
+impl Finish {
+    /// `rows` is the format of the rows, `k` the depth of the product, `alpha` a factor of it.
+    fn new(f: &Fusion, ints: &Ints, rows: QParams, w: Loaded, sums: &[i32], (k, alpha): (usize, f32)) -> Finish {
+        // Kernels read i8 rows with 128 added.
+        let zero = rows.zero + if rows.dtype == DType::I8 { 128 } else { 0 };
+        let zero_of = |i: usize| w.zeros.get(i).copied().unwrap_or(0);
+        let offset = |i: usize| {
+            let sum = sums[i].wrapping_sub((k as i32).wrapping_mul(zero_of(i)));
+            zero.wrapping_mul(sum).wrapping_neg()
+        };
+        Finish {
+            offsets: (0..sums.len()).map(offset).collect(),
+            scales: w.scales.iter().map(|s| rows.scale * s * alpha).collect(),
+            weight_zeros: w.zeros,
+            bias: Vec::new(),
+            activation: f.activation,
+            output: ints.output,
+            residual: None,
+        }
+    }
+
+    /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
+    /// bias that was quantized with that scale is.
+    fn add_bias(&mut self, bias: &[f32]) {
+        let whole = |(b, s): (&f32, &f32)| {
+            let steps = b / s;
+            let near = steps.round_ties_even();
+            (near.abs() < 1e9 && (steps - near).abs() <= 1e-6 * near.abs().max(1.0)).then_some(near as i32)
+        };
+        match bias.iter().zip(&self.scales).map(whole).collect::<Option<Vec<i32>>>() {
+            Some(steps) => self.offsets.iter_mut().zip(steps).for_each(|(o, s)| *o = o.wrapping_add(s)),
+            None => self.bias = bias.to_vec(),
+        }
+    }
+
+    fn epilogue<'a>(&'a self, cx: &RunCx<'a>) -> Result<Epilogue<'a>, StepError> {
+        let residual = match self.residual {
+            None => Residual::None,
+            Some((i, None)) => Residual::F32(cx.f32s(i)?),
+            Some((i, Some(q))) if q.dtype == DType::U8 => Residual::U8(cx.view(i)?.slice()?, q.scale, q.zero),
+            Some((i, Some(q))) => Residual::I8(cx.view(i)?.slice()?, q.scale, q.zero),
+        };
+        Ok(Epilogue {
+            offsets: &self.offsets,
+            scales: &self.scales,
+            weight_zeros: &self.weight_zeros,
+            bias: &self.bias,
+            residual,
+            activation: self.activation,
+        })
+    }
+
+    fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
+        let missing = narrowbit_ir::OpError::MissingInput(0);
+        let out = cx.outs.first_mut().ok_or(missing)?;
+        Ok(match self.output {
+            None => Target::F32(out.slice()?),
+            Some(q) if q.dtype == DType::U8 => Target::U8(out.slice()?, 1.0 / q.scale, q.zero),
+            Some(q) => Target::I8(out.slice()?, 1.0 / q.scale, q.zero),
+        })
+    }
+}
+
+fn rows<'a>(cx: &RunCx<'a>, dtype: DType) -> Result<Rows<'a>, StepError> {
+    let x = cx.view(0)?;
+    Ok(if dtype == DType::U8 { Rows::U8(x.slice()?) } else { Rows::I8(x.slice()?) })
+}
+
+struct Conv {
+    p: Conv2dParams,
+    input: QParams,
+    weights: Arc<Panels>,
+    finish: Finish,
+}
+
+fn conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
+    let Some((kernel, ins, out)) = plan_conv(cx, f, ints)? else { return Ok(None) };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+}
+
+fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<ValueId>, ValueId)>, StepError> {
+    let shape = |v: Option<ValueId>| v.and_then(|v| (cx.types)(v)).map(|t| t.shape);
+    let (Some(Some(x)), Some(out)) = (ints.operands.first(), f.output) else { return Ok(None) };
+    let (Some(dims), Some(w), Some(y)) = (shape(Some(x.value)), shape(cx.node.input(1)), shape(cx.node.output(0)))
+    else {
+        return Ok(None);
+    };
+    let Some(window) = window(cx, &dims, &w, &y, false) else { return Ok(None) };
+    let p = params(cx, &window, &dims, &w);
+    if p.output()? != plane(&y) {
+        return Ok(None);
+    }
+    let Some(weights) = cx.node.input(1).and_then(|v| cx.int_weights(v, 0)) else { return Ok(None) };
+    let Some(loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
+    let packed =
+        cx.weights.get(cx.id, "conv-i8", || conv2d_nhwc_pack(cx.exec, &p, &loaded.data).map_err(StepError::from))?;
+    let depth = p.c / p.groups * p.kh * p.kw;
+    let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
+    if cx.node.input(2).is_some() {
+        let Some(bias) = cx.floats(2) else { return Ok(None) };
+        finish.add_bias(&bias);
+    }
+    let mut ins = vec![(cx.channels_last)(x.value)];
+    if let Some(r) = f.residual {
+        finish.residual = Some((1, ints.residual.map(|q| q.params)));
+        ins.push((cx.channels_last)(ints.residual.map_or(r, |q| q.value)));
+    }
+    let out = (cx.channels_last)(out);
+    Ok(Some((Conv { p, input: x.params, weights: packed, finish }, ins, out)))
+}
+
+impl Kernel for Conv {
+    fn name(&self) -> &str {
+        self.weights.kernel().name
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx)?);
+        let y = self.finish.target(cx)?;
+        Ok(conv2d_nhwc(exec, &self.p, x, self.input.zero, &self.weights, &epilogue, y)?)
+    }
+}
+
+struct Gemm {
+    m: usize,
+    k: usize,
+    input: QParams,
+    weights: Arc<Panels>,
+    finish: Finish,
+}
+
+fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
+    let (Some(Some(x)), Some(out), Some(w)) = (ints.operands.first(), f.output, cx.node.input(1)) else {
+        return Ok(None);
+    };
+    let (Some(dims), Some(shape)) = ((cx.types)(x.value), (cx.types)(w)) else { return Ok(None) };
+    let transposed = cx.node.op.name() == "Gemm" && cx.int("transB", 0) != 0;
+    let &[w0, w1] = shape.shape.as_slice() else { return Ok(None) };
+    let (k, n) = if transposed { (w1, w0) } else { (w0, w1) };
+    let Some((&last, rows)) = dims.shape.split_last() else { return Ok(None) };
+    let axis = lower::channel_axis(cx.node, 2);
+    let Some(weights) = cx.int_weights(w, axis).filter(|_| last == k) else { return Ok(None) };
+    let Some(loaded) = load(cx, &weights, n) else { return Ok(None) };
+    let packed = cx.weights.get(cx.id, "gemm-i8", || {
+        panel_gemm_pack(cx.exec, (k, n), &loaded.data, transposed).map_err(StepError::from)
+    })?;
+    let is_gemm = cx.node.op.name() == "Gemm";
+    let alpha = if is_gemm { cx.float("alpha", 1.0) } else { 1.0 };
+    let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (k, alpha));
+    let row = |t: Tensor, beta: f32| Some(t.to_f32s().ok()?.iter().map(|v| v * beta).collect::<Vec<f32>>());
+    let bias = match f.bias {
+        Some(v) => (cx.consts)(v).and_then(|t| row(t, 1.0)),
+        None if is_gemm => cx.constant(2).and_then(|t| row(t, cx.float("beta", 1.0))),
+        None => None,
+    };
+    if let Some(bias) = bias {
+        finish.add_bias(&bias);
+    }
+    let mut ins = vec![x.value];
+    if let Some(r) = f.residual {
+        finish.residual = Some((1, ints.residual.map(|q| q.params)));
+        ins.push(ints.residual.map_or(r, |q| q.value));
+    }
+    let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+}
+
+impl Kernel for Gemm {
+    fn name(&self) -> &str {
+        self.weights.kernel().name
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx)?);
+        let y = self.finish.target(cx)?;
+        Ok(panel_gemm(exec, x, (self.m, self.k, self.k), &self.weights, &epilogue, y)?)
+    }
+}
