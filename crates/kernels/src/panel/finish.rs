@@ -108,8 +108,8 @@ pub(crate) enum Kind {
 /// A target whose borrow was erased.
 #[derive(Clone, Copy)]
 pub(crate) struct Out {
-    data: *mut u8,
-    kind: Kind,
+    pub data: *mut u8,
+    pub kind: Kind,
     inverse: f32,
     zero: i32,
 }
@@ -119,7 +119,80 @@ unsafe impl Send for Out {}
 // SAFETY: as above.
 unsafe impl Sync for Out {}
 
+impl Out {
+    /// Writes `n` results from element `at` on.
+    ///
+    /// # Safety
+    /// The elements lie in the target, and nobody else uses them.
+    #[inline(always)]
+    pub unsafe fn put<S: Simd>(&self, s: S, rounding: &Rounding<S>, at: usize, v: S::F, n: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.kind {
+                Kind::F32 => s.store_bits(self.data.cast::<f32>().add(at), v, low_bits(n)),
+                Kind::U8 | Kind::I8 => s.store_low8_n(self.data.add(at), rounding.apply(s, v), n),
+            }
+        }
+    }
+}
+
+/// `saturate(round_half_even(v · inverse) + zero)`, its constants in vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding<S: Simd> {
+    inverse: S::F,
+    low: S::F,
+    high: S::F,
+    zero: S::I,
+}
+
+impl<S: Simd> Rounding<S> {
+    /// Of an integer target; meaningless for floats.
+    #[inline(always)]
+    pub fn new(s: S, out: &Out) -> Self {
+        let (low, high) = if out.kind == Kind::I8 { (-128, 127) } else { (0, 255) };
+        let bound = |x: i32| s.splat(x.wrapping_sub(out.zero) as f32);
+        Rounding { inverse: s.splat(out.inverse), low: bound(low), high: bound(high), zero: s.splat_i(out.zero) }
+    }
+
+    /// NaN gives the smallest value.
+    #[inline(always)]
+    pub fn apply(&self, s: S, v: S::F) -> S::I {
+        let v = s.min(self.high, s.mul(v, self.inverse));
+        // `max` passes its second operand on when the first is NaN.
+        s.add_i(s.to_i32(s.max(v, self.low)), self.zero)
+    }
+}
+
 impl Epilogue<'_> {
+    /// Bias, residual and activation of `n` results, which are columns from `column` on
+    /// and elements from `at` on.
+    ///
+    /// # Safety
+    /// [`Epilogue::check`] accepted lengths that cover these places.
+    #[inline(always)]
+    pub unsafe fn rest<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
+        let bits = low_bits(n);
+        // SAFETY: the caller vouches for these places.
+        unsafe {
+            if !self.bias.is_empty() {
+                v = s.add(v, s.load_bits(self.bias.as_ptr().add(column), bits));
+            }
+            match self.residual {
+                Residual::None => {}
+                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                Residual::U8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                Residual::I8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+            }
+        }
+        self.activation.apply(s, v)
+    }
+
     /// Checks the lengths against `columns` (of all groups) and the result's elements.
     pub(crate) fn check(&self, kernel: &'static str, ints: bool, columns: usize, results: usize) -> Result {
         if ints {
@@ -167,13 +240,9 @@ impl Kernel for Finish<'_> {
     fn run<S: Simd>(self, s: S) {
         // SAFETY: whoever made `self` vouches for its pointers and lengths.
         unsafe {
-            match (self.ints, self.out.kind) {
-                (true, Kind::F32) => self.rows::<S, true, 0>(s),
-                (true, Kind::U8) => self.rows::<S, true, 1>(s),
-                (true, Kind::I8) => self.rows::<S, true, 2>(s),
-                (false, Kind::F32) => self.rows::<S, false, 0>(s),
-                (false, Kind::U8) => self.rows::<S, false, 1>(s),
-                (false, Kind::I8) => self.rows::<S, false, 2>(s),
+            match self.ints {
+                true => self.rows::<S, true>(s),
+                false => self.rows::<S, false>(s),
             }
         }
     }
@@ -181,20 +250,21 @@ impl Kernel for Finish<'_> {
 
 impl Finish<'_> {
     #[inline(always)]
-    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
+    unsafe fn rows<S: Simd, const INTS: bool>(&self, s: S) {
+        let rounding = Rounding::new(s, &self.out);
         let mut j = 0;
         while j < self.n {
             let n = (self.n - j).min(S::LANES);
             for i in 0..self.rows {
                 // SAFETY: row `i`, columns `j..j + n` are in the tile and the arrays.
-                unsafe { self.vector::<S, INTS, KIND>(s, i, j, n) };
+                unsafe { self.vector::<S, INTS>(s, &rounding, i, j, n) };
             }
             j += S::LANES;
         }
     }
 
     #[inline(always)]
-    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S, i: usize, j: usize, n: usize) {
+    unsafe fn vector<S: Simd, const INTS: bool>(&self, s: S, rounding: &Rounding<S>, i: usize, j: usize, n: usize) {
         let e = self.epilogue;
         let (bits, column) = (low_bits(n), self.column + j);
         let acc = self.acc.wrapping_add(i * self.width + j);
@@ -211,37 +281,9 @@ impl Finish<'_> {
             } else {
                 s.load_bits(acc.cast(), bits)
             };
-            if !e.bias.is_empty() {
-                v = s.add(v, s.load_bits(e.bias.as_ptr().add(column), bits));
-            }
-            match e.residual {
-                Residual::None => {}
-                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
-                Residual::U8(r, scale, zero) => {
-                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
-                }
-                Residual::I8(r, scale, zero) => {
-                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
-                }
-            }
-            v = e.activation.apply(s, v);
-            match KIND {
-                0 => s.store_bits(self.out.data.cast::<f32>().add(at), v, bits),
-                1 => s.store_low8_n(self.out.data.add(at), self.round(s, v, 0, 255), n),
-                _ => s.store_low8_n(self.out.data.add(at), self.round(s, v, -128, 127), n),
-            }
+            v = e.rest(s, v, column, at, n);
+            self.out.put(s, rounding, at, v, n);
         }
-    }
-
-    /// `saturate(round_half_even(v · inverse) + zero)`; NaN gives the smallest value.
-    #[inline(always)]
-    fn round<S: Simd>(&self, s: S, v: S::F, low: i32, high: i32) -> S::I {
-        let bound = |x: i32| s.splat((x - self.out.zero) as f32);
-        let v = s.min(bound(high), s.mul(v, s.splat(self.out.inverse)));
-        // `max` passes its second operand on when the first is NaN.
-        s.add_i(s.to_i32(s.max(v, bound(low))), s.splat_i(self.out.zero))
     }
 
     #[inline(always)]
