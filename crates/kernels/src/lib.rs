@@ -16,6 +16,7 @@ pub mod elementwise;
 mod error;
 mod exec;
 pub mod gemm;
+pub mod integer;
 pub mod isa;
 mod math;
 pub mod movement;

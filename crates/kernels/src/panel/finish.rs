@@ -108,8 +108,8 @@ pub(crate) enum Kind {
 /// A target whose borrow was erased.
 #[derive(Clone, Copy)]
 pub(crate) struct Out {
-    data: *mut u8,
-    kind: Kind,
+    pub data: *mut u8,
+    pub kind: Kind,
     inverse: f32,
     zero: i32,
 }
@@ -118,6 +118,50 @@ pub(crate) struct Out {
 unsafe impl Send for Out {}
 // SAFETY: as above.
 unsafe impl Sync for Out {}
+
+impl Out {
+    /// Writes `n` results from element `at` on.
+    ///
+    /// # Safety
+    /// The elements lie in the target, and nobody else uses them.
+    #[inline(always)]
+    pub unsafe fn put<S: Simd>(&self, s: S, rounding: &Rounding<S>, at: usize, v: S::F, n: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.kind {
+                Kind::F32 => s.store_bits(self.data.cast::<f32>().add(at), v, low_bits(n)),
+                Kind::U8 | Kind::I8 => s.store_low8_n(self.data.add(at), rounding.apply(s, v), n),
+            }
+        }
+    }
+}
+
+/// `saturate(round_half_even(v · inverse) + zero)`, its constants in vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding<S: Simd> {
+    inverse: S::F,
+    low: S::F,
+    high: S::F,
+    zero: S::I,
+}
+
+impl<S: Simd> Rounding<S> {
+    /// Of an integer target; meaningless for floats.
+    #[inline(always)]
+    pub fn new(s: S, out: &Out) -> Self {
+        let (low, high) = if out.kind == Kind::I8 { (-128, 127) } else { (0, 255) };
+        let bound = |x: i32| s.splat(x.wrapping_sub(out.zero) as f32);
+        Rounding { inverse: s.splat(out.inverse), low: bound(low), high: bound(high), zero: s.splat_i(out.zero) }
+    }
+
+    /// NaN gives the smallest value.
+    #[inline(always)]
+    pub fn apply(&self, s: S, v: S::F) -> S::I {
+        let v = s.min(self.high, s.mul(v, self.inverse));
+        // `max` passes its second operand on when the first is NaN.
+        s.add_i(s.to_i32(s.max(v, self.low)), self.zero)
+    }
+}
 
 impl Epilogue<'_> {
     /// Checks the lengths against `columns` (of all groups) and the result's elements.
@@ -136,6 +180,35 @@ impl Epilogue<'_> {
             Some(len) => exact(kernel, "residual", len, results),
             None => Ok(()),
         }
+    }
+
+    /// Bias, residual and activation of `n` results, which are columns from `column` on
+    /// and elements from `at` on.
+    ///
+    /// # Safety
+    /// [`Epilogue::check`] accepted lengths that cover these places.
+    #[inline(always)]
+    pub unsafe fn rest<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
+        let bits = low_bits(n);
+        // SAFETY: the caller vouches for these places.
+        unsafe {
+            if !self.bias.is_empty() {
+                v = s.add(v, s.load_bits(self.bias.as_ptr().add(column), bits));
+            }
+            match self.residual {
+                Residual::None => {}
+                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                Residual::U8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                Residual::I8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+            }
+        }
+        self.activation.apply(s, v)
     }
 }
 

@@ -18,6 +18,7 @@ mod x86;
 pub use conv::{conv2d_nhwc, conv2d_nhwc_pack};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, Target};
+pub(crate) use finish::{Kind, Out, Rounding};
 pub use pack::{PanelElement, Panels};
 pub use table::{FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 

@@ -116,6 +116,38 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
     }
 }
 
+/// 64 bytes at a time: each sixteenth of the table answers by its low four bits, and masks
+/// of the high four choose among the answers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn lookup(table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) {
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for (row, part) in rows.iter_mut().zip(table.chunks_exact(16)) {
+        // SAFETY: a part has sixteen bytes.
+        *row = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(part.as_ptr().cast()) });
+    }
+    let mut i = 0;
+    while i < len {
+        let mask = if len - i >= 64 { u64::MAX } else { (1 << (len - i)) - 1 };
+        // SAFETY: the mask ends at `len`.
+        let v = unsafe { _mm512_maskz_loadu_epi8(mask, x.add(i).cast()) };
+        let low = _mm512_and_si512(v, _mm512_set1_epi8(15));
+        let bit4 = _mm512_movepi8_mask(_mm512_slli_epi16::<3>(v));
+        let bit5 = _mm512_movepi8_mask(_mm512_slli_epi16::<2>(v));
+        let bit6 = _mm512_movepi8_mask(_mm512_slli_epi16::<1>(v));
+        let pair = |k: usize| {
+            let even = _mm512_shuffle_epi8(rows[2 * k], low);
+            _mm512_mask_shuffle_epi8(even, bit4, rows[2 * k + 1], low)
+        };
+        let four = |k: usize| _mm512_mask_blend_epi8(bit5, pair(2 * k), pair(2 * k + 1));
+        let eight = |k: usize| _mm512_mask_blend_epi8(bit6, four(2 * k), four(2 * k + 1));
+        let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(v), eight(0), eight(1));
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_epi8(y.add(i).cast(), mask, found) };
+        i += 64;
+    }
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     type F = F;
@@ -205,6 +237,7 @@ impl Simd for Avx512 {
         store_low16_n(p: *mut u16, v: I, n: usize) {
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))
         }
+        lookup(table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) { lookup(table, x, y, len) }
         transpose_tile(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
             transpose(src, ld_src, rows, cols, dst, ld_dst)
         }

@@ -94,6 +94,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Stores the low 16 bits of each lane.
     unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
 
+    /// `y[i] = table[x[i]]` for `len` bytes; `x` and `y` may be the same.
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) {
+        for i in 0..len {
+            // SAFETY: the caller vouches for `len` bytes.
+            unsafe { *y.add(i) = table[usize::from(*x.add(i))] };
+        }
+    }
+
     /// `dst[c * ld_dst + r] = src[r * ld_src + c]` for `rows`, `cols` `<= LANES`.
     unsafe fn transpose_tile(
         self,
