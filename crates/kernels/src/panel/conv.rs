@@ -82,8 +82,9 @@ pub fn conv2d_nhwc(
     let conv = Conv::new(p, x, pad, [oh, ow]);
     let out = y.shared();
     let offsets = conv.runs();
-    let sweep = Sweep { isa: exec.isa(), panels: weights, runs: &offsets, epilogue, ints: x.ints(), out, ld: p.oc };
-    conv.run(exec, &sweep);
+    let sweep =
+        Sweep { isa: exec.isa(), panels: weights.view(), runs: &offsets, epilogue, ints: x.ints(), out, ld: p.oc };
+    conv.run(exec, &sweep, weights.bytes());
     Ok(())
 }
 
@@ -127,13 +128,13 @@ impl<'a> Conv<'a> {
         (0..p.kh * p.kw).map(|t| row(t / p.kw) + t % p.kw * p.dilations[1] * g.pixel).collect()
     }
 
-    fn run(&self, exec: &Exec, sweep: &Sweep<'_>) {
+    fn run(&self, exec: &Exec, sweep: &Sweep<'_>, bytes: usize) {
         let (p, [oh, ow], panels) = (self.p, self.out, sweep.panels);
         let lines = p.n * oh;
         let count = panels.columns.count() * p.groups;
         let work = (lines * ow).saturating_mul(p.oc).saturating_mul(panels.runs * panels.steps);
         let line = p.strides[0] * self.geometry.pitch;
-        let (mut down, across) = parts(exec, work, (lines, line, 1), (count, panels.bytes()));
+        let (mut down, across) = parts(exec, work, (lines, line, 1), (count, bytes));
         // A band must not span images.
         let bands = down.div_ceil(p.n).min(oh);
         down = p.n * bands;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::finish::{Epilogue, Finish, Out, Target};
-use super::pack::Panels;
+use super::pack::{Panels, PanelsView};
 use super::tile::Tile;
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
@@ -76,7 +76,7 @@ impl Source {
 /// What the tiles of one product share.
 pub(crate) struct Sweep<'a> {
     pub isa: Isa,
-    pub panels: &'a Panels,
+    pub panels: PanelsView<'a>,
     /// Byte offsets of the runs from the start of a row.
     pub runs: &'a [usize],
     pub epilogue: &'a Epilogue<'a>,
@@ -249,7 +249,7 @@ pub(crate) fn flat(
     });
     let pitch = direct.unwrap_or_else(|| spread(row));
     let out = y.shared();
-    let sweep = Sweep { isa: exec.isa(), panels: weights, runs: &[0], epilogue, ints: x.ints(), out, ld: n };
+    let sweep = Sweep { isa: exec.isa(), panels: weights.view(), runs: &[0], epilogue, ints: x.ints(), out, ld: n };
     let count = weights.columns.count();
     let work = m.saturating_mul(n).saturating_mul(k) / if x.ints() { 4 } else { 1 };
     let (down, across) = parts(exec, work, (m, pitch, 2 * weights.kernel.mr), (count, weights.bytes()));

@@ -361,8 +361,8 @@ impl Finish<'_> {
             let mut v = if INTS {
                 let mut x = s.add_i(s.to_bits(s.load(acc.cast())), column.offset);
                 if PASS && !e.weight_zeros.is_empty() {
-                    // Lane by lane: such weights are rare.
-                    x = self.less_zeros(s, x, i, self.column + j, n);
+                    let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
+                    x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
                 }
                 s.mul(s.to_f32(x), column.scale)
             } else {
@@ -393,20 +393,6 @@ impl Finish<'_> {
             // NaN gives the smallest value: `max` passes its second operand on.
             v = s.max(s.min(column.high, s.mul(v, s.splat(self.out.inverse))), column.low);
             s.store_low8_n(self.out.data.add(at), s.add_i(s.to_i32(v), s.splat_i(self.out.zero)), n);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn less_zeros<S: Simd>(&self, s: S, x: S::I, i: usize, column: usize, n: usize) -> S::I {
-        let mut lanes = [0i32; 16];
-        // SAFETY: at most 16 lanes; one sum per row; one zero point per column.
-        unsafe {
-            s.store_i32_n(lanes.as_mut_ptr(), x, n);
-            let sum = *self.row_sums.add(i);
-            for (k, lane) in lanes[..n].iter_mut().enumerate() {
-                *lane = lane.wrapping_sub(sum.wrapping_mul(*self.epilogue.weight_zeros.as_ptr().add(column + k)));
-            }
-            s.load_i32_n(lanes.as_ptr(), n)
         }
     }
 }

@@ -9,6 +9,7 @@
 mod conv;
 mod drive;
 mod finish;
+mod matmul;
 mod pack;
 mod table;
 mod tile;
@@ -19,6 +20,7 @@ pub use conv::{conv2d_nhwc, conv2d_nhwc_pack};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, Target};
 pub(crate) use finish::{Kind, Out, Rounding};
+pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use table::{FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 

@@ -67,6 +67,28 @@ impl Columns {
     }
 }
 
+/// Packed columns in anyone's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PanelsView<'a> {
+    pub kernel: &'static PanelKernel,
+    pub columns: Columns,
+    pub runs: usize,
+    pub run_len: usize,
+    pub steps: usize,
+    /// Groups one after another.
+    pub data: &'a [f32],
+}
+
+impl PanelsView<'_> {
+    /// Panel `p` of a group.
+    #[inline]
+    pub fn panel(&self, group: usize, p: usize) -> &[f32] {
+        let per_panel = self.runs * self.steps;
+        let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
+        &self.data[start..start + self.columns.width(p) * per_panel]
+    }
+}
+
 /// Packed weights of a product or of all groups of a convolution, with the column sums
 /// that correct for the rows' zero point.
 #[derive(Debug)]
@@ -123,12 +145,9 @@ impl Panels {
         Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums })
     }
 
-    /// Panel `p` of a group.
-    #[inline]
-    pub(crate) fn panel(&self, group: usize, p: usize) -> &[f32] {
-        let per_panel = self.runs * self.steps;
-        let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
-        &self.data[start..start + self.columns.width(p) * per_panel]
+    pub(crate) fn view(&self) -> PanelsView<'_> {
+        let Panels { kernel, columns, runs, run_len, steps, .. } = *self;
+        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data }
     }
 
     /// The sum of each column of integer weights, groups one after another.

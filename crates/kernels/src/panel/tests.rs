@@ -167,3 +167,38 @@ fn reads_no_byte_beyond_the_rows() {
         }
     }
 }
+
+#[test]
+fn multiplies_two_activations_as_plain_loops_on_every_tier() {
+    use crate::gemm::BatchDim;
+    let mut random = Random::new(23);
+    for (batches, [m, k, n]) in [(1, [5, 7, 3]), (2, [17, 64, 33]), (3, [1, 300, 40]), (4, [30, 16, 100])] {
+        let (a, b) = (bytes(&mut random, batches * m * k), bytes(&mut random, batches * k * n));
+        let (sa, sb): (Vec<i8>, Vec<i8>) = (a.iter().map(|&x| x as i8).collect(), b.iter().map(|&x| x as i8).collect());
+        let batch = [BatchDim { len: batches, a: m * k, b: k * n, c: m * n, bias: 0 }];
+        for (a_signed, b_signed, a_zero, b_zero) in
+            [(false, false, 0, 128), (false, true, 7, 0), (true, false, -5, 131), (true, true, 9, -3)]
+        {
+            let left = |i: usize| i64::from(if a_signed { i32::from(sa[i]) } else { i32::from(a[i]) } - a_zero);
+            let right = |i: usize| i64::from(if b_signed { i32::from(sb[i]) } else { i32::from(b[i]) } - b_zero);
+            let at = |i: usize| (i / (m * n), i / n % m, i % n);
+            let dot = |(q, r, c): (usize, usize, usize)| -> i64 {
+                (0..k).map(|d| left((q * m + r) * k + d) * right((q * k + d) * n + c)).sum()
+            };
+            let want: Vec<f32> = (0..batches * m * n).map(|i| dot(at(i)) as f32 * 0.5).collect();
+            for exec in execs() {
+                let p = IntMatMul {
+                    a: (if a_signed { Rows::I8(&sa) } else { Rows::U8(&a) }, a_zero),
+                    b: (if b_signed { Rows::I8(&sb) } else { Rows::U8(&b) }, b_zero),
+                    shape: [m, k, n],
+                    batch: &batch,
+                    scale: 0.5,
+                    activation: Activation::None,
+                };
+                let mut y = vec![0f32; want.len()];
+                panel_matmul(&exec, &p, Target::F32(&mut y)).unwrap();
+                assert_eq!(y, want, "{batches}×{m}×{k}×{n} {a_signed} {b_signed} {}", exec.isa());
+            }
+        }
+    }
+}

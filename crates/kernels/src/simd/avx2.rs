@@ -185,6 +185,7 @@ impl Simd for Avx2 {
         to_f32(a: I) -> F { _mm256_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm256_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm256_sub_epi32(a, b) }
+        mul_i(a: I, b: I) -> I { _mm256_mullo_epi32(a, b) }
     }
 
     #[inline(always)]

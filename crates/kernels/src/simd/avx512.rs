@@ -189,6 +189,7 @@ impl Simd for Avx512 {
         to_f32(a: I) -> F { _mm512_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm512_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm512_sub_epi32(a, b) }
+        mul_i(a: I, b: I) -> I { _mm512_mullo_epi32(a, b) }
     }
 
     #[inline(always)]

@@ -80,6 +80,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_f32(self, a: Self::I) -> Self::F;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The low 32 bits of the product.
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// Shifts the sign in.
     fn sar_i<const N: u32>(self, a: Self::I) -> Self::I;

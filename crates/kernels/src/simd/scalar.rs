@@ -172,6 +172,10 @@ impl Simd for Scalar {
         a.wrapping_sub(b)
     }
     #[inline(always)]
+    fn mul_i(self, a: i32, b: i32) -> i32 {
+        a.wrapping_mul(b)
+    }
+    #[inline(always)]
     fn scale_exp(self, a: f32, n: f32) -> f32 {
         scale_in_two(self, a, n)
     }

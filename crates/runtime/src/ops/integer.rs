@@ -6,8 +6,11 @@ use std::sync::Arc;
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::Activation;
 use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::elementwise::BinaryOp;
+use narrowbit_kernels::integer::{Broadcast, Quant, binary};
 use narrowbit_kernels::panel::{
-    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
+    Epilogue, IntMatMul, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
+    panel_matmul,
 };
 use narrowbit_tensor::{DType, Tensor};
 
@@ -24,7 +27,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     match cx.node.op.name() {
         "Conv" => conv(cx, f, ints),
         "MatMul" | "Gemm" if ints.operands.get(1).is_some_and(Option::is_none) => gemm(cx, f, ints),
-        _ => Ok(None),
+        "MatMul" => Ok(matmul(cx, f, ints)),
+        _ => Ok(sum(cx, f, ints)),
     }
 }
 
@@ -111,18 +115,27 @@ impl Finish {
     }
 
     fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
-        let missing = narrowbit_ir::OpError::MissingInput(0);
-        let out = cx.outs.first_mut().ok_or(missing)?;
-        Ok(match self.output {
-            None => Target::F32(out.slice()?),
-            Some(q) if q.dtype == DType::U8 => Target::U8(out.slice()?, 1.0 / q.scale, q.zero),
-            Some(q) => Target::I8(out.slice()?, 1.0 / q.scale, q.zero),
-        })
+        target(self.output, cx)
     }
 }
 
+/// The result, in the format of the QuantizeLinear behind it or as floats.
+fn target<'a>(output: Option<QParams>, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
+    let missing = narrowbit_ir::OpError::MissingInput(0);
+    let out = cx.outs.first_mut().ok_or(missing)?;
+    Ok(match output {
+        None => Target::F32(out.slice()?),
+        Some(q) if q.dtype == DType::U8 => Target::U8(out.slice()?, 1.0 / q.scale, q.zero),
+        Some(q) => Target::I8(out.slice()?, 1.0 / q.scale, q.zero),
+    })
+}
+
 fn rows<'a>(cx: &RunCx<'a>, dtype: DType) -> Result<Rows<'a>, StepError> {
-    let x = cx.view(0)?;
+    rows_at(cx, 0, dtype)
+}
+
+fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows<'a>, StepError> {
+    let x = cx.view(i)?;
     Ok(if dtype == DType::U8 { Rows::U8(x.slice()?) } else { Rows::I8(x.slice()?) })
 }
 
@@ -235,4 +248,57 @@ impl Kernel for Gemm {
         let y = self.finish.target(cx)?;
         Ok(panel_gemm(exec, x, (self.m, self.k, self.k), &self.weights, &epilogue, y)?)
     }
+}
+
+/// The product of two quantized activations.
+fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let [Some(a), Some(b)] = ints.operands.as_slice() else { return None };
+    let (a, b, out) = (*a, *b, f.output?);
+    let (da, db) = ((cx.types)(a.value)?.shape, (cx.types)(b.value)?.shape);
+    let problem = super::matmul::problem(&da, &db)?;
+    if f.residual.is_some() || f.bias.is_some() || problem.shape.contains(&0) {
+        return None;
+    }
+    let (activation, output) = (f.activation, ints.output);
+    let kernel = crate::kernel::simple("panel_matmul_i8", move |cx| {
+        let p = IntMatMul {
+            a: (rows_at(cx, 0, a.params.dtype)?, a.params.zero),
+            b: (rows_at(cx, 1, b.params.dtype)?, b.params.zero),
+            shape: problem.shape,
+            batch: &problem.batch,
+            scale: a.params.scale * b.params.scale,
+            activation,
+        };
+        let exec = cx.exec;
+        Ok(panel_matmul(exec, &p, target(output, cx)?)?)
+    });
+    Some(Built { kernel, ins: vec![a.value, b.value], outs: vec![out] })
+}
+
+fn quant<'a>(cx: &RunCx<'a>, i: usize, q: QParams) -> Result<Quant<'a>, StepError> {
+    let x = cx.view(i)?;
+    Ok(match q.dtype {
+        DType::U8 => Quant::U8(x.slice()?, q.scale, q.zero),
+        _ => Quant::I8(x.slice()?, q.scale, q.zero),
+    })
+}
+
+/// An elementwise function of two quantized tensors of one shape, in the layout that they have.
+fn sum(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let [Some(a), Some(b)] = ints.operands.as_slice() else { return None };
+    let (a, b, out) = (*a, *b, f.output?);
+    let op = match cx.node.op.name() {
+        "Add" => BinaryOp::Add,
+        "Sub" => BinaryOp::Sub,
+        "Mul" => BinaryOp::Mul,
+        _ => return None,
+    };
+    let (activation, output) = (f.activation, ints.output);
+    let kernel = crate::kernel::simple("binary_i8", move |cx| {
+        let (exec, left, right) = (cx.exec, quant(cx, 0, a.params)?, quant(cx, 1, b.params)?);
+        Ok(binary(exec, op, left, right, Broadcast::Same, activation, target(output, cx)?)?)
+    });
+    let last = cx.is_channels_last(a.value) || cx.is_channels_last(b.value);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(a.value), place(b.value)], outs: vec![place(out)] })
 }
