@@ -124,6 +124,8 @@ struct Compiler<'a> {
     steps: Vec<(NodeId, Built)>,
     /// What the steps make, by id and layout.
     made: BTreeSet<ValueId>,
+    /// Those of them that only were converted from the other layout.
+    converted: BTreeSet<ValueId>,
 }
 
 /// What is known of the graph's values.
@@ -209,7 +211,17 @@ impl<'a> Compiler<'a> {
         let fusions = fuse::find(graph, facts, keep);
         let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
         let scope = Scope { graph, facts, alias: BTreeMap::new() };
-        Compiler { scope, keep, exec, weights, fusions, swallowed, steps: Vec::new(), made: BTreeSet::new() }
+        Compiler {
+            scope,
+            keep,
+            exec,
+            weights,
+            fusions,
+            swallowed,
+            steps: Vec::new(),
+            made: BTreeSet::new(),
+            converted: BTreeSet::new(),
+        }
     }
 
     fn steps(&mut self) -> Result<(), CompileError> {
@@ -255,6 +267,7 @@ impl<'a> Compiler<'a> {
         }
         let kernel = ops::change_layout(&self.scope.ty(id), last);
         self.made.insert(id);
+        self.converted.insert(id);
         self.steps.push((node, Built { kernel, ins: vec![from], outs: vec![id] }));
     }
 
@@ -298,7 +311,10 @@ impl<'a> Compiler<'a> {
         let consts = |v: ValueId| self.scope.constant(v);
         let is_const = |v: ValueId| self.scope.is_constant(v);
         let channels_last = |v: ValueId| self.scope.channels_last(v);
-        let is_made = |v: ValueId| self.made.contains(&self.scope.root(v));
+        let is_made = |v: ValueId| {
+            let root = self.scope.root(v);
+            self.made.contains(&root) && !self.converted.contains(&root)
+        };
         let cx = BuildCx {
             graph: self.scope.graph,
             id,

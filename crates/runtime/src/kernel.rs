@@ -95,7 +95,7 @@ pub struct BuildCx<'a> {
     pub facts: &'a Facts,
     /// The id under which a value stands in memory with its channels last.
     pub channels_last: &'a dyn Fn(ValueId) -> ValueId,
-    /// Whether a step before this one made that id.
+    /// Whether a step before this one made that id, other than by a change of layout.
     pub is_made: &'a dyn Fn(ValueId) -> bool,
     /// Threads and instruction set.
     pub exec: &'a Exec,
