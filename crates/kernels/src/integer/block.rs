@@ -53,6 +53,11 @@ unsafe impl Send for Input {}
 unsafe impl Sync for Input {}
 
 impl Input {
+    /// The place of element `at` of integers.
+    pub fn byte(&self, at: usize) -> *const u8 {
+        self.data.wrapping_add(at)
+    }
+
     /// Writes elements `at..at + len` to `to` as floats.
     ///
     /// # Safety

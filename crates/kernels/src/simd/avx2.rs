@@ -232,6 +232,9 @@ impl Simd for Avx2 {
         store_low16_n(p: *mut u16, v: I, n: usize) {
             if n == 8 { _mm_storeu_si128(p.cast(), narrow16(v)) } else { store_partial(p, narrow16(v), n) }
         }
+        transpose_bytes(src: *const u8, ld_src: usize, rows: usize, cols: usize, dst: *mut u8, ld_dst: usize) {
+            super::bytes::transpose(src, ld_src, rows, cols, dst, ld_dst)
+        }
         transpose_tile(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
             transpose(src, ld_src, rows, cols, dst, ld_dst)
         }

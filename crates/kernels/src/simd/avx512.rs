@@ -239,6 +239,9 @@ impl Simd for Avx512 {
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))
         }
         lookup(table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) { lookup(table, x, y, len) }
+        transpose_bytes(src: *const u8, ld_src: usize, rows: usize, cols: usize, dst: *mut u8, ld_dst: usize) {
+            super::bytes::transpose(src, ld_src, rows, cols, dst, ld_dst)
+        }
         transpose_tile(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
             transpose(src, ld_src, rows, cols, dst, ld_dst)
         }

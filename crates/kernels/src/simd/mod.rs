@@ -5,6 +5,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod scalar;
 
 use crate::isa::{Isa, Scalar};
@@ -95,6 +97,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_low8_n(self, p: *mut u8, v: Self::I, n: usize);
     /// Stores the low 16 bits of each lane.
     unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
+
+    /// `dst[c * ld_dst + r] = src[r * ld_src + c]` for `rows`, `cols` `<= 16`.
+    #[inline(always)]
+    unsafe fn transpose_bytes(
+        self,
+        src: *const u8,
+        ld_src: usize,
+        rows: usize,
+        cols: usize,
+        dst: *mut u8,
+        ld_dst: usize,
+    ) {
+        for c in 0..cols {
+            for r in 0..rows {
+                // SAFETY: the caller vouches for the tile.
+                unsafe { *dst.add(c * ld_dst + r) = *src.add(r * ld_src + c) };
+            }
+        }
+    }
 
     /// `y[i] = table[x[i]]` for `len` bytes; `x` and `y` may be the same.
     #[inline(always)]
