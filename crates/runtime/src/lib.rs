@@ -14,6 +14,7 @@ mod lower;
 mod memory;
 mod ops;
 mod session;
+mod transparent;
 mod view;
 mod weights;
 

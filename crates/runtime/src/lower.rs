@@ -159,6 +159,62 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
             let same = facts.get(node.input(0)?).ty == facts.get(node.input(1)?).ty;
             (same && operands.iter().all(Option::is_some)).then_some(operands)
         }
+        "GlobalAveragePool" | "AveragePool" => {
+            let x = source(graph, facts, node.input(0)?)?;
+            (3..=4).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
+        }
+        name if is_function(name) && node.outputs.iter().flatten().count() == 1 => {
+            let x = source(graph, facts, node.input(0)?)?;
+            let same = facts.shape(x.value)? == facts.shape(node.output(0)?)?;
+            let known = |v: &ValueId| facts.get(*v).value.as_ref().is_some_and(|t| t.len() == 1);
+            (same && node.inputs.iter().skip(1).flatten().all(known)).then(|| vec![Some(x)])
+        }
         _ => None,
     }
+}
+
+/// Operators that map each element by itself: a table of 256 entries computes them on integers.
+fn is_function(name: &str) -> bool {
+    let functions = [
+        "Abs",
+        "Add",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "FastGelu",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "Pow",
+        "QuickGelu",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    ];
+    functions.contains(&name)
 }

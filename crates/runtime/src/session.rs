@@ -8,6 +8,7 @@ use narrowbit_tensor::Tensor;
 use crate::compile::{self, CompileError, Plan};
 use crate::error::RunError;
 use crate::exec::{Arena, Clock};
+use crate::transparent;
 use crate::view::View;
 use crate::weights::Weights;
 
@@ -79,23 +80,25 @@ impl Session {
     /// Prepares a graph. Nothing is packed or planned before the first run.
     ///
     /// # Errors
-    /// When the environment forces an instruction set that is not there.
+    /// When the environment forces an instruction set that is not there, or the graph does not verify.
     pub fn new(graph: impl Into<Arc<Graph>>, options: Options) -> Result<Session, RunError> {
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         };
         let exec = Exec::new(Isa::from_env()?, threads);
-        Ok(Session {
-            graph: graph.into(),
-            exec,
-            weights: Weights::default(),
-            observe: options.observe,
-            plans: Mutex::default(),
-        })
+        let mut graph = graph.into();
+        // Who asked to see values knows them by the graph as it is.
+        if options.observe.is_empty()
+            && let Some(lowered) = transparent::sink(&graph)?
+        {
+            graph = Arc::new(lowered);
+        }
+        Ok(Session { graph, exec, weights: Weights::default(), observe: options.observe, plans: Mutex::default() })
     }
 
-    /// The graph.
+    /// The graph that runs: where values are quantized, operators that only move elements may stand on the
+    /// other side of a DequantizeLinear than in the graph that was given, unless values are observed.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }

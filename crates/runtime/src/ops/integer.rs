@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use narrowbit_ir::ValueId;
+use narrowbit_ir::{Datum, EvalCx, ValueId};
 use narrowbit_kernels::Activation;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::elementwise::BinaryOp;
-use narrowbit_kernels::integer::{Broadcast, Quant, binary};
+use narrowbit_kernels::integer::{Broadcast, PoolNhwcParams, Quant, avg_pool2d_nhwc, binary, lookup};
 use narrowbit_kernels::panel::{
     Epilogue, IntMatMul, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
     panel_matmul,
@@ -28,6 +28,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         "Conv" => conv(cx, f, ints),
         "MatMul" | "Gemm" if ints.operands.get(1).is_some_and(Option::is_none) => gemm(cx, f, ints),
         "MatMul" => Ok(matmul(cx, f, ints)),
+        "GlobalAveragePool" | "AveragePool" => Ok(mean(cx, f, ints)),
+        _ if ints.operands.len() == 1 => table(cx, f, ints),
         _ => Ok(sum(cx, f, ints)),
     }
 }
@@ -301,4 +303,69 @@ fn sum(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     let last = cx.is_channels_last(a.value) || cx.is_channels_last(b.value);
     let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
     Some(Built { kernel, ins: vec![place(a.value), place(b.value)], outs: vec![place(out)] })
+}
+
+/// The mean of windows or of whole planes.
+fn mean(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (&[Some(x)], out) = (ints.operands.as_slice(), f.output?) else { return None };
+    let dims = (cx.types)(x.value)?.shape;
+    let [n, pixels, c] = super::pool::image(&dims)?;
+    let global = cx.node.op.name() == "GlobalAveragePool";
+    let p = match global {
+        true => PoolNhwcParams {
+            n,
+            h: 1,
+            w: pixels,
+            c,
+            window: [1, pixels],
+            strides: [1, 1],
+            pads: [0; 4],
+            dilations: [1, 1],
+            out: [1, 1],
+        },
+        false => super::pool::params(cx, &dims)?,
+    };
+    let include = cx.int("count_include_pad", 0) != 0;
+    let output = ints.output;
+    let kernel = crate::kernel::simple("average_pool_nhwc_i8", move |cx| {
+        let (exec, x) = (cx.exec, quant(cx, 0, x.params)?);
+        Ok(avg_pool2d_nhwc(exec, &p, include, x, target(output, cx)?)?)
+    });
+    // One pixel: both layouts are the same.
+    let out = if global { out } else { (cx.channels_last)(out) };
+    Some(Built { kernel, ins: vec![(cx.channels_last)(x.value)], outs: vec![out] })
+}
+
+/// A function of single elements, through a table.
+fn table(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
+    let (&[Some(x)], Some(out), Some(to)) = (ints.operands.as_slice(), f.output, ints.output) else { return Ok(None) };
+    let Some(table) = entries(cx, x.params, to)? else { return Ok(None) };
+    let kernel = crate::kernel::simple("lookup_i8", move |cx| {
+        let (exec, x) = (cx.exec, cx.view(0)?.bytes);
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        Ok(lookup(exec, x, &table, y.bytes)?)
+    });
+    let last = cx.is_channels_last(x.value);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Ok(Some(Built { kernel, ins: vec![place(x.value)], outs: vec![place(out)] }))
+}
+
+/// What the operator and the QuantizeLinear behind it make of each integer, by its bits.
+fn entries(cx: &BuildCx, from: QParams, to: QParams) -> Result<Option<[u8; 256]>, StepError> {
+    let value = |bits: u8| if from.dtype == DType::U8 { i32::from(bits) } else { i32::from(bits as i8) };
+    let floats: Vec<f32> = (0..=255).map(|bits| (value(bits) - from.zero) as f32 * from.scale).collect();
+    let x = Datum::Tensor(Tensor::new([256], floats)?);
+    let constants: Vec<Option<Datum>> = (0..cx.node.inputs.len()).map(|i| cx.constant(i).map(Datum::Tensor)).collect();
+    let operands: Vec<Option<&Datum>> =
+        constants.iter().enumerate().map(|(i, c)| if i == 0 { Some(&x) } else { c.as_ref() }).collect();
+    let results = cx.node.op.eval(&EvalCx::new(&operands, 1))?;
+    let Some(y) = results.first().filter(|y| y.len() == 256 && y.dtype() == DType::F32) else { return Ok(None) };
+    let y = y.to_f32s()?;
+    let (low, high) = if to.dtype == DType::U8 { (0, 255) } else { (-128, 127) };
+    // NaN converts to 0: the smallest value in ONNX Runtime.
+    let round = |v: f32| match v.is_nan() {
+        true => low,
+        false => ((v / to.scale).round_ties_even() as i32).saturating_add(to.zero).clamp(low, high),
+    };
+    Ok(Some(std::array::from_fn(|i| round(y[i]) as u8)))
 }
