@@ -186,6 +186,9 @@ impl Simd for Avx2 {
         add_i(a: I, b: I) -> I { _mm256_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm256_sub_epi32(a, b) }
         mul_i(a: I, b: I) -> I { _mm256_mullo_epi32(a, b) }
+        and_i(a: I, b: I) -> I { _mm256_and_si256(a, b) }
+        xor_i(a: I, b: I) -> I { _mm256_xor_si256(a, b) }
+        madd_i(a: I, b: I) -> I { _mm256_madd_epi16(a, b) }
     }
 
     #[inline(always)]

@@ -116,6 +116,40 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
     }
 }
 
+/// 64 bytes of each row at a time: two rounds of interleaving leave the words of channels
+/// 4q … 4q + 3 of each 16 in one vector, whose quarters are then put in order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn zip(rows: [*const u8; 4], flip: I, dst: *mut i32, n: usize) {
+    let mut i = 0;
+    while i < n {
+        let mask = if n - i >= 64 { u64::MAX } else { (1 << (n - i)) - 1 };
+        // SAFETY: the mask ends at `n`.
+        let [a, b, c, d] = rows.map(|row| unsafe { _mm512_maskz_loadu_epi8(mask, row.wrapping_add(i).cast()) });
+        let (ab, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (cd, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        let (w0, w1) = (_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd));
+        let (w2, w3) = (_mm512_unpacklo_epi16(ab_high, cd_high), _mm512_unpackhi_epi16(ab_high, cd_high));
+        let (low01, high01) = (_mm512_shuffle_i32x4::<0x44>(w0, w1), _mm512_shuffle_i32x4::<0xee>(w0, w1));
+        let (low23, high23) = (_mm512_shuffle_i32x4::<0x44>(w2, w3), _mm512_shuffle_i32x4::<0xee>(w2, w3));
+        let words = [
+            _mm512_shuffle_i32x4::<0x88>(low01, low23),
+            _mm512_shuffle_i32x4::<0xdd>(low01, low23),
+            _mm512_shuffle_i32x4::<0x88>(high01, high23),
+            _mm512_shuffle_i32x4::<0xdd>(high01, high23),
+        ];
+        for (k, &word) in words.iter().enumerate() {
+            let (at, part) = (i + 16 * k, (mask >> (16 * k)) as __mmask16);
+            if at >= n {
+                break;
+            }
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_epi32(dst.wrapping_add(at), part, _mm512_xor_si512(word, flip)) };
+        }
+        i += 64;
+    }
+}
+
 /// 64 bytes at a time: each sixteenth of the table answers by its low four bits, and masks
 /// of the high four choose among the answers.
 #[inline]
@@ -190,6 +224,9 @@ impl Simd for Avx512 {
         add_i(a: I, b: I) -> I { _mm512_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm512_sub_epi32(a, b) }
         mul_i(a: I, b: I) -> I { _mm512_mullo_epi32(a, b) }
+        and_i(a: I, b: I) -> I { _mm512_and_si512(a, b) }
+        xor_i(a: I, b: I) -> I { _mm512_xor_si512(a, b) }
+        madd_i(a: I, b: I) -> I { _mm512_madd_epi16(a, b) }
     }
 
     #[inline(always)]
@@ -239,6 +276,7 @@ impl Simd for Avx512 {
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))
         }
         lookup(table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) { lookup(table, x, y, len) }
+        zip_bytes(rows: [*const u8; 4], flip: I, dst: *mut i32, n: usize) { zip(rows, flip, dst, n) }
         transpose_bytes(src: *const u8, ld_src: usize, rows: usize, cols: usize, dst: *mut u8, ld_dst: usize) {
             super::bytes::transpose(src, ld_src, rows, cols, dst, ld_dst)
         }
