@@ -102,12 +102,6 @@ pub fn compile(
     Ok(compiler.finish())
 }
 
-/// Whether a convolution has groups: the kernels of depthwise ones want the plain layout.
-fn has_depthwise(graph: &Graph) -> bool {
-    let grouped = |n: &narrowbit_ir::Node| n.op.attrs().int_or("group", 1).is_ok_and(|g| g > 1);
-    graph.nodes().any(|(_, n)| n.op.name() == "Conv" && grouped(n))
-}
-
 fn is_static(graph: &Graph, facts: &Facts) -> bool {
     let known = |v: &ValueId| concrete(facts.get(*v)).is_some();
     graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(known))
@@ -132,8 +126,6 @@ struct Compiler<'a> {
     made: BTreeSet<ValueId>,
     /// Those of them that only were converted from the other layout.
     converted: BTreeSet<ValueId>,
-    /// Whether float convolutions run with their channels last.
-    channels_last: bool,
 }
 
 /// What is known of the graph's values.
@@ -229,7 +221,6 @@ impl<'a> Compiler<'a> {
             steps: Vec::new(),
             made: BTreeSet::new(),
             converted: BTreeSet::new(),
-            channels_last: !has_depthwise(graph),
         }
     }
 
@@ -332,7 +323,6 @@ impl<'a> Compiler<'a> {
             consts: &consts,
             is_const: &is_const,
             facts: self.scope.facts,
-            prefers_channels_last: self.channels_last,
             channels_last: &channels_last,
             is_made: &is_made,
             exec: self.exec,

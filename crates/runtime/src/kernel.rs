@@ -93,8 +93,6 @@ pub struct BuildCx<'a> {
     pub is_const: &'a dyn Fn(ValueId) -> bool,
     /// Types and known contents of the graph's values.
     pub facts: &'a Facts,
-    /// Whether the float convolutions of this graph run on images with their channels last.
-    pub prefers_channels_last: bool,
     /// The id under which a value stands in memory with its channels last.
     pub channels_last: &'a dyn Fn(ValueId) -> ValueId,
     /// Whether a step before this one made that id, other than by a change of layout.

@@ -163,6 +163,17 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
             let x = source(graph, facts, node.input(0)?)?;
             (3..=4).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
         }
+        "Softmax" | "LayerNormalization" | "RMSNormalization" => {
+            let plain = node.outputs.iter().flatten().count() == 1;
+            let x = node.input(0)?;
+            let float = facts.dtype(x) == Some(DType::F32);
+            (plain && float).then(|| vec![source(graph, facts, x)])
+        }
+        "Relu" | "Sigmoid" | "Tanh" | "Gelu" | "FastGelu" | "QuickGelu" | "HardSwish" | "Swish"
+            if node.inputs.len() == 1 && source(graph, facts, node.input(0)?).is_none() =>
+        {
+            (facts.dtype(node.input(0)?) == Some(DType::F32)).then(|| vec![None])
+        }
         name if is_function(name) && node.outputs.iter().flatten().count() == 1 => {
             let x = source(graph, facts, node.input(0)?)?;
             let same = facts.shape(x.value)? == facts.shape(node.output(0)?)?;

@@ -7,6 +7,7 @@ use narrowbit_kernels::conv::{
     conv_transpose2d_run, conv2d_prepack, conv2d_run,
 };
 
+use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack};
 
 use super::Maybe;
@@ -180,9 +181,14 @@ impl Kernel for Transposed {
 /// Depth of a product beyond which a panel of weights leaves the second-level cache.
 const DEEPEST: usize = 6144;
 
+enum NhwcWeights {
+    Panels(Arc<Panels>),
+    Depthwise(Arc<DepthwiseWeights>),
+}
+
 struct Nhwc {
     p: Conv2dParams,
-    weights: Arc<Panels>,
+    weights: NhwcWeights,
     bias: Vec<f32>,
     residual: bool,
     activation: narrowbit_kernels::Activation,
@@ -192,12 +198,19 @@ struct Nhwc {
 fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> Maybe {
     let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
     let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
-    if !cx.prefers_channels_last || p.oc / p.groups < 8 || deep || p.output()? != plane(y) {
+    let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
+    if !depthwise && (p.oc / p.groups < 8 || deep) || p.output()? != plane(y) {
         return Ok(None);
     }
-    let weights = cx
-        .weights
-        .get(cx.id, "conv-nhwc", || conv2d_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from))?;
+    let weights = if depthwise {
+        NhwcWeights::Depthwise(cx.weights.get(cx.id, "depthwise-nhwc", || {
+            depthwise_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?, &[]).map_err(StepError::from)
+        })?)
+    } else {
+        NhwcWeights::Panels(cx.weights.get(cx.id, "conv-nhwc", || {
+            conv2d_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from)
+        })?)
+    };
     let mut ins = vec![(cx.channels_last)(x)];
     ins.extend(f.residual.map(cx.channels_last));
     let bias = cx.floats(2).unwrap_or_default();
@@ -207,13 +220,20 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
 
 impl Kernel for Nhwc {
     fn name(&self) -> &str {
-        self.weights.kernel().name
+        match &self.weights {
+            NhwcWeights::Panels(w) => w.kernel().name,
+            NhwcWeights::Depthwise(_) => "depthwise_nhwc_f32",
+        }
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
         let residual = if self.residual { Residual::F32(cx.f32s(1)?) } else { Residual::None };
         let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
         let (exec, x) = (cx.exec, Rows::F32(cx.f32s(0)?));
-        Ok(conv2d_nhwc(exec, &self.p, x, 0, &self.weights, &epilogue, Target::F32(cx.out_f32s()?))?)
+        let y = Target::F32(cx.out_f32s()?);
+        Ok(match &self.weights {
+            NhwcWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, 0, w, &epilogue, y)?,
+            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, 0, w, &epilogue, y)?,
+        })
     }
 }

@@ -21,7 +21,7 @@ pub fn build(cx: &BuildCx) -> Maybe {
     })
 }
 
-fn unary_op(cx: &BuildCx) -> Option<UnaryOp> {
+pub(super) fn unary_op(cx: &BuildCx) -> Option<UnaryOp> {
     let op = |op| Some(op);
     match cx.node.op.name() {
         "Exp" => op(UnaryOp::Exp),

@@ -7,7 +7,10 @@ use narrowbit_ir::{Datum, EvalCx, ValueId};
 use narrowbit_kernels::Activation;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::elementwise::BinaryOp;
-use narrowbit_kernels::integer::{Broadcast, PoolNhwcParams, Quant, avg_pool2d_nhwc, binary, lookup};
+use narrowbit_kernels::integer::{
+    Broadcast, DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, avg_pool2d_nhwc, binary, depthwise_nhwc,
+    depthwise_nhwc_pack, layer_norm_rows, lookup, softmax_rows, unary_rows,
+};
 use narrowbit_kernels::panel::{
     Epilogue, IntMatMul, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
     panel_matmul,
@@ -29,6 +32,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         "MatMul" | "Gemm" if ints.operands.get(1).is_some_and(Option::is_none) => gemm(cx, f, ints),
         "MatMul" => Ok(matmul(cx, f, ints)),
         "GlobalAveragePool" | "AveragePool" => Ok(mean(cx, f, ints)),
+        "Softmax" | "LayerNormalization" | "RMSNormalization" => Ok(rowwise(cx, f, ints)),
+        _ if ints.operands == [None] => Ok(function(cx, f, ints)),
         _ if ints.operands.len() == 1 => table(cx, f, ints),
         _ => Ok(sum(cx, f, ints)),
     }
@@ -144,8 +149,34 @@ fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows<'a>, StepE
 struct Conv {
     p: Conv2dParams,
     input: QParams,
-    weights: Arc<Panels>,
+    weights: ConvWeights,
     finish: Finish,
+}
+
+enum ConvWeights {
+    Panels(Arc<Panels>),
+    Depthwise(Arc<DepthwiseWeights>),
+}
+
+impl ConvWeights {
+    fn new(cx: &BuildCx, p: &Conv2dParams, w: &mut Loaded) -> Result<ConvWeights, StepError> {
+        if p.groups > 1 && p.groups == p.c && p.oc == p.c {
+            let pack = || depthwise_nhwc_pack(cx.exec, p, &w.data, &w.zeros).map_err(StepError::from);
+            let packed = cx.weights.get(cx.id, "depthwise-i8", pack)?;
+            // They were taken off when the weights were packed.
+            w.zeros.clear();
+            return Ok(ConvWeights::Depthwise(packed));
+        }
+        let pack = || conv2d_nhwc_pack(cx.exec, p, &w.data).map_err(StepError::from);
+        Ok(ConvWeights::Panels(cx.weights.get(cx.id, "conv-i8", pack)?))
+    }
+
+    fn column_sums(&self) -> &[i32] {
+        match self {
+            ConvWeights::Panels(w) => w.column_sums(),
+            ConvWeights::Depthwise(w) => w.column_sums(),
+        }
+    }
 }
 
 fn conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
@@ -166,9 +197,8 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
         return Ok(None);
     }
     let Some(weights) = cx.node.input(1).and_then(|v| cx.int_weights(v, 0)) else { return Ok(None) };
-    let Some(loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
-    let packed =
-        cx.weights.get(cx.id, "conv-i8", || conv2d_nhwc_pack(cx.exec, &p, &loaded.data).map_err(StepError::from))?;
+    let Some(mut loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
+    let packed = ConvWeights::new(cx, &p, &mut loaded)?;
     let depth = p.c / p.groups * p.kh * p.kw;
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
     if cx.node.input(2).is_some() {
@@ -186,13 +216,19 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
 
 impl Kernel for Conv {
     fn name(&self) -> &str {
-        self.weights.kernel().name
+        match &self.weights {
+            ConvWeights::Panels(w) => w.kernel().name,
+            ConvWeights::Depthwise(_) => "depthwise_nhwc_i8",
+        }
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
         let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx)?);
-        let y = self.finish.target(cx)?;
-        Ok(conv2d_nhwc(exec, &self.p, x, self.input.zero, &self.weights, &epilogue, y)?)
+        let (y, zero) = (self.finish.target(cx)?, self.input.zero);
+        Ok(match &self.weights {
+            ConvWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, zero, w, &epilogue, y)?,
+            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, zero, w, &epilogue, y)?,
+        })
     }
 }
 
@@ -368,4 +404,59 @@ fn entries(cx: &BuildCx, from: QParams, to: QParams) -> Result<Option<[u8; 256]>
         false => ((v / to.scale).round_ties_even() as i32).saturating_add(to.zero).clamp(low, high),
     };
     Ok(Some(std::array::from_fn(|i| round(y[i]) as u8)))
+}
+
+/// A source of quantized values or of floats.
+fn any_quant<'a>(cx: &RunCx<'a>, q: Option<QParams>) -> Result<Quant<'a>, StepError> {
+    match q {
+        Some(q) => quant(cx, 0, q),
+        None => Ok(Quant::F32(cx.f32s(0)?)),
+    }
+}
+
+/// Softmax or a normalisation of the last axis, between integers or from floats to integers.
+fn rowwise(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (source, out) = (*ints.operands.first()?, f.output?);
+    let x = source.map_or(cx.node.input(0)?, |q| q.value);
+    let dims = cx.f32_shape(0)?;
+    let softmax = cx.node.op.name() == "Softmax";
+    let axis = narrowbit_tensor::shape::axis(cx.int("axis", -1), dims.len())?;
+    if softmax && axis + 1 != dims.len() {
+        return None;
+    }
+    let columns: usize = dims[axis..].iter().product();
+    let shape = [dims[..axis].iter().product(), columns];
+    let (input, output) = (source.map(|q| q.params), ints.output);
+    if softmax {
+        let kernel = crate::kernel::simple("softmax_rows", move |cx| {
+            let (exec, x) = (cx.exec, any_quant(cx, input)?);
+            Ok(softmax_rows(exec, x, shape, target(output, cx)?)?)
+        });
+        return Some(Built { kernel, ins: vec![x], outs: vec![out] });
+    }
+    let vector = |i: usize| cx.floats(i).filter(|v| v.len() == columns);
+    let (scale, bias) = (vector(1)?, vector(2));
+    if bias.is_none() && cx.node.input(2).is_some() {
+        return None;
+    }
+    let (epsilon, rms) = (cx.float("epsilon", 1e-5), cx.node.op.name() == "RMSNormalization");
+    let kernel = crate::kernel::simple(if rms { "rms_norm_rows" } else { "layer_norm_rows" }, move |cx| {
+        let norm = RowNorm { scale: Some(&scale), bias: bias.as_deref(), epsilon, rms };
+        let (exec, x) = (cx.exec, any_quant(cx, input)?);
+        Ok(layer_norm_rows(exec, x, shape, &norm, target(output, cx)?)?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![out] })
+}
+
+/// A function of floats whose results are quantized.
+fn function(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (x, out, output) = (cx.node.input(0)?, f.output?, ints.output);
+    let op = super::elementwise::unary_op(cx)?;
+    let kernel = crate::kernel::simple("unary_rows", move |cx| {
+        let (exec, x) = (cx.exec, Quant::F32(cx.f32s(0)?));
+        Ok(unary_rows(exec, op, x, target(output, cx)?)?)
+    });
+    let last = cx.is_channels_last(x);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(out)] })
 }
