@@ -150,6 +150,7 @@ impl Session {
             return crate::exec::run_dynamic(&self.graph, &self.exec, &inputs, &self.observe, observer);
         };
         let mut arena = arena.unwrap_or_else(|| Arena::new(&plan));
+        let _awake = self.exec.pool().keep_awake();
         let mut clock = Clock::new(profile);
         let out = arena.run(&plan, &self.graph, &self.exec, &inputs, &self.observe, observer, &mut clock)?;
         if let Some(e) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).by_shape.get_mut(&key) {
