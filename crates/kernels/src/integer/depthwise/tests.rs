@@ -156,6 +156,8 @@ fn refuses_other_shapes_and_types() {
     };
     assert!(run(&p, Rows::U8(&x), &e).is_ok());
     assert!(run(&p, Rows::U8(&x[1..]), &e).is_err());
+    let wide = Conv2dParams { pads: [1, 1, 1, 1 << 40], strides: [1, 1 << 39], ..p };
+    assert!(run(&wide, Rows::U8(&x), &e).is_err());
     assert!(run(&p, Rows::F32(&[0.0; 495]), &Epilogue::default()).is_err());
     assert!(run(&p, Rows::U8(&x), &Epilogue { scales: &scales[1..], ..e }).is_err());
     assert!(run(&Conv2dParams { dilations: [2, 1], pads: [2, 1, 2, 1], ..p }, Rows::U8(&x), &e).is_err());
