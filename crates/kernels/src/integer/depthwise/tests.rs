@@ -95,7 +95,7 @@ fn finishes_as_the_definition_on_every_tier() {
     for (activation, add) in [(Activation::Relu, false), (Activation::HardSwish, true), (Activation::None, true)] {
         let value = |i: usize| {
             let v = (sums[i] as i32 + offsets[i % c]) as f32 * scales[i % c] + bias[i % c];
-            let v = if add { f32::from(residual[i] + 0).mul_add(0.01, v) } else { v };
+            let v = if add { f32::from(residual[i]).mul_add(0.01, v) } else { v };
             match activation {
                 Activation::Relu => v.max(0.0),
                 Activation::HardSwish => v * (v * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0),
