@@ -218,29 +218,45 @@ impl Add {
     #[inline(always)]
     fn add<S: Simd, const A: bool, const B: bool>(self, s: S) {
         let rounding = Rounding::new(s, &self.out);
-        let (a_zero, b_zero) = (s.splat_i(self.a.zero), s.splat_i(self.b.zero));
-        let (a_scale, b_scale) = (s.splat(self.a.scale), s.splat(self.b.scale));
+        let scales = (s.splat(self.a.scale), s.splat(self.b.scale));
+        let zeros = (s.splat_i(self.a.zero), s.splat_i(self.b.zero));
         let (low, high) = self.activation.bounds();
-        let (low, high) = (s.splat(low), s.splat(high));
-        let mut at = self.at;
-        let end = self.at + self.len;
+        let bounds = (s.splat(low), s.splat(high));
+        let (mut at, end) = (self.at, self.at + self.len);
         while at < end {
             let n = S::LANES.min(end - at);
             // SAFETY: the elements lie in all three, and no other task writes them.
             unsafe {
-                let value = |n: usize| {
-                    let a = s.to_f32(s.sub_i(integers::<S, A>(s, self.a.data.add(at), n), a_zero));
-                    let b = s.to_f32(s.sub_i(integers::<S, B>(s, self.b.data.add(at), n), b_zero));
-                    s.min(high, s.max(low, s.add(s.mul(a, a_scale), s.mul(b, b_scale))))
-                };
                 if n == S::LANES {
-                    self.out.put(s, &rounding, at, value(S::LANES), S::LANES);
+                    let v = self.value::<S, A, B>(s, at, S::LANES, scales, zeros, bounds);
+                    self.out.put(s, &rounding, at, v, S::LANES);
                 } else {
-                    self.out.put(s, &rounding, at, value(n), n);
+                    let v = self.value::<S, A, B>(s, at, n, scales, zeros, bounds);
+                    self.out.put(s, &rounding, at, v, n);
                 }
             }
             at += n;
         }
+    }
+
+    /// The sum of `n` elements from `at` on.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // Constants that stay in registers.
+    unsafe fn value<S: Simd, const A: bool, const B: bool>(
+        &self,
+        s: S,
+        at: usize,
+        n: usize,
+        scales: (S::F, S::F),
+        zeros: (S::I, S::I),
+        (low, high): (S::F, S::F),
+    ) -> S::F {
+        // SAFETY: passed on to the caller.
+        let (a, b) =
+            unsafe { (integers::<S, A>(s, self.a.data.add(at), n), integers::<S, B>(s, self.b.data.add(at), n)) };
+        let a = s.mul(s.to_f32(s.sub_i(a, zeros.0)), scales.0);
+        let b = s.mul(s.to_f32(s.sub_i(b, zeros.1)), scales.1);
+        s.min(high, s.max(low, s.add(a, b)))
     }
 }
 

@@ -150,8 +150,13 @@ impl<S: Simd> Rounding<S> {
     #[inline(always)]
     pub fn new(s: S, out: &Out) -> Self {
         let (low, high) = if out.kind == Kind::I8 { (-128, 127) } else { (0, 255) };
-        let bound = |x: i32| s.splat(x.wrapping_sub(out.zero) as f32);
-        Rounding { inverse: s.splat(out.inverse), low: bound(low), high: bound(high), zero: s.splat_i(out.zero) }
+        let (low, high) = (low - i64::from(out.zero), high - i64::from(out.zero));
+        Rounding {
+            inverse: s.splat(out.inverse),
+            low: s.splat(low as f32),
+            high: s.splat(high as f32),
+            zero: s.splat_i(out.zero),
+        }
     }
 
     /// NaN gives the smallest value.

@@ -125,7 +125,14 @@ unsafe fn zip(rows: [*const u8; 4], flip: I, dst: *mut i32, n: usize) {
     while i < n {
         let mask = if n - i >= 64 { u64::MAX } else { (1 << (n - i)) - 1 };
         // SAFETY: the mask ends at `n`.
-        let [a, b, c, d] = rows.map(|row| unsafe { _mm512_maskz_loadu_epi8(mask, row.wrapping_add(i).cast()) });
+        let (a, b, c, d) = unsafe {
+            (
+                _mm512_maskz_loadu_epi8(mask, rows[0].wrapping_add(i).cast()),
+                _mm512_maskz_loadu_epi8(mask, rows[1].wrapping_add(i).cast()),
+                _mm512_maskz_loadu_epi8(mask, rows[2].wrapping_add(i).cast()),
+                _mm512_maskz_loadu_epi8(mask, rows[3].wrapping_add(i).cast()),
+            )
+        };
         let (ab, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
         let (cd, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
         let (w0, w1) = (_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd));

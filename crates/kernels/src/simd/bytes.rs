@@ -10,20 +10,24 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn transpose(src: *const u8, ld_src: usize, rows: usize, cols: usize, dst: *mut u8, ld_dst: usize) {
     let mut a = [_mm_setzero_si128(); 16];
+    if rows == 16 && cols == 16 {
+        for (i, row) in a.iter_mut().enumerate() {
+            // SAFETY: row `i` has sixteen bytes.
+            *row = unsafe { _mm_loadu_si128(src.wrapping_add(i * ld_src).cast()) };
+        }
+        let a = interleave(interleave(interleave(interleave(a))));
+        for (i, &column) in a.iter().enumerate() {
+            // SAFETY: column `i` of the target has sixteen bytes.
+            unsafe { _mm_storeu_si128(dst.wrapping_add(i * ld_dst).cast(), column) };
+        }
+        return;
+    }
     for (i, row) in a.iter_mut().enumerate().take(rows) {
         let p = src.wrapping_add(i * ld_src);
         // SAFETY: row `i` has `cols` bytes.
         *row = unsafe { if cols == 16 { _mm_loadu_si128(p.cast()) } else { partial(p, cols) } };
     }
-    // Each round interleaves row i with row i + 8; four rounds transpose.
-    for _ in 0..4 {
-        let mut b = a;
-        for i in 0..8 {
-            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
-            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-        }
-        a = b;
-    }
+    let a = interleave(interleave(interleave(interleave(a))));
     for (i, &column) in a.iter().enumerate().take(cols) {
         let p = dst.wrapping_add(i * ld_dst);
         // SAFETY: column `i` of the target has `rows` bytes.
@@ -35,6 +39,18 @@ pub(super) unsafe fn transpose(src: *const u8, ld_src: usize, rows: usize, cols:
             }
         }
     }
+}
+
+/// Row i by row i + 8, byte by byte: four times make a transpose.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn interleave(a: [__m128i; 16]) -> [__m128i; 16] {
+    let mut b = a;
+    for i in 0..8 {
+        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+    }
+    b
 }
 
 #[inline]

@@ -111,10 +111,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
             let m = (n - i).min(Self::LANES);
             // SAFETY: the caller vouches for `n` elements of each.
             unsafe {
-                let [a, b, c, d] = rows.map(
-                    #[inline(always)]
-                    |row| self.load_u8_n(row.add(i), m),
-                );
+                let (a, b) = (self.load_u8_n(rows[0].add(i), m), self.load_u8_n(rows[1].add(i), m));
+                let (c, d) = (self.load_u8_n(rows[2].add(i), m), self.load_u8_n(rows[3].add(i), m));
                 let low = self.add_i(a, self.shl_i::<8>(b));
                 let high = self.shl_i::<16>(self.add_i(c, self.shl_i::<8>(d)));
                 self.store_i32_n(dst.add(i), self.xor_i(self.add_i(low, high), flip), m);

@@ -23,8 +23,12 @@ impl<S: Simd> Finish<S> {
     #[inline(always)]
     pub unsafe fn new(s: S, e: &Epilogue<'_>, out: &Out, column: usize, n: usize) -> Self {
         let (low, high) = if e.activation.needs_pass() { Activation::None } else { e.activation }.bounds();
-        // SAFETY: passed on to the caller.
-        let bias = (!e.bias.is_empty()).then(|| unsafe { s.load_bits(e.bias.as_ptr().add(column), low_bits(n)) });
+        let bias = if e.bias.is_empty() {
+            None
+        } else {
+            // SAFETY: passed on to the caller.
+            Some(unsafe { s.load_bits(e.bias.as_ptr().add(column), low_bits(n)) })
+        };
         Finish { bias, low: s.splat(low), high: s.splat(high), rounding: Rounding::new(s, out) }
     }
 

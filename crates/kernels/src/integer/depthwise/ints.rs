@@ -8,7 +8,7 @@ use super::finish::{Finish, is_plain};
 use super::{BLOCK, LANES, NAME};
 use crate::buffer::{Buffer, with_scratch};
 use crate::conv::Conv2dParams;
-use crate::error::{Result, product};
+use crate::error::{Result, product, require};
 use crate::exec::Exec;
 use crate::isa::{Isa, Vnni};
 use crate::panel::{Epilogue, Out, Rows};
@@ -16,6 +16,8 @@ use crate::simd::{Kernel, Simd, low_bits};
 
 /// Multiply-adds that one task takes at least.
 const GRAIN: usize = 1 << 17;
+/// Most words of interleaved rows that a task holds.
+const MAX_WORDS: usize = 1 << 27;
 /// Pixels whose sums are kept in registers.
 const PIXELS: usize = 8;
 
@@ -39,7 +41,7 @@ impl Plan {
     pub fn new(p: &Conv2dParams) -> Plan {
         let quads = p.kh.div_ceil(4);
         // Rows of the result that the spare rows of the last group allow.
-        let shared = p.strides[0] == 1 && (p.dilations[0] == 1 || p.kh == 1) && p.dilations[0] == 1;
+        let shared = (p.strides[0], p.dilations[0]) == (1, 1);
         Plan { rows: if shared { 4 * quads - p.kh + 1 } else { 1 }, quads, kh: p.kh, kw: p.kw }
     }
 
@@ -106,9 +108,11 @@ pub(super) struct Image<'a> {
 unsafe impl Sync for Image<'_> {}
 
 impl<'a> Image<'a> {
-    pub fn new(p: &'a Conv2dParams, out: [usize; 2], x: &Rows<'_>, pad: i32) -> Image<'a> {
+    pub fn new(p: &'a Conv2dParams, out: [usize; 2], x: &Rows<'_>, pad: i32) -> Result<Image<'a>> {
         let reach = (out[1] - 1) * p.strides[1] + (p.kw - 1) * p.dilations[1] + 1;
-        Image { p, out, data: x.ptr(), pad: [pad as u8; BLOCK], flip: x.flip(), reach }
+        let words = product(NAME, &[reach, p.kh.div_ceil(4), BLOCK])?;
+        require(NAME, words <= MAX_WORDS, "a row with its padding has over a million columns")?;
+        Ok(Image { p, out, data: x.ptr(), pad: [pad as u8; BLOCK], flip: x.flip(), reach })
     }
 }
 

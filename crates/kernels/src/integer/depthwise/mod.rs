@@ -154,7 +154,7 @@ pub fn depthwise_nhwc(
             require(NAME, plan == ints::Plan::new(p), "the weights were packed for other strides or dilations")?;
             let tier = !bytes || ints::multiplies_bytes(exec.isa());
             require(NAME, tier, "the weights were packed for another instruction set")?;
-            let image = ints::Image::new(p, [oh, ow], &x, pad);
+            let image = ints::Image::new(p, [oh, ow], &x, pad)?;
             ints::run(exec, &image, (plan, bytes), &weights.data, epilogue, out);
         }
     }

@@ -95,7 +95,7 @@ fn finishes_as_the_definition_on_every_tier() {
     for (activation, add) in [(Activation::Relu, false), (Activation::HardSwish, true), (Activation::None, true)] {
         let value = |i: usize| {
             let v = (sums[i] as i32 + offsets[i % c]) as f32 * scales[i % c] + bias[i % c];
-            let v = if add { f32::from(residual[i] + 0).mul_add(0.01, v) } else { v };
+            let v = if add { f32::from(residual[i]).mul_add(0.01, v) } else { v };
             match activation {
                 Activation::Relu => v.max(0.0),
                 Activation::HardSwish => v * (v * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0),
@@ -156,6 +156,8 @@ fn refuses_other_shapes_and_types() {
     };
     assert!(run(&p, Rows::U8(&x), &e).is_ok());
     assert!(run(&p, Rows::U8(&x[1..]), &e).is_err());
+    let wide = Conv2dParams { pads: [1, 1, 1, 1 << 40], strides: [1, 1 << 39], ..p };
+    assert!(run(&wide, Rows::U8(&x), &e).is_err());
     assert!(run(&p, Rows::F32(&[0.0; 495]), &Epilogue::default()).is_err());
     assert!(run(&p, Rows::U8(&x), &Epilogue { scales: &scales[1..], ..e }).is_err());
     assert!(run(&Conv2dParams { dilations: [2, 1], pads: [2, 1, 2, 1], ..p }, Rows::U8(&x), &e).is_err());
