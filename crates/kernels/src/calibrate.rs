@@ -1,5 +1,6 @@
 //! One-pass statistics of activations: ranges, histograms, moments.
 
+use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 
 use crate::buffer::SharedMut;
@@ -271,31 +272,54 @@ pub fn histogram(exec: &Exec, x: &[f32], (low, high): (f32, f32), absolute: bool
     let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
     let total = Mutex::new((bins, Outside::default()));
     exec.split(x.len(), 2 * CHUNK, &|range| {
-        let mut counts = vec![0u32; (n + EXTRA) * WAYS];
-        // A part of at most 2^30 elements can't overflow its counters.
-        for part in x[range].chunks(1 << 30) {
-            exec.isa().dispatch(Count { x: part, low, high, factor, absolute, aligned, n, counts: &mut counts });
-            let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
-            let (bins, outside) = &mut *guard;
-            let count = |i: usize| (0..WAYS).map(|way| u64::from(counts[way * (n + EXTRA) + i])).sum::<u64>();
-            for (i, bin) in bins.iter_mut().enumerate() {
-                *bin += count(i);
+        with_counters((n + EXTRA) * WAYS, |counts| {
+            // A part of at most 2^30 elements can't overflow its counters.
+            for part in x[range.clone()].chunks(1 << 30) {
+                let used = exec.isa().dispatch(Count { x: part, low, high, factor, absolute, aligned, n, counts });
+                let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
+                let (bins, outside) = &mut *guard;
+                let cells = &mut counts[used.start * WAYS..used.end * WAYS];
+                for (bin, ways) in bins[used].iter_mut().zip(cells.chunks_exact_mut(WAYS)) {
+                    *bin += take(ways);
+                }
+                let mut extra = counts[n * WAYS..].chunks_exact_mut(WAYS).map(take);
+                let mut next = || extra.next().unwrap_or_default();
+                outside.below += next();
+                outside.above += next();
+                outside.nan += next();
             }
-            outside.below += count(n);
-            outside.above += count(n + 1);
-            outside.nan += count(n + 2);
-            drop(guard);
-            counts.fill(0);
-        }
+        });
     });
     Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).1)
 }
 
+/// The sum of a bin's counters, which are left at zero.
+fn take(ways: &mut [u32]) -> u64 {
+    let sum = ways.iter().map(|&c| u64::from(c)).sum();
+    ways.fill(0);
+    sum
+}
+
+/// Lends this thread's counters, `len` zeros at least; `body` leaves them at zero. They are kept, because
+/// clearing them for each tensor would cost as much as counting a small one.
+fn with_counters(len: usize, body: impl FnOnce(&mut [u32])) {
+    thread_local! {
+        static COUNTERS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    }
+    // A panic in `body` drops the vector: the next call starts with a new one.
+    let mut counters = COUNTERS.take();
+    if counters.len() < len {
+        counters.resize(len, 0);
+    }
+    body(&mut counters[..len]);
+    COUNTERS.set(counters);
+}
+
 /// Counters beyond the bins: below, above, NaN.
 const EXTRA: usize = 3;
-/// Separate counters for neighbouring elements, which often fall in the same bin and
-/// would wait for each other.
-const WAYS: usize = 4;
+/// Counters of each bin, side by side: neighbouring elements, which often fall in the same bin (the zeros of
+/// a ReLU), take turns and do not wait for each other.
+const WAYS: usize = 8;
 
 struct Count<'a> {
     x: &'a [f32],
@@ -305,43 +329,63 @@ struct Count<'a> {
     absolute: bool,
     aligned: bool,
     n: usize,
+    /// `WAYS` for each of the bins and of `EXTRA`.
     counts: &'a mut [u32],
 }
 
 impl Kernel for Count<'_> {
-    type Out = ();
+    /// The bins that can have been counted in.
+    type Out = std::ops::Range<usize>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let Count { x, n, counts, .. } = self;
+        assert!(counts.len() >= (n + EXTRA) * WAYS);
         let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
-        let n = self.n as f32;
-        let last = s.splat(n - 1.0);
+        let last = s.splat(n as f32 - 1.0);
         let base = s.splat(self.low * self.factor);
-        let mut lanes = [0i32; 16];
+        let ways = s.splat(WAYS as f32);
+        let (mut least, mut most) = (last, s.splat(0.0));
+        let mut cells = [0i32; 16];
         let mut i = 0;
-        while i < self.x.len() {
-            let len = (self.x.len() - i).min(S::LANES);
-            // SAFETY: `len` elements are left; at most 16 lanes.
+        while i < x.len() {
+            let len = (x.len() - i).min(S::LANES);
+            // SAFETY: `len` elements are left; `cells` has room for the lanes of any tier.
             unsafe {
-                let v = s.load_bits(self.x.as_ptr().add(i), low_bits(len));
+                let v = if len == S::LANES {
+                    s.load(x.as_ptr().add(i))
+                } else {
+                    s.load_bits(x.as_ptr().add(i), low_bits(len))
+                };
                 let v = if self.absolute { s.abs(v) } else { v };
                 let bin = match self.aligned {
                     true => s.sub(s.floor(s.mul(v, factor)), base),
                     false => s.floor(s.mul(s.sub(v, low), factor)),
                 };
                 let bin = s.min(bin, last);
-                let bin = s.select(s.lt(v, low), s.splat(n), bin);
-                let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
-                let bin = s.select(s.unordered(v, v), s.splat(n + 2.0), bin);
-                s.store_i32_n(lanes.as_mut_ptr(), s.to_i32(bin), S::LANES);
+                (least, most) = (s.min(bin, least), s.max(bin, most));
+                let bin = s.select(s.lt(v, low), s.splat(n as f32), bin);
+                let bin = s.select(s.lt(high, v), s.splat(n as f32 + 1.0), bin);
+                let bin = s.select(s.unordered(v, v), s.splat(n as f32 + 2.0), bin);
+                // A whole store: a masked one would keep the loads below waiting.
+                s.store(cells.as_mut_ptr().cast(), s.float_of(s.to_i32(s.mul(bin, ways))));
             }
-            for (k, &bin) in lanes[..len].iter().enumerate() {
-                // One lane: spread by position instead.
-                let way = if S::LANES == 1 { i % WAYS } else { k % WAYS };
-                self.counts[way * (self.n + EXTRA) + bin as usize] += 1;
+            if len == S::LANES {
+                for (k, &cell) in cells[..S::LANES].iter().enumerate() {
+                    // One lane: take turns by position instead.
+                    let way = if S::LANES == 1 { i % WAYS } else { k % WAYS };
+                    // SAFETY: bins are 0 … n + 2 (bins of finite values within the range lie in 0 … n − 1, all
+                    // else was replaced), and `counts` has `WAYS` counters for each, as asserted above.
+                    unsafe { *counts.get_unchecked_mut(cell as usize + way) += 1 };
+                }
+            } else {
+                cells[..len].iter().for_each(|&cell| counts[cell as usize] += 1);
             }
             i += S::LANES;
         }
+        // Where elements are outside, the bounds are too: they are bounds all the same.
+        let (least, most) = (s.hmin(least).max(0.0) as usize, s.hmax(most).max(0.0) as usize);
+        least.min(n)..(most + 1).min(n).max(least.min(n))
     }
 }
 
