@@ -17,8 +17,8 @@ use crate::metrics::{Deviation, Figures, Meter, Metric, Score};
 const MOST: usize = 64;
 /// … and at the least, where there are so many.
 const LEAST: usize = 4;
-/// Multiply-accumulates that the check may take, as long as it has [`LEAST`] samples: a check that costs as much
-/// as the calibration is left out sooner or later. The number of samples is that of the same model on any machine.
+/// Multiply-accumulates that the check may take, unless that is less than [`LEAST`] samples: a tenth of a second
+/// or so. The same model is checked on as many samples on any machine.
 const MACS: u64 = 4_000_000_000;
 /// Bytes of inputs and outputs that are kept at the most, above one batch.
 const BYTES: usize = 32 << 20;

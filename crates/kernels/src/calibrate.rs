@@ -260,37 +260,99 @@ impl Kernel for Sums<'_> {
 ///
 /// # Errors
 /// The range is empty or not finite, or there are no bins or over [`MAX_BINS`].
-pub fn histogram(exec: &Exec, x: &[f32], (low, high): (f32, f32), absolute: bool, bins: &mut [u64]) -> Result<Outside> {
-    const NAME: &str = "histogram";
-    let n = bins.len();
-    require(NAME, (1..=MAX_BINS).contains(&n), "there must be 1 to 1048576 bins")?;
-    let factor = n as f32 / (high - low);
-    let good = low < high && factor.is_finite() && factor > 0.0;
-    require(NAME, good, "the range must be finite and not empty")?;
-    // Where zero is an edge and the width a power of two, x · factor is exact: subtracting `low` first would
-    // round small values into a neighbouring bin.
-    let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
-    let total = Mutex::new((bins, Outside::default()));
+pub fn histogram(exec: &Exec, x: &[f32], range: (f32, f32), absolute: bool, bins: &mut [u64]) -> Result<Outside> {
+    let scale = Scale::new(bins.len(), range, absolute)?;
+    Ok(count(exec, x, scale, bins).outside)
+}
+
+/// As [`histogram`], and the least and the greatest element from the same pass, where all elements lie between
+/// `low` and `high`, the ends excluded. Where not, nothing is counted and the answer is `None`.
+///
+/// # Errors
+/// As [`histogram`].
+pub fn histogram_within(exec: &Exec, x: &[f32], range: (f32, f32), bins: &mut [u64]) -> Result<Option<(f32, f32)>> {
+    let scale = Scale::new(bins.len(), range, false)?;
+    let mut counts = vec![0; bins.len()];
+    let Counted { outside, min, max } = count(exec, x, scale, &mut counts);
+    if x.is_empty() || outside != Outside::default() || min <= range.0 || max >= range.1 {
+        return Ok(None);
+    }
+    bins.iter_mut().zip(counts).for_each(|(bin, count)| *bin += count);
+    Ok(Some((min, max)))
+}
+
+/// Which bin a value falls in.
+#[derive(Clone, Copy)]
+struct Scale {
+    low: f32,
+    high: f32,
+    /// Bins per unit.
+    factor: f32,
+    absolute: bool,
+    /// Zero is an edge and the width a power of two, so that x · factor is exact: subtracting `low` first would
+    /// round small values into a neighbouring bin.
+    aligned: bool,
+    bins: usize,
+}
+
+impl Scale {
+    fn new(bins: usize, (low, high): (f32, f32), absolute: bool) -> Result<Scale> {
+        const NAME: &str = "histogram";
+        require(NAME, (1..=MAX_BINS).contains(&bins), "there must be 1 to 1048576 bins")?;
+        let factor = bins as f32 / (high - low);
+        let good = low < high && factor.is_finite() && factor > 0.0;
+        require(NAME, good, "the range must be finite and not empty")?;
+        let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
+        Ok(Scale { low, high, factor, absolute, aligned, bins })
+    }
+
+    /// The bin of each lane: 0 … bins − 1, or one of the [`EXTRA`].
+    #[inline(always)]
+    fn bin<S: Simd>(self, s: S, v: S::F) -> S::F {
+        let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
+        let n = self.bins as f32;
+        let bin = match self.aligned {
+            true => s.sub(s.floor(s.mul(v, factor)), s.splat(self.low * self.factor)),
+            false => s.floor(s.mul(s.sub(v, low), factor)),
+        };
+        let bin = s.min(bin, s.splat(n - 1.0));
+        let bin = s.select(s.lt(v, low), s.splat(n), bin);
+        let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
+        s.select(s.unordered(v, v), s.splat(n + 2.0), bin)
+    }
+}
+
+/// What a count found beside the bins.
+struct Counted {
+    outside: Outside,
+    /// The least element that is a number, infinities included.
+    min: f32,
+    /// The greatest.
+    max: f32,
+}
+
+fn count(exec: &Exec, x: &[f32], scale: Scale, bins: &mut [u64]) -> Counted {
+    let none = Counted { outside: Outside::default(), min: f32::INFINITY, max: f32::NEG_INFINITY };
+    let total = Mutex::new((bins, none));
     exec.split(x.len(), 2 * CHUNK, &|range| {
-        with_counters((n + EXTRA) * WAYS, |counts| {
+        with_counters((scale.bins + EXTRA) * WAYS, |counts| {
             // A part of at most 2^30 elements can't overflow its counters.
             for part in x[range.clone()].chunks(1 << 30) {
-                let used = exec.isa().dispatch(Count { x: part, low, high, factor, absolute, aligned, n, counts });
+                let (min, max) = exec.isa().dispatch(Count { x: part, scale, counts });
                 let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
-                let (bins, outside) = &mut *guard;
-                let cells = &mut counts[used.start * WAYS..used.end * WAYS];
-                for (bin, ways) in bins[used].iter_mut().zip(cells.chunks_exact_mut(WAYS)) {
-                    *bin += take(ways);
-                }
-                let mut extra = counts[n * WAYS..].chunks_exact_mut(WAYS).map(take);
+                let (bins, found) = &mut *guard;
+                let (inside, extra) = counts.split_at_mut(scale.bins * WAYS);
+                bins.iter_mut().zip(inside.chunks_exact_mut(WAYS)).for_each(|(bin, ways)| *bin += take(ways));
+                let mut extra = extra.chunks_exact_mut(WAYS).map(take);
                 let mut next = || extra.next().unwrap_or_default();
-                outside.below += next();
-                outside.above += next();
-                outside.nan += next();
+                found.outside.below += next();
+                found.outside.above += next();
+                found.outside.nan += next();
+                (found.min, found.max) = (found.min.min(min), found.max.max(max));
             }
         });
     });
-    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).1)
+    total.into_inner().unwrap_or_else(PoisonError::into_inner).1
 }
 
 /// The sum of a bin's counters, which are left at zero.
@@ -300,7 +362,7 @@ fn take(ways: &mut [u32]) -> u64 {
     sum
 }
 
-/// Lends this thread's counters, `len` zeros at least; `body` leaves them at zero. They are kept, because
+/// Lends this thread's counters, `len` zeros; `body` leaves them at zero. They are kept, because
 /// clearing them for each tensor would cost as much as counting a small one.
 fn with_counters(len: usize, body: impl FnOnce(&mut [u32])) {
     thread_local! {
@@ -320,72 +382,63 @@ const EXTRA: usize = 3;
 /// Counters of each bin, side by side: neighbouring elements, which often fall in the same bin (the zeros of
 /// a ReLU), take turns and do not wait for each other.
 const WAYS: usize = 8;
+/// Elements whose bins are computed before they are counted: the one is vector work, the other is not.
+const BLOCK: usize = 1024;
 
 struct Count<'a> {
     x: &'a [f32],
-    low: f32,
-    high: f32,
-    factor: f32,
-    absolute: bool,
-    aligned: bool,
-    n: usize,
+    scale: Scale,
     /// `WAYS` for each of the bins and of `EXTRA`.
     counts: &'a mut [u32],
 }
 
 impl Kernel for Count<'_> {
-    /// The bins that can have been counted in.
-    type Out = std::ops::Range<usize>;
+    /// The least and the greatest element that is a number.
+    type Out = (f32, f32);
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
-        let Count { x, n, counts, .. } = self;
-        assert!(counts.len() >= (n + EXTRA) * WAYS);
-        let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
-        let last = s.splat(n as f32 - 1.0);
-        let base = s.splat(self.low * self.factor);
+        let Count { x, scale, counts } = self;
+        assert!(counts.len() >= (scale.bins + EXTRA) * WAYS);
         let ways = s.splat(WAYS as f32);
-        let (mut least, mut most) = (last, s.splat(0.0));
-        let mut cells = [0i32; 16];
-        let mut i = 0;
-        while i < x.len() {
-            let len = (x.len() - i).min(S::LANES);
-            // SAFETY: `len` elements are left; `cells` has room for the lanes of any tier.
-            unsafe {
-                let v = if len == S::LANES {
-                    s.load(x.as_ptr().add(i))
-                } else {
-                    s.load_bits(x.as_ptr().add(i), low_bits(len))
-                };
-                let v = if self.absolute { s.abs(v) } else { v };
-                let bin = match self.aligned {
-                    true => s.sub(s.floor(s.mul(v, factor)), base),
-                    false => s.floor(s.mul(s.sub(v, low), factor)),
-                };
-                let bin = s.min(bin, last);
-                (least, most) = (s.min(bin, least), s.max(bin, most));
-                let bin = s.select(s.lt(v, low), s.splat(n as f32), bin);
-                let bin = s.select(s.lt(high, v), s.splat(n as f32 + 1.0), bin);
-                let bin = s.select(s.unordered(v, v), s.splat(n as f32 + 2.0), bin);
-                // A whole store: a masked one would keep the loads below waiting.
-                s.store(cells.as_mut_ptr().cast(), s.float_of(s.to_i32(s.mul(bin, ways))));
+        let (mut min, mut max) = (s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY));
+        // Room for the lanes beyond a last block that is no multiple of them.
+        let mut cells = [0i32; BLOCK + 16];
+        for block in x.chunks(BLOCK) {
+            let mut i = 0;
+            while i < block.len() {
+                let len = (block.len() - i).min(S::LANES);
+                // SAFETY: `len` elements are left; up to 16 lanes beyond `i < BLOCK` fit in `cells`; a prefetch may
+                // lie beyond the end.
+                unsafe {
+                    let p = block.as_ptr().add(i);
+                    s.prefetch(p.wrapping_add(BLOCK));
+                    let v = if len == S::LANES { s.load(p) } else { s.load_bits(p, low_bits(len)) };
+                    let v = if scale.absolute { s.abs(v) } else { v };
+                    if len == S::LANES {
+                        (min, max) = (s.min(v, min), s.max(v, max));
+                    } else {
+                        for &v in &block[i..] {
+                            let v = s.splat(if scale.absolute { v.abs() } else { v });
+                            (min, max) = (s.min(v, min), s.max(v, max));
+                        }
+                    }
+                    let cell = s.to_i32(s.mul(scale.bin(s, v), ways));
+                    s.store_i32_n(cells.as_mut_ptr().add(i), cell, S::LANES);
+                }
+                i += S::LANES;
             }
-            if len == S::LANES {
-                for (k, &cell) in cells[..S::LANES].iter().enumerate() {
-                    // One lane: take turns by position instead.
-                    let way = if S::LANES == 1 { i % WAYS } else { k % WAYS };
-                    // SAFETY: bins are 0 … n + 2 (bins of finite values within the range lie in 0 … n − 1, all
-                    // else was replaced), and `counts` has `WAYS` counters for each, as asserted above.
+            let (groups, rest) = cells[..block.len()].as_chunks::<WAYS>();
+            for group in groups {
+                for (way, &cell) in group.iter().enumerate() {
+                    // SAFETY: `Scale::bin` gives 0 … bins − 1 or one of `EXTRA` for any float, and `counts` has
+                    // `WAYS` counters for each, as asserted above.
                     unsafe { *counts.get_unchecked_mut(cell as usize + way) += 1 };
                 }
-            } else {
-                cells[..len].iter().for_each(|&cell| counts[cell as usize] += 1);
             }
-            i += S::LANES;
+            rest.iter().for_each(|&cell| counts[cell as usize] += 1);
         }
-        // Where elements are outside, the bounds are too: they are bounds all the same.
-        let (least, most) = (s.hmin(least).max(0.0) as usize, s.hmax(most).max(0.0) as usize);
-        least.min(n)..(most + 1).min(n).max(least.min(n))
+        (s.hmin(min), s.hmax(max))
     }
 }
 
@@ -469,6 +522,27 @@ mod tests {
                 let mut g = Guarded::new(&x);
                 assert_eq!(histogram(&exec, g.get(), (low, high), absolute, &mut got).unwrap(), outside);
                 assert_eq!(got, want, "{len} {exec:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn counts_and_finds_the_extremes_in_one_pass_within_the_range() {
+        for exec in execs() {
+            for len in [1, 37, 1024, 5000, 200_003] {
+                let mut r = Random::new(len as u64);
+                let mut x: Vec<f32> = (0..len).map(|_| r.unit() * 3.9).collect();
+                let (mut want, mut got) = (vec![7u64; 64], vec![7u64; 64]);
+                histogram(&exec, &x, (-4.0, 4.0), false, &mut want).unwrap();
+                let extremes = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |m, &v| (m.0.min(v), m.1.max(v)));
+                let mut g = Guarded::new(&x);
+                assert_eq!(histogram_within(&exec, g.get(), (-4.0, 4.0), &mut got).unwrap(), Some(extremes));
+                assert_eq!(got, want, "{len} {exec:?}");
+                for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -4.0] {
+                    x[len / 2] = odd;
+                    assert_eq!(histogram_within(&exec, &x, (-4.0, 4.0), &mut got).unwrap(), None, "{odd}");
+                    assert_eq!(got, want, "{len} {odd} {exec:?}");
+                }
             }
         }
     }
