@@ -306,6 +306,20 @@ impl Scale {
         Ok(Scale { low, high, factor, absolute, aligned, bins })
     }
 
+    /// The bins that values of `min ..= max` fall in.
+    fn used(self, min: f32, max: f32) -> std::ops::Range<usize> {
+        // The formula of `bin`, whose every step keeps the order of values.
+        let bin = |v: f32| {
+            let v = v.clamp(self.low, self.high);
+            let bin = match self.aligned {
+                true => (v * self.factor).floor() - self.low * self.factor,
+                false => ((v - self.low) * self.factor).floor(),
+            };
+            (bin as usize).min(self.bins - 1)
+        };
+        if min > max { 0..0 } else { bin(min)..bin(max) + 1 }
+    }
+
     /// The bin of each lane: 0 … bins − 1, or one of the [`EXTRA`].
     #[inline(always)]
     fn bin<S: Simd>(self, s: S, v: S::F) -> S::F {
@@ -334,7 +348,9 @@ struct Counted {
 fn count(exec: &Exec, x: &[f32], scale: Scale, bins: &mut [u64]) -> Counted {
     let none = Counted { outside: Outside::default(), min: f32::INFINITY, max: f32::NEG_INFINITY };
     let total = Mutex::new((bins, none));
-    exec.split(x.len(), 2 * CHUNK, &|range| {
+    // Few parts: each has its own counters to add up.
+    let grain = x.len().div_ceil(2 * exec.threads()).max(2 * CHUNK);
+    exec.split(x.len(), grain, &|range| {
         with_counters((scale.bins + EXTRA) * WAYS, |counts| {
             // A part of at most 2^30 elements can't overflow its counters.
             for part in x[range.clone()].chunks(1 << 30) {
@@ -342,7 +358,9 @@ fn count(exec: &Exec, x: &[f32], scale: Scale, bins: &mut [u64]) -> Counted {
                 let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
                 let (bins, found) = &mut *guard;
                 let (inside, extra) = counts.split_at_mut(scale.bins * WAYS);
-                bins.iter_mut().zip(inside.chunks_exact_mut(WAYS)).for_each(|(bin, ways)| *bin += take(ways));
+                let used = scale.used(min, max);
+                let inside = inside[used.start * WAYS..used.end * WAYS].chunks_exact_mut(WAYS);
+                bins[used].iter_mut().zip(inside).for_each(|(bin, ways)| *bin += take(ways));
                 let mut extra = extra.chunks_exact_mut(WAYS).map(take);
                 let mut next = || extra.next().unwrap_or_default();
                 found.outside.below += next();
