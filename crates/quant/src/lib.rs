@@ -8,6 +8,7 @@
 pub mod calibrate;
 pub mod observe;
 pub mod options;
+mod parallel;
 pub mod plan;
 pub mod qdq;
 pub mod qoperator;
