@@ -20,6 +20,8 @@ type Result<T> = std::result::Result<T, TextError>;
 
 /// Subgraphs and types may be nested this deep.
 const MAX_DEPTH: usize = 64;
+/// A short text must not take much memory.
+const MAX_RANDOM: usize = 1 << 24;
 
 /// Reads a model: a `model` line with the operator sets (opset 21 where it is missing), then the main graph.
 ///
@@ -460,11 +462,17 @@ impl<'a> Parser<'a> {
             self.expect('(')?;
             let seed = self.int()?;
             self.expect(')')?;
+            if n > MAX_RANDOM {
+                return self.error(format!("random content has at most {MAX_RANDOM} elements, the shape has {n}"));
+            }
             return self.tensor(Tensor::from_f32s(dtype, shape, random(seed as u64, n)));
         }
         let mut items = Vec::new();
         if self.sign('[') {
             while !self.sign(']') {
+                if *self.peek() == Token::End {
+                    return self.unexpected("']'");
+                }
                 items.push(self.next());
                 self.sign(',');
             }
