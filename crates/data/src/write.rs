@@ -136,15 +136,22 @@ impl NpzWriter {
         }
     }
 
-    /// Appends `[n, …]` rows to the array of that name, which starts with its first rows.
+    /// Appends `[n, …]` rows to the array of that name, which starts with its first rows. A tensor without
+    /// dimensions is one row, so that such results make a vector.
     ///
     /// # Errors
     /// When rows differ in type or shape from earlier ones, or as [`NpzWriter::add`].
     pub fn append(&mut self, name: &str, rows: &Tensor) -> Result<(), DataError> {
         let place = Place::file(&self.path).array(name);
-        let Some((&n, row)) = rows.shape().split_first() else {
-            return Err(DataError::fit(&place, "a tensor without dimensions has no rows", "add it whole instead"));
+        let vector;
+        let rows = match rows.rank() {
+            0 => {
+                vector = rows.reshaped([1]).map_err(|e| DataError::tensor(&place, e))?;
+                &vector
+            }
+            _ => rows,
         };
+        let Some((&n, row)) = rows.shape().split_first() else { return Ok(()) };
         if !self.arrays.iter().any(|a| a.name == name) {
             self.start(name.to_owned(), rows, Some(0))?;
         }
