@@ -149,6 +149,8 @@ struct Draft<'a> {
     attrs: AttrMap,
     inputs: Vec<Option<ValueId>>,
     patch: Patch,
+    /// The constants that the patch adds.
+    made: Vec<(ValueId, Tensor)>,
     /// Set where the node is replaced by several.
     replaced: bool,
 }
@@ -204,6 +206,7 @@ fn upgrade_node(
         attrs: node.op.attrs(),
         inputs: node.inputs.clone(),
         patch: Patch::new(graph),
+        made: Vec::new(),
         replaced: false,
     };
     for (name, since, step) in STEPS {
@@ -244,7 +247,16 @@ impl Draft<'_> {
     fn constant(&mut self, suffix: &str, tensor: Tensor) -> ValueId {
         let node = self.graph.node(self.id);
         let base = node.output(0).map_or(node.name.as_str(), |v| self.graph.value(v).name.as_str());
-        self.patch.constant(&format!("{base}.{suffix}"), tensor)
+        let v = self.patch.constant(&format!("{base}.{suffix}"), tensor.clone());
+        self.made.push((v, tensor));
+        v
+    }
+
+    /// The content of an input that does not depend on the model's inputs.
+    fn known(&self, v: ValueId) -> Option<&Tensor> {
+        let made = self.made.iter().find(|(m, _)| *m == v).map(|(_, t)| t);
+        made.or_else(|| self.graph.get_value(v).and_then(|_| self.graph.constant(v)))
+            .or_else(|| self.facts.get(v).value.as_ref())
     }
 
     fn set(&mut self, i: usize, value: ValueId) {
@@ -319,14 +331,23 @@ fn pad(d: &mut Draft, _: i64) -> Result<(), OpError> {
     d.float_to_input("value", 2)
 }
 
-/// Resize of opset 10: `(x, scales)`, positions as `floor(x / scale)`.
+/// Resize of opset 10: `(x, scales)`, positions as `floor(x / scale)`, or `ceil` where an axis shrinks (as ONNX
+/// Runtime rounds; the specification does not say).
 fn resize(d: &mut Draft, _: i64) -> Result<(), OpError> {
     let mode = d.attrs.clone().string("mode")?.unwrap_or_else(|| "nearest".into());
+    let scales = d.inputs.get(1).copied().flatten().ok_or(OpError::MissingInput(1))?;
     d.attrs.set("coordinate_transformation_mode", "asymmetric");
     if mode == "nearest" {
-        d.attrs.set("nearest_mode", "floor");
+        let known = d.known(scales).map(Tensor::to_f32s).transpose()?.unwrap_or_default();
+        let rounding = match (known.iter().all(|&s| s >= 1.0), known.iter().all(|&s| s <= 1.0)) {
+            _ if known.is_empty() => None,
+            (true, _) => Some("floor"),
+            (_, true) => Some("ceil"),
+            _ => None,
+        };
+        let help = "Resize to the nearest element with scales that are not known, or above 1 and below 1";
+        d.attrs.set("nearest_mode", rounding.ok_or_else(|| OpError::Unsupported(help.into()))?);
     }
-    let scales = d.inputs.get(1).copied().flatten().ok_or(OpError::MissingInput(1))?;
     // The region of interest is required until opset 13, and not read here.
     let roi = d.constant("roi", Tensor::vector(Vec::<f32>::new()));
     d.inputs.truncate(1);
@@ -398,8 +419,7 @@ fn group_normalization(d: &mut Draft, _: i64) -> Result<(), OpError> {
     let channels = d.input_shape().and_then(|s| s.get(1)).and_then(Dim::as_usize);
     for (i, suffix) in [(1, "scale"), (2, "bias")] {
         let v = d.inputs.get(i).copied().flatten().ok_or(OpError::MissingInput(i))?;
-        let t = d.graph.constant(v).or(d.facts.get(v).value.as_ref());
-        let (Some(t), Some(c)) = (t, channels) else {
+        let (Some(t), Some(c)) = (d.known(v).cloned(), channels) else {
             return Err(OpError::Unsupported("GroupNormalization whose scale or channels are not known".into()));
         };
         let per_group = usize::try_from(groups).ok().filter(|&g| g > 0 && c % g == 0 && t.len() == g).map(|g| c / g);
