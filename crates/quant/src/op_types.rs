@@ -65,8 +65,7 @@ pub fn check(names: &[String]) -> Result<(), OpTypeError> {
     if entries().any(|e| e.name == name) {
         return Err(OpTypeError::Float { name, help: all });
     }
-    let near: Vec<String> =
-        possible.iter().filter(|p| is_near(&name, p)).map(|p| format!("\"{p}\"")).collect();
+    let near: Vec<String> = possible.iter().filter(|p| is_near(&name, p)).map(|p| format!("\"{p}\"")).collect();
     let help = match near.is_empty() {
         true => format!("operators with an integer form are {}", possible.join(" ")),
         false => format!("did you mean {}?", near.join(" or ")),
@@ -106,7 +105,8 @@ mod tests {
     #[test]
     fn takes_operators_with_an_integer_form() {
         let names = quantizable();
-        for name in ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "Concat", "Reshape", "Gather", "MaxPool"] {
+        for name in ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "Concat", "Reshape", "Gather", "MaxPool"]
+        {
             assert!(names.contains(&name), "{name} is missing from {names:?}");
         }
         let names: Vec<String> = names.into_iter().map(String::from).collect();

@@ -144,14 +144,7 @@ impl Ranges {
             random: self.random,
             tensors: self.tensors.iter().map(|(k, v)| (k.clone(), record(v))).collect(),
         };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Before the temporary file, whose name would stand in the error.
-        std::fs::metadata(folder).map_err(io)?;
-        let mut builder = tempfile::Builder::new();
-        // A result is readable as the user's umask allows; temporary files are private.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut out = BufWriter::new(builder.tempfile_in(folder).map_err(io)?);
+        let mut out = BufWriter::new(narrowbit_tensor::staged::beside(path).map_err(io)?);
         serde_json::to_writer(&mut out, &file).map_err(|e| io(e.into()))?;
         out.write_all(b"\n").map_err(io)?;
         let out = out.into_inner().map_err(|e| io(e.into_error()))?;

@@ -82,6 +82,5 @@ fn survives_damaged_settings() {
 #[test]
 fn survives_damaged_ranges() {
     let exec = Exec::new(Isa::detect(), 1);
-    // Entropy and MSE search through clippings: each record takes milliseconds.
-    storm("ranges", 19, ROUNDS / 20, |bytes| exercise_ranges(bytes, &exec));
+    storm("ranges", 19, ROUNDS, |bytes| exercise_ranges(bytes, &exec));
 }

@@ -9,7 +9,8 @@ use narrowbit_quant::quantize;
 
 /// The reason codes by node; integer nodes have none.
 fn reasons(body: &str, options: &QuantOptions) -> BTreeMap<String, &'static str> {
-    let head = "input %x: f32[n, 8] input %i: i64[n] const %w: f32[8, 8] = random(1) const %big: f32[1024, 8] = random(2)";
+    let head =
+        "input %x: f32[n, 8] input %i: i64[n] const %w: f32[8, 8] = random(1) const %big: f32[1024, 8] = random(2)";
     let text = format!("model opset=17 graph \"g\" {{ {head} %p = MatMul(%x, %w) @\"product\" output %p {body} }}");
     let model: Model = text::parse_model(&text, &Registry).unwrap();
     let layout = quantize::layout(&model, options).unwrap();
@@ -49,7 +50,11 @@ fn names_what_is_wrong_with_a_product() {
     assert_eq!(reason("%y = MatMul(%w, %p) @\"node\" output %y"), "weight-not-constant");
     assert_eq!(reason("%y = Gemm(%x, %w) {transA=1} @\"node\" output %y"), "form");
     assert_eq!(reason("const %v: f32[8] = random(3) %y = MatMul(%x, %v) @\"node\" output %y"), "form");
-    let infinite = "const %u: f32[2, 1] = [1, inf] %s = MatMul(%x, %w) %y = MatMul(%t, %u) @\"node\" output %y output %s";
+    let infinite =
+        "const %u: f32[2, 1] = [1, inf] %s = MatMul(%x, %w) %y = MatMul(%t, %u) @\"node\" output %y output %s";
     assert_eq!(reason(&format!("input %t: f32[n, 2] {infinite}")), "weight-not-finite");
-    assert_eq!(reason("input %h: f64[n, 2] const %k: f64[2, 2] = [1, 2, 3, 4] %y = MatMul(%h, %k) @\"node\" output %y"), "not-float-data");
+    assert_eq!(
+        reason("input %h: f64[n, 2] const %k: f64[2, 2] = [1, 2, 3, 4] %y = MatMul(%h, %k) @\"node\" output %y"),
+        "not-float-data"
+    );
 }

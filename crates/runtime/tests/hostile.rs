@@ -15,8 +15,7 @@ fn error(body: &str) -> String {
 fn refuses_tensors_that_no_memory_holds() {
     let huge = error("const %s: i64[2] = [1099511627776, 4] %e = Expand(%x, %s) @\"big\" %y = Relu(%e)");
     assert!(huge.contains("big") && huge.contains("would take more than"), "{huge}");
-    let beside_zero = error(
-        "const %s: i64[3] = [0, 1099511627776, 1099511627776] %e = Expand(%x, %s) @\"empty\" %y = Relu(%e)",
-    );
+    let beside_zero =
+        error("const %s: i64[3] = [0, 1099511627776, 1099511627776] %e = Expand(%x, %s) @\"empty\" %y = Relu(%e)");
     assert!(beside_zero.contains("empty"), "{beside_zero}");
 }

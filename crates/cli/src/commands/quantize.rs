@@ -273,6 +273,8 @@ pub struct Error {
 
 /// Below this ratio answers begin to differ visibly.
 const POOR_SQNR: f64 = 15.0;
+/// What an error of the check begins with.
+const UNCHECKED: &str = "the quantized model can't be compared with the float one, so it was not written (--no-check writes it all the same)";
 /// Samples that the error is measured on.
 const CHECKED: usize = 64;
 
@@ -297,9 +299,13 @@ impl Quantize {
             narrowbit_quant::qoperator::convert(&mut model)?;
         }
         describe(&mut model, &ranges, &options)?;
-        onnx::save(&model, &self.output, &onnx::SaveOptions::default())?;
+        let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
         let seconds = start.elapsed().as_secs_f64();
-        let error = if self.no_check || kept.is_empty() { None } else { Some(self.check(&kept, labels)?) };
+        let error = match self.no_check || kept.is_empty() {
+            true => None,
+            false => Some(self.check(staged.load()?, &kept, labels).context(UNCHECKED)?),
+        };
+        staged.commit()?;
         let summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
         let strict = self.strict && summary.float.iter().any(unasked);
         if global.json {
@@ -353,9 +359,13 @@ impl Quantize {
         Ok((done.ranges, done.kept, labels))
     }
 
-    /// Runs the written file on the kept samples.
-    fn check(&self, kept: &[(Vec<Tensor>, Vec<Tensor>)], labels: Option<(Meter, Meter, Vec<Tensor>)>) -> Result<Error> {
-        let written = onnx::load(&self.output)?;
+    /// Runs the written model on the kept samples.
+    fn check(
+        &self,
+        written: Model,
+        kept: &[(Vec<Tensor>, Vec<Tensor>)],
+        labels: Option<(Meter, Meter, Vec<Tensor>)>,
+    ) -> Result<Error> {
         let session = Session::new(written.graph, Options { threads: self.threads.threads, ..Options::default() })?;
         let mut deviation = Deviation::default();
         let (mut before, mut after, parts) = match labels {
@@ -365,9 +375,11 @@ impl Quantize {
         for (i, (inputs, expected)) in kept.iter().enumerate() {
             let got = session.run(inputs)?;
             expected.iter().zip(&got).try_for_each(|(e, g)| deviation.add(e, g))?;
-            if let (Some(a), Some(b), Some(l)) = (&mut before, &mut after, parts.get(i)) {
+            if let (Some(a), Some(b), Some(l)) = (&mut before, &mut after, parts.get(i))
+                && let (Some(expected), Some(got)) = (expected.first(), got.first())
+            {
                 // Labels that do not fit the outputs are for something else: the summary goes without.
-                if a.add(&expected[0], l).and_then(|()| b.add(&got[0], l)).is_err() {
+                if a.add(expected, l).and_then(|()| b.add(got, l)).is_err() {
                     (before, after) = (None, None);
                 }
             }

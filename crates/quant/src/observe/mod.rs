@@ -76,7 +76,8 @@ impl MovingAverage {
     pub(crate) fn is_sound(&self) -> bool {
         let limit = f64::from(f32::MAX);
         // Concatenation subtracts, so the order of minimum and maximum holds up to rounding only.
-        let range = |[lo, hi]: [f64; 2]| lo.abs() <= limit && hi.abs() <= limit && lo <= hi + 1e-6 * hi.abs().max(lo.abs());
+        let range =
+            |[lo, hi]: [f64; 2]| lo.abs() <= limit && hi.abs() <= limit && lo <= hi + 1e-6 * hi.abs().max(lo.abs());
         range(self.first) && range(self.now)
     }
 

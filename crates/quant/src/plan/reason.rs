@@ -77,7 +77,7 @@ impl fmt::Display for Reason {
             Reason::WeightNotFinite => "the weight or bias holds NaN or infinity",
             Reason::Form => "a form without integer kernel (transposed A, alpha, beta, a bias that is no constant row, a weight vector)",
             Reason::Table => "a table that is small, has other readers, or is not read along axis 0",
-            Reason::FloatInput => "not all it reads is integer: quantizing would add a conversion",
+            Reason::FloatInput => "an input is not integer already: quantizing would add a conversion",
             Reason::FloatConsumer => "no integer node reads its output",
         })
     }
