@@ -11,7 +11,7 @@ use narrowbit_tensor::{Tensor, shape};
 use narrowbit_testkit::random::Random;
 use narrowbit_testkit::{hostile, paths};
 
-const ROUNDS: usize = 4000;
+const ROUNDS: usize = 20_000;
 /// Graphs with larger tensors are not run: the interpreter takes what a file asks for, up to its limit.
 const MAX_ELEMENTS: usize = 1 << 16;
 /// The test process, debug build: what the rewrites hold is far below.
@@ -68,6 +68,7 @@ fn exercise_text(bytes: &[u8]) -> bool {
         let again = text::parse_model(&printed, &Registry).expect("what was printed can be read");
         assert_eq!(text::print_model(&again), printed);
     }
+    onnx::to_bytes(&model).expect("a small model fits into a file");
     exercise(model);
     true
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use narrowbit_import::onnx::ir_version_of;
 use narrowbit_ir::{Attr, AttrMap, Body, Dim, Graph, Model, NodeError, NodeId, Op, OpError, Opaque, Patch, ValueId};
 use narrowbit_ops::Registry;
 use narrowbit_ops::math::softmax::Softmax;
@@ -88,22 +89,8 @@ pub fn upgrade(model: &mut Model, to: i64) -> Result<(), Box<NodeError>> {
     model.graph = graph;
     model.opsets.remove("ai.onnx");
     model.opsets.insert(String::new(), to);
-    model.ir_version = model.ir_version.max(ir_version(to));
+    model.ir_version = model.ir_version.max(ir_version_of(to));
     Ok(())
-}
-
-/// The file format that came with an operator set (ONNX Versioning.md).
-fn ir_version(opset: i64) -> i64 {
-    match opset {
-        ..=12 => 6,
-        13..=14 => 7,
-        15..=18 => 8,
-        19..=20 => 9,
-        21..=22 => 10,
-        23 => 11,
-        24 => 12,
-        _ => 13,
-    }
 }
 
 fn upgrade_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), Box<NodeError>> {
