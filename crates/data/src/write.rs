@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use narrowbit_tensor::staged::beside;
 use narrowbit_tensor::{DType, Tensor};
-use tempfile::NamedTempFile;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
@@ -52,15 +52,6 @@ fn atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Resu
     write(&mut out).and_then(|()| out.flush()).map_err(failed)?;
     drop(out);
     temporary.persist(path).map(|_| ()).map_err(|e| failed(e.error))
-}
-
-fn beside(path: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".narrowbit-");
-    // A result is a plain file, readable as the user's umask allows; temporary files are private.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder_of(path))
 }
 
 fn folder_of(path: &Path) -> &Path {

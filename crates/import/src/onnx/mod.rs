@@ -35,7 +35,7 @@ pub use error::ImportError;
 pub use inline::inline_functions;
 pub use model::{NEWEST_OPSET, OLDEST_OPSET, ReadOptions, external_files, load, load_with, parse, parse_with};
 pub use supported::{MissingOperator, MissingOperators, check_supported};
-pub use write::{ExportError, ExternalData, SaveOptions, Staged, save, stage, to_bytes};
+pub use write::{ExportError, ExternalData, SaveOptions, Staged, ir_version_of, save, stage, to_bytes};
 
 /// The attribute that tells an operator's constructor how many captured values its subgraphs have.
 ///

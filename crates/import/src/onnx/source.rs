@@ -103,7 +103,8 @@ impl Source {
             return Err(self.invalid(place, problem, "put the data file beside the model and save the model again"));
         }
         // `./weights` and `weights` are one file.
-        let path: PathBuf = base.components().chain(relative.components().filter(|c| *c != Component::CurDir)).collect();
+        let path: PathBuf =
+            base.components().chain(relative.components().filter(|c| *c != Component::CurDir)).collect();
         if let Some(bytes) = self.maps.borrow().get(&path) {
             return Ok(bytes.clone());
         }

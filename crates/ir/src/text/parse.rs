@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use narrowbit_tensor::{DType, Tensor, shape};
+use narrowbit_tensor::{DType, SplitMix64, Tensor, shape};
 
 use super::lex::{Token, tokens};
 use crate::{Attr, AttrMap, Dim, Graph, Model, OpSource, Opaque, TensorType, ValueId, ValueType, check_size};
@@ -525,14 +525,8 @@ fn number(text: &str) -> Option<Attr> {
     }
 }
 
-/// Numbers in `[-1, 1)` of the generator SplitMix64 (Steele, Lea, Flood 2014).
+/// Numbers in `[-1, 1)`.
 fn random(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
+    let mut rng = SplitMix64::new(seed);
+    (0..n).map(|_| rng.signed_unit()).collect()
 }

@@ -6,7 +6,7 @@ use narrowbit_testkit::random::Random;
 
 use super::super::{check_supported, inline_functions, to_bytes};
 
-const ROUNDS: usize = 3000;
+const ROUNDS: usize = 20_000;
 
 /// Whatever can be done with a file's bytes before anything runs.
 fn exercise(bytes: &[u8]) -> bool {

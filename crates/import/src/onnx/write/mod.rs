@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use narrowbit_ir::{Function, Model};
+use narrowbit_tensor::staged::beside;
 use tempfile::NamedTempFile;
 
 use self::graph::{attribute, function_body, some};
@@ -21,6 +22,8 @@ use super::proto::{FunctionProto, ModelProto, OperatorSetIdProto};
 
 /// Protobuf readers refuse messages of 2 GiB and more.
 const MAX_MESSAGE: usize = i32::MAX as usize;
+
+pub use version::ir_version_of;
 
 const MODEL_GRAPH: u32 = 7;
 const MODEL_FUNCTIONS: u32 = 25;
@@ -157,15 +160,8 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, ExportError> {
 
 /// A complete file under a temporary name in the folder of `path`.
 fn temporary(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<NamedTempFile, ExportError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let make = || {
-        // Before the temporary file, whose name would stand in the error.
-        fs::metadata(folder)?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".narrowbit-").suffix(".tmp");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder)?;
+        let file = beside(path)?;
         let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
         write(&mut out)?;
         out.flush()?;
