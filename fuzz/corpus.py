@@ -42,6 +42,11 @@ with zipfile.ZipFile(path("data_npz", "lying_shape.npz"), "w") as z:
     z.writestr("input.npy", lying)
 
 write("data_npy", "lying_shape.npy", lying)
+empty = io.BytesIO()
+np.save(empty, np.zeros((0, 3, 4), np.float32))
+header = empty.getvalue()
+huge = b"(0, 1099511627776, 1099511627776)"
+write("data_npy", "zero_beside_huge.npy", header.replace(b"(0, 3, 4), }" + b" " * (len(huge) - 9), huge + b", }"))
 np.save(path("data_npy", "bool.npy"), a > 3)
 np.save(path("data_npy", "scalar.npy"), np.float64(1))
 np.save(path("data_npy", "strings.npy"), np.array(["a", "b"]))
@@ -55,6 +60,9 @@ def safetensors(shape):
 
 
 write("data_safetensors", "ok.safetensors", safetensors([2, 3, 4]))
+beside = {"input": {"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}}
+beside = json.dumps(beside).encode()
+write("data_safetensors", "zero_beside_huge.safetensors", len(beside).to_bytes(8, "little") + beside)
 write("data_safetensors", "overflow.safetensors", safetensors([1 << 32, 1 << 32, 4]))
 write("data_safetensors", "long_header.safetensors", (1 << 63).to_bytes(8, "little") + b"{}")
 

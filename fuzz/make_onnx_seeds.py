@@ -81,10 +81,32 @@ def sparse():
     return made
 
 
+def zero_beside_huge():
+    huge = [0, 1 << 40, 1 << 40]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Expand", ["one", "shape"], ["e"]),
+        helper.make_node("Concat", ["r", "e"], ["c"], axis=1),
+        helper.make_node("ReduceSum", ["c"], ["y"]),
+    ]
+    constants = [
+        helper.make_tensor("one", F, [1, 1, 1], [1.0]),
+        helper.make_tensor("shape", TensorProto.INT64, [3], huge),
+    ]
+    return model(helper.make_graph(nodes, "zero_beside_huge", [value("x", huge)], [value("y", None)], constants))
+
+
+def bad_zero_beside_huge():
+    tensor = helper.make_tensor("w", F, [0], [])
+    tensor.dims[:] = [0, 1 << 40, 1 << 40]
+    graph = helper.make_graph([helper.make_node("Relu", ["w"], ["y"])], "bad", [], [value("y", None)], [tensor])
+    return model(graph)
+
+
 def main():
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    for make in (plain, tensors, branches, functions, sparse):
+    for make in (plain, tensors, branches, functions, sparse, zero_beside_huge, bad_zero_beside_huge):
         (out / f"{make.__name__}.onnx").write_bytes(make().SerializeToString(deterministic=True))
 
 

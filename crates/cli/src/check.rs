@@ -1,11 +1,8 @@
 //! The check at the end of a quantization: the written file beside the float model, on a few samples.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use narrowbit_data::Dataset;
-use narrowbit_import::onnx;
-use narrowbit_ir::{Fact, Graph, TensorType, ValueType};
+use narrowbit_ir::{Fact, Graph, Model, TensorType, ValueType};
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
@@ -109,9 +106,8 @@ impl Check {
         Ok(Some(Check { kept, labels }))
     }
 
-    /// Loads the file as any user would and runs it on the samples.
-    pub fn run(mut self, path: &Path, threads: usize) -> Result<Loss> {
-        let written = onnx::load(path)?;
+    /// Runs the model, which was loaded from its file as any user would load it, on the samples.
+    pub fn run(mut self, written: Model, threads: usize) -> Result<Loss> {
         let session = Session::new(written.graph, Options { threads, ..Options::default() })?;
         let mut deviation = Deviation::default();
         for (i, KeptBatch { inputs, outputs, .. }) in self.kept.batches.iter().enumerate() {

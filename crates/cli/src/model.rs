@@ -67,12 +67,11 @@ fn vocabulary(graph: &Graph, v: ValueId) -> Option<u64> {
     graph.uses(v).iter().find_map(reads_table).and_then(|t| t.shape().first().map(|&n| n as u64))
 }
 
-/// The size of a model on disk, external data included.
+/// The size of a model on disk: its file and every file of external data that it names.
 pub fn size_on_disk(path: &Path) -> Result<u64> {
-    let own = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
-    let mut data = path.as_os_str().to_owned();
-    data.push(".data");
-    Ok(own + std::fs::metadata(PathBuf::from(data)).map_or(0, |m| m.len()))
+    let size = |p: &Path| Ok(std::fs::metadata(p).with_context(|| p.display().to_string())?.len());
+    let data = onnx::external_files(path)?;
+    data.iter().map(PathBuf::as_path).chain([path]).map(size).sum()
 }
 
 /// A model that runs fast, or node by node on the reference operators.

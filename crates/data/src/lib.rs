@@ -63,8 +63,8 @@ pub use bind::InputSpec;
 pub use dataset::{Batch, Batches, DataOptions, Dataset, Split};
 pub use error::{DataError, Place};
 pub use labels::{LabelKind, Labels};
+pub use narrowbit_tensor::SplitMix64;
 pub use preprocess::{Channels, Crop, ImageLayout, Preprocess, Resize, ResizeFilter};
-pub use rng::SplitMix64;
 pub use write::{NpzWriter, write_npy, write_npz};
 
 use column::{ArrayColumn, Columns};

@@ -1,10 +1,9 @@
 //! Random samples, for models without data.
 
-use narrowbit_tensor::{DType, Tensor};
+use narrowbit_tensor::{DType, SplitMix64, Tensor};
 
 use crate::bind::InputSpec;
 use crate::column::{Column, check_range};
-use crate::rng::SplitMix64;
 use crate::{DataError, Limits, Place};
 
 /// Extents that stand for free dimensions: an image side, a sequence length, channels.

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use narrowbit_tensor::staged::beside;
 use narrowbit_tensor::{DType, Tensor};
-use tempfile::NamedTempFile;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
@@ -52,15 +52,6 @@ fn atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Resu
     write(&mut out).and_then(|()| out.flush()).map_err(failed)?;
     drop(out);
     temporary.persist(path).map(|_| ()).map_err(|e| failed(e.error))
-}
-
-fn beside(path: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".narrowbit-");
-    // A result is a plain file, readable as the user's umask allows; temporary files are private.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder_of(path))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -136,15 +127,22 @@ impl NpzWriter {
         }
     }
 
-    /// Appends `[n, …]` rows to the array of that name, which starts with its first rows.
+    /// Appends `[n, …]` rows to the array of that name, which starts with its first rows. A tensor without
+    /// dimensions is one row, so that such results make a vector.
     ///
     /// # Errors
     /// When rows differ in type or shape from earlier ones, or as [`NpzWriter::add`].
     pub fn append(&mut self, name: &str, rows: &Tensor) -> Result<(), DataError> {
         let place = Place::file(&self.path).array(name);
-        let Some((&n, row)) = rows.shape().split_first() else {
-            return Err(DataError::fit(&place, "a tensor without dimensions has no rows", "add it whole instead"));
+        let vector;
+        let rows = match rows.rank() {
+            0 => {
+                vector = rows.reshaped([1]).map_err(|e| DataError::tensor(&place, e))?;
+                &vector
+            }
+            _ => rows,
         };
+        let Some((&n, row)) = rows.shape().split_first() else { return Ok(()) };
         if !self.arrays.iter().any(|a| a.name == name) {
             self.start(name.to_owned(), rows, Some(0))?;
         }

@@ -156,10 +156,15 @@ impl<'a> Manager<'a> {
                 return Ok(0);
             }
         }
+        let before = raise.then(|| (model.graph.clone(), self.budget));
         let rewrites = self.run_graph(&mut model.graph, i, opset, "", 0)?;
-        if raise && rewrites > 0 {
-            upgrade_opset::upgrade(model, pass.opset())?;
-            self.facts = None;
+        let Some((graph, budget)) = before.filter(|_| rewrites > 0) else { return Ok(rewrites) };
+        self.facts = None;
+        // Some nodes tell only when they are raised that they can't be.
+        if let Err(e) = upgrade_opset::upgrade(model, pass.opset()) {
+            (model.graph, self.budget) = (graph, budget);
+            self.report.passes[i].skips.insert(Skipped { node: e.node, reason: e.error.to_string() });
+            return Ok(0);
         }
         Ok(rewrites)
     }

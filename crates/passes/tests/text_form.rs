@@ -33,6 +33,8 @@ fn refuses_wrong_texts_with_their_line() {
     assert!(error("graph \"g\" { const %x: f32[99999999, 9999999999] = random(1) }").contains("would take more than"));
     assert!(error("graph \"g\" { const %x: f32[2] = #00 }").contains("left out"));
     assert!(error("graph \"g\" { input %x input %x }").contains("made twice"));
+    assert!(error("graph \"g\" { const %x: i64[2] = [1, 2").contains("expected ']', found the end"));
+    assert!(error("graph \"g\" { const %x: f32[99999999] = random(1) }").contains("random content has at most"));
     assert!(error("graph \"g").contains("a quote is not closed"));
     assert!(error("graph \"g\" { input %x").contains("expected"));
     let deep = format!("graph \"g\" {{ input %x: {}", "seq(".repeat(1000));

@@ -7,6 +7,7 @@
 
 pub mod calibrate;
 pub mod observe;
+pub mod op_types;
 pub mod options;
 mod parallel;
 pub mod plan;

@@ -5,6 +5,8 @@ use narrowbit_ir::{Model, NodeError, ValueType};
 use narrowbit_kernels::Exec;
 use serde::Serialize;
 
+use crate::observe::Method;
+use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
 use crate::plan::{Kind, Layout, PlanError, QuantPlan};
 use crate::qdq::{self, QdqError};
@@ -17,6 +19,12 @@ pub enum QuantizeError {
     /// An override can't be read.
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// A name among the operator types can't be meant.
+    #[error(transparent)]
+    OpType(#[from] OpTypeError),
+    /// A range method keeps an impossible share of the values.
+    #[error("a percentile must be above 50 and at most 100, not {0}")]
+    Percentile(f64),
     /// The plan can't be made from the ranges.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -63,6 +71,8 @@ pub struct NodeFate {
 /// # Errors
 /// When the model is quantized already or has nothing to quantize, or an override can't be read.
 pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeError> {
+    op_types::check(&options.op_types)?;
+    check_percentiles(options)?;
     let graph = &model.graph;
     let quantized = graph.nodes().find(|(_, n)| {
         n.op.name() == "QuantizeLinear" || n.op.name().starts_with("QLinear") || n.op.name() == "MatMulInteger"
@@ -77,6 +87,17 @@ pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeE
         return Err(QuantizeError::Nothing(why));
     }
     Ok(layout)
+}
+
+fn check_percentiles(options: &QuantOptions) -> Result<(), QuantizeError> {
+    for method in options.overrides.iter().filter_map(|o| o.method).chain([options.method]) {
+        if let Method::Percentile(p) = method
+            && !(p > 50.0 && p <= 100.0)
+        {
+            return Err(QuantizeError::Percentile(p));
+        }
+    }
+    Ok(())
 }
 
 fn facts(model: &Model) -> Result<Facts, NodeError> {

@@ -109,7 +109,16 @@ impl Ranges {
         if read as u64 > MAX_FILE {
             return Err(bad(format!("larger than {MAX_FILE} bytes")));
         }
-        let file: File = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        Ranges::parse(&text, path)
+    }
+
+    /// Reads the text of a file; `path` names it in errors.
+    ///
+    /// # Errors
+    /// When it is not one that calibration wrote.
+    pub fn parse(text: &str, path: &Path) -> Result<Ranges, RangesError> {
+        let bad = |problem: String| RangesError::Format { path: path.into(), problem };
+        let file: File = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         if file.format != FORMAT {
             return Err(bad(format!("the format is \"{}\", this version reads \"{FORMAT}\"", file.format)));
         }
@@ -135,14 +144,7 @@ impl Ranges {
             random: self.random,
             tensors: self.tensors.iter().map(|(k, v)| (k.clone(), record(v))).collect(),
         };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Before the temporary file, whose name would stand in the error.
-        std::fs::metadata(folder).map_err(io)?;
-        let mut builder = tempfile::Builder::new();
-        // A result is readable as the user's umask allows; temporary files are private.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut out = BufWriter::new(builder.tempfile_in(folder).map_err(io)?);
+        let mut out = BufWriter::new(narrowbit_tensor::staged::beside(path).map_err(io)?);
         serde_json::to_writer(&mut out, &file).map_err(|e| io(e.into()))?;
         out.write_all(b"\n").map_err(io)?;
         let out = out.into_inner().map_err(|e| io(e.into_error()))?;
@@ -165,7 +167,7 @@ impl Ranges {
         for (name, stats) in &next.tensors {
             self.tensors.entry(name.clone()).and_modify(|s| s.merge(stats)).or_insert_with(|| stats.clone());
         }
-        self.samples += next.samples;
+        self.samples = self.samples.saturating_add(next.samples);
         self.random |= next.random;
         self.data.extend(next.data.iter().filter(|d| !self.data.contains(d)).cloned().collect::<Vec<_>>());
         Ok(())
@@ -203,7 +205,14 @@ fn stats(r: Record) -> Result<Stats, String> {
         (None, None) => None,
         _ => return Err("min and max are no range".into()),
     };
+    if !r.average.is_sound() {
+        return Err("the moving average is no range of float32".into());
+    }
     let histogram = r.histogram.map(Histogram::try_from).transpose()?;
+    let counted = histogram.as_ref().map(|h| h.counts().iter().try_fold(0u64, |n, &c| n.checked_add(c)));
+    if counted.is_some_and(|n| n != Some(r.count)) {
+        return Err("the histogram counts other values than the record".into());
+    }
     Ok(Stats { count: r.count, non_finite: r.non_finite, extremes, average: r.average, histogram })
 }
 
@@ -270,7 +279,14 @@ mod tests {
         let path = dir.path().join("r.json");
         ranges(&[1.0, 2.0]).save(&path).unwrap();
         let good = std::fs::read_to_string(&path).unwrap();
-        for (from, to) in [("narrowbit-ranges/1", "narrowbit-ranges/9"), ("\"min\":1.0", "\"min\":9.0"), ("}", "")] {
+        for (from, to) in [
+            ("narrowbit-ranges/1", "narrowbit-ranges/9"),
+            ("\"min\":1.0", "\"min\":9.0"),
+            ("\"now\":[1.0", "\"now\":[1e300"),
+            ("\"count\":2", "\"count\":3"),
+            ("}", ""),
+        ] {
+            assert!(good.contains(from), "{from} is not in {good}");
             std::fs::write(&path, good.replace(from, to)).unwrap();
             assert!(matches!(Ranges::load(&path), Err(RangesError::Format { .. })), "{from}");
         }

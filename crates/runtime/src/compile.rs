@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, NodeId, ValueId};
+use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, NodeId, ValueId, check_size};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
 
@@ -107,11 +107,12 @@ fn is_static(graph: &Graph, facts: &Facts) -> bool {
     graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(known))
 }
 
-/// The concrete type of a fact.
+/// The concrete type of a fact. Tensors that no operator may make (see [`check_size`]) have none: a graph that asks
+/// for one runs node by node, until the node is reached that the error names.
 pub fn concrete(fact: &Fact) -> Option<Concrete> {
     let ty = fact.ty.tensor()?;
     let (dtype, shape) = (ty.dtype?, ty.concrete_shape()?);
-    (dtype != DType::String).then_some(Concrete { dtype, shape })
+    (dtype != DType::String && check_size(dtype, &shape).is_ok()).then_some(Concrete { dtype, shape })
 }
 
 struct Compiler<'a> {

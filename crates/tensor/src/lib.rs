@@ -12,7 +12,9 @@ mod error;
 #[allow(unsafe_code)] // the one file with a memory map
 pub mod mapped;
 pub mod minifloat;
+mod rng;
 pub mod shape;
+pub mod staged;
 pub mod subbyte;
 mod tensor;
 
@@ -20,4 +22,5 @@ pub use dtype::DType;
 pub use element::Element;
 pub use error::TensorError;
 pub use half::{bf16, f16};
+pub use rng::SplitMix64;
 pub use tensor::Tensor;

@@ -4,17 +4,19 @@ use crate::TensorError;
 
 /// The number of elements of a shape.
 ///
+/// The product of the extents other than 0 has to be addressable too (NumPy asks for the same). So
+/// whoever holds a shape that was counted may multiply any of its extents without overflow, those
+/// beside a 0 included.
+///
 /// # Errors
 /// [`TensorError::TooLarge`] when the product overflows.
 pub fn count(shape: &[usize]) -> Result<usize, TensorError> {
-    if shape.contains(&0) {
-        return Ok(0);
-    }
-    shape
+    let addressable = shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
         .filter(|&n| n <= isize::MAX as usize)
-        .ok_or_else(|| TensorError::TooLarge(shape.to_vec()))
+        .ok_or_else(|| TensorError::TooLarge(shape.to_vec()))?;
+    Ok(if shape.contains(&0) { 0 } else { addressable })
 }
 
 /// Row-major strides in elements.
@@ -63,8 +65,9 @@ pub struct Offsets<'a> {
 }
 
 /// The offsets of all elements of `shape`, in row-major order, under `strides`.
+/// A shape that [`count`] refuses has none: no tensor has it.
 pub fn offsets<'a>(shape: &'a [usize], strides: &'a [usize]) -> Offsets<'a> {
-    let left = shape.iter().product();
+    let left = count(shape).unwrap_or(0);
     Offsets { shape, strides, index: vec![0; shape.len()], offset: 0, left }
 }
 
@@ -127,8 +130,16 @@ mod tests {
     #[test]
     fn refuses_counts_that_overflow() {
         assert!(count(&[usize::MAX, 2]).is_err());
-        assert_eq!(count(&[usize::MAX, 0, 2]), Ok(0));
         assert_eq!(count(&[]), Ok(1));
+    }
+
+    #[test]
+    fn refuses_extents_beside_a_zero_that_overflow() {
+        assert_eq!(count(&[0, 1 << 40, 1 << 20]), Ok(0));
+        for shape in [[0, 1 << 40, 1 << 40], [1 << 40, 0, 1 << 40], [1 << 40, 1 << 40, 0]] {
+            assert_eq!(count(&shape), Err(TensorError::TooLarge(shape.to_vec())));
+            assert_eq!(offsets(&shape, &strides(&shape)).next(), None);
+        }
     }
 
     #[test]

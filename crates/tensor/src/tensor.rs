@@ -191,6 +191,7 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
+        // Does not overflow: every constructor counts the shape with `shape::count`.
         self.shape.iter().product()
     }
 
@@ -379,6 +380,7 @@ mod tests {
     fn refuses_wrong_lengths_and_types() {
         assert!(Tensor::new([3], vec![1f32]).is_err());
         assert!(Tensor::from_bytes(DType::F32, [usize::MAX, 2], vec![]).is_err());
+        assert!(Tensor::from_bytes(DType::F32, [0, 1 << 40, 1 << 40], vec![]).is_err());
         assert!(Tensor::from_bytes(DType::I4, [3], vec![0u8]).is_err());
         assert!(Tensor::scalar(1f32).slice::<i32>().is_err());
         assert!(Tensor::scalar(1f32).to_i64s().is_err());

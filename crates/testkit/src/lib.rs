@@ -6,5 +6,6 @@
 pub mod compare;
 pub mod conformance;
 pub mod graphs;
+pub mod hostile;
 pub mod paths;
 pub mod random;

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Dim, Fact, Graph, Model, Node, NodeId, TensorType, ValueId, ValueType};
+use narrowbit_tensor::DType;
 use serde::Serialize;
 
 use crate::args::Global;
@@ -97,8 +98,9 @@ impl Inspect {
         let graph = &model.graph;
         let facts = self.facts(graph)?;
         let nodes: Vec<Row> = graph.nodes().map(|(id, node)| row(graph, &facts, id, node)).collect();
-        let constants: BTreeMap<_, _> =
-            graph.values().filter_map(|(v, _)| Some((graph.const_id(v)?, graph.constant(v)?))).collect();
+        let inputs = graph.nodes().flat_map(|(_, n)| n.inputs.iter().enumerate().map(move |(i, &v)| (n, i, v)));
+        let weights: BTreeMap<_, _> =
+            inputs.filter_map(|(n, i, v)| Some((graph.const_id(v?)?, parameter(graph, n, i)?))).collect();
         let mut operators = BTreeMap::new();
         graph.nodes().for_each(|(_, n)| *operators.entry(n.op.name().to_owned()).or_insert(0) += 1);
         let tensor = |&v: &ValueId| Tensor { name: graph.value(v).name.clone(), ty: graph.value(v).ty.to_string() };
@@ -108,8 +110,8 @@ impl Inspect {
             opset: model.opset(),
             ir_version: model.ir_version,
             bytes: model::size_on_disk(&self.file)?,
-            parameters: constants.values().map(|t| t.len() as u64).sum(),
-            parameter_bytes: constants.values().map(|t| t.bytes().len() as u64).sum(),
+            parameters: weights.values().map(|t| t.len() as u64).sum(),
+            parameter_bytes: weights.values().map(|t| t.bytes().len() as u64).sum(),
             macs: nodes.iter().map(|r| r.macs).sum(),
             inputs: graph.inputs().iter().map(tensor).collect(),
             outputs: graph.outputs().iter().map(tensor).collect(),
@@ -155,7 +157,7 @@ impl Inspect {
         );
         s.inputs.iter().for_each(|t| out.push_str(&format!("  input   {}: {}\n", t.name, t.ty)));
         s.outputs.iter().for_each(|t| out.push_str(&format!("  output  {}: {}\n", t.name, t.ty)));
-        s.metadata.iter().for_each(|(k, v)| out.push_str(&format!("  {k}: {v}\n")));
+        s.metadata.iter().for_each(|(k, v)| out.push_str(&format!("  {}: {}\n", brief(k), brief(v))));
         let shown: Vec<&Row> = s.nodes.iter().filter(|r| self.all || r.shown).collect();
         let rows: Vec<Vec<String>> = match self.flat {
             true => shown.iter().map(|r| cells(r, r.name.clone())).collect(),
@@ -204,10 +206,7 @@ fn tree(rows: &[&Row]) -> Vec<Vec<String>> {
 
 fn row(graph: &Graph, facts: &Facts, id: NodeId, node: &Node) -> Row {
     let op = node.op.name();
-    let parameters = |v: ValueId| match graph.constant(weight_source(graph, v)) {
-        Some(t) if t.rank() > 0 => t.len() as u64,
-        _ => 0,
-    };
+    let parameters = |i: usize| weight(graph, node, i).map_or(0, |t| t.len() as u64);
     let converts = matches!(op, "QuantizeLinear" | "DequantizeLinear");
     let output = node.outputs.iter().flatten().next();
     let float = output.is_some_and(|&v| facts.dtype(v).is_none_or(|d| d.is_float() || d.bits() <= 8));
@@ -217,7 +216,7 @@ fn row(graph: &Graph, facts: &Facts, id: NodeId, node: &Node) -> Row {
         name: node.name.clone(),
         op: op.to_owned(),
         output: output.map_or(String::new(), |&v| facts.get(v).ty.to_string()),
-        parameters: if converts { 0 } else { node.inputs.iter().flatten().map(|&v| parameters(v)).sum() },
+        parameters: if converts { 0 } else { (0..node.inputs.len()).map(parameters).sum() },
         macs: macs::of_node(facts, node).unwrap_or(0),
         a_scale,
         w_scale,
@@ -225,11 +224,41 @@ fn row(graph: &Graph, facts: &Facts, id: NodeId, node: &Node) -> Row {
     }
 }
 
-/// The constant behind a weight's DequantizeLinear.
-fn weight_source(graph: &Graph, v: ValueId) -> ValueId {
-    match graph.producer(v).map(|(n, _)| graph.node(n)) {
-        Some(n) if n.op.name() == "DequantizeLinear" => n.input(0).unwrap_or(v),
-        _ => v,
+/// The parameters that a node reads at an input, also through a DequantizeLinear.
+fn weight<'a>(graph: &'a Graph, node: &Node, input: usize) -> Option<&'a narrowbit_tensor::Tensor> {
+    match graph.producer(node.input(input)?).map(|(n, _)| graph.node(n)) {
+        Some(dq) if dq.op.name() == "DequantizeLinear" => parameter(graph, dq, 0),
+        _ => parameter(graph, node, input),
+    }
+}
+
+/// The constant at an input, where it holds what training has found: not a shape, axes or indices, a single
+/// number, a scale or a zero point.
+fn parameter<'a>(graph: &'a Graph, node: &Node, input: usize) -> Option<&'a narrowbit_tensor::Tensor> {
+    let t = graph.constant(node.input(input)?)?;
+    let (op, dtype) = (node.op.name(), t.dtype());
+    let data = match op {
+        "QuantizeLinear" | "DequantizeLinear" | "Resize" | "Upsample" => input == 0,
+        "ConvInteger" | "MatMulInteger" => input < 2,
+        "QLinearConcat" => input % 3 == 2,
+        "QLinearConv" => matches!(input, 0 | 3 | 8),
+        "QGemm" => matches!(input, 0 | 3 | 6),
+        _ if op.starts_with("QLinear") => matches!(input, 0 | 3),
+        _ => true,
+    };
+    // Biases of integer products have 32 bits, and nothing else that is trained has.
+    let bias = dtype == DType::I32 && matches!(op, "DequantizeLinear" | "QLinearConv" | "QGemm");
+    let number = dtype.is_float() || dtype.is_int() && dtype.bits() <= 8;
+    (data && (number || bias) && t.rank() > 0).then_some(t)
+}
+
+/// A text for one line of a terminal: without line breaks, and cut where it is long.
+fn brief(text: &str) -> String {
+    const SHOWN: usize = 160;
+    let line = |text: &str| text.replace(|c: char| c.is_control(), " ");
+    match text.char_indices().nth(SHOWN) {
+        None => line(text),
+        Some((end, _)) => format!("{}… ({} characters)", line(&text[..end]), text.chars().count()),
     }
 }
 
@@ -257,6 +286,14 @@ fn scales(graph: &Graph, id: NodeId, node: &Node) -> (Option<Vec<f32>>, Option<V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cuts_long_texts_and_tells_their_length() {
+        assert_eq!(brief("a\nb"), "a b");
+        let long = "ä".repeat(200);
+        assert_eq!(brief(&long), format!("{}… (200 characters)", "ä".repeat(160)));
+        assert_eq!(brief(&long[..320]), long[..320]);
+    }
 
     #[test]
     fn opens_each_folder_once() {

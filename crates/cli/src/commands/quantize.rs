@@ -256,6 +256,8 @@ struct FloatGroup {
 
 /// Below this ratio answers begin to differ visibly.
 const POOR_SQNR: f64 = 15.0;
+/// What an error of the check begins with.
+const UNCHECKED: &str = "the quantized model can't be compared with the float one, so it was not written (--no-check writes it all the same)";
 
 impl Quantize {
     /// Runs the command.
@@ -279,11 +281,15 @@ impl Quantize {
             narrowbit_quant::qoperator::convert(&mut model)?;
         }
         describe(&mut model, &ranges, &options)?;
-        onnx::save(&model, &self.output, &onnx::SaveOptions::default())?;
+        let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
         // Neither the float weights nor the file that they are mapped from are needed any more.
         drop(model);
         let seconds = start.elapsed().as_secs_f64();
-        let error = check.map(|c| c.run(&self.output, self.threads.threads)).transpose()?;
+        let error = match check {
+            Some(check) => Some(check.run(staged.load()?, self.threads.threads).context(UNCHECKED)?),
+            None => None,
+        };
+        staged.commit()?;
         let summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
         let strict = self.strict && summary.float.iter().any(unasked);
         if global.json {

@@ -64,13 +64,11 @@ impl Run {
             let results = runner.run(&data::tensors(batch))?;
             for (name, t) in names.iter().zip(&results) {
                 out.append(name, t)?;
+                // One value per batch, where an output has no dimensions.
+                let shape = if t.rank() == 0 { vec![1] } else { t.shape().to_vec() };
                 match shapes.iter_mut().find(|r| r.name == *name) {
-                    Some(row) => row.shape[0] += t.shape().first().copied().unwrap_or(0),
-                    None => shapes.push(OutputRow {
-                        name: name.clone(),
-                        dtype: t.dtype().to_string(),
-                        shape: if t.rank() == 0 { vec![1] } else { t.shape().to_vec() },
-                    }),
+                    Some(row) => row.shape[0] += shape[0],
+                    None => shapes.push(OutputRow { name: name.clone(), dtype: t.dtype().to_string(), shape }),
                 }
             }
             bar.inc(n as u64);

@@ -1,6 +1,9 @@
 use anyhow::{Result, bail};
 use narrowbit_tensor::Tensor;
 
+/// Counts are kept for each pair of classes: 128 MiB for this many.
+const MAX_CLASSES: usize = 4096;
+
 /// Pixels by labelled and predicted class.
 #[derive(Debug)]
 pub struct Confusion {
@@ -22,30 +25,33 @@ impl Confusion {
         let labels = masks.to_i64s()?;
         let (predicted, classes) = predictions(output, masks.shape())?;
         let classes = classes.unwrap_or_else(|| 1 + predicted.iter().copied().max().unwrap_or(0));
-        self.grow(classes);
+        self.grow(classes)?;
         for (&label, &p) in labels.iter().zip(&predicted) {
             if label == self.ignore {
                 continue;
             }
-            let l = usize::try_from(label).ok().filter(|&l| l < 1 << 16);
-            let Some(l) = l else {
+            let Some(l) = usize::try_from(label).ok().filter(|&l| l < MAX_CLASSES) else {
                 bail!("a mask holds {label}, which is no class\nhelp: name the value to ignore with --ignore")
             };
-            self.grow(l + 1);
+            self.grow(l + 1)?;
             self.counts[l * self.classes + p] += 1;
         }
         Ok(())
     }
 
-    fn grow(&mut self, classes: usize) {
+    fn grow(&mut self, classes: usize) -> Result<()> {
         if classes <= self.classes {
-            return;
+            return Ok(());
+        }
+        if classes > MAX_CLASSES {
+            bail!("the output tells {classes} classes apart; masks are scored for up to {MAX_CLASSES}");
         }
         let mut counts = vec![0; classes * classes];
         for (l, row) in self.counts.chunks(self.classes.max(1)).enumerate() {
             counts[l * classes..l * classes + row.len()].copy_from_slice(row);
         }
         (self.counts, self.classes) = (counts, classes);
+        Ok(())
     }
 
     fn at(&self, label: usize, predicted: usize) -> u64 {
@@ -73,7 +79,7 @@ impl Confusion {
 fn predictions(output: &Tensor, masks: &[usize]) -> Result<(Vec<usize>, Option<usize>)> {
     let shape = output.shape();
     if shape == masks {
-        let classes = output.to_f64s()?.into_iter().map(|c| (c.max(0.0) as usize).min(1 << 16)).collect();
+        let classes = output.to_f64s()?.into_iter().map(|c| (c.max(0.0) as usize).min(MAX_CLASSES)).collect();
         return Ok((classes, None));
     }
     let (&[n, h, w], 4) = (masks, shape.len()) else {
@@ -114,5 +120,14 @@ mod tests {
         let masks = Tensor::zeros(narrowbit_tensor::DType::U8, [1, 2, 2]).unwrap();
         let out = Tensor::zeros(narrowbit_tensor::DType::F32, [1, 3, 4, 4]).unwrap();
         assert!(Confusion::new(255).add(&out, &masks).is_err());
+    }
+
+    #[test]
+    fn refuses_classes_whose_counts_take_too_much_memory() {
+        let masks = Tensor::new([1, 1, 2], vec![0i64, 60_000]).unwrap();
+        let out = Tensor::new([1, 1, 2], vec![0f32, 1.0]).unwrap();
+        assert!(Confusion::new(255).add(&out, &masks).is_err());
+        let out = Tensor::new([1, 1, 2], vec![0f32, 60_000.0]).unwrap();
+        assert!(Confusion::new(60_000).add(&out, &masks).is_err());
     }
 }

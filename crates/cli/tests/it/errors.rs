@@ -123,6 +123,7 @@ fn refuses_settings_that_make_no_sense() {
     home.write("unknown.toml", "methud = \"minmax\"\n");
     home.write("unknown.json", "{\"activations\": {\"int\": \"int8\", \"bits\": 4}}");
     home.write("broken.toml", "method = \n");
+    home.write("percentile.toml", "method = { percentile = nan }\n");
     home.write("scale.toml", "scael = 2\n");
     home.ok("calibrate model.onnx --data data.npz -o ranges.json");
     home.write(
@@ -139,6 +140,10 @@ fn refuses_settings_that_make_no_sense() {
         "quantize model.onnx --data data.npz --exclude-regex (a -o out.onnx",
         "quantize model.onnx --data data.npz --percentile 120 -o out.onnx",
         "quantize model.onnx --data data.npz --op-types Frobnicate -o out.onnx",
+        "quantize model.onnx --data data.npz --op-types MatMul,conv -o out.onnx",
+        "calibrate model.onnx --data data.npz --op-types Softmax -o out.json",
+        "quantize model.onnx --data data.npz --op-types Conv -o out.onnx",
+        "quantize model.onnx --data data.npz --config percentile.toml -o out.onnx",
         "quantize model.onnx --data data.npz --ranges ranges.json -o out.onnx",
         "quantize model.onnx --ranges foreign.json -o out.onnx",
         "quantize model.onnx --ranges half.json -o out.onnx",
@@ -146,6 +151,21 @@ fn refuses_settings_that_make_no_sense() {
     ];
     let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
     insta::assert_snapshot!("settings", texts.join("\n"));
+}
+
+#[test]
+fn writes_no_model_that_can_not_be_compared() {
+    let home = Home::new();
+    models::save_counting(&home.path("model.onnx"));
+    // The difference of the features is lost in 8 bits: fewer elements are above zero.
+    let rows = [[1.0f32, 0.9999], [-1.0, 1.0], [0.5, 0.4999], [0.25, -1.0]].concat();
+    models::save_arrays(&home.path("data.npz"), &[("x", Tensor::new([4, 2], rows).expect("a tensor"))]);
+    home.write("out.onnx", "what stood here before\n");
+    let ran = refuse(&home, "quantize model.onnx --data data.npz --batch 4 -o out.onnx");
+    assert!(ran.stderr.contains("was not written") && ran.stderr.contains("--no-check"), "{}", ran.text());
+    assert_eq!(home.read("out.onnx"), b"what stood here before\n");
+    home.ok("quantize model.onnx --data data.npz --batch 4 --no-check -o out.onnx");
+    home.ok("inspect out.onnx");
 }
 
 #[test]

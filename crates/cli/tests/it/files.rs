@@ -2,6 +2,7 @@
 
 use crate::home::{Home, binary, code};
 use crate::models;
+use narrowbit_data::{DataOptions, Dataset};
 use narrowbit_tensor::Tensor;
 
 const OLD: &str = "what stood here before\n";
@@ -90,6 +91,40 @@ fn keeps_weights_beside_the_model_and_reads_them_again() {
     std::fs::copy(home.path("out.onnx"), moved.path("out.onnx")).expect("a copy");
     let ran = moved.run("convert out.onnx -o again.onnx").expect(2);
     assert!(ran.stderr.contains("out.onnx.data"), "{}", ran.text());
+}
+
+#[test]
+fn saves_one_value_per_batch_of_an_output_without_dimensions() {
+    let home = Home::new();
+    models::save_total(&home.path("model.onnx"));
+    let x: Vec<f32> = (0..20).map(|i| i as f32).collect();
+    models::save_arrays(&home.path("data.npz"), &[("x", Tensor::new([5, 4], x).expect("a tensor"))]);
+    for (flags, totals) in [("", [6.0f32, 22.0, 38.0, 54.0, 70.0].as_slice()), ("--batch 3", &[66.0, 124.0])] {
+        let v = home.json(&format!("run model.onnx --data data.npz {flags} -o out.npz"));
+        assert_eq!(v["outputs"][0]["shape"], serde_json::json!([totals.len()]), "{flags}");
+        assert_eq!(v["outputs"][1]["shape"], serde_json::json!([5, 4]), "{flags}");
+        if flags.is_empty() {
+            let data = Dataset::open(home.path("out.npz"), &DataOptions::default()).expect("the outputs are read");
+            let all = data.batch(0..5).expect("the samples").inputs;
+            let total = all.iter().find(|(name, _)| name == "total").expect("the output");
+            assert_eq!(total.1, Tensor::vector(totals.to_vec()));
+        }
+    }
+}
+
+#[test]
+fn counts_parameters_and_every_file_of_a_model() {
+    let home = Home::new();
+    models::save_described(&home.path("model.onnx"), 300, "its.weights.bin");
+    // Left over from another model.
+    home.write("model.onnx.data", "something else\n");
+    let v = home.json("inspect model.onnx");
+    assert_eq!(v["parameters"], 768, "the shape of the Reshape is no parameter");
+    assert_eq!(v["metadata"]["story"], "s".repeat(300));
+    let size = |name: &str| std::fs::metadata(home.path(name)).expect("a file").len();
+    assert_eq!(v["bytes"], size("model.onnx") + size("its.weights.bin"));
+    let text = home.ok("inspect model.onnx").stdout;
+    assert!(text.contains(&format!("story: {}… (300 characters)\n", "s".repeat(160))), "{text}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use narrowbit_data::{DataOptions, Dataset, NpzWriter};
 use narrowbit_import::onnx::{self, SaveOptions};
-use narrowbit_ir::{AttrMap, Opaque};
+use narrowbit_ir::{Attr, AttrMap, Opaque};
 use narrowbit_tensor::Tensor;
 use narrowbit_testkit::graphs::GraphBuilder;
 
@@ -19,6 +19,56 @@ pub fn save_linear(path: &Path) {
     let y = g.named("y", "", "Relu", &[product], AttrMap::default()).expect("Relu");
     g.output(y);
     onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
+}
+
+/// `x [n, 2] → MatMul → Relu → y [n, 1]`, and an output whose shape depends on how many elements of y are not zero.
+pub fn save_counting(path: &Path) {
+    let mut g = GraphBuilder::new(17);
+    let x = g.input("x", &[-1, 2]);
+    let w = g.constant("w", Tensor::new([2, 1], vec![1f32, -1.0]).expect("a tensor"));
+    let product = g.named("product", "", "MatMul", &[x, w], AttrMap::default()).expect("MatMul");
+    let y = g.named("y", "", "Relu", &[product], AttrMap::default()).expect("Relu");
+    let places = g.named("places", "", "NonZero", &[y], AttrMap::default()).expect("NonZero");
+    g.output(y);
+    g.output(places);
+    onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
+}
+
+/// `x [n, 4] → ReduceSum → total`, a result without dimensions, beside `y = Relu(x)`.
+pub fn save_total(path: &Path) {
+    let mut g = GraphBuilder::new(17);
+    let x = g.input("x", &[-1, 4]);
+    let mut attrs = AttrMap::new();
+    attrs.set("keepdims", Attr::Int(0));
+    let total = g.named("total", "", "ReduceSum", &[x], attrs).expect("ReduceSum");
+    let y = g.named("y", "", "Relu", &[x], AttrMap::default()).expect("Relu");
+    g.output(total);
+    g.output(y);
+    onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
+}
+
+/// The linear model with a Reshape before it, a metadata value of `length` letters, and its weight in `file`.
+pub fn save_described(path: &Path, length: usize, file: &str) {
+    let mut g = GraphBuilder::new(17);
+    let x = g.input("x", &[-1, 2, 128]);
+    let shape = g.constant("shape", Tensor::vector(vec![-1i64, 256]));
+    let rows = g.named("rows", "", "Reshape", &[x, shape], AttrMap::default()).expect("Reshape");
+    let w = g.constant("w", Tensor::new([256, 3], vec![0.5f32; 768]).expect("a tensor"));
+    let y = g.named("y", "", "MatMul", &[rows, w], AttrMap::default()).expect("MatMul");
+    g.output(y);
+    let mut model = g.model();
+    model.set_metadata("story", "s".repeat(length));
+    let external = SaveOptions { external_data: onnx::ExternalData::Always, ..SaveOptions::default() };
+    onnx::save(&model, path, &external).expect("the model is saved");
+    // The name of the data file has the length of the one that it replaces.
+    let (data, called) = (path.with_extension("onnx.data"), path.file_name().expect("a name").to_string_lossy());
+    let old = format!("{called}.data");
+    assert_eq!(old.len(), file.len());
+    let bytes = std::fs::read(path).expect("the model");
+    let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).expect("the location");
+    let renamed = [&bytes[..at], file.as_bytes(), &bytes[at + old.len()..]].concat();
+    std::fs::write(path, renamed).expect("the model");
+    std::fs::rename(data, path.with_file_name(file)).expect("the data");
 }
 
 /// The linear model with three nodes of two operators that nobody knows.

@@ -177,6 +177,18 @@ fn draws_random_samples_that_repeat() {
 }
 
 #[test]
+fn appends_results_without_dimensions_as_a_vector() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.npz");
+    let mut w = NpzWriter::create(&path).unwrap();
+    (0..3).for_each(|i| w.append("loss", &Tensor::scalar(i as f32)).unwrap());
+    assert!(w.append("loss", &Tensor::scalar(1i64)).is_err());
+    w.finish().unwrap();
+    let data = Dataset::open(&path, &DataOptions::default()).unwrap();
+    assert_eq!(data.batch(0..3).unwrap().inputs[0].1, Tensor::vector(vec![0f32, 1.0, 2.0]));
+}
+
+#[test]
 fn appends_rows_to_several_arrays_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.npz");

@@ -33,9 +33,9 @@ mod tests;
 pub use datum::{DatumKind, parse_datum, parse_tensor};
 pub use error::ImportError;
 pub use inline::inline_functions;
-pub use model::{NEWEST_OPSET, OLDEST_OPSET, ReadOptions, load, load_with, parse, parse_with};
+pub use model::{NEWEST_OPSET, OLDEST_OPSET, ReadOptions, external_files, load, load_with, parse, parse_with};
 pub use supported::{MissingOperator, MissingOperators, check_supported};
-pub use write::{ExportError, ExternalData, SaveOptions, save, to_bytes};
+pub use write::{ExportError, ExternalData, SaveOptions, Staged, ir_version_of, save, stage, to_bytes};
 
 /// The attribute that tells an operator's constructor how many captured values its subgraphs have.
 ///

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use narrowbit_ir::{Function, Graph, Model};
@@ -46,9 +46,36 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model> {
 /// As [`load`].
 pub fn load_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Model> {
     let path = path.as_ref();
-    let bytes = map_file(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
+    read(&source(path), map(path)?, options)
+}
+
+/// The files of external data that a model's tensors lie in, each once, in the order of their names.
+///
+/// # Errors
+/// As [`load`].
+pub fn external_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+    let path = path.as_ref();
+    let src = source(path);
+    read(&src, map(path)?, &ReadOptions::default())?;
+    Ok(src.external_files())
+}
+
+/// Reads a model that lies at `now` but is called `path`; its external data too may lie elsewhere than it is called.
+pub(super) fn read_staged(path: &Path, now: &Path, data: Option<(&Path, &Path)>) -> Result<Model> {
+    let src = source(path);
+    if let Some((called, now)) = data {
+        src.stands_in(called.file_name().unwrap_or_default(), map(now)?);
+    }
+    read(&src, map(now)?, &ReadOptions::default())
+}
+
+fn source(path: &Path) -> Source {
     let base = path.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
-    read(&Source::new(path.display().to_string(), base), bytes, options)
+    Source::new(path.display().to_string(), base)
+}
+
+fn map(path: &Path) -> Result<Bytes> {
+    map_file(path).map_err(|source| ImportError::Io { path: path.into(), source })
 }
 
 /// Reads an ONNX model from memory; `base` is the folder where its external data lies.

@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -77,6 +78,18 @@ impl Source {
         Err(self.invalid(place, problem, "narrowbit computes on dense tensors only; save the model with dense ones"))
     }
 
+    /// The external data read so far, by file.
+    pub(super) fn external_files(self) -> Vec<PathBuf> {
+        self.maps.into_inner().into_keys().collect()
+    }
+
+    /// Gives the content of a file of external data that is not in its place yet.
+    pub(super) fn stands_in(&self, location: &OsStr, bytes: Bytes) {
+        if let Some(base) = &self.base {
+            self.maps.borrow_mut().insert(base.components().collect::<PathBuf>().join(location), bytes);
+        }
+    }
+
     /// The file at `location`, relative to the model's folder, as a memory map.
     pub(super) fn external(&self, place: &str, location: &str) -> Result<Bytes> {
         let Some(base) = &self.base else {
@@ -89,7 +102,9 @@ impl Source {
             let problem = format!("external data {location:?} lies outside of the model's folder");
             return Err(self.invalid(place, problem, "put the data file beside the model and save the model again"));
         }
-        let path = base.join(relative);
+        // `./weights` and `weights` are one file.
+        let path: PathBuf =
+            base.components().chain(relative.components().filter(|c| *c != Component::CurDir)).collect();
         if let Some(bytes) = self.maps.borrow().get(&path) {
             return Ok(bytes.clone());
         }

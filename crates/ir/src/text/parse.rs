@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use narrowbit_tensor::{DType, Tensor, shape};
+use narrowbit_tensor::{DType, SplitMix64, Tensor, shape};
 
 use super::lex::{Token, tokens};
 use crate::{Attr, AttrMap, Dim, Graph, Model, OpSource, Opaque, TensorType, ValueId, ValueType, check_size};
@@ -20,6 +20,8 @@ type Result<T> = std::result::Result<T, TextError>;
 
 /// Subgraphs and types may be nested this deep.
 const MAX_DEPTH: usize = 64;
+/// A short text must not take much memory.
+const MAX_RANDOM: usize = 1 << 24;
 
 /// Reads a model: a `model` line with the operator sets (opset 21 where it is missing), then the main graph.
 ///
@@ -460,11 +462,17 @@ impl<'a> Parser<'a> {
             self.expect('(')?;
             let seed = self.int()?;
             self.expect(')')?;
+            if n > MAX_RANDOM {
+                return self.error(format!("random content has at most {MAX_RANDOM} elements, the shape has {n}"));
+            }
             return self.tensor(Tensor::from_f32s(dtype, shape, random(seed as u64, n)));
         }
         let mut items = Vec::new();
         if self.sign('[') {
             while !self.sign(']') {
+                if *self.peek() == Token::End {
+                    return self.unexpected("']'");
+                }
                 items.push(self.next());
                 self.sign(',');
             }
@@ -517,14 +525,8 @@ fn number(text: &str) -> Option<Attr> {
     }
 }
 
-/// Numbers in `[-1, 1)` of the generator SplitMix64 (Steele, Lea, Flood 2014).
+/// Numbers in `[-1, 1)`.
 fn random(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
+    let mut rng = SplitMix64::new(seed);
+    (0..n).map(|_| rng.signed_unit()).collect()
 }

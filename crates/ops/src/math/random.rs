@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{Attr, AttrMap, Dim, EvalCx, Fact, InferCx, Op, OpError, check_size};
-use narrowbit_tensor::{DType, Tensor};
+use narrowbit_tensor::{DType, SplitMix64, Tensor};
 
 use super::cast::{Rules, cast};
 
@@ -88,32 +88,9 @@ fn make(distribution: Distribution, shaped: bool, attrs: &mut AttrMap) -> Result
     Ok(Arc::new(Random { distribution, dtype, shape, seed: attrs.float("seed")? }))
 }
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-struct Generator(u64);
-
-impl Generator {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// Evenly within `[0, 1)`, 53 bits.
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// From the standard normal distribution (Box and Muller).
-    fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-}
-
 impl Random {
     fn draw(&self, n: usize) -> Vec<f64> {
-        let mut g = Generator(u64::from(self.seed.unwrap_or(0.0).to_bits()));
+        let mut g = SplitMix64::new(u64::from(self.seed.unwrap_or(0.0).to_bits()));
         match self.distribution {
             Distribution::Normal { mean, scale } => {
                 (0..n).map(|_| f64::from(mean) + f64::from(scale) * g.normal()).collect()

@@ -11,7 +11,8 @@ use crate::{Pass, PassCx, PassError, Stage};
 ///
 /// **When it applies:** to nodes with the same operator, attributes and inputs; constants count as the same input
 /// when their contents are equal. Not to random operators, operators with subgraphs, or outputs of the model
-/// that would become two names of one value. Small integer constants (shapes, axes) with equal contents are merged.
+/// that would become two names of one value. Equal constants themselves stay: one goes only when the last node that
+/// read it does.
 ///
 /// **Numerical effect:** none.
 ///

@@ -87,6 +87,7 @@ fn allow(view: &View, id: NodeId, attrs: &mut AttrMap, p: Padding) -> Found<()> 
 /// Pools refuse padding as wide as the window.
 fn within_window(attrs: &AttrMap, own: &[i64], added: &[i64]) -> Found<()> {
     let kernel = attrs.clone().ints("kernel_shape")?.or_no()?;
+    when(2 * kernel.len() == own.len())?;
     let fits = own.iter().zip(added).enumerate().all(|(i, (a, b))| a.saturating_add(*b) < kernel[i % kernel.len()]);
     unless_skipped(fits, "the padding is as wide as the window")
 }

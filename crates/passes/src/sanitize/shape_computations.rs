@@ -1,16 +1,19 @@
 //! The pass [`ShapeComputations`].
 
 use narrowbit_ir::{AttrMap, Dim, NodeId, Patch, ValueId};
-use narrowbit_tensor::Tensor;
+use narrowbit_tensor::{DType, Tensor};
 
 use crate::View;
 use crate::pass::{Found, OrNo, pass, when};
 
 pass! {
     /// **What it does:** gives Reshape a constant shape where the computed one is known but for symbols: extents
-    /// that the input has at the same place become 0 (copied), one other becomes −1.
+    /// that the input has at the same place become 0 (copied), one other becomes −1. Goes around nodes of a shape
+    /// computation that certainly give back what they read, or replace some numbers in it: exporters guard each Expand
+    /// with `Where(shape == −1, 1, shape)`.
     ///
-    /// **When it applies:** where at most one extent is neither a number nor a copy.
+    /// **When it applies:** to a Reshape where at most one extent is neither a number nor a copy; to other nodes where
+    /// each element of the output is a number, or the same symbol as that of an input.
     ///
     /// **Numerical effect:** none.
     ///
@@ -20,7 +23,9 @@ pass! {
 }
 
 fn rule(view: &View, id: NodeId) -> Found<Patch> {
-    view.expect(id, &["Reshape"])?;
+    if !view.is(id, "Reshape") {
+        return given_back(view, id);
+    }
     let (x, shape, y) = (view.input(id, 0)?, view.input(id, 1)?, view.output(id)?);
     when(view.graph.constant(shape).is_none())?;
     let target = target(view, x, y)?;
@@ -28,6 +33,52 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
     let c = patch.constant(&view.graph.value(shape).name, Tensor::vector(target));
     patch.set_input(id, 1, Some(c));
     patch.set_op(id, view.make("Reshape", AttrMap::new())?);
+    Ok(patch)
+}
+
+/// The input of a shape computation's node that its output equals, element by element.
+fn given_back(view: &View, id: NodeId) -> Found<Patch> {
+    let y = view.output(id)?;
+    let wanted = view.facts.get(y).dims.as_ref().or_no()?;
+    // What is known in numbers is folded.
+    when(view.constant(y).is_none() && view.node(id).op.is_deterministic() && view.node(id).op.bodies().is_empty())?;
+    let equals = |x: &ValueId| {
+        let dims = view.facts.get(*x).dims.as_ref();
+        let same = dims.is_some_and(|d| d.len() == wanted.len() && d.iter().zip(wanted).all(|(a, b)| a.same(b)));
+        same && view.dtype(*x) == view.dtype(y) && view.same_shape(*x, y)
+    };
+    match view.node(id).inputs.iter().flatten().copied().find(equals) {
+        Some(x) => view.bypass(id, x),
+        None => with_other_numbers(view, id, wanted),
+    }
+}
+
+/// The Concat that a node reads, with constants for the parts that the node changes into numbers.
+fn with_other_numbers(view: &View, id: NodeId, wanted: &[Dim]) -> Found<Patch> {
+    let y = view.output(id)?;
+    when(!view.is(id, "Concat") && view.dtype(y) == Some(DType::I64) && view.rank(y) == Some(1))?;
+    when(view.node(id).outputs.len() == 1)?;
+    let whole = |x: &ValueId| view.facts.get(*x).dims.as_ref().is_some_and(|d| d.len() == wanted.len());
+    let concat = |x: ValueId| view.made_by(x, &["Concat"]).ok();
+    let concat = view.node(id).inputs.iter().flatten().copied().filter(whole).find_map(concat).or_no()?;
+    let mut patch = view.patch();
+    let (mut inputs, mut rest) = (Vec::new(), wanted);
+    for &part in &view.node(concat).inputs {
+        let part = part.or_no()?;
+        let dims = view.facts.get(part).dims.as_ref().or_no()?;
+        let (want, after) = rest.split_at_checked(dims.len()).or_no()?;
+        rest = after;
+        if dims.iter().zip(want).all(|(a, b)| a.same(b)) {
+            inputs.push(Some(part));
+            continue;
+        }
+        let numbers: Vec<i64> = want.iter().map(Dim::as_known).collect::<Option<_>>().or_no()?;
+        inputs.push(Some(patch.constant(&view.graph.value(part).name, Tensor::vector(numbers))));
+    }
+    let op = view.make("Concat", AttrMap::new().with("axis", 0i64))?;
+    let new = patch.node(&view.graph.value(y).name, op, &inputs);
+    when(!view.graph.is_output(y))?;
+    patch.replace(y, new);
     Ok(patch)
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use narrowbit_import::onnx::ir_version_of;
 use narrowbit_ir::{Attr, AttrMap, Body, Dim, Graph, Model, NodeError, NodeId, Op, OpError, Opaque, Patch, ValueId};
 use narrowbit_ops::Registry;
 use narrowbit_ops::math::softmax::Softmax;
@@ -88,22 +89,8 @@ pub fn upgrade(model: &mut Model, to: i64) -> Result<(), Box<NodeError>> {
     model.graph = graph;
     model.opsets.remove("ai.onnx");
     model.opsets.insert(String::new(), to);
-    model.ir_version = model.ir_version.max(ir_version(to));
+    model.ir_version = model.ir_version.max(ir_version_of(to));
     Ok(())
-}
-
-/// The file format that came with an operator set (ONNX Versioning.md).
-fn ir_version(opset: i64) -> i64 {
-    match opset {
-        ..=12 => 6,
-        13..=14 => 7,
-        15..=18 => 8,
-        19..=20 => 9,
-        21..=22 => 10,
-        23 => 11,
-        24 => 12,
-        _ => 13,
-    }
 }
 
 fn upgrade_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), Box<NodeError>> {
@@ -149,6 +136,8 @@ struct Draft<'a> {
     attrs: AttrMap,
     inputs: Vec<Option<ValueId>>,
     patch: Patch,
+    /// The constants that the patch adds.
+    made: Vec<(ValueId, Tensor)>,
     /// Set where the node is replaced by several.
     replaced: bool,
 }
@@ -204,6 +193,7 @@ fn upgrade_node(
         attrs: node.op.attrs(),
         inputs: node.inputs.clone(),
         patch: Patch::new(graph),
+        made: Vec::new(),
         replaced: false,
     };
     for (name, since, step) in STEPS {
@@ -244,7 +234,16 @@ impl Draft<'_> {
     fn constant(&mut self, suffix: &str, tensor: Tensor) -> ValueId {
         let node = self.graph.node(self.id);
         let base = node.output(0).map_or(node.name.as_str(), |v| self.graph.value(v).name.as_str());
-        self.patch.constant(&format!("{base}.{suffix}"), tensor)
+        let v = self.patch.constant(&format!("{base}.{suffix}"), tensor.clone());
+        self.made.push((v, tensor));
+        v
+    }
+
+    /// The content of an input that does not depend on the model's inputs.
+    fn known(&self, v: ValueId) -> Option<&Tensor> {
+        let made = self.made.iter().find(|(m, _)| *m == v).map(|(_, t)| t);
+        made.or_else(|| self.graph.get_value(v).and_then(|_| self.graph.constant(v)))
+            .or_else(|| self.facts.get(v).value.as_ref())
     }
 
     fn set(&mut self, i: usize, value: ValueId) {
@@ -319,14 +318,23 @@ fn pad(d: &mut Draft, _: i64) -> Result<(), OpError> {
     d.float_to_input("value", 2)
 }
 
-/// Resize of opset 10: `(x, scales)`, positions as `floor(x / scale)`.
+/// Resize of opset 10: `(x, scales)`, positions as `floor(x / scale)`, or `ceil` where an axis shrinks (as ONNX
+/// Runtime rounds; the specification does not say).
 fn resize(d: &mut Draft, _: i64) -> Result<(), OpError> {
     let mode = d.attrs.clone().string("mode")?.unwrap_or_else(|| "nearest".into());
+    let scales = d.inputs.get(1).copied().flatten().ok_or(OpError::MissingInput(1))?;
     d.attrs.set("coordinate_transformation_mode", "asymmetric");
     if mode == "nearest" {
-        d.attrs.set("nearest_mode", "floor");
+        let known = d.known(scales).map(Tensor::to_f32s).transpose()?.unwrap_or_default();
+        let rounding = match (known.iter().all(|&s| s >= 1.0), known.iter().all(|&s| s <= 1.0)) {
+            _ if known.is_empty() => None,
+            (true, _) => Some("floor"),
+            (_, true) => Some("ceil"),
+            _ => None,
+        };
+        let help = "Resize to the nearest element with scales that are not known, or above 1 and below 1";
+        d.attrs.set("nearest_mode", rounding.ok_or_else(|| OpError::Unsupported(help.into()))?);
     }
-    let scales = d.inputs.get(1).copied().flatten().ok_or(OpError::MissingInput(1))?;
     // The region of interest is required until opset 13, and not read here.
     let roi = d.constant("roi", Tensor::vector(Vec::<f32>::new()));
     d.inputs.truncate(1);
@@ -398,8 +406,7 @@ fn group_normalization(d: &mut Draft, _: i64) -> Result<(), OpError> {
     let channels = d.input_shape().and_then(|s| s.get(1)).and_then(Dim::as_usize);
     for (i, suffix) in [(1, "scale"), (2, "bias")] {
         let v = d.inputs.get(i).copied().flatten().ok_or(OpError::MissingInput(i))?;
-        let t = d.graph.constant(v).or(d.facts.get(v).value.as_ref());
-        let (Some(t), Some(c)) = (t, channels) else {
+        let (Some(t), Some(c)) = (d.known(v).cloned(), channels) else {
             return Err(OpError::Unsupported("GroupNormalization whose scale or channels are not known".into()));
         };
         let per_group = usize::try_from(groups).ok().filter(|&g| g > 0 && c % g == 0 && t.len() == g).map(|g| c / g);

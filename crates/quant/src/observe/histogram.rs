@@ -28,7 +28,7 @@ impl Default for Histogram {
 impl Histogram {
     /// The number of values counted.
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |n, &c| n.saturating_add(c))
     }
 
     /// The counts, from the most negative bin on.

@@ -53,7 +53,7 @@ impl MovingAverage {
                 *now += AVERAGING_CONSTANT * (x - *now);
             }
         }
-        self.samples += 1;
+        self.samples = self.samples.saturating_add(1);
     }
 
     /// The average over the samples of `self` followed by those of `next`.
@@ -67,9 +67,18 @@ impl MovingAverage {
             (_, n) => {
                 let fade = (1.0 - AVERAGING_CONSTANT).powf(n as f64);
                 let mix = |i: usize| fade * self.now[i] + next.now[i] - fade * next.first[i];
-                MovingAverage { samples: self.samples + n, first: self.first, now: [mix(0), mix(1)] }
+                MovingAverage { samples: self.samples.saturating_add(n), first: self.first, now: [mix(0), mix(1)] }
             }
         }
+    }
+
+    /// Whether it can be the average of some float32 extremes: what a file claims may not.
+    pub(crate) fn is_sound(&self) -> bool {
+        let limit = f64::from(f32::MAX);
+        // Concatenation subtracts, so the order of minimum and maximum holds up to rounding only.
+        let range =
+            |[lo, hi]: [f64; 2]| lo.abs() <= limit && hi.abs() <= limit && lo <= hi + 1e-6 * hi.abs().max(lo.abs());
+        range(self.first) && range(self.now)
     }
 
     /// The averaged minimum and maximum; `None` before the first sample.
@@ -95,8 +104,8 @@ impl Stats {
 
     /// Records one sample's summary, where the histogram is filled by the caller.
     pub fn add_summary(&mut self, s: &Summary) {
-        self.count += s.count;
-        self.non_finite += s.non_finite;
+        self.count = self.count.saturating_add(s.count);
+        self.non_finite = self.non_finite.saturating_add(s.non_finite);
         if s.count == 0 {
             return;
         }
@@ -107,8 +116,8 @@ impl Stats {
 
     /// Adds the record of samples that came after those of `self`.
     pub fn merge(&mut self, next: &Stats) {
-        self.count += next.count;
-        self.non_finite += next.non_finite;
+        self.count = self.count.saturating_add(next.count);
+        self.non_finite = self.non_finite.saturating_add(next.non_finite);
         self.average = self.average.concat(&next.average);
         self.extremes = match (self.extremes, next.extremes) {
             (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),

@@ -33,7 +33,7 @@ pub struct Layout {
 }
 
 /// Arithmetic with an integer kernel of its own, here and in ONNX Runtime.
-const ARITHMETIC: &[&str] = &[
+pub(crate) const ARITHMETIC: &[&str] = &[
     "Add",
     "Mul",
     "AveragePool",
@@ -434,11 +434,17 @@ impl Planner<'_> {
                 continue;
             }
             let makes_f32 = node.outputs.iter().flatten().any(|&v| self.facts.dtype(v) == Some(DType::F32));
+            let table = node.op.name() == "Gather" && self.graph.const_input(id, 0).is_some();
             let reason = match node.op.quant() {
                 _ if !makes_f32 => Reason::NotFloatData,
                 _ if self.layout.reasons.contains_key(&id) => continue,
+                QuantRole::Arithmetic { same_scale: false } if !ARITHMETIC.contains(&node.op.name()) => {
+                    Reason::FloatOperator
+                }
                 QuantRole::Transparent | QuantRole::Arithmetic { .. } => match self.check_options(node) {
                     Err(r) => r,
+                    Ok(()) if table && !self.options.embeddings => Reason::Excluded,
+                    Ok(()) if table => Reason::Table,
                     Ok(()) => Reason::FloatInput,
                 },
                 _ => Reason::FloatOperator,

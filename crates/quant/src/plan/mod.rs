@@ -14,6 +14,7 @@ use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
 use serde::Serialize;
 
+pub(crate) use layout::ARITHMETIC;
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
 pub use weights::{BiasParams, WeightError, WeightParams};

@@ -9,7 +9,7 @@ use serde::Serialize;
 pub enum Reason {
     /// The operator has no integer form.
     FloatOperator,
-    /// The operator computes on integers, booleans or shapes to begin with.
+    /// The node does not compute on float32: on integers, booleans or shapes, or in another floating-point type.
     NotFloatData,
     /// An override or an option says so.
     Excluded,
@@ -17,12 +17,14 @@ pub enum Reason {
     TypeNotSelected,
     /// The first or the last layer, which an option keeps.
     EdgeLayer,
-    /// The weight is neither a constant nor an activation that can be quantized.
+    /// The second operand is no constant, where only a constant one has an integer kernel; or the first one is.
     WeightNotConstant,
-    /// The weight holds NaN or infinity.
+    /// The weight or the bias holds NaN or infinity.
     WeightNotFinite,
-    /// An attribute has a form that integer kernels do not have (Gemm with transposed A, say).
+    /// An operand or attribute has a form that integer kernels do not have (Gemm with transposed A, say).
     Form,
+    /// A table that 8 bits do not pay for: a small one, one with other readers, or not read along axis 0.
+    Table,
     /// Not all inputs are integers already: quantizing it would add a conversion instead of saving one.
     FloatInput,
     /// Nothing that reads the output computes on integers.
@@ -31,7 +33,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::FloatOperator,
         Reason::NotFloatData,
         Reason::Excluded,
@@ -40,6 +42,7 @@ impl Reason {
         Reason::WeightNotConstant,
         Reason::WeightNotFinite,
         Reason::Form,
+        Reason::Table,
         Reason::FloatInput,
         Reason::FloatConsumer,
     ];
@@ -55,6 +58,7 @@ impl Reason {
             Reason::WeightNotConstant => "weight-not-constant",
             Reason::WeightNotFinite => "weight-not-finite",
             Reason::Form => "form",
+            Reason::Table => "table",
             Reason::FloatInput => "float-input",
             Reason::FloatConsumer => "float-consumer",
         }
@@ -65,15 +69,16 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Reason::FloatOperator => "the operator has no integer form",
-            Reason::NotFloatData => "works on shapes, indices or booleans",
+            Reason::NotFloatData => "does not compute on float32 (shapes, indices, booleans, other types)",
             Reason::Excluded => "kept float by an option",
             Reason::TypeNotSelected => "its type is not among --op-types",
             Reason::EdgeLayer => "first or last layer, kept float by an option",
-            Reason::WeightNotConstant => "the weight is not a constant",
-            Reason::WeightNotFinite => "the weight holds NaN or infinity",
-            Reason::Form => "an attribute has a form without integer kernels",
-            Reason::FloatInput => "its inputs are float: quantizing would add a conversion",
-            Reason::FloatConsumer => "nothing integer reads its output",
+            Reason::WeightNotConstant => "its weight, the second operand, is not a constant",
+            Reason::WeightNotFinite => "the weight or bias holds NaN or infinity",
+            Reason::Form => "a form without integer kernel (transposed A, alpha, beta, a bias that is no constant row, a weight vector)",
+            Reason::Table => "a table that is small, has other readers, or is not read along axis 0",
+            Reason::FloatInput => "an input is not integer already: quantizing would add a conversion",
+            Reason::FloatConsumer => "no integer node reads its output",
         })
     }
 }

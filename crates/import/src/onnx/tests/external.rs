@@ -2,7 +2,7 @@ use std::fs;
 
 use narrowbit_tensor::Tensor as Array;
 
-use super::super::{ExternalData, SaveOptions, load, save};
+use super::super::{ExternalData, SaveOptions, external_files, load, save, stage};
 use super::*;
 
 fn external(entries: &[(&str, &str)]) -> TensorProto {
@@ -32,6 +32,42 @@ fn reads_external_data_at_an_offset() {
     let m = load(dir.path().join("m.onnx")).unwrap();
     let w = m.graph.constant(m.graph.value_named("w").unwrap()).unwrap();
     assert_eq!(*w, Array::vector(vec![1.5f32, -2.0]));
+}
+
+#[test]
+fn names_each_file_of_external_data_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = with_initializer(external(&[("location", "w.bin")]));
+    let more = [("v", "./w.bin"), ("u", "other.bin")]
+        .map(|(name, location)| TensorProto { name: Some(name.into()), ..external(&[("location", location)]) });
+    m.graph.as_mut().unwrap().initializer.extend(more);
+    fs::write(dir.path().join("m.onnx"), m.encode_to_vec()).unwrap();
+    for file in ["w.bin", "other.bin", "m.onnx.data"] {
+        fs::write(dir.path().join(file), [0u8; 8]).unwrap();
+    }
+    let found = external_files(dir.path().join("m.onnx")).unwrap();
+    assert_eq!(found, [dir.path().join("other.bin"), dir.path().join("w.bin")]);
+}
+
+#[test]
+fn puts_a_staged_model_in_place_only_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.onnx");
+    let weight = Array::new([2, 256], vec![0.25f32; 512]).unwrap();
+    let mut t = floats("w", &[2, 256], &[]);
+    t.raw_data = Some(weight.bytes().clone());
+    let m = super::super::parse(with_initializer(t).encode_to_vec(), None).unwrap();
+    let options = SaveOptions { external_data: ExternalData::Always, ..SaveOptions::default() };
+    let files = || fs::read_dir(dir.path()).unwrap().count();
+    let staged = stage(&m, &path, &options).unwrap();
+    let read = staged.load().unwrap();
+    assert_eq!(read.graph.constant(read.graph.value_named("w").unwrap()), Some(&weight));
+    assert!(!path.exists());
+    drop((staged, read));
+    assert_eq!(files(), 0, "nothing is left behind");
+    stage(&m, &path, &options).unwrap().commit().unwrap();
+    assert_eq!(files(), 2);
+    assert_eq!(external_files(&path).unwrap(), [dir.path().join("m.onnx.data")]);
 }
 
 #[test]

@@ -10,15 +10,20 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use narrowbit_ir::{Function, Model};
+use narrowbit_tensor::staged::beside;
 use tempfile::NamedTempFile;
 
 use self::graph::{attribute, function_body, some};
 use self::rope::Rope;
 use self::tensor::External;
+use super::error::ImportError;
+use super::model::read_staged;
 use super::proto::{FunctionProto, ModelProto, OperatorSetIdProto};
 
 /// Protobuf readers refuse messages of 2 GiB and more.
 const MAX_MESSAGE: usize = i32::MAX as usize;
+
+pub use version::ir_version_of;
 
 const MODEL_GRAPH: u32 = 7;
 const MODEL_FUNCTIONS: u32 = 25;
@@ -77,6 +82,49 @@ pub enum ExportError {
 /// # Errors
 /// When a file can't be written, or the model exceeds 2 GiB without external data.
 pub fn save(model: &Model, path: impl AsRef<Path>, options: &SaveOptions) -> Result<(), ExportError> {
+    stage(model, path, options)?.commit()
+}
+
+/// A model that is written as [`save`] writes it, but still under a temporary name beside its place. Dropped
+/// without [`Staged::commit`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct Staged {
+    path: PathBuf,
+    model: NamedTempFile,
+    data_path: PathBuf,
+    data: Option<NamedTempFile>,
+}
+
+impl Staged {
+    /// Reads what was written, so that it can be checked before it takes its place.
+    ///
+    /// # Errors
+    /// As [`super::load`].
+    pub fn load(&self) -> Result<Model, ImportError> {
+        let data = self.data.as_ref().map(|file| (self.data_path.as_path(), file.path()));
+        read_staged(&self.path, self.model.path(), data)
+    }
+
+    /// Moves the files into place; those that stood there before are replaced.
+    ///
+    /// # Errors
+    /// When a file can't be replaced.
+    pub fn commit(self) -> Result<(), ExportError> {
+        let rename = |file: NamedTempFile, to: &Path| {
+            file.persist(to).map_err(|e| ExportError::Io { path: to.into(), source: e.error })
+        };
+        // The data comes first, as the model refers to it.
+        self.data.map(|f| rename(f, &self.data_path)).transpose()?;
+        rename(self.model, &self.path)?;
+        Ok(())
+    }
+}
+
+/// Writes a model as [`save`] does, but leaves it to [`Staged::commit`] to put it in place.
+///
+/// # Errors
+/// As [`save`].
+pub fn stage(model: &Model, path: impl AsRef<Path>, options: &SaveOptions) -> Result<Staged, ExportError> {
     let path = path.as_ref();
     let mut data_path = path.to_path_buf().into_os_string();
     data_path.push(".data");
@@ -93,15 +141,9 @@ pub fn save(model: &Model, path: impl AsRef<Path>, options: &SaveOptions) -> Res
         return Err(ExportError::TooLarge(rope.len()));
     }
     let data = data.filter(|d| !d.is_empty());
-    // Both are complete before either is renamed; the data comes first, as the model refers to it.
-    let data_file = data.map(|d| temporary(&data_path, |out| d.write(out))).transpose()?;
-    let model_file = temporary(path, |out| rope.write(out))?;
-    let rename = |file: NamedTempFile, to: &Path| {
-        file.persist(to).map_err(|e| ExportError::Io { path: to.into(), source: e.error })
-    };
-    data_file.map(|f| rename(f, &data_path)).transpose()?;
-    rename(model_file, path)?;
-    Ok(())
+    let data = data.map(|d| temporary(&data_path, |out| d.write(out))).transpose()?;
+    let model = temporary(path, |out| rope.write(out))?;
+    Ok(Staged { path: path.into(), model, data_path, data })
 }
 
 /// The model as the bytes of one file.
@@ -118,15 +160,8 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, ExportError> {
 
 /// A complete file under a temporary name in the folder of `path`.
 fn temporary(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<NamedTempFile, ExportError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let make = || {
-        // Before the temporary file, whose name would stand in the error.
-        fs::metadata(folder)?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".narrowbit-").suffix(".tmp");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder)?;
+        let file = beside(path)?;
         let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
         write(&mut out)?;
         out.flush()?;

@@ -7,7 +7,7 @@ const DEFAULT: i64 = 7;
 /// The version of the file format that a model needs: its own, raised where an opset, a type or a feature asks for it.
 pub(super) fn ir_version(model: &Model) -> i64 {
     let stated = if model.ir_version > 0 { model.ir_version } else { DEFAULT };
-    let opset = model.opsets.get("").or_else(|| model.opsets.get("ai.onnx")).map_or(0, |&v| of_opset(v));
+    let opset = model.opsets.get("").or_else(|| model.opsets.get("ai.onnx")).map_or(0, |&v| ir_version_of(v));
     let functions = model.functions.iter().map(|f| {
         let late =
             !f.overload.is_empty() || !f.graph.metadata.is_empty() || f.graph.values().any(|(_, v)| is_typed(&v.ty));
@@ -22,7 +22,7 @@ fn is_typed(ty: &ValueType) -> bool {
 }
 
 /// The IR version with which an opset was released (the table of ONNX's Versioning page).
-fn of_opset(opset: i64) -> i64 {
+pub fn ir_version_of(opset: i64) -> i64 {
     match opset {
         ..=8 => 3,
         9 => 4,
