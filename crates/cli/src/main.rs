@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod commands;
 mod comparison;
 mod data;
 mod interrupt;
+mod macs;
 mod metrics;
 mod model;
 mod output;

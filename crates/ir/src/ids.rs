@@ -11,6 +11,11 @@ macro_rules! id {
             pub fn index(self) -> usize {
                 self.0 as usize
             }
+
+            /// The id of a position, for side tables that go beyond the graph's own ids.
+            pub fn from_index(index: usize) -> Self {
+                $name(u32::try_from(index).unwrap_or(u32::MAX))
+            }
         }
 
         impl fmt::Display for $name {

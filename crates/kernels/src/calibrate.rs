@@ -1,5 +1,6 @@
 //! One-pass statistics of activations: ranges, histograms, moments.
 
+use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 
 use crate::buffer::SharedMut;
@@ -259,89 +260,203 @@ impl Kernel for Sums<'_> {
 ///
 /// # Errors
 /// The range is empty or not finite, or there are no bins or over [`MAX_BINS`].
-pub fn histogram(exec: &Exec, x: &[f32], (low, high): (f32, f32), absolute: bool, bins: &mut [u64]) -> Result<Outside> {
-    const NAME: &str = "histogram";
-    let n = bins.len();
-    require(NAME, (1..=MAX_BINS).contains(&n), "there must be 1 to 1048576 bins")?;
-    let factor = n as f32 / (high - low);
-    let good = low < high && factor.is_finite() && factor > 0.0;
-    require(NAME, good, "the range must be finite and not empty")?;
-    // Where zero is an edge and the width a power of two, x · factor is exact: subtracting `low` first would
-    // round small values into a neighbouring bin.
-    let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
-    let total = Mutex::new((bins, Outside::default()));
-    exec.split(x.len(), 2 * CHUNK, &|range| {
-        let mut counts = vec![0u32; (n + EXTRA) * WAYS];
-        // A part of at most 2^30 elements can't overflow its counters.
-        for part in x[range].chunks(1 << 30) {
-            exec.isa().dispatch(Count { x: part, low, high, factor, absolute, aligned, n, counts: &mut counts });
-            let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
-            let (bins, outside) = &mut *guard;
-            let count = |i: usize| (0..WAYS).map(|way| u64::from(counts[way * (n + EXTRA) + i])).sum::<u64>();
-            for (i, bin) in bins.iter_mut().enumerate() {
-                *bin += count(i);
+pub fn histogram(exec: &Exec, x: &[f32], range: (f32, f32), absolute: bool, bins: &mut [u64]) -> Result<Outside> {
+    let scale = Scale::new(bins.len(), range, absolute)?;
+    Ok(count(exec, x, scale, bins).outside)
+}
+
+/// As [`histogram`], and the least and the greatest element from the same pass, where all elements lie between
+/// `low` and `high`, the ends excluded. Where not, nothing is counted and the answer is `None`.
+///
+/// # Errors
+/// As [`histogram`].
+pub fn histogram_within(exec: &Exec, x: &[f32], range: (f32, f32), bins: &mut [u64]) -> Result<Option<(f32, f32)>> {
+    let scale = Scale::new(bins.len(), range, false)?;
+    let mut counts = vec![0; bins.len()];
+    let Counted { outside, min, max } = count(exec, x, scale, &mut counts);
+    if x.is_empty() || outside != Outside::default() || min <= range.0 || max >= range.1 {
+        return Ok(None);
+    }
+    bins.iter_mut().zip(counts).for_each(|(bin, count)| *bin += count);
+    Ok(Some((min, max)))
+}
+
+/// Which bin a value falls in.
+#[derive(Clone, Copy)]
+struct Scale {
+    low: f32,
+    high: f32,
+    /// Bins per unit.
+    factor: f32,
+    absolute: bool,
+    /// Zero is an edge and the width a power of two, so that x · factor is exact: subtracting `low` first would
+    /// round small values into a neighbouring bin.
+    aligned: bool,
+    bins: usize,
+}
+
+impl Scale {
+    fn new(bins: usize, (low, high): (f32, f32), absolute: bool) -> Result<Scale> {
+        const NAME: &str = "histogram";
+        require(NAME, (1..=MAX_BINS).contains(&bins), "there must be 1 to 1048576 bins")?;
+        let factor = bins as f32 / (high - low);
+        let good = low < high && factor.is_finite() && factor > 0.0;
+        require(NAME, good, "the range must be finite and not empty")?;
+        let aligned = (low * factor).fract() == 0.0 && factor.to_bits() << 9 == 0;
+        Ok(Scale { low, high, factor, absolute, aligned, bins })
+    }
+
+    /// The bins that values of `min ..= max` fall in.
+    fn used(self, min: f32, max: f32) -> std::ops::Range<usize> {
+        // The formula of `bin`, whose every step keeps the order of values.
+        let bin = |v: f32| {
+            let v = v.clamp(self.low, self.high);
+            let bin = match self.aligned {
+                true => (v * self.factor).floor() - self.low * self.factor,
+                false => ((v - self.low) * self.factor).floor(),
+            };
+            (bin as usize).min(self.bins - 1)
+        };
+        if min > max { 0..0 } else { bin(min)..bin(max) + 1 }
+    }
+
+    /// The bin of each lane: 0 … bins − 1, or one of the [`EXTRA`].
+    #[inline(always)]
+    fn bin<S: Simd>(self, s: S, v: S::F) -> S::F {
+        let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
+        let n = self.bins as f32;
+        let bin = match self.aligned {
+            true => s.sub(s.floor(s.mul(v, factor)), s.splat(self.low * self.factor)),
+            false => s.floor(s.mul(s.sub(v, low), factor)),
+        };
+        let bin = s.min(bin, s.splat(n - 1.0));
+        let bin = s.select(s.lt(v, low), s.splat(n), bin);
+        let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
+        s.select(s.unordered(v, v), s.splat(n + 2.0), bin)
+    }
+}
+
+/// What a count found beside the bins.
+struct Counted {
+    outside: Outside,
+    /// The least element that is a number, infinities included.
+    min: f32,
+    /// The greatest.
+    max: f32,
+}
+
+fn count(exec: &Exec, x: &[f32], scale: Scale, bins: &mut [u64]) -> Counted {
+    let none = Counted { outside: Outside::default(), min: f32::INFINITY, max: f32::NEG_INFINITY };
+    let total = Mutex::new((bins, none));
+    // Few parts: each has its own counters to add up.
+    let grain = x.len().div_ceil(2 * exec.threads()).max(2 * CHUNK);
+    exec.split(x.len(), grain, &|range| {
+        with_counters((scale.bins + EXTRA) * WAYS, |counts| {
+            // A part of at most 2^30 elements can't overflow its counters.
+            for part in x[range.clone()].chunks(1 << 30) {
+                let (min, max) = exec.isa().dispatch(Count { x: part, scale, counts });
+                let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
+                let (bins, found) = &mut *guard;
+                let (inside, extra) = counts.split_at_mut(scale.bins * WAYS);
+                let used = scale.used(min, max);
+                let inside = inside[used.start * WAYS..used.end * WAYS].chunks_exact_mut(WAYS);
+                bins[used].iter_mut().zip(inside).for_each(|(bin, ways)| *bin += take(ways));
+                let mut extra = extra.chunks_exact_mut(WAYS).map(take);
+                let mut next = || extra.next().unwrap_or_default();
+                found.outside.below += next();
+                found.outside.above += next();
+                found.outside.nan += next();
+                (found.min, found.max) = (found.min.min(min), found.max.max(max));
             }
-            outside.below += count(n);
-            outside.above += count(n + 1);
-            outside.nan += count(n + 2);
-            drop(guard);
-            counts.fill(0);
-        }
+        });
     });
-    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).1)
+    total.into_inner().unwrap_or_else(PoisonError::into_inner).1
+}
+
+/// The sum of a bin's counters, which are left at zero.
+fn take(ways: &mut [u32]) -> u64 {
+    let sum = ways.iter().map(|&c| u64::from(c)).sum();
+    ways.fill(0);
+    sum
+}
+
+/// Lends this thread's counters, `len` zeros; `body` leaves them at zero. They are kept, because
+/// clearing them for each tensor would cost as much as counting a small one.
+fn with_counters(len: usize, body: impl FnOnce(&mut [u32])) {
+    thread_local! {
+        static COUNTERS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    }
+    // A panic in `body` drops the vector: the next call starts with a new one.
+    let mut counters = COUNTERS.take();
+    if counters.len() < len {
+        counters.resize(len, 0);
+    }
+    body(&mut counters[..len]);
+    COUNTERS.set(counters);
 }
 
 /// Counters beyond the bins: below, above, NaN.
 const EXTRA: usize = 3;
-/// Separate counters for neighbouring elements, which often fall in the same bin and
-/// would wait for each other.
-const WAYS: usize = 4;
+/// Counters of each bin, side by side: neighbouring elements, which often fall in the same bin (the zeros of
+/// a ReLU), take turns and do not wait for each other.
+const WAYS: usize = 8;
+/// Elements whose bins are computed before they are counted: the one is vector work, the other is not.
+const BLOCK: usize = 1024;
 
 struct Count<'a> {
     x: &'a [f32],
-    low: f32,
-    high: f32,
-    factor: f32,
-    absolute: bool,
-    aligned: bool,
-    n: usize,
+    scale: Scale,
+    /// `WAYS` for each of the bins and of `EXTRA`.
     counts: &'a mut [u32],
 }
 
 impl Kernel for Count<'_> {
-    type Out = ();
+    /// The least and the greatest element that is a number.
+    type Out = (f32, f32);
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (low, high, factor) = (s.splat(self.low), s.splat(self.high), s.splat(self.factor));
-        let n = self.n as f32;
-        let last = s.splat(n - 1.0);
-        let base = s.splat(self.low * self.factor);
-        let mut lanes = [0i32; 16];
-        let mut i = 0;
-        while i < self.x.len() {
-            let len = (self.x.len() - i).min(S::LANES);
-            // SAFETY: `len` elements are left; at most 16 lanes.
-            unsafe {
-                let v = s.load_bits(self.x.as_ptr().add(i), low_bits(len));
-                let v = if self.absolute { s.abs(v) } else { v };
-                let bin = match self.aligned {
-                    true => s.sub(s.floor(s.mul(v, factor)), base),
-                    false => s.floor(s.mul(s.sub(v, low), factor)),
-                };
-                let bin = s.min(bin, last);
-                let bin = s.select(s.lt(v, low), s.splat(n), bin);
-                let bin = s.select(s.lt(high, v), s.splat(n + 1.0), bin);
-                let bin = s.select(s.unordered(v, v), s.splat(n + 2.0), bin);
-                s.store_i32_n(lanes.as_mut_ptr(), s.to_i32(bin), S::LANES);
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let Count { x, scale, counts } = self;
+        assert!(counts.len() >= (scale.bins + EXTRA) * WAYS);
+        let ways = s.splat(WAYS as f32);
+        let (mut min, mut max) = (s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY));
+        // Room for the lanes beyond a last block that is no multiple of them.
+        let mut cells = [0i32; BLOCK + 16];
+        for block in x.chunks(BLOCK) {
+            let mut i = 0;
+            while i < block.len() {
+                let len = (block.len() - i).min(S::LANES);
+                // SAFETY: `len` elements are left; up to 16 lanes beyond `i < BLOCK` fit in `cells`; a prefetch may
+                // lie beyond the end.
+                unsafe {
+                    let p = block.as_ptr().add(i);
+                    s.prefetch(p.wrapping_add(BLOCK));
+                    let v = if len == S::LANES { s.load(p) } else { s.load_bits(p, low_bits(len)) };
+                    let v = if scale.absolute { s.abs(v) } else { v };
+                    if len == S::LANES {
+                        (min, max) = (s.min(v, min), s.max(v, max));
+                    } else {
+                        for &v in &block[i..] {
+                            let v = s.splat(if scale.absolute { v.abs() } else { v });
+                            (min, max) = (s.min(v, min), s.max(v, max));
+                        }
+                    }
+                    let cell = s.to_i32(s.mul(scale.bin(s, v), ways));
+                    s.store_i32_n(cells.as_mut_ptr().add(i), cell, S::LANES);
+                }
+                i += S::LANES;
             }
-            for (k, &bin) in lanes[..len].iter().enumerate() {
-                // One lane: spread by position instead.
-                let way = if S::LANES == 1 { i % WAYS } else { k % WAYS };
-                self.counts[way * (self.n + EXTRA) + bin as usize] += 1;
+            let (groups, rest) = cells[..block.len()].as_chunks::<WAYS>();
+            for group in groups {
+                for (way, &cell) in group.iter().enumerate() {
+                    // SAFETY: `Scale::bin` gives 0 … bins − 1 or one of `EXTRA` for any float, and `counts` has
+                    // `WAYS` counters for each, as asserted above.
+                    unsafe { *counts.get_unchecked_mut(cell as usize + way) += 1 };
+                }
             }
-            i += S::LANES;
+            rest.iter().for_each(|&cell| counts[cell as usize] += 1);
         }
+        (s.hmin(min), s.hmax(max))
     }
 }
 
@@ -425,6 +540,27 @@ mod tests {
                 let mut g = Guarded::new(&x);
                 assert_eq!(histogram(&exec, g.get(), (low, high), absolute, &mut got).unwrap(), outside);
                 assert_eq!(got, want, "{len} {exec:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn counts_and_finds_the_extremes_in_one_pass_within_the_range() {
+        for exec in execs() {
+            for len in [1, 37, 1024, 5000, 200_003] {
+                let mut r = Random::new(len as u64);
+                let mut x: Vec<f32> = (0..len).map(|_| r.unit() * 3.9).collect();
+                let (mut want, mut got) = (vec![7u64; 64], vec![7u64; 64]);
+                histogram(&exec, &x, (-4.0, 4.0), false, &mut want).unwrap();
+                let extremes = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |m, &v| (m.0.min(v), m.1.max(v)));
+                let mut g = Guarded::new(&x);
+                assert_eq!(histogram_within(&exec, g.get(), (-4.0, 4.0), &mut got).unwrap(), Some(extremes));
+                assert_eq!(got, want, "{len} {exec:?}");
+                for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -4.0] {
+                    x[len / 2] = odd;
+                    assert_eq!(histogram_within(&exec, &x, (-4.0, 4.0), &mut got).unwrap(), None, "{odd}");
+                    assert_eq!(got, want, "{len} {odd} {exec:?}");
+                }
             }
         }
     }

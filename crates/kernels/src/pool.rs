@@ -11,6 +11,9 @@ use std::thread::JoinHandle;
 /// How often an idle worker polls before it sleeps: about 150 µs where `pause`
 /// takes 140 cycles, which bridges the serial parts between two operators.
 const SPINS: usize = 3000;
+/// The same while a run goes on ([`Pool::keep_awake`]): about 4 ms. Waking a sleeping thread
+/// can take longer than an operator, above all on a virtual machine.
+const SPINS_IN_RUN: usize = 60_000;
 
 /// The most threads that a pool starts.
 pub const MAX_THREADS: usize = 256;
@@ -30,6 +33,8 @@ struct Shared {
     done: Condvar,
     /// Counts published jobs, so that spinning workers see a new one without the lock.
     epoch: AtomicU64,
+    /// Runs that go on.
+    runs: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -98,6 +103,7 @@ impl Pool {
             wake: Condvar::new(),
             done: Condvar::new(),
             epoch: AtomicU64::new(0),
+            runs: AtomicUsize::new(0),
         });
         let workers: Vec<_> = (1..threads.clamp(1, MAX_THREADS))
             .map_while(|index| {
@@ -139,6 +145,30 @@ impl Pool {
         }
     }
 
+    /// Wakes the workers and lets them wait for jobs awake until the guard is dropped: for a
+    /// run of many short jobs.
+    pub fn keep_awake(&self) -> Awake<'_> {
+        self.shared.runs.fetch_add(1, Ordering::Relaxed);
+        if !self.workers.is_empty() {
+            let state = lock(&self.shared.state);
+            if state.sleepers > 0 {
+                self.shared.epoch.fetch_add(1, Ordering::Release);
+                drop(state);
+                self.shared.wake.notify_all();
+            }
+        }
+        Awake(&self.shared.runs)
+    }
+
+    /// As [`Pool::run`], on the caller alone unless `parallel`.
+    pub fn run_if(&self, parallel: bool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if parallel {
+            self.run(tasks, task);
+        } else {
+            (0..tasks).for_each(task);
+        }
+    }
+
     fn publish(&self, job: &Job<'_>) {
         let mut state = lock(&self.shared.state);
         state.job = Some(JobRef(std::ptr::from_ref(job).cast()));
@@ -169,6 +199,16 @@ impl Pool {
         while state.active > 0 {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// Keeps a pool's workers awake while it lives.
+#[derive(Debug)]
+pub struct Awake<'a>(&'a AtomicUsize);
+
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -203,10 +243,13 @@ fn worker(shared: &Shared) {
 /// Waits for a job and enters it; `None` when the pool is dropped.
 fn next_job(shared: &Shared, seen: &mut u64) -> Option<JobRef> {
     loop {
-        for _ in 0..SPINS {
-            if shared.epoch.load(Ordering::Acquire) != *seen {
+        let mut spins = 0;
+        while shared.epoch.load(Ordering::Acquire) == *seen {
+            let most = if shared.runs.load(Ordering::Relaxed) > 0 { SPINS_IN_RUN } else { SPINS };
+            if spins >= most {
                 break;
             }
+            spins += 1;
             std::hint::spin_loop();
         }
         let mut state = lock(&shared.state);
@@ -254,6 +297,9 @@ mod tests {
         let pool = Pool::new(3);
         for round in 0..2000 {
             assert_eq!(count_runs(&pool, 5), vec![1; 5]);
+            let awake = (round % 3 == 0).then(|| pool.keep_awake());
+            assert_eq!(count_runs(&pool, 5), vec![1; 5]);
+            drop(awake);
             if round % 500 == 0 {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }

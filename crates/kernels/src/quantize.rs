@@ -203,7 +203,7 @@ impl Lane<'_> {
 
 /// `round_half_even(x / scale)`, limited so that adding the zero point stays in range.
 #[inline(always)]
-fn steps<S: Simd>(s: S, x: S::F, scale: S::F, point: S::I, (low, high): (i32, i32)) -> S::I {
+pub(crate) fn steps<S: Simd>(s: S, x: S::F, scale: S::F, point: S::I, (low, high): (i32, i32)) -> S::I {
     let floor = s.to_f32(s.sub_i(s.splat_i(low), point));
     let ceiling = s.to_f32(s.sub_i(s.splat_i(high), point));
     // A NaN takes the second operand of `max`: the smallest value.

@@ -103,15 +103,27 @@ fn record(
     values: &[f32],
     histograms: bool,
 ) -> Result<(), narrowbit_kernels::KernelError> {
+    // Mostly the histogram covers the values already: one pass will do.
+    if let (Some(h), Some(_), true) = (&mut stats.histogram, stats.extremes, histograms) {
+        let (low, _) = h.geometry();
+        if let Some((min, max)) = kernels::histogram_within(exec, values, (low, -low), h.counts_mut())? {
+            stats.add_summary(&summary(values.len(), 0, (min, max)));
+            return Ok(());
+        }
+    }
     let r = kernels::min_max(exec, values);
-    let non_finite = r.nan + r.infinite;
-    let summary = Summary { count: values.len() as u64 - non_finite, non_finite, min: r.min, max: r.max };
+    let summary = summary(values.len(), r.nan + r.infinite, (r.min, r.max));
     stats.add_summary(&summary);
     let Some(h) = stats.histogram.as_mut().filter(|_| histograms && summary.count > 0) else { return Ok(()) };
     h.cover(summary.min.abs().max(summary.max.abs()));
-    let (lo, _) = h.geometry();
-    kernels::histogram(exec, values, (lo, -lo), false, h.counts_mut())?;
+    let (low, _) = h.geometry();
+    kernels::histogram(exec, values, (low, -low), false, h.counts_mut())?;
     Ok(())
+}
+
+/// Which zero of two comes first depends on threads and lanes: −0 becomes 0.
+fn summary(len: usize, non_finite: u64, (min, max): (f32, f32)) -> Summary {
+    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0 }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod observe;
 pub mod op_types;
 pub mod options;
+mod parallel;
 pub mod plan;
 pub mod qdq;
 pub mod qoperator;

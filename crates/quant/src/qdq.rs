@@ -12,6 +12,7 @@ use narrowbit_kernels::Exec;
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor, TensorError};
 
+use crate::parallel::in_parallel;
 use crate::plan::{ActivationParams, Kind, QuantPlan, WeightError, WeightParams};
 
 /// Why the plan could not be carried out.
@@ -41,7 +42,8 @@ pub enum QdqError {
 /// # Errors
 /// When the plan was made for another state of the graph.
 pub fn insert(graph: &mut Graph, plan: &QuantPlan, opset: i64, exec: &Exec) -> Result<(), QdqError> {
-    let mut writer = Writer { graph, plan, opset, exec, patch: Patch::new(graph), shared: BTreeMap::new() };
+    let codes = codes(graph, plan, exec)?;
+    let mut writer = Writer { graph, plan, opset, codes, patch: Patch::new(graph), shared: BTreeMap::new() };
     for (&v, params) in &plan.activations {
         writer.activation(v, params)?;
     }
@@ -63,7 +65,8 @@ struct Writer<'a> {
     graph: &'a Graph,
     plan: &'a QuantPlan,
     opset: i64,
-    exec: &'a Exec,
+    /// The weights as integers.
+    codes: BTreeMap<SharedKey, Tensor>,
     patch: Patch,
     /// Nodes that read the same constant with the same parameters share its quantized form.
     shared: BTreeMap<SharedKey, ValueId>,
@@ -71,6 +74,24 @@ struct Writer<'a> {
 
 /// A constant, the axis of its scales, and the bits of scales and zero points.
 type SharedKey = (ConstId, Option<usize>, Vec<(u32, i32)>);
+
+fn key(id: ConstId, params: &WeightParams) -> SharedKey {
+    (id, params.axis, params.points.iter().map(|p| (p.scale.to_bits(), p.zero_point)).collect())
+}
+
+/// The integers of all weights of the plan.
+fn codes(graph: &Graph, plan: &QuantPlan, exec: &Exec) -> Result<BTreeMap<SharedKey, Tensor>, WeightError> {
+    let mut jobs: BTreeMap<SharedKey, (&Tensor, &WeightParams)> = BTreeMap::new();
+    for (&(node, input), params) in &plan.weights {
+        let Some(v) = graph.node(node).input(input) else { continue };
+        if let (Some(w), Some(id)) = (graph.constant(v), graph.const_id(v)) {
+            jobs.insert(key(id, params), (w, params));
+        }
+    }
+    let (keys, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
+    let made = in_parallel(exec, &jobs, |(w, params)| params.tensor(exec, w));
+    keys.into_iter().zip(made).map(|(key, codes)| Ok((key, codes?))).collect()
+}
 
 impl Writer<'_> {
     fn op(&self, name: &str, axis: Option<usize>) -> Result<Arc<dyn Op>, OpError> {
@@ -130,12 +151,13 @@ impl Writer<'_> {
 
     fn weight(&mut self, node: NodeId, input: usize, params: &WeightParams) -> Result<(), QdqError> {
         let Some(v) = self.graph.node(node).input(input) else { return Ok(()) };
-        let (Some(w), Some(id)) = (self.graph.constant(v), self.graph.const_id(v)) else { return Ok(()) };
-        let key = (id, params.axis, params.points.iter().map(|p| (p.scale.to_bits(), p.zero_point)).collect());
+        let Some(id) = self.graph.const_id(v) else { return Ok(()) };
+        let key = key(id, params);
         let out = match self.shared.get(&key) {
             Some(&out) => out,
             None => {
-                let out = self.dequantized(&self.graph.value(v).name.clone(), w, params)?;
+                let Some(codes) = self.codes.get(&key).cloned() else { return Ok(()) };
+                let out = self.dequantized(&self.graph.value(v).name.clone(), codes, params)?;
                 self.shared.insert(key, out);
                 out
             }
@@ -144,8 +166,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn dequantized(&mut self, name: &str, w: &Tensor, params: &WeightParams) -> Result<ValueId, QdqError> {
-        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(self.exec, w)?);
+    fn dequantized(&mut self, name: &str, codes: Tensor, params: &WeightParams) -> Result<ValueId, QdqError> {
+        let codes = self.patch.constant(&format!("{name}_quantized"), codes);
         let (scale, zero) = params.tensors();
         let scale = self.patch.constant(&format!("{name}_scale"), scale);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
@@ -187,9 +209,11 @@ impl Writer<'_> {
     fn embedding(&mut self, node: NodeId, params: &WeightParams) -> Result<(), QdqError> {
         let gather = self.graph.node(node);
         let (Some(v), Some(out)) = (gather.input(0), gather.output(0)) else { return Ok(()) };
-        let Some(table) = self.graph.constant(v) else { return Ok(()) };
+        let Some(codes) = self.graph.const_id(v).and_then(|id| self.codes.get(&key(id, params)).cloned()) else {
+            return Ok(());
+        };
         let name = self.graph.value(v).name.clone();
-        let codes = self.patch.constant(&format!("{name}_quantized"), params.tensor(self.exec, table)?);
+        let codes = self.patch.constant(&format!("{name}_quantized"), codes);
         let (scale, zero) = params.tensors();
         let scale = self.patch.constant(&format!("{name}_scale"), scale);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);

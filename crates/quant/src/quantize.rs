@@ -104,18 +104,18 @@ fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
-/// Quantizes a sanitized model in place, on the threads of `exec`.
+/// Quantizes a sanitized model in place, on the threads of `exec`, as its [`layout`] with the same options says.
 ///
 /// # Errors
-/// As [`layout`]; when the ranges belong to another model or lack what the method needs.
+/// When the ranges belong to another model or lack what the method needs.
 pub fn quantize(
     model: &mut Model,
+    layout: Layout,
     ranges: &Ranges,
     options: &QuantOptions,
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
     ranges.check(&model.graph)?;
-    let layout = layout(model, options)?;
     let plan = QuantPlan::new(&model.graph, layout, &ranges.tensors, options, exec)?;
     let fates = fates(model, &plan);
     let opset = model.opset();

@@ -37,6 +37,8 @@ pub struct Step {
     pub outs: Vec<usize>,
     /// The operand whose memory the first result takes over.
     pub in_place: Option<usize>,
+    /// Whether it only moves the channels of a value that another step made.
+    pub converts: bool,
 }
 
 /// A value of a plan.
@@ -48,6 +50,8 @@ pub struct PlanValue {
     pub ty: Concrete,
     /// Where it is.
     pub place: Place,
+    /// Whether the second axis is the innermost one in memory (NHWC).
+    pub channels_last: bool,
 }
 
 /// A compiled graph for one set of input shapes.
@@ -94,6 +98,7 @@ pub fn compile(
     }
     let mut compiler = Compiler::new(graph, &facts, keep, exec, weights);
     compiler.steps()?;
+    compiler.drop_unused();
     Ok(compiler.finish())
 }
 
@@ -118,6 +123,10 @@ struct Compiler<'a> {
     fusions: BTreeMap<NodeId, Fusion>,
     swallowed: BTreeMap<NodeId, NodeId>,
     steps: Vec<(NodeId, Built)>,
+    /// What the steps make, by id and layout.
+    made: BTreeSet<ValueId>,
+    /// Those of them that only were converted from the other layout.
+    converted: BTreeSet<ValueId>,
 }
 
 /// What is known of the graph's values.
@@ -129,6 +138,20 @@ struct Scope<'a> {
 }
 
 impl Scope<'_> {
+    /// The id of a value with its channels last: ids beyond the graph's own.
+    fn channels_last(&self, v: ValueId) -> ValueId {
+        ValueId::from_index(v.index() + self.graph.value_capacity())
+    }
+
+    fn is_channels_last(&self, v: ValueId) -> bool {
+        v.index() >= self.graph.value_capacity()
+    }
+
+    /// The graph's value behind an id of either layout.
+    fn base(&self, v: ValueId) -> ValueId {
+        if self.is_channels_last(v) { ValueId::from_index(v.index() - self.graph.value_capacity()) } else { v }
+    }
+
     /// The value whose memory a value shares.
     fn root(&self, mut v: ValueId) -> ValueId {
         while let Some(&x) = self.alias.get(&v) {
@@ -139,12 +162,15 @@ impl Scope<'_> {
 
     /// Whether a value's content does not depend on the model's inputs.
     fn is_constant(&self, v: ValueId) -> bool {
-        self.facts.get(v).value.is_some() || self.dequantized(v).is_some()
+        !self.is_channels_last(v) && (self.facts.get(v).value.is_some() || self.dequantized(v).is_some())
     }
 
     /// The content of a constant value. Weights behind a DequantizeLinear are computed on each call, so
     /// that only their packed form stays in memory.
     fn constant(&self, v: ValueId) -> Option<Tensor> {
+        if self.is_channels_last(v) {
+            return None;
+        }
         if let Some(t) = &self.facts.get(v).value {
             return Some(t.clone());
         }
@@ -171,7 +197,7 @@ impl Scope<'_> {
     }
 
     fn ty(&self, v: ValueId) -> Concrete {
-        concrete(self.facts.get(v)).unwrap_or(Concrete { dtype: DType::U8, shape: vec![0] })
+        concrete(self.facts.get(self.base(v))).unwrap_or(Concrete { dtype: DType::U8, shape: vec![0] })
     }
 }
 
@@ -186,7 +212,17 @@ impl<'a> Compiler<'a> {
         let fusions = fuse::find(graph, facts, keep);
         let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
         let scope = Scope { graph, facts, alias: BTreeMap::new() };
-        Compiler { scope, keep, exec, weights, fusions, swallowed, steps: Vec::new() }
+        Compiler {
+            scope,
+            keep,
+            exec,
+            weights,
+            fusions,
+            swallowed,
+            steps: Vec::new(),
+            made: BTreeSet::new(),
+            converted: BTreeSet::new(),
+        }
     }
 
     fn steps(&mut self) -> Result<(), CompileError> {
@@ -195,13 +231,62 @@ impl<'a> Compiler<'a> {
                 // A fusion runs where its last node stands: only there are all its operands ready.
                 Some(root) if self.fusions[&root].nodes.last() == Some(&id) => {
                     let built = self.build(root, Some(&self.fusions[&root]))?;
-                    self.steps.push((root, built));
+                    self.push(root, built);
                 }
                 Some(_) => {}
                 None => self.node(id)?,
             }
         }
+        let last = self.scope.graph.order().last().copied();
+        for &v in self.scope.graph.outputs() {
+            if let Some(node) = last {
+                self.ensure(node, v);
+            }
+        }
         Ok(())
+    }
+
+    /// Adds a step, after the conversions of layout that its operands need.
+    fn push(&mut self, node: NodeId, built: Built) {
+        for &v in &built.ins {
+            self.ensure(node, v);
+        }
+        self.made.extend(built.outs.iter().copied());
+        self.steps.push((node, built));
+    }
+
+    /// Makes sure that a value stands in memory in the layout of its id.
+    fn ensure(&mut self, node: NodeId, id: ValueId) {
+        let last = self.scope.is_channels_last(id);
+        let id = if last { id } else { self.scope.root(id) };
+        let from = if last { self.scope.base(id) } else { self.scope.channels_last(id) };
+        if self.made.contains(&id) || !last && !self.made.contains(&from) {
+            return;
+        }
+        if last {
+            self.ensure(node, from);
+        }
+        let kernel = ops::change_layout(&self.scope.ty(id), last);
+        self.made.insert(id);
+        self.converted.insert(id);
+        self.steps.push((node, Built { kernel, ins: vec![from], outs: vec![id] }));
+    }
+
+    /// Drops the steps whose results nobody reads or asked to see: most are a
+    /// DequantizeLinear before integer kernels.
+    fn drop_unused(&mut self) {
+        let scope = &self.scope;
+        let mut read: BTreeSet<ValueId> = scope.graph.outputs().iter().map(|&v| scope.root(v)).collect();
+        let mut kept = Vec::with_capacity(self.steps.len());
+        for (node, built) in self.steps.drain(..).rev() {
+            let wanted = |v: &ValueId| read.contains(v) || self.keep.contains(&scope.base(*v));
+            if built.outs.iter().any(wanted) {
+                read.extend(built.ins.iter().map(|&v| scope.root(v)));
+                kept.push((node, built));
+            }
+        }
+        kept.reverse();
+        self.steps = kept;
     }
 
     fn node(&mut self, id: NodeId) -> Result<(), CompileError> {
@@ -218,7 +303,7 @@ impl<'a> Compiler<'a> {
             return Ok(());
         }
         let built = self.build(id, None)?;
-        self.steps.push((id, built));
+        self.push(id, built);
         Ok(())
     }
 
@@ -226,6 +311,11 @@ impl<'a> Compiler<'a> {
         let types = |v: ValueId| concrete(self.scope.facts.get(v));
         let consts = |v: ValueId| self.scope.constant(v);
         let is_const = |v: ValueId| self.scope.is_constant(v);
+        let channels_last = |v: ValueId| self.scope.channels_last(v);
+        let is_made = |v: ValueId| {
+            let root = self.scope.root(v);
+            self.made.contains(&root) && !self.converted.contains(&root)
+        };
         let cx = BuildCx {
             graph: self.scope.graph,
             id,
@@ -233,6 +323,9 @@ impl<'a> Compiler<'a> {
             types: &types,
             consts: &consts,
             is_const: &is_const,
+            facts: self.scope.facts,
+            channels_last: &channels_last,
+            is_made: &is_made,
             exec: self.exec,
             weights: self.weights,
         };
@@ -254,6 +347,7 @@ impl<'a> Compiler<'a> {
             node,
             ins: built.ins.iter().map(|&v| table.value(v)).collect(),
             outs: built.outs.iter().map(|&v| table.value(v)).collect(),
+            converts: built.kernel.name() == ops::LAYOUT_CHANGE,
             kernel: built.kernel,
             in_place,
         });
@@ -328,15 +422,16 @@ impl Table<'_> {
             return i;
         }
         let (root, graph) = (self.scope.root(id), self.scope.graph);
+        let channels_last = self.scope.is_channels_last(id);
         let place = if let Some(t) = self.scope.constant(root) {
             self.consts.push(aligned(&t));
             Place::Const(self.consts.len() - 1)
-        } else if graph.value(root).def == Def::Input {
+        } else if !channels_last && graph.value(root).def == Def::Input {
             Place::Input(graph.inputs().iter().position(|&v| v == root).unwrap_or(0))
         } else {
             Place::Slot(self.slot_of.get(&root).copied().unwrap_or(0))
         };
-        self.values.push(PlanValue { id, ty: self.scope.ty(id), place });
+        self.values.push(PlanValue { id: self.scope.base(id), ty: self.scope.ty(id), place, channels_last });
         self.index.insert(id, self.values.len() - 1);
         self.values.len() - 1
     }

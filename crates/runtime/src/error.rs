@@ -8,6 +8,9 @@ pub enum RunError {
     /// A node's inputs contradict its operator.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The graph could not be edited for integer execution.
+    #[error(transparent)]
+    Patch(#[from] narrowbit_ir::PatchError),
     /// A kernel refused its arguments.
     #[error("in node \"{node}\": {error}")]
     Kernel {

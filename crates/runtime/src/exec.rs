@@ -57,7 +57,7 @@ impl Arena {
                 .time(step, || self.step(plan, step, exec, inputs))
                 .map_err(|error| RunError::Kernel { node: graph.node(step.node).name.clone(), error })?;
             for &i in &step.outs {
-                if observe.contains(&plan.values[i].id) {
+                if !step.converts && observe.contains(&plan.values[i].id) {
                     observer(plan.values[i].id, self.view(plan, inputs, i)).map_err(RunError::Observer)?;
                 }
             }
@@ -103,7 +103,8 @@ impl Arena {
             Place::Const(c) => plan.consts[c].bytes(),
             Place::Slot(s) => bytemuck::cast_slice(&self.slots[s]),
         };
-        View { dtype: value.ty.dtype, shape: &value.ty.shape, bytes: &bytes[..value.ty.bytes()] }
+        let channels_last = value.channels_last;
+        View { dtype: value.ty.dtype, shape: &value.ty.shape, bytes: &bytes[..value.ty.bytes()], channels_last }
     }
 }
 
@@ -120,7 +121,8 @@ pub fn run_dynamic(
     let outputs = interp::run_observed(graph, &data, &mut |_, v, d| {
         if let (true, Some(t), None) = (observe.contains(&v), d.tensor(), &failed) {
             let t = crate::compile::aligned(t);
-            failed = observer(v, View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes() }).err();
+            failed =
+                observer(v, View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false }).err();
         }
     })?;
     if let Some(e) = failed {

@@ -7,6 +7,8 @@ use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 use narrowbit_kernels::Activation;
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::lower::{self, QParams, Quantized};
+
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Fusion {
@@ -22,6 +24,19 @@ pub struct Fusion {
     pub output: Option<ValueId>,
     /// The parts of an attention.
     pub attention: Option<Attention>,
+    /// Set where the first node computes on integers.
+    pub ints: Option<Ints>,
+}
+
+/// What a fusion reads and writes as integers.
+#[derive(Debug, Clone)]
+pub struct Ints {
+    /// By data operand of the first node: the integers behind it.
+    pub operands: Vec<Option<Quantized>>,
+    /// The integers behind the residual.
+    pub residual: Option<Quantized>,
+    /// The format of the output, where a QuantizeLinear is its last node.
+    pub output: Option<QParams>,
 }
 
 /// `softmax(q · kᵀ · scale + mask) · v`.
@@ -63,6 +78,11 @@ pub fn find(graph: &Graph, facts: &Facts, keep: &BTreeSet<ValueId>) -> BTreeMap<
             finder.product(id, node);
         }
     }
+    for (id, node) in graph.nodes() {
+        if !finder.taken.contains(&id) {
+            finder.elementwise(id, node);
+        }
+    }
     finder.found
 }
 
@@ -95,6 +115,7 @@ impl<'a> Finder<'a> {
         if self.facts.dtype(out) != Some(DType::F32) {
             return;
         }
+        let operands = lower::product_operands(self.graph, self.facts, node);
         let mut f = Fusion { nodes: vec![root], ..Fusion::default() };
         if node.op.name() == "MatMul"
             && let Some((id, bias, y)) = self.bias(out)
@@ -116,11 +137,45 @@ impl<'a> Finder<'a> {
             f.activation = activation;
             out = y;
         }
-        if f.nodes.len() == 1 {
+        if let Some(operands) = operands {
+            out = self.ints(&mut f, operands, out);
+        } else if f.nodes.len() == 1 {
             return;
         }
         f.output = Some(out);
         self.take(root, f);
+    }
+
+    /// Lets a fusion compute on integers, and takes the QuantizeLinear of its output in.
+    fn ints(&self, f: &mut Fusion, operands: Vec<Option<Quantized>>, mut out: ValueId) -> ValueId {
+        let residual = f.residual.and_then(|r| lower::source(self.graph, self.facts, r));
+        let mut output = None;
+        if let Some((id, node, 0)) = self.next(out)
+            && let (Some(params), Some(y)) = (lower::target(self.facts, node), node.output(0))
+        {
+            f.nodes.push(id);
+            (output, out) = (Some(params), y);
+        }
+        f.ints = Some(Ints { operands, residual, output });
+        out
+    }
+
+    /// A sum, product or function of quantized values that is quantized again.
+    fn elementwise(&mut self, root: NodeId, node: &Node) {
+        let Some(mut out) = node.output(0) else { return };
+        let Some(operands) = lower::elementwise_operands(self.graph, self.facts, node) else { return };
+        let mut f = Fusion { nodes: vec![root], ..Fusion::default() };
+        if operands.len() == 2
+            && let Some((ids, activation, y)) = self.activation(out)
+        {
+            f.nodes.extend(ids);
+            (f.activation, out) = (activation, y);
+        }
+        out = self.ints(&mut f, operands, out);
+        if f.ints.as_ref().is_some_and(|ints| ints.output.is_some()) {
+            f.output = Some(out);
+            self.take(root, f);
+        }
     }
 
     fn take(&mut self, root: NodeId, mut f: Fusion) {

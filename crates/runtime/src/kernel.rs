@@ -1,3 +1,4 @@
+use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
@@ -90,6 +91,12 @@ pub struct BuildCx<'a> {
     pub consts: &'a dyn Fn(ValueId) -> Option<Tensor>,
     /// Whether a value's content does not depend on the model's inputs: cheap, where `consts` may compute.
     pub is_const: &'a dyn Fn(ValueId) -> bool,
+    /// Types and known contents of the graph's values.
+    pub facts: &'a Facts,
+    /// The id under which a value stands in memory with its channels last.
+    pub channels_last: &'a dyn Fn(ValueId) -> ValueId,
+    /// Whether a step before this one made that id, other than by a change of layout.
+    pub is_made: &'a dyn Fn(ValueId) -> bool,
     /// Threads and instruction set.
     pub exec: &'a Exec,
     /// Packed operands of the session.
@@ -97,6 +104,16 @@ pub struct BuildCx<'a> {
 }
 
 impl BuildCx<'_> {
+    /// The integer weights behind a constant value, with scales along `axis`.
+    pub fn int_weights(&self, v: ValueId, axis: usize) -> Option<crate::lower::IntWeights> {
+        crate::lower::weights(self.graph, self.facts, v, axis)
+    }
+
+    /// Whether a value stands in memory with its channels last, and not the plain way.
+    pub fn is_channels_last(&self, v: ValueId) -> bool {
+        (self.is_made)((self.channels_last)(v)) && !(self.is_made)(v)
+    }
+
     /// The concrete type of an input.
     pub fn ty(&self, i: usize) -> Option<Concrete> {
         (self.types)(self.node.input(i)?)

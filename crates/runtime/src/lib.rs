@@ -10,9 +10,11 @@ mod error;
 mod exec;
 mod fuse;
 mod kernel;
+mod lower;
 mod memory;
 mod ops;
 mod session;
+mod transparent;
 mod view;
 mod weights;
 

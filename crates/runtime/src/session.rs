@@ -8,6 +8,7 @@ use narrowbit_tensor::Tensor;
 use crate::compile::{self, CompileError, Plan};
 use crate::error::RunError;
 use crate::exec::{Arena, Clock};
+use crate::transparent;
 use crate::view::View;
 use crate::weights::Weights;
 
@@ -79,23 +80,25 @@ impl Session {
     /// Prepares a graph. Nothing is packed or planned before the first run.
     ///
     /// # Errors
-    /// When the environment forces an instruction set that is not there.
+    /// When the environment forces an instruction set that is not there, or the graph does not verify.
     pub fn new(graph: impl Into<Arc<Graph>>, options: Options) -> Result<Session, RunError> {
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         };
         let exec = Exec::new(Isa::from_env()?, threads);
-        Ok(Session {
-            graph: graph.into(),
-            exec,
-            weights: Weights::default(),
-            observe: options.observe,
-            plans: Mutex::default(),
-        })
+        let mut graph = graph.into();
+        // Who asked to see values knows them by the graph as it is.
+        if options.observe.is_empty()
+            && let Some(lowered) = transparent::sink(&graph)?
+        {
+            graph = Arc::new(lowered);
+        }
+        Ok(Session { graph, exec, weights: Weights::default(), observe: options.observe, plans: Mutex::default() })
     }
 
-    /// The graph.
+    /// The graph that runs: where values are quantized, operators that only move elements may stand on the
+    /// other side of a DequantizeLinear than in the graph that was given, unless values are observed.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
@@ -147,6 +150,7 @@ impl Session {
             return crate::exec::run_dynamic(&self.graph, &self.exec, &inputs, &self.observe, observer);
         };
         let mut arena = arena.unwrap_or_else(|| Arena::new(&plan));
+        let _awake = self.exec.pool().keep_awake();
         let mut clock = Clock::new(profile);
         let out = arena.run(&plan, &self.graph, &self.exec, &inputs, &self.observe, observer, &mut clock)?;
         if let Some(e) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).by_shape.get_mut(&key) {
@@ -190,7 +194,7 @@ impl Session {
 
     fn observe_inputs(&self, inputs: &[Tensor], observer: Observer) -> Result<(), RunError> {
         for (&v, t) in self.graph.inputs().iter().zip(inputs).filter(|(v, _)| self.observe.contains(v)) {
-            let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes() };
+            let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false };
             observer(v, view).map_err(RunError::Observer)?;
         }
         Ok(())

@@ -9,6 +9,8 @@ pub struct View<'a> {
     pub shape: &'a [usize],
     /// The elements in row-major order, as [`Tensor::bytes`] lays them out.
     pub bytes: &'a [u8],
+    /// Whether the second axis is the innermost one in memory (NHWC).
+    pub channels_last: bool,
 }
 
 impl<'a> View<'a> {
@@ -32,6 +34,9 @@ impl<'a> View<'a> {
         fn typed<T: Element>(v: &View) -> Result<Tensor, TensorError> {
             Tensor::new(v.shape, v.slice::<T>()?.to_vec())
         }
+        if self.channels_last {
+            return self.plain();
+        }
         // Typed vectors keep their alignment, so that reading them back borrows.
         match self.dtype {
             DType::F32 => typed::<f32>(self),
@@ -40,6 +45,23 @@ impl<'a> View<'a> {
             DType::F64 => typed::<f64>(self),
             _ => Tensor::from_bytes(self.dtype, self.shape, self.bytes.to_vec()),
         }
+    }
+}
+
+impl View<'_> {
+    /// A copy with the channels moved back to the second axis.
+    fn plain(&self) -> Result<Tensor, TensorError> {
+        let size = self.dtype.bits() / 8;
+        let [n, c] = [self.shape[0], self.shape[1]];
+        let pixels: usize = self.shape[2..].iter().product();
+        let mut bytes = vec![0; self.bytes.len()];
+        for (i, element) in bytes.chunks_exact_mut(size.max(1)).enumerate() {
+            let (image, channel, pixel) = (i / (c * pixels), i / pixels % c, i % pixels);
+            let at = ((image * pixels + pixel) * c + channel) * size;
+            element.copy_from_slice(&self.bytes[at..at + size]);
+        }
+        debug_assert_eq!(n * c * pixels * size, self.bytes.len());
+        Tensor::from_bytes(self.dtype, self.shape, bytes)
     }
 }
 

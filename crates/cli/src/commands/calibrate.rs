@@ -7,12 +7,13 @@ use narrowbit_data::{Dataset, Split};
 use narrowbit_ir::Model;
 use narrowbit_quant::calibrate::Calibrator;
 use narrowbit_quant::options::QuantOptions;
+use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize;
 use narrowbit_quant::ranges::Ranges;
-use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::{Global, Threads};
+use crate::check::Kept;
 use crate::commands::quantize::SchemeArgs;
 use crate::data::{self, DataArgs};
 use crate::{interrupt, model, output};
@@ -95,9 +96,9 @@ impl Calibrate {
             batch: self.data.batch,
             histograms: !self.no_histograms,
             skip,
-            keep: 0,
+            keep: false,
         };
-        let done = job.run(model, options, &dataset, start)?;
+        let done = job.run(model, &quantize::layout(model, options)?, &dataset, start)?;
         Ok((done.ranges, done.stopped))
     }
 
@@ -147,8 +148,8 @@ pub struct Job {
     pub histograms: bool,
     /// Samples at the start to pass over: the record has them already.
     pub skip: u64,
-    /// How many samples' inputs and outputs to keep, to measure the error with.
-    pub keep: usize,
+    /// Whether to keep the first samples, to check the quantized model with.
+    pub keep: bool,
 }
 
 /// What a calibration gives.
@@ -157,14 +158,13 @@ pub struct Done {
     pub ranges: Ranges,
     /// Whether Ctrl-C ended it early.
     pub stopped: bool,
-    /// Inputs and float outputs of the first samples.
-    pub kept: Vec<(Vec<Tensor>, Vec<Tensor>)>,
+    /// What the float model made of the first samples.
+    pub kept: Kept,
 }
 
 impl Job {
     /// Runs the model on the samples and records what the plan needs.
-    pub fn run(&self, model: &Model, options: &QuantOptions, dataset: &Dataset, mut start: Ranges) -> Result<Done> {
-        let layout = quantize::layout(model, options)?;
+    pub fn run(&self, model: &Model, layout: &Layout, dataset: &Dataset, mut start: Ranges) -> Result<Done> {
         let observed = layout.observed(&model.graph);
         start.random |= dataset.is_random();
         let source = dataset.path().display().to_string();
@@ -179,7 +179,7 @@ impl Job {
         );
         let bar = output::progress("calibrating", dataset.len());
         bar.inc(self.skip);
-        let (mut kept, mut stopped) = (Vec::new(), false);
+        let (mut kept, mut stopped) = (Kept::new(self.keep), false);
         let skip = usize::try_from(self.skip).unwrap_or(usize::MAX);
         for batch in dataset.batches_from(skip, self.batch) {
             if interrupt::requested() {
@@ -191,18 +191,9 @@ impl Job {
             bar.inc(n);
             let inputs = data::tensors(batch);
             let outputs = calibrator.add(&inputs, n)?;
-            if kept.len() < self.keep && size(&kept) < MAX_KEPT {
-                kept.push((inputs, outputs));
-            }
+            kept.offer(&model.graph, inputs, outputs, n as usize);
         }
         bar.finish_and_clear();
         Ok(Done { ranges: calibrator.into_ranges(), stopped, kept })
     }
-}
-
-/// Bytes of inputs and outputs that are kept at the most.
-const MAX_KEPT: usize = 32 << 20;
-
-fn size(kept: &[(Vec<Tensor>, Vec<Tensor>)]) -> usize {
-    kept.iter().flat_map(|(a, b)| a.iter().chain(b)).map(|t| t.bytes().len()).sum()
 }

@@ -104,10 +104,11 @@ impl Demo {
         model::sanitize(&mut float)?;
         let options = QuantOptions::default();
         let calib = self.open(e, "calib.npz", e.calib, &float)?;
-        let job = Job { threads: self.threads.threads, batch: 1, histograms: false, skip: 0, keep: 0 };
-        let ranges: Ranges = job.run(&float, &options, &calib, Ranges::default())?.ranges;
+        let job = Job { threads: self.threads.threads, batch: 1, histograms: false, skip: 0, keep: false };
+        let layout = quantize::layout(&float, &options)?;
+        let ranges: Ranges = job.run(&float, &layout, &calib, Ranges::default())?.ranges;
         let mut int8 = float.clone();
-        let (_, fates) = quantize::quantize(&mut int8, &ranges, &options, &self.threads.exec()?)?;
+        let (_, fates) = quantize::quantize(&mut int8, layout, &ranges, &options, &self.threads.exec()?)?;
         let bytes_int8 = onnx::to_bytes(&int8)?.len();
         let test = self.open(e, "test.npz", e.test, &float)?;
         let (float_scores, float_ms) = self.measure(&float, &test)?;

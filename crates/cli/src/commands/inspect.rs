@@ -10,7 +10,7 @@ use narrowbit_tensor::DType;
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::{model, output};
+use crate::{macs, model, output};
 
 /// Show a model as a tree: operators, shapes, parameters, multiply-accumulates, scales
 ///
@@ -217,7 +217,7 @@ fn row(graph: &Graph, facts: &Facts, id: NodeId, node: &Node) -> Row {
         op: op.to_owned(),
         output: output.map_or(String::new(), |&v| facts.get(v).ty.to_string()),
         parameters: if converts { 0 } else { (0..node.inputs.len()).map(parameters).sum() },
-        macs: macs(facts, node).unwrap_or(0),
+        macs: macs::of_node(facts, node).unwrap_or(0),
         a_scale,
         w_scale,
         shown: !converts && float && !folded && op != "Constant",
@@ -281,43 +281,6 @@ fn scales(graph: &Graph, id: NodeId, node: &Node) -> (Option<Vec<f32>>, Option<V
         *slot = slot.take().or_else(|| of(dq, 1));
     }
     (a, w)
-}
-
-/// Multiply-accumulates of a node, where the shapes are known: one per weight and output position.
-fn macs(facts: &Facts, node: &Node) -> Option<u64> {
-    let shape = |v: Option<ValueId>| facts.get(v?).ty.tensor()?.concrete_shape();
-    let shapes: Vec<Option<Vec<usize>>> = node.inputs.iter().map(|&v| shape(v)).collect();
-    let shapes: Vec<Option<&[usize]>> = shapes.iter().map(Option::as_deref).collect();
-    if let Some(n) = narrowbit_ops::nn::macs(&*node.op, &shapes) {
-        return Some(n);
-    }
-    let product = |s: &[usize]| s.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
-    let at = |i: usize| shapes.get(i).copied().flatten();
-    let y = shape(node.output(0));
-    match node.op.name() {
-        "FusedConv" | "ConvInteger" => product(&y?)?.checked_mul(product(at(1)?.get(1..)?)?),
-        "QLinearConv" => product(&y?)?.checked_mul(product(at(3)?.get(1..)?)?),
-        "MatMul"
-        | "MatMulInteger"
-        | "FusedMatMul"
-        | "QLinearMatMul"
-        | "MatMulNBits"
-        | "DynamicQuantizeMatMul"
-        | "MatMulIntegerToFloat" => product(&y?)?.checked_mul(*at(0)?.last()? as u64),
-        "Gemm" | "QGemm" => {
-            let transposed = node.op.attrs().int_or("transA", 0) != Ok(0);
-            let k = if transposed { at(0)?.first()? } else { at(0)?.last()? };
-            product(&y?)?.checked_mul(*k as u64)
-        }
-        _ => node.op.bodies().iter().map(|(_, b)| body_macs(&b.graph)).reduce(u64::max),
-    }
-}
-
-/// Multiply-accumulates of one pass through a subgraph, as far as the shapes in it are known.
-fn body_macs(graph: &Graph) -> u64 {
-    let options = infer::Options { max_folded: 1024, strict: false };
-    let Ok(facts) = infer::infer(graph, &BTreeMap::new(), options) else { return 0 };
-    graph.nodes().filter_map(|(_, n)| macs(&facts, n)).sum()
 }
 
 #[cfg(test)]

@@ -10,24 +10,23 @@ use narrowbit_import::onnx;
 use narrowbit_ir::Model;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, Override, QuantOptions};
+use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_quant::ranges::Ranges;
 use narrowbit_quant::scheme::IntType;
-use narrowbit_runtime::{Options, Session};
-use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::{Global, Threads};
+use crate::check::{Check, Loss};
 use crate::commands::calibrate::Job;
 use crate::data::DataArgs;
-use crate::metrics::{Deviation, Figures, Meter, Metric, Score};
 use crate::{interrupt, model, output};
 
 /// Quantize a float model to int8
 ///
 /// Cleans the graph, calibrates it on --data (or takes --ranges), puts QuantizeLinear and DequantizeLinear nodes
-/// where integers pay, and writes a standard ONNX model. Then runs both on the first samples and says what was
-/// lost.
+/// where integers pay, and writes a standard ONNX model. Then runs the written file on the first samples (64 at
+/// most, 4 of a large model) and says what was lost.
 #[derive(Debug, Args)]
 pub struct Quantize {
     /// The float model (.onnx)
@@ -236,7 +235,7 @@ pub struct Summary {
     /// Bytes on disk.
     pub bytes_after: u64,
     /// The error of the outputs on the first calibration samples.
-    pub error: Option<Error>,
+    pub error: Option<Loss>,
     samples: u64,
     random: bool,
     seconds: f64,
@@ -255,28 +254,10 @@ struct FloatGroup {
     example: String,
 }
 
-/// How far the quantized model's outputs are from the float model's.
-#[derive(Serialize)]
-pub struct Error {
-    /// Samples compared.
-    pub samples: usize,
-    /// The figures.
-    #[serde(flatten)]
-    pub figures: Figures,
-    /// Metrics of the float model on these samples, where there are labels.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub float: Vec<Score>,
-    /// Metrics of the quantized model on these samples, where there are labels.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub quantized: Vec<Score>,
-}
-
 /// Below this ratio answers begin to differ visibly.
 const POOR_SQNR: f64 = 15.0;
 /// What an error of the check begins with.
 const UNCHECKED: &str = "the quantized model can't be compared with the float one, so it was not written (--no-check writes it all the same)";
-/// Samples that the error is measured on.
-const CHECKED: usize = 64;
 
 impl Quantize {
     /// Runs the command.
@@ -292,18 +273,21 @@ impl Quantize {
         let start = Instant::now();
         let mut model = model::load_runnable(&self.model)?;
         model::sanitize(&mut model)?;
-        let (ranges, kept, labels) = self.ranges(&model, &options)?;
+        let layout = quantize::layout(&model, &options)?;
+        let (ranges, check) = self.ranges(&model, &layout, &options)?;
         let unmatched = unmatched(&model, &options)?;
-        let (_, fates) = quantize::quantize(&mut model, &ranges, &options, &self.threads.exec()?)?;
+        let (_, fates) = quantize::quantize(&mut model, layout, &ranges, &options, &self.threads.exec()?)?;
         if self.format == Format::Qoperator {
             narrowbit_quant::qoperator::convert(&mut model)?;
         }
         describe(&mut model, &ranges, &options)?;
         let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
+        // Neither the float weights nor the file that they are mapped from are needed any more.
+        drop(model);
         let seconds = start.elapsed().as_secs_f64();
-        let error = match self.no_check || kept.is_empty() {
-            true => None,
-            false => Some(self.check(staged.load()?, &kept, labels).context(UNCHECKED)?),
+        let error = match check {
+            Some(check) => Some(check.run(staged.load()?, self.threads.threads).context(UNCHECKED)?),
+            None => None,
         };
         staged.commit()?;
         let summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
@@ -316,17 +300,13 @@ impl Quantize {
         Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }
 
-    #[allow(clippy::type_complexity)] // One call, unpacked at once.
-    fn ranges(
-        &self,
-        model: &Model,
-        options: &QuantOptions,
-    ) -> Result<(Ranges, Vec<(Vec<Tensor>, Vec<Tensor>)>, Option<(Meter, Meter, Vec<Tensor>)>)> {
+    /// The ranges, and what is needed to check the result, where samples are given.
+    fn ranges(&self, model: &Model, layout: &Layout, options: &QuantOptions) -> Result<(Ranges, Option<Check>)> {
         if let Some(path) = &self.ranges {
             if self.data.data.is_some() || self.data.random.is_some() {
                 bail!("give either --ranges or samples (--data, --random), not both");
             }
-            return Ok((Ranges::load(path)?, Vec::new(), None));
+            return Ok((Ranges::load(path)?, None));
         }
         let dataset = self.data.open(&model.graph, Split::Calibration)?;
         let overridden = options.overrides.iter().filter_map(|o| o.method);
@@ -335,61 +315,13 @@ impl Quantize {
             batch: self.data.batch,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
             skip: 0,
-            keep: if self.no_check { 0 } else { CHECKED },
+            keep: !self.no_check,
         };
-        let done = job.run(model, options, &dataset, Ranges::default())?;
+        let done = job.run(model, layout, &dataset, Ranges::default())?;
         if done.stopped {
             bail!("stopped by Ctrl-C; nothing was written\nhelp: `narrowbit calibrate` can be resumed");
         }
-        let labels = match dataset.labels() {
-            Some(l) if !done.kept.is_empty() => {
-                let metrics = Metric::defaults(l.kind());
-                let meter = || Meter::new(metrics.clone(), l.kind(), 255);
-                let mut parts = Vec::new();
-                let mut at = 0;
-                for (inputs, _) in &done.kept {
-                    let n = rows(inputs);
-                    parts.push(dataset.batch(at..at + n)?.labels.context("the labels ended early")?);
-                    at += n;
-                }
-                Some((meter()?, meter()?, parts))
-            }
-            _ => None,
-        };
-        Ok((done.ranges, done.kept, labels))
-    }
-
-    /// Runs the written model on the kept samples.
-    fn check(
-        &self,
-        written: Model,
-        kept: &[(Vec<Tensor>, Vec<Tensor>)],
-        labels: Option<(Meter, Meter, Vec<Tensor>)>,
-    ) -> Result<Error> {
-        let session = Session::new(written.graph, Options { threads: self.threads.threads, ..Options::default() })?;
-        let mut deviation = Deviation::default();
-        let (mut before, mut after, parts) = match labels {
-            Some((a, b, parts)) => (Some(a), Some(b), parts),
-            None => (None, None, Vec::new()),
-        };
-        for (i, (inputs, expected)) in kept.iter().enumerate() {
-            let got = session.run(inputs)?;
-            expected.iter().zip(&got).try_for_each(|(e, g)| deviation.add(e, g))?;
-            if let (Some(a), Some(b), Some(l)) = (&mut before, &mut after, parts.get(i))
-                && let (Some(expected), Some(got)) = (expected.first(), got.first())
-            {
-                // Labels that do not fit the outputs are for something else: the summary goes without.
-                if a.add(expected, l).and_then(|()| b.add(got, l)).is_err() {
-                    (before, after) = (None, None);
-                }
-            }
-        }
-        Ok(Error {
-            samples: kept.iter().map(|(inputs, _)| rows(inputs)).sum(),
-            figures: deviation.figures(),
-            float: before.map(|m| m.scores()).unwrap_or_default(),
-            quantized: after.map(|m| m.scores()).unwrap_or_default(),
-        })
+        Ok((done.ranges, Check::new(done.kept, &dataset)?))
     }
 
     fn summary(
@@ -397,7 +329,7 @@ impl Quantize {
         global: &Global,
         ranges: &Ranges,
         fates: Vec<NodeFate>,
-        error: Option<Error>,
+        error: Option<Loss>,
         seconds: f64,
         unmatched: Vec<String>,
     ) -> Result<Summary> {
@@ -427,11 +359,6 @@ impl Quantize {
             node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
         })
     }
-}
-
-/// Samples in a batch.
-fn rows(inputs: &[Tensor]) -> usize {
-    inputs.first().and_then(|t| t.shape().first().copied()).unwrap_or(1)
 }
 
 /// A warning for each exception that is about no node of the model.

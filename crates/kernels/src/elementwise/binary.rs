@@ -173,13 +173,13 @@ fn run(exec: &Exec, op: BinaryOp, walk: &Walk, a: *const f32, b: *const f32, y: 
 }
 
 /// Pointers cover `len` elements (one, where the operand does not advance).
-struct Binary {
-    op: BinaryOp,
-    a: *const f32,
-    b: *const f32,
-    y: *mut f32,
-    len: usize,
-    advance: (bool, bool),
+pub(crate) struct Binary {
+    pub op: BinaryOp,
+    pub a: *const f32,
+    pub b: *const f32,
+    pub y: *mut f32,
+    pub len: usize,
+    pub advance: (bool, bool),
 }
 
 macro_rules! each {

@@ -6,6 +6,9 @@ mod unary;
 pub use binary::{BinaryOp, MAX_DIMS, binary, binary_assign};
 pub use unary::{UnaryOp, unary, unary_in_place};
 
+pub(crate) use binary::Binary;
+pub(crate) use unary::Unary;
+
 use crate::simd::{Simd, low_bits};
 
 /// Elements that one task of a cheap function takes at least.

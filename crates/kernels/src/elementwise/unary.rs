@@ -95,11 +95,11 @@ pub fn unary_in_place(exec: &Exec, op: UnaryOp, y: &mut [f32]) {
 }
 
 /// Pointers cover `len` elements that no other task touches.
-struct Unary {
-    op: UnaryOp,
-    x: *const f32,
-    y: *mut f32,
-    len: usize,
+pub(crate) struct Unary {
+    pub op: UnaryOp,
+    pub x: *const f32,
+    pub y: *mut f32,
+    pub len: usize,
 }
 
 macro_rules! each {

@@ -185,6 +185,10 @@ impl Simd for Avx2 {
         to_f32(a: I) -> F { _mm256_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm256_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm256_sub_epi32(a, b) }
+        mul_i(a: I, b: I) -> I { _mm256_mullo_epi32(a, b) }
+        and_i(a: I, b: I) -> I { _mm256_and_si256(a, b) }
+        xor_i(a: I, b: I) -> I { _mm256_xor_si256(a, b) }
+        madd_i(a: I, b: I) -> I { _mm256_madd_epi16(a, b) }
     }
 
     #[inline(always)]
@@ -230,6 +234,9 @@ impl Simd for Avx2 {
         }
         store_low16_n(p: *mut u16, v: I, n: usize) {
             if n == 8 { _mm_storeu_si128(p.cast(), narrow16(v)) } else { store_partial(p, narrow16(v), n) }
+        }
+        transpose_bytes(src: *const u8, ld_src: usize, rows: usize, cols: usize, dst: *mut u8, ld_dst: usize) {
+            super::bytes::transpose(src, ld_src, rows, cols, dst, ld_dst)
         }
         transpose_tile(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
             transpose(src, ld_src, rows, cols, dst, ld_dst)

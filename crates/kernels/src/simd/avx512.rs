@@ -116,6 +116,79 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
     }
 }
 
+/// 64 bytes of each row at a time: two rounds of interleaving leave the words of channels
+/// 4q … 4q + 3 of each 16 in one vector, whose quarters are then put in order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn zip(rows: [*const u8; 4], flip: I, dst: *mut i32, n: usize) {
+    let mut i = 0;
+    while i < n {
+        let mask = if n - i >= 64 { u64::MAX } else { (1 << (n - i)) - 1 };
+        // SAFETY: the mask ends at `n`.
+        let (a, b, c, d) = unsafe {
+            (
+                _mm512_maskz_loadu_epi8(mask, rows[0].wrapping_add(i).cast()),
+                _mm512_maskz_loadu_epi8(mask, rows[1].wrapping_add(i).cast()),
+                _mm512_maskz_loadu_epi8(mask, rows[2].wrapping_add(i).cast()),
+                _mm512_maskz_loadu_epi8(mask, rows[3].wrapping_add(i).cast()),
+            )
+        };
+        let (ab, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (cd, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        let (w0, w1) = (_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd));
+        let (w2, w3) = (_mm512_unpacklo_epi16(ab_high, cd_high), _mm512_unpackhi_epi16(ab_high, cd_high));
+        let (low01, high01) = (_mm512_shuffle_i32x4::<0x44>(w0, w1), _mm512_shuffle_i32x4::<0xee>(w0, w1));
+        let (low23, high23) = (_mm512_shuffle_i32x4::<0x44>(w2, w3), _mm512_shuffle_i32x4::<0xee>(w2, w3));
+        let words = [
+            _mm512_shuffle_i32x4::<0x88>(low01, low23),
+            _mm512_shuffle_i32x4::<0xdd>(low01, low23),
+            _mm512_shuffle_i32x4::<0x88>(high01, high23),
+            _mm512_shuffle_i32x4::<0xdd>(high01, high23),
+        ];
+        for (k, &word) in words.iter().enumerate() {
+            let (at, part) = (i + 16 * k, (mask >> (16 * k)) as __mmask16);
+            if at >= n {
+                break;
+            }
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_epi32(dst.wrapping_add(at), part, _mm512_xor_si512(word, flip)) };
+        }
+        i += 64;
+    }
+}
+
+/// 64 bytes at a time: each sixteenth of the table answers by its low four bits, and masks
+/// of the high four choose among the answers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn lookup(table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) {
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for (row, part) in rows.iter_mut().zip(table.chunks_exact(16)) {
+        // SAFETY: a part has sixteen bytes.
+        *row = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(part.as_ptr().cast()) });
+    }
+    let mut i = 0;
+    while i < len {
+        let mask = if len - i >= 64 { u64::MAX } else { (1 << (len - i)) - 1 };
+        // SAFETY: the mask ends at `len`.
+        let v = unsafe { _mm512_maskz_loadu_epi8(mask, x.add(i).cast()) };
+        let low = _mm512_and_si512(v, _mm512_set1_epi8(15));
+        let bit4 = _mm512_movepi8_mask(_mm512_slli_epi16::<3>(v));
+        let bit5 = _mm512_movepi8_mask(_mm512_slli_epi16::<2>(v));
+        let bit6 = _mm512_movepi8_mask(_mm512_slli_epi16::<1>(v));
+        let pair = |k: usize| {
+            let even = _mm512_shuffle_epi8(rows[2 * k], low);
+            _mm512_mask_shuffle_epi8(even, bit4, rows[2 * k + 1], low)
+        };
+        let four = |k: usize| _mm512_mask_blend_epi8(bit5, pair(2 * k), pair(2 * k + 1));
+        let eight = |k: usize| _mm512_mask_blend_epi8(bit6, four(2 * k), four(2 * k + 1));
+        let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(v), eight(0), eight(1));
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_epi8(y.add(i).cast(), mask, found) };
+        i += 64;
+    }
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     type F = F;
@@ -157,6 +230,10 @@ impl Simd for Avx512 {
         to_f32(a: I) -> F { _mm512_cvtepi32_ps(a) }
         add_i(a: I, b: I) -> I { _mm512_add_epi32(a, b) }
         sub_i(a: I, b: I) -> I { _mm512_sub_epi32(a, b) }
+        mul_i(a: I, b: I) -> I { _mm512_mullo_epi32(a, b) }
+        and_i(a: I, b: I) -> I { _mm512_and_si512(a, b) }
+        xor_i(a: I, b: I) -> I { _mm512_xor_si512(a, b) }
+        madd_i(a: I, b: I) -> I { _mm512_madd_epi16(a, b) }
     }
 
     #[inline(always)]
@@ -204,6 +281,11 @@ impl Simd for Avx512 {
         }
         store_low16_n(p: *mut u16, v: I, n: usize) {
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))
+        }
+        lookup(table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) { lookup(table, x, y, len) }
+        zip_bytes(rows: [*const u8; 4], flip: I, dst: *mut i32, n: usize) { zip(rows, flip, dst, n) }
+        transpose_bytes(src: *const u8, ld_src: usize, rows: usize, cols: usize, dst: *mut u8, ld_dst: usize) {
+            super::bytes::transpose(src, ld_src, rows, cols, dst, ld_dst)
         }
         transpose_tile(src: *const f32, ld_src: usize, rows: usize, cols: usize, dst: *mut f32, ld_dst: usize) {
             transpose(src, ld_src, rows, cols, dst, ld_dst)

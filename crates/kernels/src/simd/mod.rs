@@ -5,6 +5,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod scalar;
 
 use crate::isa::{Isa, Scalar};
@@ -80,6 +82,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_f32(self, a: Self::I) -> Self::F;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The low 32 bits of the product.
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a.low · b.low + a.high · b.high` of the signed 16-bit halves of each lane.
+    fn madd_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// Shifts the sign in.
     fn sar_i<const N: u32>(self, a: Self::I) -> Self::I;
@@ -93,6 +101,53 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_low8_n(self, p: *mut u8, v: Self::I, n: usize);
     /// Stores the low 16 bits of each lane.
     unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
+
+    /// `dst[i]` is the bytes `i` of four rows of `n`, the first row's lowest, combined
+    /// with `flip` by exclusive or.
+    #[inline(always)]
+    unsafe fn zip_bytes(self, rows: [*const u8; 4], flip: Self::I, dst: *mut i32, n: usize) {
+        let mut i = 0;
+        while i < n {
+            let m = (n - i).min(Self::LANES);
+            // SAFETY: the caller vouches for `n` elements of each.
+            unsafe {
+                let (a, b) = (self.load_u8_n(rows[0].add(i), m), self.load_u8_n(rows[1].add(i), m));
+                let (c, d) = (self.load_u8_n(rows[2].add(i), m), self.load_u8_n(rows[3].add(i), m));
+                let low = self.add_i(a, self.shl_i::<8>(b));
+                let high = self.shl_i::<16>(self.add_i(c, self.shl_i::<8>(d)));
+                self.store_i32_n(dst.add(i), self.xor_i(self.add_i(low, high), flip), m);
+            }
+            i += m;
+        }
+    }
+
+    /// `dst[c * ld_dst + r] = src[r * ld_src + c]` for `rows`, `cols` `<= 16`.
+    #[inline(always)]
+    unsafe fn transpose_bytes(
+        self,
+        src: *const u8,
+        ld_src: usize,
+        rows: usize,
+        cols: usize,
+        dst: *mut u8,
+        ld_dst: usize,
+    ) {
+        for c in 0..cols {
+            for r in 0..rows {
+                // SAFETY: the caller vouches for the tile.
+                unsafe { *dst.add(c * ld_dst + r) = *src.add(r * ld_src + c) };
+            }
+        }
+    }
+
+    /// `y[i] = table[x[i]]` for `len` bytes; `x` and `y` may be the same.
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 256], x: *const u8, y: *mut u8, len: usize) {
+        for i in 0..len {
+            // SAFETY: the caller vouches for `len` bytes.
+            unsafe { *y.add(i) = table[usize::from(*x.add(i))] };
+        }
+    }
 
     /// `dst[c * ld_dst + r] = src[r * ld_src + c]` for `rows`, `cols` `<= LANES`.
     unsafe fn transpose_tile(

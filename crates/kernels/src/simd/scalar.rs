@@ -172,8 +172,25 @@ impl Simd for Scalar {
         a.wrapping_sub(b)
     }
     #[inline(always)]
+    fn mul_i(self, a: i32, b: i32) -> i32 {
+        a.wrapping_mul(b)
+    }
+    #[inline(always)]
     fn scale_exp(self, a: f32, n: f32) -> f32 {
         scale_in_two(self, a, n)
+    }
+    #[inline(always)]
+    fn and_i(self, a: i32, b: i32) -> i32 {
+        a & b
+    }
+    #[inline(always)]
+    fn xor_i(self, a: i32, b: i32) -> i32 {
+        a ^ b
+    }
+    #[inline(always)]
+    fn madd_i(self, a: i32, b: i32) -> i32 {
+        let low = i32::from(a as i16) * i32::from(b as i16);
+        low.wrapping_add((a >> 16) * (b >> 16))
     }
     #[inline(always)]
     fn shl_i<const N: u32>(self, a: i32) -> i32 {

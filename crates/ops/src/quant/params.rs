@@ -63,6 +63,10 @@ impl Grain {
         match self {
             _ if len == 0 => Box::new(std::iter::empty()),
             Grain::Tensor => Box::new(std::iter::once(Run { start: 0, len, param: 0, step: 0 })),
+            // The last axis: whole rows, or a matrix would fall into runs of one element.
+            Grain::Axis { extent, inner: 1 } => {
+                Box::new((0..len / extent).map(move |r| Run { start: r * extent, len: extent, param: 0, step: 1 }))
+            }
             Grain::Axis { extent, inner } => Box::new((0..len / inner).map(move |r| Run {
                 start: r * inner,
                 len: inner,

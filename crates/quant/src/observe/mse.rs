@@ -8,37 +8,59 @@ use crate::scheme::ActivationScheme;
 pub fn range(h: &Histogram, full: Range, scheme: &ActivationScheme) -> Range {
     let full = Range { min: full.min.min(0.0), max: full.max.max(0.0) };
     let at = |lo: f64, hi: f64| Range { min: full.min * lo, max: full.max * hi };
-    let cost = |lo: f64, hi: f64| error(h, at(lo, hi), scheme);
-    let best = |f: &dyn Fn(f64) -> f64| {
+    let cells = cells(h);
+    let cost = |lo: f64, hi: f64, limit: f64| error(&cells, h.width(), at(lo, hi), scheme, limit);
+    // The first of equals.
+    let best = |cost: &dyn Fn(f64, f64) -> f64| {
         let shares = (1..=100).map(|i| f64::from(i) / 100.0);
-        shares.map(|s| (s, f(s))).min_by(|a, b| a.1.total_cmp(&b.1)).map_or(1.0, |b| b.0)
+        let better = |best: (f64, f64), share: f64| {
+            let cost = cost(share, best.1);
+            if cost < best.1 { (share, cost) } else { best }
+        };
+        shares.fold((1.0, f64::INFINITY), better).0
     };
-    let both = best(&|s| cost(s, s));
+    let both = best(&|s, limit| cost(s, s, limit));
     if scheme.symmetric || full.min == 0.0 || full.max == 0.0 {
         return at(both, both);
     }
-    let hi = best(&|s| cost(both, s));
-    let lo = best(&|s| cost(s, hi));
+    let hi = best(&|s, limit| cost(both, s, limit));
+    let lo = best(&|s, limit| cost(s, hi, limit));
     at(lo, hi)
 }
 
-/// The summed squared error of quantizing the recorded distribution to `r`.
-fn error(h: &Histogram, r: Range, scheme: &ActivationScheme) -> f64 {
+/// The middle and the count of each bin that is not empty.
+fn cells(h: &Histogram) -> Vec<(f64, f64)> {
+    let half = h.width() / 2.0;
+    let counts = h.counts().iter().enumerate().filter(|(_, c)| **c > 0);
+    counts.map(|(i, &c)| (h.edge(i) + half, c as f64)).collect()
+}
+
+/// The summed squared error of quantizing the recorded distribution to `r`; where that is above `limit`,
+/// any number above it.
+fn error(cells: &[(f64, f64)], width: f64, r: Range, scheme: &ActivationScheme, limit: f64) -> f64 {
     let (qmin, qmax) = scheme.code_range();
     let q = scheme.qparams(r);
     let (step, zero) = (f64::from(q.scale), f64::from(q.zero_point));
-    let width = h.width();
     let mut sum = 0.0;
-    for (i, &c) in h.counts().iter().enumerate().filter(|(_, c)| **c > 0) {
-        let x = h.edge(i) + width / 2.0;
-        let code = ((x / step).round_ties_even() + zero).clamp(qmin as f64, qmax as f64);
+    for &(x, count) in cells {
+        let code = (round(x / step) + zero).clamp(qmin as f64, qmax as f64);
         let miss = x - (code - zero) * step;
         // Within a bin values vary by width²/12; where a bin spans several steps the rounding error is step²/12.
         let inner =
             if width < step { miss * miss + width * width / 12.0 } else { (step * step / 12.0).max(clip(miss, step)) };
-        sum += c as f64 * inner;
+        sum += count * inner;
+        if sum > limit {
+            break;
+        }
     }
     sum
+}
+
+/// `x.round_ties_even()`, which is a call of the C library where the target has no instruction for it.
+fn round(x: f64) -> f64 {
+    /// Adding it leaves no bit for fractions.
+    const SHIFT: f64 = 6755399441055744.0; // 1.5 · 2^52
+    if x.abs() < 1e15 { (x + SHIFT) - SHIFT } else { x.round_ties_even() }
 }
 
 /// The squared miss where it is more than rounding.
@@ -57,6 +79,13 @@ mod tests {
         h.add(&[8.0]);
         let r = range(&h, Range { min: 0.0, max: 8.0 }, &ActivationScheme::default());
         assert!(r.max < 4.0 && r.max > 0.9, "{r:?}");
+    }
+
+    #[test]
+    fn rounds_half_to_even() {
+        for x in [0.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.4999, 254.5, 255.50001, 1e14 + 0.5, -1e15, 1e300] {
+            assert_eq!(round(x), f64::round_ties_even(x), "{x}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub use weights::{BiasParams, WeightError, WeightParams};
 
 use crate::observe::{Method, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
+use crate::parallel::in_parallel;
 use crate::scheme::{ActivationScheme, ScalePoint};
 
 /// Scale and zero point of an activation.
@@ -85,16 +86,15 @@ impl QuantPlan {
         exec: &Exec,
     ) -> Result<QuantPlan, PlanError> {
         let matcher = Matcher::new(&options.overrides)?;
+        let groups: Vec<_> = layout.groups().map(|g| (g, settings(graph, g, &matcher, options))).collect();
+        let values: Vec<_> = groups.iter().flat_map(|&(g, settings)| g.iter().map(move |&v| (v, settings))).collect();
+        // A search over a histogram takes longer than all else here.
+        let ranges = in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, method, &scheme));
+        let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
-        for group in layout.groups() {
-            let (scheme, method) = settings(graph, group, &matcher, options);
-            let range = group
-                .iter()
-                .map(|&v| range_of(graph, v, stats, method, &scheme))
-                .collect::<Result<Vec<_>, _>>()?
-                .into_iter()
-                .reduce(Range::union);
-            let Some(range) = range else { continue };
+        for (group, (scheme, _)) in groups {
+            let own = ranges.by_ref().take(group.len()).collect::<Result<Vec<_>, _>>()?;
+            let Some(range) = own.into_iter().reduce(Range::union) else { continue };
             let params = ActivationParams { scheme, point: scheme.qparams(range), range };
             activations.extend(group.iter().map(|&v| (v, params)));
         }

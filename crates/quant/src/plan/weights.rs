@@ -6,6 +6,7 @@ use narrowbit_tensor::{Tensor, TensorError};
 use super::{Kind, QuantPlan};
 use crate::observe::Range;
 use crate::options::{Matcher, QuantOptions};
+use crate::parallel::in_parallel;
 use crate::scheme::{IntType, ScalePoint, WeightScheme};
 
 /// Scales and zero points of a constant weight.
@@ -38,34 +39,58 @@ pub enum WeightError {
     Tensor(#[from] TensorError),
 }
 
+/// A constant that becomes integers.
+struct Job<'a> {
+    node: NodeId,
+    input: usize,
+    tensor: &'a Tensor,
+    scheme: WeightScheme,
+    axis: Option<usize>,
+    /// The scale of the activation and the bias, with its input.
+    bias: Option<(f32, usize, &'a Tensor)>,
+}
+
 /// Chooses the scales of all weights and biases of the integer nodes.
 pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, exec: &Exec, plan: &mut QuantPlan) {
-    let kinds: Vec<(NodeId, Kind)> = plan.layout.kinds.iter().map(|(&n, &k)| (n, k)).collect();
-    for (id, kind) in kinds {
-        let node = graph.node(id);
-        let scheme = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
-        match (kind, node.op.quant()) {
-            (Kind::Embedding, _) => {
-                let Some(table) = graph.const_input(id, 0) else { continue };
-                let scheme = WeightScheme { per_channel: false, ..scheme };
-                plan.weights.insert((id, 0), params(exec, table, scheme, None));
-            }
-            (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
-                let Some(w) = graph.const_input(id, weight) else { continue };
-                let axis = channel.resolve(w.rank()).filter(|_| scheme.per_channel);
-                // Channels of a transposed convolution repeat in each group.
-                let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
-                let mut weight_params = params(exec, w, scheme, axis);
-                let input = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
-                let b = bias.and_then(|i| Some((i, graph.constant(node.input(i)?)?)));
-                if let (Some(input), Some((i, b))) = (input, b) {
-                    let scales = fit_bias(input, &mut weight_params, b);
-                    plan.biases.insert((id, i), BiasParams { scales });
-                }
-                plan.weights.insert((id, weight), weight_params);
-            }
-            _ => {}
+    let kinds = plan.layout.kinds.iter();
+    let jobs: Vec<Job> = kinds.filter_map(|(&id, &kind)| job(graph, matcher, options, plan, id, kind)).collect();
+    let found = in_parallel(exec, &jobs, |j| params(exec, j.tensor, j.scheme, j.axis));
+    let (mut weights, mut biases) = (Vec::new(), Vec::new());
+    for (j, mut found) in jobs.iter().zip(found) {
+        if let Some((input, i, b)) = j.bias {
+            biases.push(((j.node, i), BiasParams { scales: fit_bias(input, &mut found, b) }));
         }
+        weights.push(((j.node, j.input), found));
+    }
+    plan.weights.extend(weights);
+    plan.biases.extend(biases);
+}
+
+fn job<'a>(
+    graph: &'a Graph,
+    matcher: &Matcher,
+    options: &QuantOptions,
+    plan: &QuantPlan,
+    id: NodeId,
+    kind: Kind,
+) -> Option<Job<'a>> {
+    let node = graph.node(id);
+    let scheme = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
+    match (kind, node.op.quant()) {
+        (Kind::Embedding, _) => {
+            let scheme = WeightScheme { per_channel: false, ..scheme };
+            Some(Job { node: id, input: 0, tensor: graph.const_input(id, 0)?, scheme, axis: None, bias: None })
+        }
+        (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
+            let tensor = graph.const_input(id, weight)?;
+            let axis = channel.resolve(tensor.rank()).filter(|_| scheme.per_channel);
+            // Channels of a transposed convolution repeat in each group.
+            let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
+            let input = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
+            let bias = bias.and_then(|i| Some((input?, i, graph.constant(node.input(i)?)?)));
+            Some(Job { node: id, input: weight, tensor, scheme, axis, bias })
+        }
+        _ => None,
     }
 }
 

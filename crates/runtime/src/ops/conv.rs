@@ -7,6 +7,9 @@ use narrowbit_kernels::conv::{
     conv_transpose2d_run, conv2d_prepack, conv2d_run,
 };
 
+use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
+use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack};
+
 use super::Maybe;
 use crate::error::StepError;
 use crate::fuse::Fusion;
@@ -35,6 +38,9 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let residual = f.residual.is_some();
     let mut ins = vec![cx.node.inputs[0].unwrap_or(out)];
     ins.extend(f.residual);
+    if !transposed && let Some(built) = channels_last(cx, f, &params(cx, &window, &x, &w), &y)? {
+        return Ok(Some(built));
+    }
     let kernel: Box<dyn Kernel> = if transposed {
         let p = transposed_params(cx, &window, &x, &w, &y);
         let weights = cx.weights.get(cx.id, "conv-transpose", || {
@@ -94,7 +100,7 @@ pub(super) fn window(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transp
     Some(Window { kernel, strides, dilations, pads })
 }
 
-fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) -> Conv2dParams {
+pub(super) fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) -> Conv2dParams {
     let [h, wd] = plane(x);
     Conv2dParams {
         n: x[0],
@@ -169,5 +175,65 @@ impl Kernel for Transposed {
             ConvEpilogue { bias: self.bias.as_deref(), activation: self.activation, ..ConvEpilogue::default() };
         let (exec, x) = (cx.exec, cx.f32s(0)?);
         Ok(conv_transpose2d_run(exec, &self.p, x, &self.weights, &epilogue, cx.out_f32s()?)?)
+    }
+}
+
+/// Depth of a product beyond which a panel of weights leaves the second-level cache.
+const DEEPEST: usize = 6144;
+
+enum NhwcWeights {
+    Panels(Arc<Panels>),
+    Depthwise(Arc<DepthwiseWeights>),
+}
+
+struct Nhwc {
+    p: Conv2dParams,
+    weights: NhwcWeights,
+    bias: Vec<f32>,
+    residual: bool,
+    activation: narrowbit_kernels::Activation,
+}
+
+/// A convolution that reads its image in place, with the channels last.
+fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> Maybe {
+    let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
+    let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
+    let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
+    if !depthwise && (p.oc / p.groups < 8 || deep) || p.output()? != plane(y) {
+        return Ok(None);
+    }
+    let weights = if depthwise {
+        NhwcWeights::Depthwise(cx.weights.get(cx.id, "depthwise-nhwc", || {
+            depthwise_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?, &[]).map_err(StepError::from)
+        })?)
+    } else {
+        NhwcWeights::Panels(cx.weights.get(cx.id, "conv-nhwc", || {
+            conv2d_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from)
+        })?)
+    };
+    let mut ins = vec![(cx.channels_last)(x)];
+    ins.extend(f.residual.map(cx.channels_last));
+    let bias = cx.floats(2).unwrap_or_default();
+    let kernel = Nhwc { p: *p, weights, bias, residual: f.residual.is_some(), activation: f.activation };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![(cx.channels_last)(out)] }))
+}
+
+impl Kernel for Nhwc {
+    fn name(&self) -> &str {
+        match &self.weights {
+            NhwcWeights::Panels(w) => w.kernel().name,
+            NhwcWeights::Depthwise(_) => "depthwise_nhwc_f32",
+        }
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let residual = if self.residual { Residual::F32(cx.f32s(1)?) } else { Residual::None };
+        let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
+        let (exec, x) = (cx.exec, Rows::F32(cx.f32s(0)?));
+        let y = Target::F32(cx.out_f32s()?);
+        Ok(match &self.weights {
+            NhwcWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, 0, w, &epilogue, y)?,
+            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, 0, w, &epilogue, y)?,
+        })
     }
 }

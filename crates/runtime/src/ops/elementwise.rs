@@ -21,7 +21,7 @@ pub fn build(cx: &BuildCx) -> Maybe {
     })
 }
 
-fn unary_op(cx: &BuildCx) -> Option<UnaryOp> {
+pub(super) fn unary_op(cx: &BuildCx) -> Option<UnaryOp> {
     let op = |op| Some(op);
     match cx.node.op.name() {
         "Exp" => op(UnaryOp::Exp),
@@ -64,7 +64,8 @@ fn one(cx: &BuildCx, op: UnaryOp) -> Option<Built> {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
         Ok(unary(exec, op, x, cx.out_f32s()?)?)
     });
-    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+    let place = |v| if cx.is_channels_last(x) { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(y)] })
 }
 
 fn binary_op(name: &str) -> Option<BinaryOp> {
@@ -96,7 +97,16 @@ fn two(cx: &BuildCx, op: BinaryOp) -> Option<Built> {
         Ok(binary(exec, op, (a, &sa), (b, &sb), (cx.out_f32s()?, &sy))?)
     };
     let kernel = if cx.f32_shape(0) == cx.f32_out() { in_place("binary_f32", run) } else { simple("binary_f32", run) };
-    Some(Built { kernel, ins: vec![a, b], outs: vec![y] })
+    let alike = cx.f32_shape(0) == cx.f32_shape(1) && !cx.is_constant(0) && !cx.is_constant(1);
+    let scalar = cx.f32_shape(1)?.iter().product::<usize>() == 1 && cx.f32_shape(0) == cx.f32_out();
+    let (last, ins): (bool, &[_]) = match () {
+        _ if alike => (cx.is_channels_last(a) || cx.is_channels_last(b), &[true, true]),
+        _ if scalar => (cx.is_channels_last(a), &[true, false]),
+        _ => (false, &[]),
+    };
+    let place = |v, moves: bool| if last && moves { (cx.channels_last)(v) } else { v };
+    let moves = |i: usize| ins.get(i).copied().unwrap_or(false);
+    Some(Built { kernel, ins: vec![place(a, moves(0)), place(b, moves(1))], outs: vec![place(y, true)] })
 }
 
 /// Sum, Min and Max of one tensor are that tensor.

@@ -128,6 +128,17 @@ fn matmul_problem(a: &[usize], b: &[usize]) -> Option<Product> {
     Some(Product { batch: batch.collect(), ..Product::new(m, n, k) })
 }
 
+/// The shape of a batched product of row-major matrices.
+pub(super) struct Problem {
+    pub shape: [usize; 3],
+    pub batch: Vec<BatchDim>,
+}
+
+/// The product of two operands of rank 2 or more; `None` where their shapes don't fit.
+pub(super) fn problem(a: &[usize], b: &[usize]) -> Option<Problem> {
+    matmul_problem(a, b).map(|p| Problem { shape: [p.m, p.k, p.n], batch: p.batch })
+}
+
 fn pack(cx: &BuildCx, p: &Product, w: &Tensor) -> Result<PackedB, StepError> {
     let values = w.to_f32s()?;
     let view = view(&values, p.trans_b, p.k, p.n);

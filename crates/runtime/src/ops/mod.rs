@@ -4,6 +4,8 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod integer;
+mod layout;
 mod matmul;
 mod movement;
 mod norm;
@@ -11,6 +13,8 @@ mod pool;
 mod quantize;
 mod reduce;
 mod reference;
+
+pub use layout::{LAYOUT_CHANGE, change_layout};
 
 use narrowbit_ir::Node;
 
@@ -46,6 +50,7 @@ pub fn build(cx: &BuildCx, fusion: Option<&Fusion>) -> Result<Built, StepError> 
 
 fn fused(cx: &BuildCx, f: &Fusion) -> Maybe {
     match cx.node.op.name() {
+        _ if f.ints.is_some() => integer::build(cx, f),
         _ if f.attention.is_some() => attention::build(cx, f),
         "Conv" | "ConvTranspose" => conv::build(cx, f),
         "MatMul" | "Gemm" => matmul::build(cx, f),

@@ -67,7 +67,9 @@ fn concat(cx: &BuildCx) -> Option<Built> {
     let (y, out) = (cx.node.output(0)?, cx.out(0)?);
     let axis = shape::axis(cx.int("axis", 1), out.shape.len())?;
     let ins: Option<Vec<_>> = cx.node.inputs.iter().copied().collect();
-    let row = row_bytes(&out, axis);
+    let mut ins = ins?;
+    let last = axis == 1 && ins.iter().all(|&v| cx.is_channels_last(v));
+    let row = if last { out.dtype.bits() / 8 } else { row_bytes(&out, axis) };
     let widths: Option<Vec<usize>> = (0..cx.node.inputs.len())
         .map(|i| cx.ty(i).filter(|t| t.shape.len() == out.shape.len()).map(|t| t.shape[axis] * row))
         .collect();
@@ -85,7 +87,9 @@ fn concat(cx: &BuildCx) -> Option<Built> {
         }
         Ok(())
     });
-    Some(Built { kernel, ins: ins?, outs: vec![y] })
+    let place = |v| if last { (cx.channels_last)(v) } else { v };
+    ins.iter_mut().for_each(|v| *v = place(*v));
+    Some(Built { kernel, ins, outs: vec![place(y)] })
 }
 
 fn split(cx: &BuildCx) -> Option<Built> {

@@ -1,6 +1,10 @@
 //! Pooling of float images: 1-D and 2-D windows, and whole planes.
 
+use narrowbit_kernels::integer::{PoolNhwcParams, Quant, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc};
+use narrowbit_kernels::panel::Target;
 use narrowbit_kernels::pooling::{Pool2dParams, average_pool2d, global_average_pool, global_max_pool, max_pool2d};
+
+use narrowbit_tensor::DType;
 
 use super::Maybe;
 use super::conv::{Window, plane, window};
@@ -8,6 +12,11 @@ use crate::kernel::{BuildCx, Built, simple};
 
 /// The kernel of a pooling.
 pub fn build(cx: &BuildCx) -> Maybe {
+    if cx.node.output(1).is_none()
+        && let Some(built) = channels_last(cx)
+    {
+        return Ok(Some(built));
+    }
     if cx.f32_out().is_none() || cx.node.output(1).is_some() {
         return Ok(None);
     }
@@ -34,22 +43,19 @@ fn global(cx: &BuildCx, max: bool) -> Option<Built> {
 }
 
 fn windowed(cx: &BuildCx) -> Option<Built> {
-    let (x, y, dims, out) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?, cx.f32_out()?);
-    if !(3..=4).contains(&dims.len()) {
-        return None;
-    }
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
     let max = cx.node.op.name() == "MaxPool";
-    let kernel: Vec<usize> =
-        cx.list("kernel_shape")?.into_iter().map(usize::try_from).collect::<Result<_, _>>().ok()?;
-    // The window helper reads kernels as the tail of a weight's shape.
-    let weight: Vec<usize> = [1, 1].into_iter().chain(kernel).collect();
-    if weight.len() != dims.len() {
-        return None;
-    }
-    let Window { kernel, strides, dilations, pads } = window(cx, &dims, &weight, &out, false)?;
-    let [h, w] = plane(&dims);
-    let p =
-        Pool2dParams { planes: dims[0] * dims[1], h, w, window: kernel, strides, pads, dilations, out: plane(&out) };
+    let q = params(cx, &dims)?;
+    let p = Pool2dParams {
+        planes: q.n * q.c,
+        h: q.h,
+        w: q.w,
+        window: q.window,
+        strides: q.strides,
+        pads: q.pads,
+        dilations: q.dilations,
+        out: q.out,
+    };
     let include = cx.int("count_include_pad", 0) != 0;
     let kernel = simple(if max { "max_pool_f32" } else { "average_pool_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
@@ -60,4 +66,62 @@ fn windowed(cx: &BuildCx) -> Option<Built> {
         Ok(())
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+/// The kernel of a pooling of integers, or of floats whose channels stand last.
+fn channels_last(cx: &BuildCx) -> Option<Built> {
+    let (x, y, ty) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?);
+    let floats = ty.dtype == DType::F32 && cx.is_channels_last(x);
+    let name = cx.node.op.name();
+    let place = |v| (cx.channels_last)(v);
+    if name == "GlobalAveragePool" && floats {
+        let (shape, ins) = (image(&ty.shape)?, vec![place(x)]);
+        let kernel = simple("global_pool_nhwc_f32", move |cx| {
+            let (exec, x) = (cx.exec, cx.f32s(0)?);
+            Ok(global_avg_pool_nhwc(exec, Quant::F32(x), shape, Target::F32(cx.out_f32s()?))?)
+        });
+        // One pixel: both layouts are the same.
+        return Some(Built { kernel, ins, outs: vec![y] });
+    }
+    let whole = matches!(ty.dtype, DType::U8 | DType::I8) && name == "MaxPool";
+    if !(floats || whole) || !matches!(name, "MaxPool" | "AveragePool") {
+        return None;
+    }
+    let p = params(cx, &ty.shape)?;
+    let include = cx.int("count_include_pad", 0) != 0;
+    let (dtype, max) = (ty.dtype, name == "MaxPool");
+    let kernel = simple(if max { "max_pool_nhwc" } else { "average_pool_nhwc_f32" }, move |cx| {
+        let (exec, x) = (cx.exec, cx.view(0)?);
+        let Some(out) = cx.outs.first_mut() else { return Ok(()) };
+        Ok(match (max, dtype) {
+            (true, DType::U8) => max_pool2d_nhwc::<u8>(exec, &p, x.slice()?, out.slice()?)?,
+            (true, DType::I8) => max_pool2d_nhwc::<i8>(exec, &p, x.slice()?, out.slice()?)?,
+            (true, _) => max_pool2d_nhwc::<f32>(exec, &p, x.slice()?, out.slice()?)?,
+            _ => avg_pool2d_nhwc(exec, &p, include, Quant::F32(x.slice()?), Target::F32(out.slice()?))?,
+        })
+    });
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(y)] })
+}
+
+/// Images, pixels and channels.
+pub(super) fn image(shape: &[usize]) -> Option<[usize; 3]> {
+    let &[n, c, ref pixels @ ..] = shape else { return None };
+    let pixels = pixels.iter().product();
+    (shape.len() >= 3 && pixels > 0).then_some([n, pixels, c])
+}
+
+/// The window of a pooling over `dims`.
+pub(super) fn params(cx: &BuildCx, dims: &[usize]) -> Option<PoolNhwcParams> {
+    let out = cx.out(0)?.shape;
+    let kernel: Vec<usize> =
+        cx.list("kernel_shape")?.into_iter().map(usize::try_from).collect::<Result<_, _>>().ok()?;
+    // The window helper reads kernels as the tail of a weight's shape.
+    let weight: Vec<usize> = [1, 1].into_iter().chain(kernel).collect();
+    if weight.len() != dims.len() || !(3..=4).contains(&dims.len()) {
+        return None;
+    }
+    let Window { kernel, strides, dilations, pads } = window(cx, dims, &weight, &out, false)?;
+    let [h, w] = plane(dims);
+    let (n, c) = (dims[0], dims[1]);
+    Some(PoolNhwcParams { n, h, w, c, window: kernel, strides, pads, dilations, out: plane(&out) })
 }

@@ -29,6 +29,8 @@ fn plan(cx: &BuildCx) -> Option<Built> {
     let (x, y) = (cx.node.input(0)?, cx.node.output(0)?);
     let (from, to) = (cx.ty(0)?, cx.out(0)?);
     let p = params(cx, &from.shape)?;
+    // A single scale does not care for the order of the elements.
+    let last = cx.is_channels_last(x) && p.scales.len() == 1;
     let (float, int) = if cx.node.op.name() == "QuantizeLinear" { (&from, &to) } else { (&to, &from) };
     if float.dtype != DType::F32 {
         return None;
@@ -50,7 +52,8 @@ fn plan(cx: &BuildCx) -> Option<Built> {
         DType::I32 if !quantizes => kernel!(i32),
         _ => return None,
     };
-    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+    let place = |v| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(y)] })
 }
 
 fn params(cx: &BuildCx, dims: &[usize]) -> Option<Params> {

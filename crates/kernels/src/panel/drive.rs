@@ -1,0 +1,280 @@
+//! The walk over tiles, and products of matrices in tasks.
+
+use std::ops::Range;
+
+use super::finish::{Epilogue, Finish, Out, Target};
+use super::pack::{Panels, PanelsView};
+use super::tile::Tile;
+use crate::buffer::with_scratch;
+use crate::error::{Result, at_least, exact, product, require, span};
+use crate::exec::Exec;
+use crate::isa::Isa;
+
+const NAME: &str = "panel product";
+
+/// Bytes of rows that a task works on at a time: less than half of a common L2.
+pub(crate) const CHUNK: usize = 448 << 10;
+/// Multiply-adds below which a second thread costs more than it brings.
+pub(crate) const SERIAL: usize = 1 << 19;
+/// Words of the largest tile.
+const TILE_WORDS: usize = 14 * 32;
+/// Bytes that a read of a whole step may pass the end of a copied row.
+pub(crate) const SLACK: usize = 64;
+
+/// The left operand: activations in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// Unsigned integers, as the kernels take them.
+    U8(&'a [u8]),
+    /// Signed integers: copied with 128 added.
+    I8(&'a [i8]),
+    /// Floats.
+    F32(&'a [f32]),
+}
+
+impl Rows<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Rows::U8(x) => x.len(),
+            Rows::I8(x) => x.len(),
+            Rows::F32(x) => x.len(),
+        }
+    }
+    pub(crate) fn ptr(&self) -> *const u8 {
+        match self {
+            Rows::U8(x) => x.as_ptr(),
+            Rows::I8(x) => x.as_ptr().cast(),
+            Rows::F32(x) => x.as_ptr().cast(),
+        }
+    }
+    /// Bytes of an element.
+    pub(crate) fn size(&self) -> usize {
+        if matches!(self, Rows::F32(_)) { 4 } else { 1 }
+    }
+    pub(crate) fn ints(&self) -> bool {
+        !matches!(self, Rows::F32(_))
+    }
+    /// What a copy is combined with bit by bit: i8 + 128 as u8.
+    pub(crate) fn flip(&self) -> u8 {
+        if matches!(self, Rows::I8(_)) { 0x80 } else { 0 }
+    }
+}
+
+/// A pointer that tasks share for reading.
+#[derive(Clone, Copy)]
+pub(crate) struct Source(pub *const u8);
+// SAFETY: only read, while the slice that it came from is borrowed.
+unsafe impl Send for Source {}
+// SAFETY: as above.
+unsafe impl Sync for Source {}
+impl Source {
+    pub(crate) fn ptr(self) -> *const u8 {
+        self.0
+    }
+}
+
+/// What the tiles of one product share.
+pub(crate) struct Sweep<'a> {
+    pub isa: Isa,
+    pub panels: PanelsView<'a>,
+    /// Byte offsets of the runs from the start of a row.
+    pub runs: &'a [usize],
+    pub epilogue: &'a Epilogue<'a>,
+    pub ints: bool,
+    pub out: Out,
+    /// Elements between rows of the result.
+    pub ld: usize,
+}
+
+#[repr(align(64))]
+struct Accumulators([std::mem::MaybeUninit<u32>; TILE_WORDS]);
+
+impl Sweep<'_> {
+    /// Splits `count` rows that are `stride` bytes apart into tiles of even height by panel
+    /// `p` of a group. `at` is the place in the result of the first row's first column of
+    /// the group.
+    ///
+    /// # Safety
+    /// The rows' runs are readable in whole steps, and nobody else uses the results.
+    pub unsafe fn rows(&self, a: *const u8, stride: usize, count: usize, (group, p): (usize, usize), at: usize) {
+        let (panels, columns) = (self.panels, &self.panels.columns);
+        let b = panels.panel(group, p).as_ptr().cast();
+        let (width, n, column) = (columns.width(p), columns.valid(p), group * columns.n + p * columns.nr);
+        let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); TILE_WORDS]);
+        let out = acc.0.as_mut_ptr().cast::<u32>();
+        let mut sums = [0i32; 14];
+        let tiles = count.div_ceil(panels.kernel.mr);
+        let (even, longer) = (count / tiles, count % tiles);
+        let mut from = 0;
+        for t in 0..tiles {
+            let rows = even + usize::from(t < longer);
+            let a = a.wrapping_add(from * stride);
+            let (runs, n_runs, steps) = (self.runs.as_ptr(), panels.runs, panels.steps);
+            let tile = Tile { a, stride, runs, n_runs, steps, b, out };
+            // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
+            // tier was proven when it was chosen.
+            unsafe { panels.kernel.tile(rows, width)(&tile) };
+            if !self.epilogue.weight_zeros.is_empty() {
+                // SAFETY: as above.
+                unsafe { self.row_sums(a, stride, &mut sums[..rows]) };
+            }
+            self.isa.dispatch(Finish {
+                epilogue: self.epilogue,
+                ints: self.ints,
+                acc: out,
+                rows,
+                width,
+                n,
+                column,
+                row_sums: sums.as_ptr(),
+                out: self.out,
+                at: at + from * self.ld + p * columns.nr,
+                ld: self.ld,
+            });
+            from += rows;
+        }
+    }
+
+    unsafe fn row_sums(&self, a: *const u8, stride: usize, sums: &mut [i32]) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = 0;
+            for &run in self.runs {
+                let start = a.wrapping_add(i * stride + run);
+                // SAFETY: the caller vouches for the run.
+                let bytes = unsafe { std::slice::from_raw_parts(start, self.panels.run_len) };
+                *sum = bytes.iter().fold(*sum, |sum, &x| sum.wrapping_add(i32::from(x)));
+            }
+        }
+    }
+}
+
+/// Copies `bytes` from `src` to `dst`, each combined with `flip`.
+///
+/// # Safety
+/// Both cover `bytes` and don't overlap.
+pub(crate) unsafe fn copy_flipped(src: *const u8, dst: *mut u8, bytes: usize, flip: u8) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if flip == 0 {
+            std::ptr::copy_nonoverlapping(src, dst, bytes);
+        } else {
+            for i in 0..bytes {
+                *dst.add(i) = *src.add(i) ^ flip;
+            }
+        }
+    }
+}
+
+/// A distance between rows at which fourteen of them do not fall into the same cache sets.
+pub(crate) fn spread(bytes: usize) -> usize {
+    let bytes = bytes.next_multiple_of(4);
+    if bytes.is_multiple_of(2048) { bytes + 64 } else { bytes }
+}
+
+/// How rows and panels divide into tasks: parts of the rows, parts of the panels.
+pub(crate) fn parts(exec: &Exec, work: usize, rows: (usize, usize, usize), panels: (usize, usize)) -> (usize, usize) {
+    let ((units, unit_bytes, least), (count, bytes)) = (rows, panels);
+    let by_cache = (units * unit_bytes).div_ceil(CHUNK).max(1);
+    if exec.threads() == 1 || work < SERIAL {
+        return (by_cache.min(units), 1);
+    }
+    let wanted = 4 * exec.threads();
+    let most = units.div_ceil(least.max(1));
+    let (mut down, mut across) = (by_cache.min(units), 1);
+    if bytes > units * unit_bytes {
+        // Each part of the rows would read all weights again: split those first.
+        across = wanted.div_ceil(down).min(count);
+    }
+    if down * across < wanted {
+        down = down.max(wanted.div_ceil(across).min(most));
+    }
+    if down * across < wanted {
+        across = wanted.div_ceil(down).min(count);
+    }
+    (down, across)
+}
+
+/// Part `i` of `parts` of `0..len`.
+pub(crate) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
+    len * i / parts..len * (i + 1) / parts
+}
+
+/// `y = epilogue(x · w)`: rows `m` of `k` elements, `lda` elements apart, by packed weights
+/// with one group and one run of `k`; `y` is dense `m × n`.
+///
+/// # Errors
+/// A slice is too short for the shape or the epilogue does not fit the columns.
+pub fn panel_gemm(
+    exec: &Exec,
+    x: Rows<'_>,
+    (m, k, lda): (usize, usize, usize),
+    weights: &Panels,
+    epilogue: &Epilogue<'_>,
+    y: Target<'_>,
+) -> Result {
+    require(NAME, weights.groups == 1 && weights.runs == 1, "the weights are those of a convolution")?;
+    exact(NAME, "rows of the weights", weights.run_len, k)?;
+    at_least(NAME, "x", x.len(), span(NAME, &[(m, lda), (k, 1)])?)?;
+    require(NAME, m <= 1 || lda > 0, "the rows overlap")?;
+    product(NAME, &[m, k, weights.columns.n])?;
+    flat(exec, x, m, &|i| i * lda, Some(lda), weights, epilogue, y)
+}
+
+/// As [`panel_gemm`] for rows anywhere: row `i` starts at element `start(i)`, `step`
+/// elements after the one before if that is a constant.
+///
+/// All rows lie in `x`: the caller has checked that.
+#[allow(clippy::too_many_arguments)] // Two callers; a struct would only rename the list.
+pub(crate) fn flat(
+    exec: &Exec,
+    x: Rows<'_>,
+    m: usize,
+    start: &(dyn Fn(usize) -> usize + Sync),
+    step: Option<usize>,
+    weights: &Panels,
+    epilogue: &Epilogue<'_>,
+    mut y: Target<'_>,
+) -> Result {
+    let (n, k) = (weights.columns.n, weights.run_len);
+    exact(NAME, "y", y.len(), product(NAME, &[m, n])?)?;
+    epilogue.check(NAME, x.ints(), n, m * n)?;
+    require(NAME, x.ints() == !weights.column_sums().is_empty(), "rows and weights have different types")?;
+    if m == 0 {
+        return Ok(());
+    }
+    let (size, row) = (x.size(), k * x.size());
+    let direct = step.map(|s| s * size).filter(|&s| {
+        let aliased = s.is_multiple_of(2048) && m > 4 && weights.columns.count() > 1;
+        x.flip() == 0 && row.is_multiple_of(4) && !aliased
+    });
+    let pitch = direct.unwrap_or_else(|| spread(row));
+    let out = y.shared();
+    let sweep = Sweep { isa: exec.isa(), panels: weights.view(), runs: &[0], epilogue, ints: x.ints(), out, ld: n };
+    let count = weights.columns.count();
+    let work = m.saturating_mul(n).saturating_mul(k) / if x.ints() { 4 } else { 1 };
+    let (down, across) = parts(exec, work, (m, pitch, 2 * weights.kernel.mr), (count, weights.bytes()));
+    let (source, flip) = (Source(x.ptr()), x.flip());
+    exec.pool().run_if(work >= SERIAL, down * across, &|task| {
+        let (rows, columns) = (part(m, down, task / across), part(count, across, task % across));
+        let sweep_rows = |a: *const u8| {
+            for p in columns.clone() {
+                // SAFETY: the rows were checked by the caller or copied below with slack;
+                // tasks write disjoint tiles.
+                unsafe { sweep.rows(a, pitch, rows.len(), (0, p), rows.start * n) };
+            }
+        };
+        if direct.is_some() {
+            sweep_rows(source.ptr().wrapping_add(start(rows.start) * size));
+            return;
+        }
+        with_scratch((rows.len() * pitch + SLACK).div_ceil(4), |scratch| {
+            let base = scratch.as_mut_ptr().cast::<u8>();
+            for (i, r) in rows.clone().enumerate() {
+                // SAFETY: row `r` lies in `x`, and the scratch has `pitch` bytes for it.
+                unsafe { copy_flipped(source.ptr().add(start(r) * size), base.add(i * pitch), row, flip) };
+            }
+            sweep_rows(base);
+        });
+    });
+    Ok(())
+}

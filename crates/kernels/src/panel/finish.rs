@@ -1,0 +1,403 @@
+//! From accumulators to results: correction, scale, bias, residual, activation, rounding.
+//!
+//! In this order, lane by lane and alike on every tier:
+//! `v = f32(acc + offset − weight zero · row sum) · scale + bias + residual`, the
+//! activation, and for integer results
+//! `saturate(round_half_even(v · inverse_scale) + zero_point)`.
+
+use crate::activation::Activation;
+use crate::error::{Result, exact, require};
+use crate::simd::{Kernel, Simd, low_bits};
+
+/// What happens to the sums of a product. Arrays have one element per column, or none.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// Added to integer sums: the bias in units of the product of the scales, less the
+    /// rows' zero point times the column sum of the weights.
+    pub offsets: &'a [i32],
+    /// Factor of integer sums: scale of the rows times scale of the column.
+    pub scales: &'a [f32],
+    /// Zero points of the weights where they are not all 0.
+    pub weight_zeros: &'a [i32],
+    /// Added to the floats.
+    pub bias: &'a [f32],
+    /// Added to the floats; of the result's shape.
+    pub residual: Residual<'a>,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+impl Default for Epilogue<'_> {
+    fn default() -> Self {
+        Epilogue {
+            offsets: &[],
+            scales: &[],
+            weight_zeros: &[],
+            bias: &[],
+            residual: Residual::None,
+            activation: Activation::None,
+        }
+    }
+}
+
+/// A tensor of the result's shape that is added to it.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// Floats.
+    F32(&'a [f32]),
+    /// `(x − zero point) · scale`.
+    U8(&'a [u8], f32, i32),
+    /// `(x − zero point) · scale`.
+    I8(&'a [i8], f32, i32),
+}
+
+impl Residual<'_> {
+    fn len(&self) -> Option<usize> {
+        match self {
+            Residual::None => None,
+            Residual::F32(x) => Some(x.len()),
+            Residual::U8(x, ..) => Some(x.len()),
+            Residual::I8(x, ..) => Some(x.len()),
+        }
+    }
+}
+
+/// Where the results go.
+#[derive(Debug)]
+pub enum Target<'a> {
+    /// As floats.
+    F32(&'a mut [f32]),
+    /// Quantized: one over the scale, and the zero point.
+    U8(&'a mut [u8], f32, i32),
+    /// Quantized: one over the scale, and the zero point.
+    I8(&'a mut [i8], f32, i32),
+}
+
+impl Target<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Target::F32(y) => y.len(),
+            Target::U8(y, ..) => y.len(),
+            Target::I8(y, ..) => y.len(),
+        }
+    }
+
+    /// The format, which is shared among tasks that write disjoint elements.
+    pub(crate) fn shared(&mut self) -> Out {
+        match self {
+            Target::F32(y) => Out { data: y.as_mut_ptr().cast(), kind: Kind::F32, inverse: 1.0, zero: 0 },
+            Target::U8(y, inverse, zero) => {
+                Out { data: y.as_mut_ptr(), kind: Kind::U8, inverse: *inverse, zero: *zero }
+            }
+            Target::I8(y, inverse, zero) => {
+                Out { data: y.as_mut_ptr().cast(), kind: Kind::I8, inverse: *inverse, zero: *zero }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    F32,
+    U8,
+    I8,
+}
+
+/// A target whose borrow was erased.
+#[derive(Clone, Copy)]
+pub(crate) struct Out {
+    pub data: *mut u8,
+    pub kind: Kind,
+    inverse: f32,
+    zero: i32,
+}
+
+// SAFETY: tasks write disjoint elements of the target that `Target::shared` borrowed.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// Writes `n` results from element `at` on.
+    ///
+    /// # Safety
+    /// The elements lie in the target, and nobody else uses them.
+    #[inline(always)]
+    pub unsafe fn put<S: Simd>(&self, s: S, rounding: &Rounding<S>, at: usize, v: S::F, n: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.kind {
+                Kind::F32 => s.store_bits(self.data.cast::<f32>().add(at), v, low_bits(n)),
+                Kind::U8 | Kind::I8 => s.store_low8_n(self.data.add(at), rounding.apply(s, v), n),
+            }
+        }
+    }
+}
+
+/// `saturate(round_half_even(v · inverse) + zero)`, its constants in vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding<S: Simd> {
+    inverse: S::F,
+    low: S::F,
+    high: S::F,
+    zero: S::I,
+}
+
+impl<S: Simd> Rounding<S> {
+    /// Of an integer target; meaningless for floats.
+    #[inline(always)]
+    pub fn new(s: S, out: &Out) -> Self {
+        let (low, high) = if out.kind == Kind::I8 { (-128, 127) } else { (0, 255) };
+        let (low, high) = (low - i64::from(out.zero), high - i64::from(out.zero));
+        Rounding {
+            inverse: s.splat(out.inverse),
+            low: s.splat(low as f32),
+            high: s.splat(high as f32),
+            zero: s.splat_i(out.zero),
+        }
+    }
+
+    /// NaN gives the smallest value.
+    #[inline(always)]
+    pub fn apply(&self, s: S, v: S::F) -> S::I {
+        let v = s.min(self.high, s.mul(v, self.inverse));
+        // `max` passes its second operand on when the first is NaN.
+        s.add_i(s.to_i32(s.max(v, self.low)), self.zero)
+    }
+}
+
+impl Epilogue<'_> {
+    /// Checks the lengths against `columns` (of all groups) and the result's elements.
+    pub(crate) fn check(&self, kernel: &'static str, ints: bool, columns: usize, results: usize) -> Result {
+        if ints {
+            exact(kernel, "scales", self.scales.len(), columns)?;
+            exact(kernel, "offsets", self.offsets.len(), columns)?;
+        }
+        for (name, len) in [("bias", self.bias.len()), ("weight zero points", self.weight_zeros.len())] {
+            if len != 0 {
+                exact(kernel, name, len, columns)?;
+            }
+        }
+        require(kernel, ints || self.weight_zeros.is_empty(), "floats have no weight zero points")?;
+        match self.residual.len() {
+            Some(len) => exact(kernel, "residual", len, results),
+            None => Ok(()),
+        }
+    }
+
+    /// Bias, residual and activation of `n` results, which are columns from `column` on
+    /// and elements from `at` on.
+    ///
+    /// # Safety
+    /// [`Epilogue::check`] accepted lengths that cover these places.
+    #[inline(always)]
+    pub unsafe fn rest<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
+        let bits = low_bits(n);
+        // SAFETY: the caller vouches for these places.
+        unsafe {
+            if !self.bias.is_empty() {
+                v = s.add(v, s.load_bits(self.bias.as_ptr().add(column), bits));
+            }
+            match self.residual {
+                Residual::None => {}
+                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                Residual::U8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                Residual::I8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+            }
+        }
+        self.activation.apply(s, v)
+    }
+}
+
+/// One tile's accumulators and where they go.
+pub(crate) struct Finish<'a> {
+    pub epilogue: &'a Epilogue<'a>,
+    /// Whether the accumulators are i32, else f32.
+    pub ints: bool,
+    /// `rows × width` words.
+    pub acc: *const u32,
+    pub rows: usize,
+    pub width: usize,
+    /// Columns that count, at most `width`.
+    pub n: usize,
+    /// Place of the first column in the per-column arrays.
+    pub column: usize,
+    /// Sums of the rows' elements, where weights have zero points.
+    pub row_sums: *const i32,
+    pub out: Out,
+    /// Elements from the start of the target to the tile's corner, and between its rows.
+    pub at: usize,
+    pub ld: usize,
+}
+
+impl Kernel for Finish<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: whoever made `self` vouches for its pointers and lengths.
+        unsafe {
+            match (self.ints, self.out.kind) {
+                (true, Kind::F32) => self.by_residual::<S, true, 0>(s),
+                (true, Kind::U8) => self.by_residual::<S, true, 1>(s),
+                (true, Kind::I8) => self.by_residual::<S, true, 2>(s),
+                (false, Kind::F32) => self.by_residual::<S, false, 0>(s),
+                (false, Kind::U8) => self.by_residual::<S, false, 1>(s),
+                (false, Kind::I8) => self.by_residual::<S, false, 2>(s),
+            }
+        }
+    }
+}
+
+/// What is the same for all rows of a vector of columns.
+struct Column<S: Simd> {
+    offset: S::I,
+    scale: S::F,
+    bias: S::F,
+    low: S::F,
+    high: S::F,
+}
+
+impl Finish<'_> {
+    #[inline(always)]
+    unsafe fn by_residual<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.epilogue.residual {
+                Residual::None => self.by_activation::<S, INTS, KIND, 0>(s),
+                Residual::F32(..) => self.by_activation::<S, INTS, KIND, 1>(s),
+                Residual::U8(..) => self.by_activation::<S, INTS, KIND, 2>(s),
+                Residual::I8(..) => self.by_activation::<S, INTS, KIND, 3>(s),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn by_activation<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            if self.epilogue.activation.needs_pass() || !self.epilogue.weight_zeros.is_empty() {
+                self.rows::<S, INTS, KIND, RESIDUAL, true>(s);
+            } else {
+                self.rows::<S, INTS, KIND, RESIDUAL, false>(s);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(&self, s: S) {
+        let mut j = 0;
+        while j < self.n {
+            let n = (self.n - j).min(S::LANES);
+            // SAFETY: columns `j..j + n` are in the arrays.
+            unsafe {
+                let column = self.column::<S, INTS, KIND>(s, j, n);
+                // With a length that the compiler knows, no masks are made.
+                if n == S::LANES {
+                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, &column, j, S::LANES);
+                } else {
+                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, &column, j, n);
+                }
+            }
+            j += S::LANES;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn column_rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+        &self,
+        s: S,
+        column: &Column<S>,
+        j: usize,
+        n: usize,
+    ) {
+        for i in 0..self.rows {
+            // SAFETY: row `i` is in the tile, columns `j..j + n` too.
+            unsafe { self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, column, (i, j), n) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn column<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S, j: usize, n: usize) -> Column<S> {
+        let (e, at, bits) = (self.epilogue, self.column + j, low_bits(n));
+        let (lo, hi) = e.activation.bounds();
+        // A clamp before the multiplication by `inverse` is one after it with bounds that
+        // were multiplied alike.
+        let bound = |x: i32| (x - self.out.zero) as f32;
+        let (low, high) = match KIND {
+            0 => (lo, hi),
+            1 => ((lo * self.out.inverse).max(bound(0)), (hi * self.out.inverse).min(bound(255))),
+            _ => ((lo * self.out.inverse).max(bound(-128)), (hi * self.out.inverse).min(bound(127))),
+        };
+        // SAFETY: `check` made sure of the arrays' lengths.
+        unsafe {
+            Column {
+                offset: if INTS { s.load_i32_n(e.offsets.as_ptr().add(at), n) } else { s.splat_i(0) },
+                scale: if INTS { s.load_bits(e.scales.as_ptr().add(at), bits) } else { s.splat(1.0) },
+                // Adding −0 changes nothing.
+                bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
+                low: s.splat(low),
+                high: s.splat(high),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+        &self,
+        s: S,
+        column: &Column<S>,
+        (i, j): (usize, usize),
+        n: usize,
+    ) {
+        let (e, bits) = (self.epilogue, low_bits(n));
+        let acc = self.acc.wrapping_add(i * self.width + j);
+        let at = self.at + i * self.ld + j;
+        // SAFETY: the caller vouches for these places; the accumulators are whole vectors.
+        unsafe {
+            let mut v = if INTS {
+                let mut x = s.add_i(s.to_bits(s.load(acc.cast())), column.offset);
+                if PASS && !e.weight_zeros.is_empty() {
+                    let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
+                    x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
+                }
+                s.mul(s.to_f32(x), column.scale)
+            } else {
+                s.load(acc.cast())
+            };
+            v = s.add(v, column.bias);
+            match (RESIDUAL, e.residual) {
+                (1, Residual::F32(r)) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                (2, Residual::U8(r, scale, zero)) => {
+                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                (3, Residual::I8(r, scale, zero)) => {
+                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                }
+                _ => {}
+            }
+            if PASS {
+                v = e.activation.apply(s, v);
+            }
+            if KIND == 0 {
+                // NaN passes: `min` and `max` give their second operand then.
+                v = s.min(column.high, s.max(column.low, v));
+                s.store_bits(self.out.data.cast::<f32>().add(at), v, bits);
+                return;
+            }
+            // NaN gives the smallest value: `max` passes its second operand on.
+            v = s.max(s.min(column.high, s.mul(v, s.splat(self.out.inverse))), column.low);
+            s.store_low8_n(self.out.data.add(at), s.add_i(s.to_i32(v), s.splat_i(self.out.zero)), n);
+        }
+    }
+}

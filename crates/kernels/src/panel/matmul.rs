@@ -1,0 +1,212 @@
+//! Products of two integer activations: the right one is packed on the way.
+
+use super::drive::{Rows, SERIAL, SLACK, Source, Sweep, copy_flipped, part, spread};
+use super::finish::{Epilogue, Residual, Target};
+use super::pack::{Columns, PanelsView};
+use super::table::{INT_KERNELS, PanelKernel};
+use super::tile::Tile;
+use crate::activation::Activation;
+use crate::buffer::{SharedMut, with_scratch};
+use crate::error::{Result, at_least, exact, product, require, span};
+use crate::exec::Exec;
+use crate::gemm::BatchDim;
+use crate::simd::{Kernel, Simd};
+
+const NAME: &str = "panel matmul";
+
+/// `activation((a − a_zero) · (b − b_zero) · scale)` over batches of row-major matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct IntMatMul<'a> {
+    /// The left matrices, `m × k`: u8 or i8, with its zero point.
+    pub a: (Rows<'a>, i32),
+    /// The right matrices, `k × n`: u8 or i8, with its zero point.
+    pub b: (Rows<'a>, i32),
+    /// Rows, depth and columns.
+    pub shape: [usize; 3],
+    /// Batch dimensions, outermost first; none for a single product.
+    pub batch: &'a [BatchDim],
+    /// Product of both scales.
+    pub scale: f32,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+impl IntMatMul<'_> {
+    fn check(&self, y: usize) -> Result<usize> {
+        let [m, k, n] = self.shape;
+        require(NAME, self.a.0.ints() && self.b.0.ints(), "the operands are not integers")?;
+        require(NAME, m * k * n > 0, "a dimension is 0")?;
+        let reach = |step: fn(&BatchDim) -> usize, tile: usize| -> Result<usize> {
+            let dims: Vec<_> = self.batch.iter().map(|dim| (dim.len, step(dim))).collect();
+            Ok(span(NAME, &dims)? + tile - 1)
+        };
+        let batches = product(NAME, &self.batch.iter().map(|dim| dim.len).collect::<Vec<_>>())?;
+        exact(NAME, "y", y, product(NAME, &[batches, m, n])?)?;
+        at_least(NAME, "a", self.a.0.len(), reach(|dim| dim.a, product(NAME, &[m, k])?)?)?;
+        at_least(NAME, "b", self.b.0.len(), reach(|dim| dim.b, product(NAME, &[k, n])?)?)?;
+        Ok(batches)
+    }
+
+    /// Where the matrices of product `index` start.
+    fn starts(&self, mut index: usize) -> (usize, usize) {
+        let (mut a, mut b) = (0, 0);
+        for dim in self.batch.iter().rev() {
+            a += index % dim.len * dim.a;
+            b += index % dim.len * dim.b;
+            index /= dim.len;
+        }
+        (a, b)
+    }
+}
+
+/// Computes dense `y`, product after product.
+///
+/// # Errors
+/// The operands are floats, a dimension is 0, or a slice is too short.
+pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result {
+    let batches = p.check(y.len())?;
+    let [m, k, n] = p.shape;
+    let kernel = PanelKernel::best(INT_KERNELS, exec.isa());
+    let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
+    let steps = k.div_ceil(4);
+    let per_matrix = steps * columns.padded();
+    let (a, b) = (Source(p.a.0.ptr()), Source(p.b.0.ptr()));
+    let work = batches * m * n * steps;
+    let scales = vec![p.scale; n];
+    // Kernels see i8 rows with 128 added, and u8 columns with 128 taken off.
+    let a_zero = p.a.1 + if p.a.0.flip() != 0 { 128 } else { 0 };
+    let b_flip = p.b.0.flip() ^ 0x80;
+    let b_zero = p.b.1 - if b_flip != 0 { 128 } else { 0 };
+    let zeros = if b_zero == 0 { Vec::new() } else { vec![b_zero; n] };
+    let mut offsets = vec![0i32; batches * n];
+    let out = y.shared();
+    with_scratch(batches * per_matrix, |packed| {
+        let (to, sums) = (SharedMut::new(packed), SharedMut::new(&mut offsets));
+        exec.pool().run_if(work >= SERIAL, batches * columns.count(), &|task| {
+            let (index, panel) = (task / columns.count(), task % columns.count());
+            let (width, valid) = (columns.width(panel), columns.valid(panel));
+            let source = b.ptr().wrapping_add(p.starts(index).1 + panel * columns.nr);
+            // SAFETY: each task has a panel and its sums; `check` covered the operand.
+            unsafe {
+                let words = to.slice(index * per_matrix + panel * columns.nr * steps, width * steps);
+                let sums = sums.slice(index * n + panel * columns.nr, valid);
+                exec.isa().dispatch(Interleave { source, ld: n, k, valid, width, flip: b_flip, words });
+                column_sums(kernel, words, (steps, width), sums);
+                let whole = (k as i32).wrapping_mul(a_zero).wrapping_mul(b_zero);
+                sums.iter_mut().for_each(|s| *s = whole.wrapping_sub(a_zero.wrapping_mul(*s)));
+            }
+        });
+        let direct = p.a.0.flip() == 0 && k.is_multiple_of(4) && !k.is_multiple_of(2048);
+        let pitch = if direct { k } else { spread(k) };
+        // Parts of the rows, so that few products keep all threads busy.
+        let parts = (4 * exec.threads()).div_ceil(batches).min(m.div_ceil(2 * kernel.mr)).max(1);
+        exec.pool().run_if(work >= SERIAL, batches * parts, &|task| {
+            let (index, rows) = (task / parts, part(m, parts, task % parts));
+            // SAFETY: packed above; tasks only read.
+            let data = unsafe { &*to.slice(index * per_matrix, per_matrix) };
+            // SAFETY: as above.
+            let offsets = unsafe { &*sums.slice(index * n, n) };
+            let epilogue = Epilogue {
+                offsets,
+                scales: &scales,
+                weight_zeros: &zeros,
+                bias: &[],
+                residual: Residual::None,
+                activation: p.activation,
+            };
+            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data };
+            let sweep = Sweep { isa: exec.isa(), panels, runs: &[0], epilogue: &epilogue, ints: true, out, ld: n };
+            let source = a.ptr().wrapping_add(p.starts(index).0 + rows.start * k);
+            let at = (index * m + rows.start) * n;
+            let tiles = |base: *const u8| {
+                for panel in 0..columns.count() {
+                    // SAFETY: the rows lie in `a` or in the copy with slack; tasks write
+                    // disjoint rows.
+                    unsafe { sweep.rows(base, pitch, rows.len(), (0, panel), at) };
+                }
+            };
+            if direct {
+                return tiles(source);
+            }
+            with_scratch((rows.len() * pitch + SLACK).div_ceil(4), |copy| {
+                let base = copy.as_mut_ptr().cast::<u8>();
+                for i in 0..rows.len() {
+                    // SAFETY: row `i` lies in `a`, and the scratch has `pitch` bytes for it.
+                    unsafe { copy_flipped(source.wrapping_add(i * k), base.add(i * pitch), k, p.a.0.flip()) };
+                }
+                tiles(base);
+            });
+        });
+    });
+    Ok(())
+}
+
+/// Four rows of bytes at a time into the words of a panel.
+struct Interleave<'a> {
+    source: *const u8,
+    /// Bytes between rows.
+    ld: usize,
+    k: usize,
+    valid: usize,
+    width: usize,
+    flip: u8,
+    words: &'a mut [f32],
+}
+
+impl Kernel for Interleave<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let none = [0u8; 64];
+        for (step, line) in self.words.chunks_exact_mut(self.width).enumerate() {
+            let row = |i: usize| {
+                let k = step * 4 + i;
+                // Rows beyond the last are zero after the flip.
+                let (from, flip) = match k < self.k {
+                    true => (self.source.wrapping_add(k * self.ld), self.flip),
+                    false => (none.as_ptr(), 0),
+                };
+                // SAFETY: the caller vouches for `valid` bytes of each row; a panel has at
+                // most 64 columns.
+                (unsafe { std::slice::from_raw_parts(from, self.valid) }, u32::from(flip))
+            };
+            let [(r0, f0), (r1, f1), (r2, f2), (r3, f3)] = [row(0), row(1), row(2), row(3)];
+            let flips = f0 | f1 << 8 | f2 << 16 | f3 << 24;
+            let (line, rest) = line.split_at_mut(self.valid);
+            for (c, word) in line.iter_mut().enumerate() {
+                let bytes = u32::from(r0[c]) | u32::from(r1[c]) << 8 | u32::from(r2[c]) << 16 | u32::from(r3[c]) << 24;
+                *word = f32::from_bits(bytes ^ flips);
+            }
+            rest.fill(0.0);
+        }
+    }
+}
+
+/// The sums of a panel's columns: one row of ones, multiplied.
+///
+/// # Safety
+/// The kernel's tier is that of the machine.
+unsafe fn column_sums(kernel: &PanelKernel, words: &[f32], (steps, width): (usize, usize), sums: &mut [i32]) {
+    let ones = [1u8; 4];
+    let mut out = [0u32; 64];
+    let mut total = [0i32; 64];
+    // One step at a time would read the same four ones for each: a run is a step.
+    let runs = [0usize; 64];
+    for block in words.chunks(runs.len() * width) {
+        let tile = Tile {
+            a: ones.as_ptr(),
+            stride: 0,
+            runs: runs.as_ptr(),
+            n_runs: block.len() / width,
+            steps: 1,
+            b: block.as_ptr().cast(),
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the caller vouches for the tier; the block has whole steps.
+        unsafe { kernel.tile(1, width)(&tile) };
+        total.iter_mut().zip(&out[..width]).for_each(|(t, &o)| *t = t.wrapping_add(o as i32));
+    }
+    debug_assert_eq!(words.len(), steps * width);
+    sums.copy_from_slice(&total[..sums.len()]);
+}

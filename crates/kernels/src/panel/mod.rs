@@ -1,0 +1,46 @@
+//! Products of rows that lie in memory with packed panels: GEMM, and convolution on NHWC
+//! images, of 8-bit integers and of floats.
+//!
+//! The activations are not packed: a register tile reads up to fourteen rows in place and
+//! spreads 4 bytes of each over a vector, so that a column of the weights takes four 8-bit
+//! integers or one float at each step. A window of a convolution is a few runs of
+//! contiguous bytes ([`conv2d_nhwc`]).
+
+mod conv;
+mod drive;
+mod finish;
+mod matmul;
+mod pack;
+mod table;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use conv::{conv2d_nhwc, conv2d_nhwc_pack};
+pub use drive::{Rows, panel_gemm};
+pub use finish::{Epilogue, Residual, Target};
+pub(crate) use finish::{Kind, Out, Rounding};
+pub use matmul::{IntMatMul, panel_matmul};
+pub use pack::{PanelElement, Panels};
+pub use table::{FLOAT_KERNELS, INT_KERNELS, PanelKernel};
+
+use crate::error::{Result, exact};
+use crate::exec::Exec;
+
+/// Packs a `k × n` matrix for [`panel_gemm`]: row-major, or column-major when `transposed`.
+///
+/// # Errors
+/// A dimension is 0 or `w` has another length.
+pub fn panel_gemm_pack<T: PanelElement>(
+    exec: &Exec,
+    (k, n): (usize, usize),
+    w: &[T],
+    transposed: bool,
+) -> Result<Panels> {
+    exact("panel weights", "weights", w.len(), crate::error::product("panel weights", &[k, n])?)?;
+    let (by_k, by_n) = if transposed { (1, k) } else { (n, 1) };
+    Panels::pack::<T>(exec, (1, n, 1, k), &|_, column, _, k| w[k * by_k + column * by_n])
+}
+
+#[cfg(test)]
+mod tests;

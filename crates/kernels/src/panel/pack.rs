@@ -1,0 +1,202 @@
+//! Weights in panels: for each panel, run and step, a word of each column.
+
+use super::table::PanelKernel;
+use crate::buffer::Buffer;
+use crate::error::{Result, product};
+use crate::exec::Exec;
+
+const NAME: &str = "panel weights";
+
+/// An element of a panel.
+pub trait PanelElement: Copy + Default + Send + Sync + 'static {
+    /// Elements in a step of 4 bytes.
+    const PER_STEP: usize;
+    /// The kernels of this element, best first.
+    #[doc(hidden)]
+    fn table() -> &'static [PanelKernel];
+    /// The word of up to `PER_STEP` elements.
+    #[doc(hidden)]
+    fn word(elements: impl Fn(usize) -> Self) -> u32;
+}
+
+impl PanelElement for i8 {
+    const PER_STEP: usize = 4;
+    fn table() -> &'static [PanelKernel] {
+        super::table::INT_KERNELS
+    }
+    #[inline(always)]
+    fn word(elements: impl Fn(usize) -> i8) -> u32 {
+        u32::from_le_bytes([elements(0) as u8, elements(1) as u8, elements(2) as u8, elements(3) as u8])
+    }
+}
+
+impl PanelElement for f32 {
+    const PER_STEP: usize = 1;
+    fn table() -> &'static [PanelKernel] {
+        super::table::FLOAT_KERNELS
+    }
+    #[inline(always)]
+    fn word(elements: impl Fn(usize) -> f32) -> u32 {
+        elements(0).to_bits()
+    }
+}
+
+/// How the columns of a product divide into panels of at most `nr`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Columns {
+    pub n: usize,
+    pub nr: usize,
+    pub lanes: usize,
+}
+
+impl Columns {
+    pub fn count(&self) -> usize {
+        self.n.div_ceil(self.nr)
+    }
+    /// Columns of panel `p` that count.
+    pub fn valid(&self, p: usize) -> usize {
+        self.nr.min(self.n - p * self.nr)
+    }
+    /// Columns of panel `p` in memory.
+    pub fn width(&self, p: usize) -> usize {
+        self.valid(p).next_multiple_of(self.lanes)
+    }
+    /// Columns of all panels in memory.
+    pub fn padded(&self) -> usize {
+        (self.count() - 1) * self.nr + self.width(self.count() - 1)
+    }
+}
+
+/// Packed columns in anyone's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PanelsView<'a> {
+    pub kernel: &'static PanelKernel,
+    pub columns: Columns,
+    pub runs: usize,
+    pub run_len: usize,
+    pub steps: usize,
+    /// Groups one after another.
+    pub data: &'a [f32],
+}
+
+impl PanelsView<'_> {
+    /// Panel `p` of a group.
+    #[inline]
+    pub fn panel(&self, group: usize, p: usize) -> &[f32] {
+        let per_panel = self.runs * self.steps;
+        let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
+        &self.data[start..start + self.columns.width(p) * per_panel]
+    }
+}
+
+/// Packed weights of a product or of all groups of a convolution, with the column sums
+/// that correct for the rows' zero point.
+#[derive(Debug)]
+pub struct Panels {
+    pub(crate) kernel: &'static PanelKernel,
+    pub(crate) columns: Columns,
+    pub(crate) groups: usize,
+    pub(crate) runs: usize,
+    /// Elements of a run, and the steps that take them.
+    pub(crate) run_len: usize,
+    pub(crate) steps: usize,
+    data: Buffer,
+    /// By group and column, for integers.
+    sums: Vec<i32>,
+}
+
+impl Panels {
+    /// Packs `groups` matrices of `n` columns and `runs · run_len` rows; `at(group, column,
+    /// run, k)` is an element. Padding is zero.
+    ///
+    /// # Errors
+    /// A dimension is 0 or the product overflows.
+    pub(crate) fn pack<T: PanelElement>(
+        exec: &Exec,
+        (groups, n, runs, run_len): (usize, usize, usize, usize),
+        at: &(impl Fn(usize, usize, usize, usize) -> T + Sync),
+    ) -> Result<Panels> {
+        let kernel = PanelKernel::best(T::table(), exec.isa());
+        crate::error::require(NAME, groups * n * runs * run_len > 0, "the weights are empty")?;
+        let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
+        let steps = run_len.div_ceil(T::PER_STEP);
+        let words = product(NAME, &[groups, runs, steps, columns.padded()])?;
+        let mut data = Buffer::new(words);
+        let out = crate::buffer::SharedMut::new(&mut data);
+        let per_panel = runs * steps;
+        let tasks = groups * columns.count();
+        let sums = std::sync::Mutex::new(vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }]);
+        exec.split(tasks, 1, &|range| {
+            for task in range {
+                let (group, p) = (task / columns.count(), task % columns.count());
+                let width = columns.width(p);
+                let start = (group * columns.padded() + p * kernel.nr) * per_panel;
+                // SAFETY: each task has a panel of its own.
+                let panel = unsafe { out.slice(start, width * per_panel) };
+                pack_panel(panel, (width, columns.valid(p)), (runs, run_len), &|c, r, k| {
+                    at(group, p * kernel.nr + c, r, k)
+                });
+            }
+        });
+        let mut sums = sums.into_inner().unwrap_or_default();
+        if !sums.is_empty() {
+            column_sums(&data, &columns, (groups, per_panel), &mut sums);
+        }
+        Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums })
+    }
+
+    pub(crate) fn view(&self) -> PanelsView<'_> {
+        let Panels { kernel, columns, runs, run_len, steps, .. } = *self;
+        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data }
+    }
+
+    /// The sum of each column of integer weights, groups one after another.
+    pub fn column_sums(&self) -> &[i32] {
+        &self.sums
+    }
+
+    /// The kernel that the panels are packed for.
+    pub fn kernel(&self) -> &'static PanelKernel {
+        self.kernel
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * 4
+    }
+}
+
+/// Fills one panel of `width` columns in memory.
+pub(crate) fn pack_panel<T: PanelElement>(
+    panel: &mut [f32],
+    (width, valid): (usize, usize),
+    (runs, run_len): (usize, usize),
+    at: &impl Fn(usize, usize, usize) -> T,
+) {
+    let steps = run_len.div_ceil(T::PER_STEP);
+    for r in 0..runs {
+        for step in 0..steps {
+            let row = &mut panel[(r * steps + step) * width..][..width];
+            let k0 = step * T::PER_STEP;
+            for (c, word) in row.iter_mut().enumerate() {
+                let element = |k: usize| if c < valid && k0 + k < run_len { at(c, r, k0 + k) } else { T::default() };
+                *word = f32::from_bits(T::word(element));
+            }
+        }
+    }
+}
+
+fn column_sums(data: &Buffer, columns: &Columns, (groups, per_panel): (usize, usize), sums: &mut [i32]) {
+    for (group, sums) in sums.chunks_mut(columns.n).enumerate().take(groups) {
+        for (p, sums) in sums.chunks_mut(columns.nr).enumerate() {
+            let start = (group * columns.padded() + p * columns.nr) * per_panel;
+            let width = columns.width(p);
+            for row in data[start..start + width * per_panel].chunks(width) {
+                for (sum, word) in sums.iter_mut().zip(row) {
+                    let bytes = word.to_bits().to_le_bytes().map(|b| i32::from(b as i8));
+                    *sum = sum.wrapping_add(bytes.into_iter().sum());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The tables of panel kernels, best first. Dispatch, tests and benches read them.
+
+use super::tile::{Floats, PortableInts, Tile, TileFn, run_tile};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use crate::isa::{Isa, Scalar, Tier};
+
+/// A family of register tiles: every height up to `mr` and width up to `nr`.
+#[derive(Debug)]
+pub struct PanelKernel {
+    /// `panel_<types>_<rows>x<columns>_<tier>`.
+    pub name: &'static str,
+    /// The tier that it needs.
+    pub tier: Tier,
+    /// Most rows of a tile.
+    pub mr: usize,
+    /// Most columns of a tile.
+    pub nr: usize,
+    /// Columns per vector; narrower panels are multiples of it.
+    pub lanes: usize,
+    /// Indexed by `(rows − 1) · nr / lanes + vectors − 1`.
+    tiles: &'static [TileFn],
+}
+
+impl PanelKernel {
+    /// The kernel for a tile of `rows` by `width` (a multiple of `lanes`).
+    #[inline]
+    pub(crate) fn tile(&self, rows: usize, width: usize) -> TileFn {
+        self.tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1]
+    }
+
+    /// The best kernel of `isa` in a table.
+    pub(crate) fn best(table: &'static [PanelKernel], isa: Isa) -> &'static PanelKernel {
+        table.iter().find(|kernel| kernel.tier <= isa.tier()).unwrap_or(&table[table.len() - 1])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx {
+    use super::*;
+    use crate::isa::Avx2;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2")]
+    pub unsafe fn ints512<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(x86::Pairs512::assume(), 16, t) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+    pub unsafe fn ints256<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(x86::Pairs256::assume(), 8, t) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+    pub unsafe fn floats256<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(Floats(Avx2::assume()), 8, t) }
+    }
+}
+
+unsafe fn scalar_ints<const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller vouches for the tile.
+    unsafe { run_tile::<_, MR, NV>(PortableInts, 1, t) }
+}
+
+unsafe fn scalar_floats<const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller vouches for the tile.
+    unsafe { run_tile::<_, MR, NV>(Floats(Scalar::new()), 1, t) }
+}
+
+/// Flattens height × width into one array of function pointers.
+macro_rules! family {
+    ($family:path, 2, [$($mr:literal)*]) => {{
+        use $family as f;
+        &[$(f::<$mr, 1>, f::<$mr, 2>),*]
+    }};
+    ($family:path, 4, [$($mr:literal)*]) => {{
+        use $family as f;
+        &[$(f::<$mr, 1>, f::<$mr, 2>, f::<$mr, 3>, f::<$mr, 4>),*]
+    }};
+}
+
+/// Kernels of u8 rows and i8 columns with i32 results, best first. All give the same bits.
+pub static INT_KERNELS: &[PanelKernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_u8i8i32_14x32_vnni",
+        tier: Tier::Vnni,
+        mr: 14,
+        nr: 32,
+        lanes: 16,
+        tiles: x86::vnni::TILES,
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_u8i8i32_8x32_avx512",
+        tier: Tier::Avx512,
+        mr: 8,
+        nr: 32,
+        lanes: 16,
+        tiles: family!(avx::ints512, 2, [1 2 3 4 5 6 7 8]),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_u8i8i32_4x16_avx2",
+        tier: Tier::Avx2,
+        mr: 4,
+        nr: 16,
+        lanes: 8,
+        tiles: family!(avx::ints256, 2, [1 2 3 4]),
+    },
+    PanelKernel {
+        name: "panel_u8i8i32_4x4_scalar",
+        tier: Tier::Scalar,
+        mr: 4,
+        nr: 4,
+        lanes: 1,
+        tiles: family!(scalar_ints, 4, [1 2 3 4]),
+    },
+];
+
+/// Kernels of f32 rows and columns, best first. All give the same bits.
+pub static FLOAT_KERNELS: &[PanelKernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_f32_14x32_avx512",
+        tier: Tier::Avx512,
+        mr: 14,
+        nr: 32,
+        lanes: 16,
+        tiles: x86::fma512::TILES,
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_f32_6x16_avx2",
+        tier: Tier::Avx2,
+        mr: 6,
+        nr: 16,
+        lanes: 8,
+        tiles: family!(avx::floats256, 2, [1 2 3 4 5 6]),
+    },
+    PanelKernel {
+        name: "panel_f32_4x4_scalar",
+        tier: Tier::Scalar,
+        mr: 4,
+        nr: 4,
+        lanes: 1,
+        tiles: family!(scalar_floats, 4, [1 2 3 4]),
+    },
+];

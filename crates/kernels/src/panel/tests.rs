@@ -1,0 +1,204 @@
+use super::*;
+use crate::activation::Activation;
+use crate::conv::Conv2dParams;
+use crate::testing::{Random, assert_close, execs};
+
+fn bytes(random: &mut Random, len: usize) -> Vec<u8> {
+    (0..len).map(|_| random.next() as u8).collect()
+}
+
+/// The product in plain loops, with everything that an epilogue can do.
+struct Case {
+    x: Vec<u8>,
+    w: Vec<i8>,
+    offsets: Vec<i32>,
+    scales: Vec<f32>,
+    zeros: Vec<i32>,
+    residual: Vec<u8>,
+}
+
+#[test]
+fn multiplies_integers_as_plain_loops_on_every_tier() {
+    let mut random = Random::new(7);
+    for (m, k, n) in [(1, 4, 1), (3, 5, 7), (14, 64, 32), (15, 66, 33), (29, 130, 100), (60, 2048, 40), (197, 48, 65)] {
+        let case = Case {
+            x: bytes(&mut random, m * k),
+            w: bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect(),
+            offsets: (0..n).map(|_| random.below(20_000) as i32 - 10_000).collect(),
+            scales: (0..n).map(|_| 0.001 * (1.0 + random.unit() * 0.5)).collect(),
+            zeros: (0..n).map(|_| random.below(7) as i32 - 3).collect(),
+            residual: bytes(&mut random, m * n),
+        };
+        for signed in [false, true] {
+            let want = reference(&case, (m, k, n), signed);
+            for exec in execs() {
+                let weights = panel_gemm_pack(&exec, (k, n), &case.w, false).unwrap();
+                let x: Vec<i8> = case.x.iter().map(|&b| b as i8).collect();
+                let rows = if signed { Rows::I8(&x) } else { Rows::U8(&case.x) };
+                let epilogue = Epilogue {
+                    offsets: &case.offsets,
+                    scales: &case.scales,
+                    weight_zeros: &case.zeros,
+                    residual: Residual::U8(&case.residual, 0.25, 100),
+                    activation: Activation::Relu,
+                    ..Epilogue::default()
+                };
+                let mut y = vec![0u8; m * n];
+                panel_gemm(&exec, rows, (m, k, k), &weights, &epilogue, Target::U8(&mut y, 0.5, 3)).unwrap();
+                assert_eq!(y, want, "{m}×{k}×{n} {} signed {signed}", weights.kernel().name);
+            }
+        }
+    }
+}
+
+fn reference(c: &Case, (m, k, n): (usize, usize, usize), signed: bool) -> Vec<u8> {
+    let x = |i: usize| if signed { i32::from(c.x[i] as i8) + 128 } else { i32::from(c.x[i]) };
+    let mut y = Vec::new();
+    for i in 0..m {
+        for j in 0..n {
+            let dot: i32 = (0..k).map(|q| x(i * k + q) * (i32::from(c.w[q * n + j]) - c.zeros[j])).sum();
+            let r = (f32::from(c.residual[i * n + j]) - 100.0).mul_add(0.25, (dot + c.offsets[j]) as f32 * c.scales[j]);
+            y.push(((r.max(0.0) * 0.5).round_ties_even() as i32 + 3).clamp(0, 255) as u8);
+        }
+    }
+    y
+}
+
+fn params() -> Vec<Conv2dParams> {
+    let base = Conv2dParams {
+        n: 1,
+        c: 3,
+        h: 9,
+        w: 11,
+        oc: 5,
+        kh: 3,
+        kw: 3,
+        strides: [1, 1],
+        pads: [1, 1, 1, 1],
+        dilations: [1, 1],
+        groups: 1,
+    };
+    vec![
+        base,
+        Conv2dParams { kh: 1, kw: 1, pads: [0; 4], c: 8, oc: 33, ..base },
+        Conv2dParams { kh: 1, kw: 1, pads: [0; 4], strides: [2, 2], c: 6, n: 2, ..base },
+        Conv2dParams { kh: 7, kw: 7, pads: [3, 3, 2, 2], strides: [2, 2], h: 30, w: 31, oc: 64, ..base },
+        Conv2dParams { c: 16, oc: 40, dilations: [2, 2], pads: [2, 2, 2, 2], ..base },
+        Conv2dParams { c: 12, oc: 9, groups: 3, n: 2, ..base },
+        Conv2dParams { c: 8, oc: 16, pads: [0; 4], ..base },
+        Conv2dParams { c: 64, oc: 48, h: 16, w: 17, pads: [0, 2, 1, 0], strides: [1, 2], ..base },
+        Conv2dParams { c: 2048, oc: 4, h: 3, w: 6, ..base },
+        Conv2dParams { h: 1, kh: 1, pads: [0, 1, 0, 1], c: 4, w: 40, oc: 20, ..base },
+    ]
+}
+
+/// NCHW to NHWC.
+fn nhwc<T: Copy>(x: &[T], (n, c, pixels): (usize, usize, usize)) -> Vec<T> {
+    let at = |i: usize| (i / (pixels * c), i / c % pixels, i % c);
+    (0..n * c * pixels).map(|i| at(i)).map(|(n, p, ch)| x[(n * c + ch) * pixels + p]).collect()
+}
+
+#[test]
+fn convolves_as_the_reference_on_every_tier() {
+    let mut random = Random::new(3);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let x = bytes(&mut random, p.n * p.c * p.h * p.w);
+        let w: Vec<i8> = bytes(&mut random, p.weight_len().unwrap()).into_iter().map(|b| b as i8 / 2).collect();
+        let zero = 31;
+        // Floats hold these sums exactly.
+        let float: Vec<f32> = x.iter().map(|&b| f32::from(b) - zero as f32).collect();
+        let fw: Vec<f32> = w.iter().map(|&b| f32::from(b)).collect();
+        let want = crate::conv::conv2d_reference(&p, &float, &fw, None);
+        let want = nhwc(&want, (p.n, p.oc, oh * ow));
+        let flat = nhwc(&x, (p.n, p.c, p.h * p.w));
+        let signed: Vec<i8> = flat.iter().map(|&b| (b ^ 0x80) as i8).collect();
+        let floats = nhwc(&float, (p.n, p.c, p.h * p.w));
+        for exec in execs() {
+            let weights = conv2d_nhwc_pack(&exec, &p, &w).unwrap();
+            let offsets: Vec<i32> = weights.column_sums().iter().map(|s| -zero * s).collect();
+            let scales = vec![1.0; p.oc];
+            let epilogue = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };
+            let mut y = vec![0f32; want.len()];
+            conv2d_nhwc(&exec, &p, Rows::U8(&flat), zero, &weights, &epilogue, Target::F32(&mut y)).unwrap();
+            assert_eq!(y, want, "{p:?} {}", weights.kernel().name);
+            conv2d_nhwc(&exec, &p, Rows::I8(&signed), zero - 128, &weights, &epilogue, Target::F32(&mut y)).unwrap();
+            assert_eq!(y, want, "{p:?} {} signed", weights.kernel().name);
+            let weights = conv2d_nhwc_pack(&exec, &p, &fw).unwrap();
+            conv2d_nhwc(&exec, &p, Rows::F32(&floats), 0, &weights, &Epilogue::default(), Target::F32(&mut y)).unwrap();
+            // Sums of products of small integers: exact but for the largest windows.
+            assert_close(&y, &want, 1e-5, weights.kernel().name);
+        }
+    }
+}
+
+#[test]
+fn refuses_weights_of_another_shape_and_short_slices() {
+    let exec = &execs()[0];
+    let weights = panel_gemm_pack(exec, (4, 3), &[1i8; 12], false).unwrap();
+    let (offsets, scales) = ([0; 3], [1.0; 3]);
+    let epilogue = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };
+    let mut y = [0f32; 6];
+    let x = [1u8; 8];
+    let run = |x: &[u8], shape, e: &Epilogue<'_>, y: &mut [f32]| {
+        panel_gemm(exec, Rows::U8(x), shape, &weights, e, Target::F32(y))
+    };
+    assert!(run(&x, (2, 4, 4), &epilogue, &mut y).is_ok());
+    assert!(run(&x, (2, 5, 4), &epilogue, &mut y).is_err());
+    assert!(run(&x[..7], (2, 4, 4), &epilogue, &mut y).is_err());
+    assert!(run(&x, (2, 4, 4), &epilogue, &mut y[..5]).is_err());
+    assert!(run(&x, (2, 4, 4), &Epilogue { scales: &scales[..2], ..epilogue }, &mut y).is_err());
+    assert!(panel_gemm(exec, Rows::F32(&[0.0; 8]), (2, 4, 4), &weights, &epilogue, Target::F32(&mut y)).is_err());
+}
+
+#[test]
+fn reads_no_byte_beyond_the_rows() {
+    use crate::testing::Guarded;
+    let mut random = Random::new(11);
+    for (m, k, n) in [(1, 1, 1), (5, 3, 9), (14, 64, 32), (15, 61, 17)] {
+        let mut x = Guarded::new(&bytes(&mut random, m * k));
+        let w: Vec<i8> = bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect();
+        let mut y = Guarded::new(&vec![0u8; m * n]);
+        let (offsets, scales) = (vec![0; n], vec![0.01; n]);
+        let epilogue = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };
+        for exec in execs() {
+            let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
+            panel_gemm(&exec, Rows::U8(x.get()), (m, k, k), &weights, &epilogue, Target::U8(y.get(), 1.0, 0)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn multiplies_two_activations_as_plain_loops_on_every_tier() {
+    use crate::gemm::BatchDim;
+    let mut random = Random::new(23);
+    for (batches, [m, k, n]) in [(1, [5, 7, 3]), (2, [17, 64, 33]), (3, [1, 300, 40]), (4, [30, 16, 100])] {
+        let (a, b) = (bytes(&mut random, batches * m * k), bytes(&mut random, batches * k * n));
+        let (sa, sb): (Vec<i8>, Vec<i8>) = (a.iter().map(|&x| x as i8).collect(), b.iter().map(|&x| x as i8).collect());
+        let batch = [BatchDim { len: batches, a: m * k, b: k * n, c: m * n, bias: 0 }];
+        for (a_signed, b_signed, a_zero, b_zero) in
+            [(false, false, 0, 128), (false, true, 7, 0), (true, false, -5, 131), (true, true, 9, -3)]
+        {
+            let left = |i: usize| i64::from(if a_signed { i32::from(sa[i]) } else { i32::from(a[i]) } - a_zero);
+            let right = |i: usize| i64::from(if b_signed { i32::from(sb[i]) } else { i32::from(b[i]) } - b_zero);
+            let at = |i: usize| (i / (m * n), i / n % m, i % n);
+            let dot = |(q, r, c): (usize, usize, usize)| -> i64 {
+                (0..k).map(|d| left((q * m + r) * k + d) * right((q * k + d) * n + c)).sum()
+            };
+            let want: Vec<f32> = (0..batches * m * n).map(|i| dot(at(i)) as f32 * 0.5).collect();
+            for exec in execs() {
+                let p = IntMatMul {
+                    a: (if a_signed { Rows::I8(&sa) } else { Rows::U8(&a) }, a_zero),
+                    b: (if b_signed { Rows::I8(&sb) } else { Rows::U8(&b) }, b_zero),
+                    shape: [m, k, n],
+                    batch: &batch,
+                    scale: 0.5,
+                    activation: Activation::None,
+                };
+                let mut y = vec![0f32; want.len()];
+                panel_matmul(&exec, &p, Target::F32(&mut y)).unwrap();
+                assert_eq!(y, want, "{batches}×{m}×{k}×{n} {a_signed} {b_signed} {}", exec.isa());
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The register tiles: up to `MR` rows read where they lie, by one packed panel.
+//!
+//! A step takes 4 bytes of each row (four 8-bit integers or one float) and a word of each
+//! column, so that both element types share the walk over memory.
+
+use crate::simd::Simd;
+
+/// One tile of work. Row `i` of run `r` starts at `a + runs[r] + i · stride`.
+#[repr(C)]
+pub(crate) struct Tile {
+    /// The first row.
+    pub a: *const u8,
+    /// Bytes between rows.
+    pub stride: usize,
+    /// Byte offsets of the runs, at least one.
+    pub runs: *const usize,
+    pub n_runs: usize,
+    /// Steps of 4 bytes in each run, at least one.
+    pub steps: usize,
+    /// The panel: runs × steps × width words.
+    pub b: *const u32,
+    /// Receives the accumulators: rows × width words.
+    pub out: *mut u32,
+}
+
+/// A compiled tile kernel.
+///
+/// # Safety
+/// The CPU has the kernel's tier, and the tile's pointers cover its shape.
+pub(crate) type TileFn = unsafe fn(&Tile);
+
+/// How a step multiplies: 8-bit integers (u8 rows, i8 columns, exact in i32) or floats.
+pub(crate) trait Dot: Copy {
+    type Acc: Copy;
+    type A: Copy;
+    type B: Copy;
+    fn zero(self) -> Self::Acc;
+    /// # Safety
+    /// `p` covers 4 bytes.
+    unsafe fn row(self, p: *const u8) -> Self::A;
+    /// # Safety
+    /// `p` covers a vector of words.
+    unsafe fn column(self, p: *const u32) -> Self::B;
+    fn dot(self, acc: Self::Acc, a: Self::A, b: Self::B) -> Self::Acc;
+    /// # Safety
+    /// `p` covers a vector of words.
+    unsafe fn store(self, p: *mut u32, acc: Self::Acc);
+}
+
+/// Floats: one fused multiply-add per step, in the order of the steps on every tier.
+#[derive(Clone, Copy)]
+pub(crate) struct Floats<S>(pub S);
+
+impl<S: Simd> Dot for Floats<S> {
+    type Acc = S::F;
+    type A = S::F;
+    type B = S::F;
+    #[inline(always)]
+    fn zero(self) -> S::F {
+        self.0.splat(0.0)
+    }
+    #[inline(always)]
+    unsafe fn row(self, p: *const u8) -> S::F {
+        // SAFETY: passed on to the caller.
+        self.0.splat(unsafe { p.cast::<f32>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn column(self, p: *const u32) -> S::F {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.load(p.cast()) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: S::F, a: S::F, b: S::F) -> S::F {
+        self.0.mul_add(a, b, acc)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32, acc: S::F) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.store(p.cast(), acc) }
+    }
+}
+
+/// Integers on the portable tier.
+#[derive(Clone, Copy)]
+pub(crate) struct PortableInts;
+
+impl Dot for PortableInts {
+    type Acc = i32;
+    type A = [u8; 4];
+    type B = [u8; 4];
+    #[inline(always)]
+    fn zero(self) -> i32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn row(self, p: *const u8) -> [u8; 4] {
+        // SAFETY: passed on to the caller.
+        unsafe { p.cast::<[u8; 4]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn column(self, p: *const u32) -> [u8; 4] {
+        // SAFETY: passed on to the caller.
+        unsafe { p.cast::<[u8; 4]>().read() }
+    }
+    #[inline(always)]
+    fn dot(self, acc: i32, a: [u8; 4], b: [u8; 4]) -> i32 {
+        let products = a.into_iter().zip(b).map(|(a, b)| i32::from(a) * i32::from(b as i8));
+        products.fold(acc, i32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32, acc: i32) {
+        // SAFETY: passed on to the caller.
+        unsafe { *p = acc as u32 }
+    }
+}
+
+/// Computes one tile; inlined into a function with the tier's features.
+///
+/// # Safety
+/// The tile's pointers cover `MR` rows and `NV · lanes` columns.
+#[inline(always)]
+pub(crate) unsafe fn run_tile<D: Dot, const MR: usize, const NV: usize>(d: D, lanes: usize, t: &Tile) {
+    let width = NV * lanes;
+    let mut acc = [[d.zero(); NV]; MR];
+    let mut b = t.b;
+    for r in 0..t.n_runs {
+        // SAFETY: each step reads 4 bytes of each row and a row of the panel.
+        unsafe {
+            let mut a = t.a.add(*t.runs.add(r));
+            for _ in 0..t.steps {
+                let mut columns = [d.column(b); NV];
+                for (v, column) in columns.iter_mut().enumerate().skip(1) {
+                    *column = d.column(b.add(v * lanes));
+                }
+                for (i, line) in acc.iter_mut().enumerate() {
+                    let x = d.row(a.add(i * t.stride));
+                    for (c, &y) in line.iter_mut().zip(&columns) {
+                        *c = d.dot(*c, x, y);
+                    }
+                }
+                a = a.add(4);
+                b = b.add(width);
+            }
+        }
+    }
+    for (i, line) in acc.iter().enumerate() {
+        for (v, &c) in line.iter().enumerate() {
+            // SAFETY: `out` has rows × width words.
+            unsafe { d.store(t.out.add(i * width + v * lanes), c) };
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Where a graph with QuantizeLinear and DequantizeLinear computes on integers.
+
+use narrowbit_ir::infer::Facts;
+use narrowbit_ir::{Graph, Node, ValueId};
+use narrowbit_tensor::{DType, Tensor};
+
+/// The format of a quantized tensor: one scale and zero point for all of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QParams {
+    /// u8 or i8.
+    pub dtype: DType,
+    /// The scale.
+    pub scale: f32,
+    /// The zero point.
+    pub zero: i32,
+}
+
+/// A value that is quantized in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quantized {
+    /// The integers.
+    pub value: ValueId,
+    /// What they mean.
+    pub params: QParams,
+}
+
+/// Integer weights behind a DequantizeLinear.
+#[derive(Debug, Clone)]
+pub struct IntWeights {
+    /// The constant of u8 or i8.
+    pub value: ValueId,
+    /// One scale, or one per channel.
+    pub scales: Vec<f32>,
+    /// As many zero points as scales.
+    pub zeros: Vec<i32>,
+}
+
+/// The scale and zero point of a QuantizeLinear or DequantizeLinear for integers of `dtype`.
+fn params(facts: &Facts, node: &Node, dtype: DType) -> Option<QParams> {
+    let scale = facts.get(node.input(1)?).value.as_ref().filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
+    let zero = match node.input(2) {
+        None => 0,
+        Some(z) => single(facts.get(z).value.as_ref()?)?,
+    };
+    let scale = *scale.to_f32s().ok()?.first()?;
+    let fits = matches!(dtype, DType::U8 | DType::I8) && scale.is_normal() && scale > 0.0;
+    fits.then_some(QParams { dtype, scale, zero })
+}
+
+fn single(t: &Tensor) -> Option<i32> {
+    let values = t.to_i64s().ok()?;
+    (values.len() == 1).then(|| i32::try_from(values[0]).ok())?
+}
+
+/// The integers that a value is dequantized from, unless they are constant.
+pub fn source(graph: &Graph, facts: &Facts, v: ValueId) -> Option<Quantized> {
+    let node = graph.node(graph.producer(v)?.0);
+    let x = node.input(0).filter(|_| node.op.name() == "DequantizeLinear")?;
+    if facts.get(x).value.is_some() || facts.dtype(v) != Some(DType::F32) {
+        return None;
+    }
+    Some(Quantized { value: x, params: params(facts, node, facts.dtype(x)?)? })
+}
+
+/// The format that a QuantizeLinear gives.
+pub fn target(facts: &Facts, node: &Node) -> Option<QParams> {
+    let y = node.output(0).filter(|_| node.op.name() == "QuantizeLinear")?;
+    if facts.dtype(node.input(0)?) != Some(DType::F32) {
+        return None;
+    }
+    params(facts, node, facts.dtype(y)?)
+}
+
+/// The weights that a constant is dequantized from, with scales along `axis` of `rank`.
+pub fn weights(graph: &Graph, facts: &Facts, v: ValueId, axis: usize) -> Option<IntWeights> {
+    let node = graph.node(graph.producer(v)?.0);
+    let x = node.input(0).filter(|_| node.op.name() == "DequantizeLinear")?;
+    let t = facts.get(x).value.as_ref().filter(|t| matches!(t.dtype(), DType::U8 | DType::I8))?;
+    let scales = facts.get(node.input(1)?).value.as_ref().filter(|t| t.rank() <= 1 && t.dtype() == DType::F32)?;
+    let attrs = node.op.attrs();
+    if attrs.clone().int_or("block_size", 0).ok()? != 0 {
+        return None;
+    }
+    if scales.len() != 1 {
+        let along = attrs.clone().int_or("axis", 1).ok()?;
+        let along = narrowbit_tensor::shape::axis(along, t.rank())?;
+        if along != axis || t.shape()[axis] != scales.len() {
+            return None;
+        }
+    }
+    let zeros = match node.input(2) {
+        None => vec![0; scales.len()],
+        Some(z) => facts.get(z).value.as_ref()?.to_i64s().ok()?.iter().map(|&z| z as i32).collect(),
+    };
+    let scales = scales.to_f32s().ok()?.into_owned();
+    (zeros.len() == scales.len()).then_some(IntWeights { value: x, scales, zeros })
+}
+
+/// The axis of a product's weights that its output channels lie on.
+pub fn channel_axis(node: &Node, rank: usize) -> usize {
+    match node.op.name() {
+        "Conv" => 0,
+        "Gemm" if node.op.attrs().int_or("transB", 0).is_ok_and(|t| t != 0) => 0,
+        _ => rank.saturating_sub(1),
+    }
+}
+
+/// The operands of a Conv, MatMul or Gemm that can run on integers; the second one is `None`
+/// where it is weights.
+pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec<Option<Quantized>>> {
+    let x = source(graph, facts, node.input(0)?)?;
+    let w = node.input(1)?;
+    let (rank, w_rank) = (facts.shape(x.value)?.len(), facts.shape(w)?.len());
+    let constant = |v: Option<ValueId>| v.is_none_or(|v| is_constant(graph, facts, v));
+    let weighted = weights(graph, facts, w, channel_axis(node, w_rank)).is_some();
+    match node.op.name() {
+        "Conv" => ((3..=4).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
+        "Gemm" => {
+            let plain = node.op.attrs().int_or("transA", 0).ok()? == 0;
+            let rows = node.input(2).is_none_or(|c| bias_row(graph, facts, c, node));
+            (plain && weighted && rows).then(|| vec![Some(x), None])
+        }
+        "MatMul" if weighted => (rank >= 2 && w_rank == 2).then(|| vec![Some(x), None]),
+        "MatMul" => {
+            let b = source(graph, facts, w)?;
+            (rank >= 2 && w_rank >= 2).then(|| vec![Some(x), Some(b)])
+        }
+        _ => None,
+    }
+}
+
+/// Whether a value does not depend on the model's inputs.
+fn is_constant(graph: &Graph, facts: &Facts, v: ValueId) -> bool {
+    let known = |v: ValueId| facts.get(v).value.is_some();
+    let dequantized = |v: ValueId| {
+        graph.producer(v).is_some_and(|(n, _)| {
+            let node = graph.node(n);
+            node.op.name() == "DequantizeLinear" && node.inputs.iter().flatten().all(|&v| known(v))
+        })
+    };
+    known(v) || dequantized(v)
+}
+
+/// Whether a Gemm's third operand is a constant row, one element per column.
+fn bias_row(graph: &Graph, facts: &Facts, c: ValueId, node: &Node) -> bool {
+    let columns = node.output(0).and_then(|y| facts.shape(y)?.last()?.as_usize());
+    let shape: Option<Vec<usize>> = facts.shape(c).map(|s| s.iter().map(|d| d.as_usize().unwrap_or(0)).collect());
+    let row =
+        shape.is_some_and(|s| s.last().copied() == columns && s.iter().product::<usize>() == columns.unwrap_or(0));
+    row && is_constant(graph, facts, c)
+}
+
+/// The operands of a binary or unary operator that can run on integers.
+pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec<Option<Quantized>>> {
+    let sources = || node.inputs.iter().map(|v| source(graph, facts, (*v)?)).collect::<Vec<_>>();
+    match node.op.name() {
+        "Add" | "Sub" | "Mul" if node.inputs.len() == 2 => {
+            let operands = sources();
+            let same = facts.get(node.input(0)?).ty == facts.get(node.input(1)?).ty;
+            (same && operands.iter().all(Option::is_some)).then_some(operands)
+        }
+        "GlobalAveragePool" | "AveragePool" => {
+            let x = source(graph, facts, node.input(0)?)?;
+            (3..=4).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
+        }
+        "Softmax" | "LayerNormalization" | "RMSNormalization" => {
+            let plain = node.outputs.iter().flatten().count() == 1;
+            let x = node.input(0)?;
+            let float = facts.dtype(x) == Some(DType::F32);
+            (plain && float).then(|| vec![source(graph, facts, x)])
+        }
+        "Relu" | "Sigmoid" | "Tanh" | "Gelu" | "FastGelu" | "QuickGelu" | "HardSwish" | "Swish"
+            if node.inputs.len() == 1 && source(graph, facts, node.input(0)?).is_none() =>
+        {
+            (facts.dtype(node.input(0)?) == Some(DType::F32)).then(|| vec![None])
+        }
+        name if is_function(name) && node.outputs.iter().flatten().count() == 1 => {
+            let x = source(graph, facts, node.input(0)?)?;
+            let same = facts.shape(x.value)? == facts.shape(node.output(0)?)?;
+            let known = |v: &ValueId| facts.get(*v).value.as_ref().is_some_and(|t| t.len() == 1);
+            (same && node.inputs.iter().skip(1).flatten().all(known)).then(|| vec![Some(x)])
+        }
+        _ => None,
+    }
+}
+
+/// Operators that map each element by itself: a table of 256 entries computes them on integers.
+fn is_function(name: &str) -> bool {
+    let functions = [
+        "Abs",
+        "Add",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "FastGelu",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "Pow",
+        "QuickGelu",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    ];
+    functions.contains(&name)
+}

@@ -1,0 +1,462 @@
+//! Products, sums and functions of 8-bit integers, with what follows them up to the
+//! QuantizeLinear of their result.
+
+use std::sync::Arc;
+
+use narrowbit_ir::{Datum, EvalCx, ValueId};
+use narrowbit_kernels::Activation;
+use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::elementwise::BinaryOp;
+use narrowbit_kernels::integer::{
+    Broadcast, DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, avg_pool2d_nhwc, binary, depthwise_nhwc,
+    depthwise_nhwc_pack, layer_norm_rows, lookup, softmax_rows, unary_rows,
+};
+use narrowbit_kernels::panel::{
+    Epilogue, IntMatMul, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
+    panel_matmul,
+};
+use narrowbit_tensor::{DType, Tensor};
+
+use super::Maybe;
+use super::conv::{params, plane, window};
+use crate::error::StepError;
+use crate::fuse::{Fusion, Ints};
+use crate::kernel::{BuildCx, Built, Kernel, RunCx};
+use crate::lower::{self, IntWeights, QParams};
+
+/// The kernel of a fusion on integers.
+pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
+    let Some(ints) = &f.ints else { return Ok(None) };
+    match cx.node.op.name() {
+        "Conv" => conv(cx, f, ints),
+        "MatMul" | "Gemm" if ints.operands.get(1).is_some_and(Option::is_none) => gemm(cx, f, ints),
+        "MatMul" => Ok(matmul(cx, f, ints)),
+        "GlobalAveragePool" | "AveragePool" => Ok(mean(cx, f, ints)),
+        "Softmax" | "LayerNormalization" | "RMSNormalization" => Ok(rowwise(cx, f, ints)),
+        _ if ints.operands == [None] => Ok(function(cx, f, ints)),
+        _ if ints.operands.len() == 1 => table(cx, f, ints),
+        _ => Ok(sum(cx, f, ints)),
+    }
+}
+
+/// Weights as the kernels take them: i8, with their scales and zero points by column.
+struct Loaded {
+    data: Vec<i8>,
+    scales: Vec<f32>,
+    /// Empty where all are 0.
+    zeros: Vec<i32>,
+}
+
+fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
+    let t = (cx.consts)(w.value)?;
+    let (flip, shift) = if t.dtype() == DType::U8 { (0x80, 128) } else { (0, 0) };
+    let data = t.bytes().iter().map(|&b| (b ^ flip) as i8).collect();
+    let spread = |i: usize| if w.scales.len() == 1 { 0 } else { i };
+    let zeros: Vec<i32> = (0..columns).map(|i| w.zeros[spread(i)] - shift).collect();
+    let zeros = if zeros.iter().all(|&z| z == 0) { Vec::new() } else { zeros };
+    Some(Loaded { data, scales: (0..columns).map(|i| w.scales[spread(i)]).collect(), zeros })
+}
+
+/// Everything of an epilogue but the residual.
+struct Finish {
+    offsets: Vec<i32>,
+    scales: Vec<f32>,
+    weight_zeros: Vec<i32>,
+    bias: Vec<f32>,
+    activation: Activation,
+    output: Option<QParams>,
+    /// Where the residual stands among the operands, and what it means.
+    residual: Option<(usize, Option<QParams>)>,
+}
+
+impl Finish {
+    /// `rows` is the format of the rows, `k` the depth of the product, `alpha` a factor of it.
+    fn new(f: &Fusion, ints: &Ints, rows: QParams, w: Loaded, sums: &[i32], (k, alpha): (usize, f32)) -> Finish {
+        // Kernels read i8 rows with 128 added.
+        let zero = rows.zero + if rows.dtype == DType::I8 { 128 } else { 0 };
+        let zero_of = |i: usize| w.zeros.get(i).copied().unwrap_or(0);
+        let offset = |i: usize| {
+            let sum = sums[i].wrapping_sub((k as i32).wrapping_mul(zero_of(i)));
+            zero.wrapping_mul(sum).wrapping_neg()
+        };
+        Finish {
+            offsets: (0..sums.len()).map(offset).collect(),
+            scales: w.scales.iter().map(|s| rows.scale * s * alpha).collect(),
+            weight_zeros: w.zeros,
+            bias: Vec::new(),
+            activation: f.activation,
+            output: ints.output,
+            residual: None,
+        }
+    }
+
+    /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
+    /// bias that was quantized with that scale is.
+    fn add_bias(&mut self, bias: &[f32]) {
+        let whole = |(b, s): (&f32, &f32)| {
+            let steps = b / s;
+            let near = steps.round_ties_even();
+            (near.abs() < 1e9 && (steps - near).abs() <= 1e-6 * near.abs().max(1.0)).then_some(near as i32)
+        };
+        match bias.iter().zip(&self.scales).map(whole).collect::<Option<Vec<i32>>>() {
+            Some(steps) => self.offsets.iter_mut().zip(steps).for_each(|(o, s)| *o = o.wrapping_add(s)),
+            None => self.bias = bias.to_vec(),
+        }
+    }
+
+    fn epilogue<'a>(&'a self, cx: &RunCx<'a>) -> Result<Epilogue<'a>, StepError> {
+        let residual = match self.residual {
+            None => Residual::None,
+            Some((i, None)) => Residual::F32(cx.f32s(i)?),
+            Some((i, Some(q))) if q.dtype == DType::U8 => Residual::U8(cx.view(i)?.slice()?, q.scale, q.zero),
+            Some((i, Some(q))) => Residual::I8(cx.view(i)?.slice()?, q.scale, q.zero),
+        };
+        Ok(Epilogue {
+            offsets: &self.offsets,
+            scales: &self.scales,
+            weight_zeros: &self.weight_zeros,
+            bias: &self.bias,
+            residual,
+            activation: self.activation,
+        })
+    }
+
+    fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
+        target(self.output, cx)
+    }
+}
+
+/// The result, in the format of the QuantizeLinear behind it or as floats.
+fn target<'a>(output: Option<QParams>, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
+    let missing = narrowbit_ir::OpError::MissingInput(0);
+    let out = cx.outs.first_mut().ok_or(missing)?;
+    Ok(match output {
+        None => Target::F32(out.slice()?),
+        Some(q) if q.dtype == DType::U8 => Target::U8(out.slice()?, 1.0 / q.scale, q.zero),
+        Some(q) => Target::I8(out.slice()?, 1.0 / q.scale, q.zero),
+    })
+}
+
+fn rows<'a>(cx: &RunCx<'a>, dtype: DType) -> Result<Rows<'a>, StepError> {
+    rows_at(cx, 0, dtype)
+}
+
+fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows<'a>, StepError> {
+    let x = cx.view(i)?;
+    Ok(if dtype == DType::U8 { Rows::U8(x.slice()?) } else { Rows::I8(x.slice()?) })
+}
+
+struct Conv {
+    p: Conv2dParams,
+    input: QParams,
+    weights: ConvWeights,
+    finish: Finish,
+}
+
+enum ConvWeights {
+    Panels(Arc<Panels>),
+    Depthwise(Arc<DepthwiseWeights>),
+}
+
+impl ConvWeights {
+    fn new(cx: &BuildCx, p: &Conv2dParams, w: &mut Loaded) -> Result<ConvWeights, StepError> {
+        if p.groups > 1 && p.groups == p.c && p.oc == p.c {
+            let pack = || depthwise_nhwc_pack(cx.exec, p, &w.data, &w.zeros).map_err(StepError::from);
+            let packed = cx.weights.get(cx.id, "depthwise-i8", pack)?;
+            // They were taken off when the weights were packed.
+            w.zeros.clear();
+            return Ok(ConvWeights::Depthwise(packed));
+        }
+        let pack = || conv2d_nhwc_pack(cx.exec, p, &w.data).map_err(StepError::from);
+        Ok(ConvWeights::Panels(cx.weights.get(cx.id, "conv-i8", pack)?))
+    }
+
+    fn column_sums(&self) -> &[i32] {
+        match self {
+            ConvWeights::Panels(w) => w.column_sums(),
+            ConvWeights::Depthwise(w) => w.column_sums(),
+        }
+    }
+}
+
+fn conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
+    let Some((kernel, ins, out)) = plan_conv(cx, f, ints)? else { return Ok(None) };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+}
+
+fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<ValueId>, ValueId)>, StepError> {
+    let shape = |v: Option<ValueId>| v.and_then(|v| (cx.types)(v)).map(|t| t.shape);
+    let (Some(Some(x)), Some(out)) = (ints.operands.first(), f.output) else { return Ok(None) };
+    let (Some(dims), Some(w), Some(y)) = (shape(Some(x.value)), shape(cx.node.input(1)), shape(cx.node.output(0)))
+    else {
+        return Ok(None);
+    };
+    let Some(window) = window(cx, &dims, &w, &y, false) else { return Ok(None) };
+    let p = params(cx, &window, &dims, &w);
+    if p.output()? != plane(&y) {
+        return Ok(None);
+    }
+    let Some(weights) = cx.node.input(1).and_then(|v| cx.int_weights(v, 0)) else { return Ok(None) };
+    let Some(mut loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
+    let packed = ConvWeights::new(cx, &p, &mut loaded)?;
+    let depth = p.c / p.groups * p.kh * p.kw;
+    let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
+    if cx.node.input(2).is_some() {
+        let Some(bias) = cx.floats(2) else { return Ok(None) };
+        finish.add_bias(&bias);
+    }
+    let mut ins = vec![(cx.channels_last)(x.value)];
+    if let Some(r) = f.residual {
+        finish.residual = Some((1, ints.residual.map(|q| q.params)));
+        ins.push((cx.channels_last)(ints.residual.map_or(r, |q| q.value)));
+    }
+    let out = (cx.channels_last)(out);
+    Ok(Some((Conv { p, input: x.params, weights: packed, finish }, ins, out)))
+}
+
+impl Kernel for Conv {
+    fn name(&self) -> &str {
+        match &self.weights {
+            ConvWeights::Panels(w) => w.kernel().name,
+            ConvWeights::Depthwise(_) => "depthwise_nhwc_i8",
+        }
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx)?);
+        let (y, zero) = (self.finish.target(cx)?, self.input.zero);
+        Ok(match &self.weights {
+            ConvWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, zero, w, &epilogue, y)?,
+            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, zero, w, &epilogue, y)?,
+        })
+    }
+}
+
+struct Gemm {
+    m: usize,
+    k: usize,
+    input: QParams,
+    weights: Arc<Panels>,
+    finish: Finish,
+}
+
+fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
+    let (Some(Some(x)), Some(out), Some(w)) = (ints.operands.first(), f.output, cx.node.input(1)) else {
+        return Ok(None);
+    };
+    let (Some(dims), Some(shape)) = ((cx.types)(x.value), (cx.types)(w)) else { return Ok(None) };
+    let transposed = cx.node.op.name() == "Gemm" && cx.int("transB", 0) != 0;
+    let &[w0, w1] = shape.shape.as_slice() else { return Ok(None) };
+    let (k, n) = if transposed { (w1, w0) } else { (w0, w1) };
+    let Some((&last, rows)) = dims.shape.split_last() else { return Ok(None) };
+    let axis = lower::channel_axis(cx.node, 2);
+    let Some(weights) = cx.int_weights(w, axis).filter(|_| last == k) else { return Ok(None) };
+    let Some(loaded) = load(cx, &weights, n) else { return Ok(None) };
+    let packed = cx.weights.get(cx.id, "gemm-i8", || {
+        panel_gemm_pack(cx.exec, (k, n), &loaded.data, transposed).map_err(StepError::from)
+    })?;
+    let is_gemm = cx.node.op.name() == "Gemm";
+    let alpha = if is_gemm { cx.float("alpha", 1.0) } else { 1.0 };
+    let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (k, alpha));
+    let row = |t: Tensor, beta: f32| Some(t.to_f32s().ok()?.iter().map(|v| v * beta).collect::<Vec<f32>>());
+    let bias = match f.bias {
+        Some(v) => (cx.consts)(v).and_then(|t| row(t, 1.0)),
+        None if is_gemm => cx.constant(2).and_then(|t| row(t, cx.float("beta", 1.0))),
+        None => None,
+    };
+    if let Some(bias) = bias {
+        finish.add_bias(&bias);
+    }
+    let mut ins = vec![x.value];
+    if let Some(r) = f.residual {
+        finish.residual = Some((1, ints.residual.map(|q| q.params)));
+        ins.push(ints.residual.map_or(r, |q| q.value));
+    }
+    let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+}
+
+impl Kernel for Gemm {
+    fn name(&self) -> &str {
+        self.weights.kernel().name
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx)?);
+        let y = self.finish.target(cx)?;
+        Ok(panel_gemm(exec, x, (self.m, self.k, self.k), &self.weights, &epilogue, y)?)
+    }
+}
+
+/// The product of two quantized activations.
+fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let [Some(a), Some(b)] = ints.operands.as_slice() else { return None };
+    let (a, b, out) = (*a, *b, f.output?);
+    let (da, db) = ((cx.types)(a.value)?.shape, (cx.types)(b.value)?.shape);
+    let problem = super::matmul::problem(&da, &db)?;
+    if f.residual.is_some() || f.bias.is_some() || problem.shape.contains(&0) {
+        return None;
+    }
+    let (activation, output) = (f.activation, ints.output);
+    let kernel = crate::kernel::simple("panel_matmul_i8", move |cx| {
+        let p = IntMatMul {
+            a: (rows_at(cx, 0, a.params.dtype)?, a.params.zero),
+            b: (rows_at(cx, 1, b.params.dtype)?, b.params.zero),
+            shape: problem.shape,
+            batch: &problem.batch,
+            scale: a.params.scale * b.params.scale,
+            activation,
+        };
+        let exec = cx.exec;
+        Ok(panel_matmul(exec, &p, target(output, cx)?)?)
+    });
+    Some(Built { kernel, ins: vec![a.value, b.value], outs: vec![out] })
+}
+
+fn quant<'a>(cx: &RunCx<'a>, i: usize, q: QParams) -> Result<Quant<'a>, StepError> {
+    let x = cx.view(i)?;
+    Ok(match q.dtype {
+        DType::U8 => Quant::U8(x.slice()?, q.scale, q.zero),
+        _ => Quant::I8(x.slice()?, q.scale, q.zero),
+    })
+}
+
+/// An elementwise function of two quantized tensors of one shape, in the layout that they have.
+fn sum(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let [Some(a), Some(b)] = ints.operands.as_slice() else { return None };
+    let (a, b, out) = (*a, *b, f.output?);
+    let op = match cx.node.op.name() {
+        "Add" => BinaryOp::Add,
+        "Sub" => BinaryOp::Sub,
+        "Mul" => BinaryOp::Mul,
+        _ => return None,
+    };
+    let (activation, output) = (f.activation, ints.output);
+    let kernel = crate::kernel::simple("binary_i8", move |cx| {
+        let (exec, left, right) = (cx.exec, quant(cx, 0, a.params)?, quant(cx, 1, b.params)?);
+        Ok(binary(exec, op, left, right, Broadcast::Same, activation, target(output, cx)?)?)
+    });
+    let last = cx.is_channels_last(a.value) || cx.is_channels_last(b.value);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(a.value), place(b.value)], outs: vec![place(out)] })
+}
+
+/// The mean of windows or of whole planes.
+fn mean(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (&[Some(x)], out) = (ints.operands.as_slice(), f.output?) else { return None };
+    let dims = (cx.types)(x.value)?.shape;
+    let [n, pixels, c] = super::pool::image(&dims)?;
+    let global = cx.node.op.name() == "GlobalAveragePool";
+    let p = match global {
+        true => PoolNhwcParams {
+            n,
+            h: 1,
+            w: pixels,
+            c,
+            window: [1, pixels],
+            strides: [1, 1],
+            pads: [0; 4],
+            dilations: [1, 1],
+            out: [1, 1],
+        },
+        false => super::pool::params(cx, &dims)?,
+    };
+    let include = cx.int("count_include_pad", 0) != 0;
+    let output = ints.output;
+    let kernel = crate::kernel::simple("average_pool_nhwc_i8", move |cx| {
+        let (exec, x) = (cx.exec, quant(cx, 0, x.params)?);
+        Ok(avg_pool2d_nhwc(exec, &p, include, x, target(output, cx)?)?)
+    });
+    // One pixel: both layouts are the same.
+    let out = if global { out } else { (cx.channels_last)(out) };
+    Some(Built { kernel, ins: vec![(cx.channels_last)(x.value)], outs: vec![out] })
+}
+
+/// A function of single elements, through a table.
+fn table(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
+    let (&[Some(x)], Some(out), Some(to)) = (ints.operands.as_slice(), f.output, ints.output) else { return Ok(None) };
+    let Some(table) = entries(cx, x.params, to)? else { return Ok(None) };
+    let kernel = crate::kernel::simple("lookup_i8", move |cx| {
+        let (exec, x) = (cx.exec, cx.view(0)?.bytes);
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        Ok(lookup(exec, x, &table, y.bytes)?)
+    });
+    let last = cx.is_channels_last(x.value);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Ok(Some(Built { kernel, ins: vec![place(x.value)], outs: vec![place(out)] }))
+}
+
+/// What the operator and the QuantizeLinear behind it make of each integer, by its bits.
+fn entries(cx: &BuildCx, from: QParams, to: QParams) -> Result<Option<[u8; 256]>, StepError> {
+    let value = |bits: u8| if from.dtype == DType::U8 { i32::from(bits) } else { i32::from(bits as i8) };
+    let floats: Vec<f32> = (0..=255).map(|bits| (value(bits) - from.zero) as f32 * from.scale).collect();
+    let x = Datum::Tensor(Tensor::new([256], floats)?);
+    let constants: Vec<Option<Datum>> = (0..cx.node.inputs.len()).map(|i| cx.constant(i).map(Datum::Tensor)).collect();
+    let operands: Vec<Option<&Datum>> =
+        constants.iter().enumerate().map(|(i, c)| if i == 0 { Some(&x) } else { c.as_ref() }).collect();
+    let results = cx.node.op.eval(&EvalCx::new(&operands, 1))?;
+    let Some(y) = results.first().filter(|y| y.len() == 256 && y.dtype() == DType::F32) else { return Ok(None) };
+    let y = y.to_f32s()?;
+    let (low, high) = if to.dtype == DType::U8 { (0, 255) } else { (-128, 127) };
+    // NaN converts to 0: the smallest value in ONNX Runtime.
+    let round = |v: f32| match v.is_nan() {
+        true => low,
+        false => ((v / to.scale).round_ties_even() as i32).saturating_add(to.zero).clamp(low, high),
+    };
+    Ok(Some(std::array::from_fn(|i| round(y[i]) as u8)))
+}
+
+/// A source of quantized values or of floats.
+fn any_quant<'a>(cx: &RunCx<'a>, q: Option<QParams>) -> Result<Quant<'a>, StepError> {
+    match q {
+        Some(q) => quant(cx, 0, q),
+        None => Ok(Quant::F32(cx.f32s(0)?)),
+    }
+}
+
+/// Softmax or a normalisation of the last axis, between integers or from floats to integers.
+fn rowwise(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (source, out) = (*ints.operands.first()?, f.output?);
+    let x = source.map_or(cx.node.input(0)?, |q| q.value);
+    let dims = cx.f32_shape(0)?;
+    let softmax = cx.node.op.name() == "Softmax";
+    let axis = narrowbit_tensor::shape::axis(cx.int("axis", -1), dims.len())?;
+    if softmax && axis + 1 != dims.len() {
+        return None;
+    }
+    let columns: usize = dims[axis..].iter().product();
+    let shape = [dims[..axis].iter().product(), columns];
+    let (input, output) = (source.map(|q| q.params), ints.output);
+    if softmax {
+        let kernel = crate::kernel::simple("softmax_rows", move |cx| {
+            let (exec, x) = (cx.exec, any_quant(cx, input)?);
+            Ok(softmax_rows(exec, x, shape, target(output, cx)?)?)
+        });
+        return Some(Built { kernel, ins: vec![x], outs: vec![out] });
+    }
+    let vector = |i: usize| cx.floats(i).filter(|v| v.len() == columns);
+    let (scale, bias) = (vector(1)?, vector(2));
+    if bias.is_none() && cx.node.input(2).is_some() {
+        return None;
+    }
+    let (epsilon, rms) = (cx.float("epsilon", 1e-5), cx.node.op.name() == "RMSNormalization");
+    let kernel = crate::kernel::simple(if rms { "rms_norm_rows" } else { "layer_norm_rows" }, move |cx| {
+        let norm = RowNorm { scale: Some(&scale), bias: bias.as_deref(), epsilon, rms };
+        let (exec, x) = (cx.exec, any_quant(cx, input)?);
+        Ok(layer_norm_rows(exec, x, shape, &norm, target(output, cx)?)?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![out] })
+}
+
+/// A function of floats whose results are quantized.
+fn function(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (x, out, output) = (cx.node.input(0)?, f.output?, ints.output);
+    let op = super::elementwise::unary_op(cx)?;
+    let kernel = crate::kernel::simple("unary_rows", move |cx| {
+        let (exec, x) = (cx.exec, Quant::F32(cx.f32s(0)?));
+        Ok(unary_rows(exec, op, x, target(output, cx)?)?)
+    });
+    let last = cx.is_channels_last(x);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(out)] })
+}

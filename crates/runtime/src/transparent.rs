@@ -1,0 +1,134 @@
+//! Operators that only move elements, or pick one, work on integers as well: a
+//! DequantizeLinear before them goes behind them, and vanishes where a QuantizeLinear
+//! with the same parameters follows.
+
+use std::sync::Arc;
+
+use narrowbit_ir::{Graph, Node, NodeId, Patch, PatchError, ValueId};
+use narrowbit_tensor::{DType, Tensor};
+
+/// The graph with every DequantizeLinear as late as can be.
+///
+/// # Errors
+/// Never for a graph that verifies.
+pub fn sink(graph: &Graph) -> Result<Option<Graph>, PatchError> {
+    if !graph.nodes().any(|(_, n)| n.op.name() == "DequantizeLinear") {
+        return Ok(None);
+    }
+    let mut graph = graph.clone();
+    while let Some(patch) = next(&graph) {
+        graph.apply(patch)?;
+    }
+    Ok(Some(graph))
+}
+
+fn next(graph: &Graph) -> Option<Patch> {
+    graph.nodes().find_map(|(id, node)| match node.op.name() {
+        "QuantizeLinear" => requantized(graph, node),
+        "Concat" => concat(graph, id, node),
+        "Split" => moved(graph, id, node),
+        name if is_movement(name) && node.outputs.iter().flatten().count() == 1 => moved(graph, id, node),
+        _ => None,
+    })
+}
+
+fn is_movement(name: &str) -> bool {
+    let movements = [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Gather",
+        "Expand",
+        "Tile",
+        "MaxPool",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Identity",
+    ];
+    movements.contains(&name)
+}
+
+/// A DequantizeLinear with one scale for all: its integers, scale and zero point.
+#[derive(Clone, Copy)]
+struct Source {
+    x: ValueId,
+    scale: ValueId,
+    zero: Option<ValueId>,
+    node: NodeId,
+}
+
+fn source(graph: &Graph, v: ValueId) -> Option<Source> {
+    let (id, _) = graph.producer(v)?;
+    let node = graph.node(id);
+    let x = node.input(0).filter(|&x| node.op.name() == "DequantizeLinear" && graph.constant(x).is_none())?;
+    let scale = node.input(1)?;
+    let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
+    let usable = single(scale) && node.input(2).is_none_or(single) && eight_bits(graph, node);
+    usable.then_some(Source { x, scale, zero: node.input(2), node: id })
+}
+
+/// Whether the integers are known to have 8 bits: what movements have kernels for.
+fn eight_bits(graph: &Graph, node: &Node) -> bool {
+    let zero = node.input(2).and_then(|z| graph.constant(z)).map(Tensor::dtype);
+    let x = node.input(0).and_then(|x| graph.value(x).ty.tensor()?.dtype);
+    matches!(zero.or(x), Some(DType::U8 | DType::I8))
+}
+
+fn same(graph: &Graph, a: Option<ValueId>, b: Option<ValueId>) -> bool {
+    let bytes = |v: ValueId| graph.constant(v).map(|t| (t.dtype(), t.bytes().to_vec()));
+    match (a, b) {
+        (Some(a), Some(b)) => a == b || bytes(a).is_some() && bytes(a) == bytes(b),
+        (a, b) => a == b,
+    }
+}
+
+/// QuantizeLinear of a DequantizeLinear with the same parameters: the integers themselves.
+fn requantized(graph: &Graph, node: &Node) -> Option<Patch> {
+    let (s, y) = (source(graph, node.input(0)?)?, node.output(0)?);
+    let fits = same(graph, Some(s.scale), node.input(1)) && same(graph, s.zero, node.input(2));
+    if !fits || !graph.can_replace(y, s.x) {
+        return None;
+    }
+    let mut patch = Patch::new(graph);
+    patch.replace(y, s.x);
+    Some(patch)
+}
+
+fn moved(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
+    let s = source(graph, node.input(0)?)?;
+    let mut inputs = node.inputs.clone();
+    inputs[0] = Some(s.x);
+    Some(behind(graph, id, inputs, s))
+}
+
+/// A Concat whose operands all have the same parameters.
+fn concat(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
+    let sources: Option<Vec<Source>> = node.inputs.iter().map(|v| source(graph, (*v)?)).collect();
+    let sources = sources?;
+    let s = *sources.first()?;
+    let alike = |o: &Source| same(graph, Some(s.scale), Some(o.scale)) && same(graph, s.zero, o.zero);
+    let inputs = sources.iter().map(|s| Some(s.x)).collect();
+    sources.iter().all(alike).then(|| behind(graph, id, inputs, s))
+}
+
+/// The node on integers, and a DequantizeLinear of each of its outputs.
+fn behind(graph: &Graph, id: NodeId, inputs: Vec<Option<ValueId>>, s: Source) -> Patch {
+    let node = graph.node(id);
+    let mut patch = Patch::new(graph);
+    let name = |v: ValueId| format!("{}_quantized", graph.value(v).name);
+    let names: Vec<Option<String>> = node.outputs.iter().map(|v| v.map(name)).collect();
+    let names: Vec<Option<&str>> = names.iter().map(Option::as_deref).collect();
+    let outputs = patch.node_outputs(&node.name, Arc::clone(&node.op), &inputs, &names);
+    let dequantize = graph.node(s.node);
+    for (old, new) in node.outputs.iter().zip(outputs) {
+        if let (Some(old), Some(new)) = (old, new) {
+            let name = format!("{}_dequantized", graph.value(*old).name);
+            let float = patch.node(&name, Arc::clone(&dequantize.op), &[Some(new), Some(s.scale), s.zero]);
+            patch.replace(*old, float);
+        }
+    }
+    patch
+}
