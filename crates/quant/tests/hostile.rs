@@ -45,7 +45,8 @@ fn exercise_ranges(bytes: &[u8], exec: &Exec) -> bool {
     for method in [Method::Minmax, Method::MovingAverage, Method::Percentile(99.0), Method::Entropy, Method::Mse] {
         let mut model = model.clone();
         let options = QuantOptions { method, ..QuantOptions::default() };
-        if let Ok((plan, _)) = quantize::quantize(&mut model, &ranges, &options, exec) {
+        let layout = quantize::layout(&model, &options).unwrap();
+        if let Ok((plan, _)) = quantize::quantize(&mut model, layout, &ranges, &options, exec) {
             for a in plan.activations.values() {
                 assert!(a.point.scale.is_finite() && a.point.scale > 0.0, "{method:?}: {a:?}");
             }

@@ -68,7 +68,7 @@ pub fn conv2d_nhwc(
     let packed = (weights.groups, weights.columns.n, weights.runs, weights.run_len);
     let (runs, run_len) = runs_of(p);
     require(NAME, packed == (p.groups, p.oc / p.groups, runs, run_len), "the weights were packed for another shape")?;
-    require(NAME, x.ints() == !weights.column_sums().is_empty(), "image and weights have different types")?;
+    require(NAME, x.ints() != weights.column_sums().is_empty(), "image and weights have different types")?;
     epilogue.check(NAME, x.ints(), p.oc, y.len())?;
     if pixels == 0 {
         return Ok(());

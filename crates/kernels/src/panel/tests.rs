@@ -95,7 +95,7 @@ fn params() -> Vec<Conv2dParams> {
 /// NCHW to NHWC.
 fn nhwc<T: Copy>(x: &[T], (n, c, pixels): (usize, usize, usize)) -> Vec<T> {
     let at = |i: usize| (i / (pixels * c), i / c % pixels, i % c);
-    (0..n * c * pixels).map(|i| at(i)).map(|(n, p, ch)| x[(n * c + ch) * pixels + p]).collect()
+    (0..n * c * pixels).map(at).map(|(n, p, ch)| x[(n * c + ch) * pixels + p]).collect()
 }
 
 #[test]

@@ -231,9 +231,10 @@ impl Kernel for Nhwc {
         let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
         let (exec, x) = (cx.exec, Rows::F32(cx.f32s(0)?));
         let y = Target::F32(cx.out_f32s()?);
-        Ok(match &self.weights {
-            NhwcWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, 0, w, &epilogue, y)?,
-            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, 0, w, &epilogue, y)?,
-        })
+        let done = match &self.weights {
+            NhwcWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, 0, w, &epilogue, y),
+            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, 0, w, &epilogue, y),
+        };
+        Ok(done?)
     }
 }

@@ -225,10 +225,11 @@ impl Kernel for Conv {
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
         let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx)?);
         let (y, zero) = (self.finish.target(cx)?, self.input.zero);
-        Ok(match &self.weights {
-            ConvWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, zero, w, &epilogue, y)?,
-            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, zero, w, &epilogue, y)?,
-        })
+        let done = match &self.weights {
+            ConvWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, zero, w, &epilogue, y),
+            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, zero, w, &epilogue, y),
+        };
+        Ok(done?)
     }
 }
 

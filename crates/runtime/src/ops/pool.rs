@@ -93,12 +93,13 @@ fn channels_last(cx: &BuildCx) -> Option<Built> {
     let kernel = simple(if max { "max_pool_nhwc" } else { "average_pool_nhwc_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.view(0)?);
         let Some(out) = cx.outs.first_mut() else { return Ok(()) };
-        Ok(match (max, dtype) {
-            (true, DType::U8) => max_pool2d_nhwc::<u8>(exec, &p, x.slice()?, out.slice()?)?,
-            (true, DType::I8) => max_pool2d_nhwc::<i8>(exec, &p, x.slice()?, out.slice()?)?,
-            (true, _) => max_pool2d_nhwc::<f32>(exec, &p, x.slice()?, out.slice()?)?,
-            _ => avg_pool2d_nhwc(exec, &p, include, Quant::F32(x.slice()?), Target::F32(out.slice()?))?,
-        })
+        let done = match (max, dtype) {
+            (true, DType::U8) => max_pool2d_nhwc::<u8>(exec, &p, x.slice()?, out.slice()?),
+            (true, DType::I8) => max_pool2d_nhwc::<i8>(exec, &p, x.slice()?, out.slice()?),
+            (true, _) => max_pool2d_nhwc::<f32>(exec, &p, x.slice()?, out.slice()?),
+            _ => avg_pool2d_nhwc(exec, &p, include, Quant::F32(x.slice()?), Target::F32(out.slice()?)),
+        };
+        Ok(done?)
     });
     Some(Built { kernel, ins: vec![place(x)], outs: vec![place(y)] })
 }
