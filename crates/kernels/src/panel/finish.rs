@@ -191,7 +191,7 @@ impl Epilogue<'_> {
     /// and elements from `at` on.
     ///
     /// # Safety
-    /// [`Epilogue::check`] accepted lengths that cover these places.
+    /// `Epilogue::check` accepted lengths that cover these places.
     #[inline(always)]
     pub unsafe fn rest<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
         let bits = low_bits(n);

@@ -1,0 +1,198 @@
+//! Quantized graphs run on integers and give what the reference interpreter gives.
+
+use narrowbit_ir::{Graph, interp, text};
+use narrowbit_kernels::{Isa, Tier};
+use narrowbit_ops::Registry;
+use narrowbit_runtime::{Options, Session};
+use narrowbit_tensor::{DType, Tensor};
+
+/// Quantizes `value` with a scale and a u8 zero point, and dequantizes it again.
+fn pair(value: &str, scale: f32, zero: u8) -> String {
+    format!(
+        "const %{value}_s: f32[] = [{scale}]\n const %{value}_z: u8[] = [{zero}]\n\
+         %{value}_q = QuantizeLinear(%{value}, %{value}_s, %{value}_z)\n\
+         %{value}_d = DequantizeLinear(%{value}_q, %{value}_s, %{value}_z)\n"
+    )
+}
+
+/// A constant of random i8 with a scale per channel.
+fn weights(name: &str, shape: &str, seed: u32, axis: usize, channels: usize) -> String {
+    let scales: Vec<String> = (0..channels).map(|i| format!("{}", 0.002 + 0.0007 * (i % 5) as f32)).collect();
+    format!(
+        "const %{name}_f: f32{shape} = random({seed})\n const %{name}_r: f32[] = [0.008]\n const %{name}_z: i8[] = [0]\n\
+         %{name}_q = QuantizeLinear(%{name}_f, %{name}_r, %{name}_z)\n const %{name}_s: f32[{channels}] = [{}]\n\
+         const %{name}_zs: i8[{channels}] = [{}]\n\
+         %{name}_d = DequantizeLinear(%{name}_q, %{name}_s, %{name}_zs) {{axis={axis}}}\n",
+        scales.join(", "),
+        vec!["0"; channels].join(", "),
+    )
+}
+
+fn graph(inputs: &str, body: &str) -> Graph {
+    let text = format!("graph \"g\" {{\n{inputs}\n{body}\noutput %y_q\n}}");
+    text::parse_graph(&text, &Registry, 20).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// Random samples for the inputs of a graph.
+fn samples(graph: &Graph) -> Vec<Tensor> {
+    let mut state = 7u64;
+    let mut random = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let tensor = |&v| {
+        let shape = graph.value(v).ty.tensor().and_then(|t| t.concrete_shape()).expect("a known shape");
+        let len: usize = shape.iter().product();
+        Tensor::new(shape, (0..len).map(|_| random()).collect::<Vec<f32>>()).expect("the length fits")
+    };
+    graph.inputs().iter().map(tensor).collect()
+}
+
+fn session(graph: &Graph, threads: usize) -> Session {
+    Session::new(graph.clone(), Options { threads, ..Options::default() }).expect("the graph is valid")
+}
+
+/// Runs the graph, asserts that kernels of integers did the work (`kernel` is part of a name), that the result
+/// is within one step of the interpreter's in at most one of 200 elements, and does not depend on the threads.
+#[track_caller]
+fn assert_runs_on_integers(graph: &Graph, kernel: &str) {
+    let inputs = samples(graph);
+    let (out, profile) = session(graph, 1).profile(&inputs).expect("it runs");
+    let kernels: Vec<&str> = profile.rows.iter().map(|r| r.kernel.as_str()).collect();
+    assert!(kernels.iter().any(|k| k.contains(kernel)), "{kernels:?}");
+    assert!(!kernels.contains(&"reference"), "{kernels:?}");
+    let float = ["dequantize_linear", "gemm_f32", "panel_f32", "conv_f32"];
+    assert!(!kernels.iter().any(|k| float.iter().any(|f| k.starts_with(f))), "{kernels:?}");
+    let want = interp::run_tensors(graph, &inputs).expect("it runs on the interpreter");
+    let (got, want) = (&out[0], &want[0]);
+    assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()));
+    assert_eq!(got.dtype(), DType::U8);
+    let steps = got.bytes().iter().zip(want.bytes()).map(|(&a, &b)| a.abs_diff(b));
+    // The interpreter sums products of rounded floats and divides where kernels multiply: a value that lies on
+    // a border may fall on either side.
+    let (most, off) = steps.fold((0, 0), |(most, off), d| (d.max(most), off + usize::from(d > 0)));
+    assert!(most <= 1 && off * 200 <= got.len(), "{off} of {} differ, by up to {most}", got.len());
+    let distinct: std::collections::BTreeSet<u8> = got.bytes().iter().copied().collect();
+    assert!(distinct.len() > 8, "the test data exercises only {} codes", distinct.len());
+    for threads in [2, 3] {
+        let again = session(graph, threads).run(&inputs).expect("it runs");
+        assert_eq!(again[0].bytes(), got.bytes(), "{threads} threads");
+    }
+}
+
+#[test]
+fn runs_a_convolution_with_bias_and_activation_on_integers() {
+    for (activation, attrs) in [("Relu", ""), ("HardSwish", ""), ("Gelu", "")] {
+        let body = format!(
+            "{}{}const %b: f32[20] = random(5)\n%c = Conv(%x_d, %w_d, %b) {{pads=[1, 1, 1, 1], strides=[2, 2]}}\n\
+             %y = {activation}(%c){attrs}\n{}",
+            pair("x", 0.008, 120),
+            weights("w", "[20, 6, 3, 3]", 3, 0, 20),
+            pair("y", 0.01, 20),
+        );
+        assert_runs_on_integers(&graph("input %x: f32[2, 6, 13, 11]", &body), "panel_u8i8i32");
+    }
+}
+
+#[test]
+fn runs_a_residual_block_on_integers() {
+    let body = format!(
+        "{}{}%c = Conv(%x_d, %w_d) {{pads=[1, 1, 1, 1], group=16}}\n{}%s = Add(%c_d, %x_d)\n%y = Relu(%s)\n{}",
+        pair("x", 0.008, 120),
+        weights("w", "[16, 1, 3, 3]", 3, 0, 16),
+        pair("c", 0.01, 128),
+        pair("y", 0.015, 3),
+    );
+    let graph = graph("input %x: f32[1, 16, 9, 10]", &body);
+    assert_runs_on_integers(&graph, "depthwise_nhwc_i8");
+    assert_runs_on_integers(&graph, "binary_i8");
+}
+
+#[test]
+fn runs_products_of_activations_on_integers() {
+    let body = format!(
+        "{}{}%t = Transpose(%b_d) {{perm=[0, 2, 1]}}\n{}%p = MatMul(%a_d, %t_d)\n%y = Softmax(%p)\n{}",
+        pair("a", 0.008, 120),
+        pair("b", 0.009, 131),
+        pair("t", 0.009, 131),
+        pair("y", 0.002, 0),
+    );
+    assert_runs_on_integers(&graph("input %a: f32[3, 17, 20]\n input %b: f32[3, 33, 20]", &body), "panel_matmul_i8");
+}
+
+#[test]
+fn runs_movements_pools_and_tables_on_integers() {
+    let body = format!(
+        "{}{}%c = Conv(%x_d, %w_d)\n{}%m = MaxPool(%c_d) {{kernel_shape=[2, 2], strides=[2, 2]}}\n{}\
+         %h = Sigmoid(%m_d)\n{}%v = GlobalAveragePool(%h_d)\n{}%y = Flatten(%v_d)\n{}",
+        pair("x", 0.008, 120),
+        weights("w", "[40, 8, 1, 1]", 3, 0, 40),
+        pair("c", 0.01, 128),
+        pair("m", 0.01, 128),
+        pair("h", 0.0039, 0),
+        pair("v", 0.002, 0),
+        pair("y", 0.002, 0),
+    );
+    let graph = graph("input %x: f32[4, 8, 8, 6]", &body);
+    for kernel in ["panel_u8i8i32", "max_pool_nhwc", "lookup_i8", "average_pool_nhwc_i8"] {
+        assert_runs_on_integers(&graph, kernel);
+    }
+}
+
+#[test]
+fn runs_a_product_with_bias_and_gelu_on_integers() {
+    let body = format!(
+        "{}{}const %b: f32[30] = random(9)\n%p = MatMul(%x_d, %w_d)\n%s = Add(%p, %b)\n%y = Gelu(%s)\n{}",
+        pair("x", 0.008, 120),
+        weights("w", "[50, 30]", 4, 1, 30),
+        pair("y", 0.01, 20),
+    );
+    assert_runs_on_integers(&graph("input %x: f32[2, 9, 50]", &body), "panel_u8i8i32");
+}
+
+#[test]
+fn keeps_what_is_observed() {
+    let body = format!(
+        "{}{}%c = Conv(%x_d, %w_d)\n%y = Relu(%c)\n{}",
+        pair("x", 0.008, 120),
+        weights("w", "[8, 4, 3, 3]", 3, 0, 8),
+        pair("y", 0.01, 20),
+    );
+    let graph = graph("input %x: f32[1, 4, 7, 6]", &body);
+    let inputs = samples(&graph);
+    let seen: Vec<_> = ["c", "y", "x_d"].iter().map(|n| graph.value_named(n).expect("it is there")).collect();
+    let options = Options { threads: 1, observe: seen.iter().copied().collect() };
+    let session = Session::new(graph.clone(), options).expect("the graph is valid");
+    let mut got = std::collections::BTreeMap::new();
+    let mut observer = |v, view: narrowbit_runtime::View<'_>| {
+        let old = got.insert(v, view.to_tensor().map_err(|e| e.to_string())?);
+        old.is_none().then_some(()).ok_or_else(|| "seen twice".to_string())
+    };
+    session.run_observed(&inputs, &mut observer).expect("it runs");
+    let data: Vec<_> = inputs.iter().cloned().map(narrowbit_ir::Datum::Tensor).collect();
+    let mut checked = 0;
+    interp::run_observed(&graph, &data, &mut |_, v, d| {
+        if let (Some(got), Some(want)) = (got.get(&v), d.tensor()) {
+            let (got, want) = (got.to_f32s().expect("floats"), want.to_f32s().expect("floats"));
+            assert!(got.iter().zip(want.iter()).all(|(a, b)| (a - b).abs() <= 1e-4), "{v}");
+            checked += 1;
+        }
+    })
+    .expect("it runs on the interpreter");
+    assert_eq!(checked, seen.len());
+}
+
+#[test]
+fn tells_the_tier_that_ran() {
+    let tier = Isa::from_env().expect("a tier of this machine").tier();
+    let body = format!(
+        "{}{}%y = MatMul(%x_d, %w_d)\n{}",
+        pair("x", 0.008, 120),
+        weights("w", "[16, 30]", 4, 1, 30),
+        pair("y", 0.01, 120)
+    );
+    let graph = graph("input %x: f32[4, 16]", &body);
+    let (_, profile) = session(&graph, 1).profile(&samples(&graph)).expect("it runs");
+    let best = if tier > Tier::Vnni { "vnni" } else { tier.name() };
+    assert!(profile.rows.iter().any(|r| r.kernel.ends_with(best)), "{:?}", profile.rows);
+}
