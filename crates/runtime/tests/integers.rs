@@ -130,8 +130,8 @@ fn runs_movements_pools_and_tables_on_integers() {
         pair("c", 0.01, 128),
         pair("m", 0.01, 128),
         pair("h", 0.0039, 0),
-        pair("v", 0.002, 0),
-        pair("y", 0.002, 0),
+        pair("v", 0.003, 0),
+        pair("y", 0.003, 0),
     );
     let graph = graph("input %x: f32[4, 8, 8, 6]", &body);
     for kernel in ["panel_u8i8i32", "max_pool_nhwc", "lookup_i8", "average_pool_nhwc_i8"] {
