@@ -31,7 +31,12 @@ impl<'a> Clock<'a> {
         let start = Instant::now();
         let out = f();
         let seconds = start.elapsed().as_secs_f64();
-        profile.rows.push(ProfileRow { node: step.node, kernel: step.kernel.name().into(), seconds });
+        profile.rows.push(ProfileRow {
+            node: step.node,
+            kernel: step.kernel.name().into(),
+            on_integers: step.kernel.on_integers(),
+            seconds,
+        });
         out
     }
 }

@@ -15,6 +15,11 @@ pub trait Kernel: Send + Sync {
     /// Computes the outputs.
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError>;
 
+    /// Whether it multiplies integers.
+    fn on_integers(&self) -> bool {
+        false
+    }
+
     /// The operand whose memory the first output may take over. When it does, that operand is absent
     /// in [`RunCx`] and the output holds its data.
     fn in_place(&self) -> Option<usize> {
@@ -191,6 +196,8 @@ pub struct Simple<F> {
     pub name: &'static str,
     /// The operand whose memory the output may take over.
     pub in_place: Option<usize>,
+    /// Whether it multiplies integers.
+    pub on_integers: bool,
     /// The call.
     pub run: F,
 }
@@ -207,6 +214,10 @@ impl<F: Fn(&mut RunCx) -> Result<(), StepError> + Send + Sync> Kernel for Simple
     fn in_place(&self) -> Option<usize> {
         self.in_place
     }
+
+    fn on_integers(&self) -> bool {
+        self.on_integers
+    }
 }
 
 /// A boxed [`Simple`] that makes its output anew.
@@ -214,7 +225,7 @@ pub fn simple(
     name: &'static str,
     run: impl Fn(&mut RunCx) -> Result<(), StepError> + Send + Sync + 'static,
 ) -> Box<dyn Kernel> {
-    Box::new(Simple { name, in_place: None, run })
+    Box::new(Simple { name, in_place: None, on_integers: false, run })
 }
 
 /// A boxed [`Simple`] that may take over the memory of operand 0.
@@ -222,5 +233,5 @@ pub fn in_place(
     name: &'static str,
     run: impl Fn(&mut RunCx) -> Result<(), StepError> + Send + Sync + 'static,
 ) -> Box<dyn Kernel> {
-    Box::new(Simple { name, in_place: Some(0), run })
+    Box::new(Simple { name, in_place: Some(0), on_integers: false, run })
 }

@@ -66,6 +66,8 @@ pub struct ProfileRow {
     pub node: NodeId,
     /// The kernel that ran.
     pub kernel: String,
+    /// Whether it multiplied integers.
+    pub on_integers: bool,
     /// Seconds.
     pub seconds: f64,
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -5,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use narrowbit_data::{Dataset, Split};
+use narrowbit_ir::{Fact, Graph, Node, NodeId, TensorType, ValueType, infer};
 use narrowbit_runtime::Session;
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::Global;
 use crate::data;
-use crate::{interrupt, model, output};
+use crate::{interrupt, macs, model, output};
 
 /// Measure latency, size and memory
 ///
@@ -62,6 +64,9 @@ struct Row {
     bytes: u64,
     arena_bytes: usize,
     peak_bytes: Option<u64>,
+    /// Of a quantized model: what ran on integers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    integers: Option<Integers>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<ProfileRow>,
 }
@@ -73,6 +78,23 @@ struct ProfileRow {
     nodes: usize,
     ms: f64,
     share: f64,
+}
+
+/// How much of a quantized model's arithmetic ran on integers.
+#[derive(Serialize)]
+struct Integers {
+    macs: u64,
+    integer_macs: u64,
+    /// The products that ran on floats.
+    float_nodes: Vec<FloatNode>,
+}
+
+#[derive(Serialize)]
+struct FloatNode {
+    name: String,
+    op: String,
+    macs: u64,
+    reason: &'static str,
 }
 
 struct Subject {
@@ -186,6 +208,7 @@ impl Bench {
             bytes: model::size_on_disk(&s.path)?,
             arena_bytes: s.session.arena_bytes(&s.inputs)?,
             peak_bytes: s.peak,
+            integers: integers(&s)?,
             profile: if self.profile { profile(&s)? } else { Vec::new() },
             model: s.path,
         })
@@ -223,6 +246,14 @@ impl Bench {
             "peak memory",
         ];
         let mut out = output::table(&header, &cells);
+        let mut told = Vec::new();
+        for r in rows {
+            // The share depends on neither threads nor batch.
+            if let Some(integers) = r.integers.as_ref().filter(|_| !told.contains(&&r.model)) {
+                out.push_str(&integers.text(&r.model));
+                told.push(&r.model);
+            }
+        }
         for r in rows.iter().filter(|r| !r.profile.is_empty()) {
             out.push_str(&format!("\n{} ({} threads, batch {})\n", r.model.display(), r.threads, r.batch));
             let lines: Vec<Vec<String>> = r
@@ -241,6 +272,64 @@ impl Bench {
             out.push_str(&output::table(&["operator", "kernel", "nodes", "ms", "share"], &lines));
         }
         out
+    }
+}
+
+impl Integers {
+    fn text(&self, path: &Path) -> String {
+        let name = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+        let share = self.integer_macs as f64 / self.macs.max(1) as f64 * 100.0;
+        let mut out =
+            format!("{name}: {share:.1} % of {} multiply-accumulates ran on integers\n", output::count(self.macs));
+        for node in self.float_nodes.iter().take(SHOWN) {
+            out.push_str(&format!("  on floats: {} ({}): {}\n", node.name, node.op, node.reason));
+        }
+        if self.float_nodes.len() > SHOWN {
+            out.push_str(&format!("  and {} more (--json lists all)\n", self.float_nodes.len() - SHOWN));
+        }
+        out
+    }
+}
+
+/// Nodes on floats that the text names.
+const SHOWN: usize = 5;
+
+/// What ran on integers; nothing for a model that is not quantized.
+fn integers(s: &Subject) -> Result<Option<Integers>> {
+    let graph = s.session.graph();
+    if !graph.nodes().any(|(_, n)| n.op.name() == "DequantizeLinear") {
+        return Ok(None);
+    }
+    let fact = |t: &Tensor| Fact { ty: ValueType::Tensor(TensorType::of(t)), ..Fact::default() };
+    let inputs = graph.inputs().iter().copied().zip(s.inputs.iter().map(fact)).collect();
+    let facts = infer::infer(graph, &inputs, infer::Options { max_folded: 1024, strict: false })?;
+    let (_, profile) = s.session.profile(&s.inputs)?;
+    let whole: BTreeSet<NodeId> = profile.rows.iter().filter(|r| r.on_integers).map(|r| r.node).collect();
+    let mut out = Integers { macs: 0, integer_macs: 0, float_nodes: Vec::new() };
+    for (id, node) in graph.nodes() {
+        let macs = macs::of_node(&facts, node).unwrap_or(0);
+        out.macs = out.macs.saturating_add(macs);
+        if whole.contains(&id) {
+            out.integer_macs = out.integer_macs.saturating_add(macs);
+        } else if macs > 0 {
+            let reason = float_reason(graph, node);
+            out.float_nodes.push(FloatNode { name: node.name.clone(), op: node.op.name().into(), macs, reason });
+        }
+    }
+    out.float_nodes.sort_by_key(|n| std::cmp::Reverse(n.macs));
+    Ok(Some(out))
+}
+
+/// Why a product ran on floats.
+fn float_reason(graph: &Graph, node: &Node) -> &'static str {
+    let dequantized = |i: usize| {
+        let producer = node.input(i).and_then(|v| graph.producer(v));
+        producer.is_some_and(|(n, _)| graph.node(n).op.name() == "DequantizeLinear")
+    };
+    match (dequantized(0), dequantized(1)) {
+        (false, _) => "its input is not quantized in the file",
+        (_, false) => "its second operand is not quantized in the file",
+        _ => "there is no integer kernel for this form",
     }
 }
 

@@ -197,3 +197,46 @@ fn shows_the_examples_in_the_demo() {
         assert!(r["bytes_int8"].as_u64() < r["bytes_float"].as_u64() && r["integer_nodes"].as_u64() > Some(2), "{r}");
     }
 }
+
+#[test]
+fn gives_the_same_bytes_on_every_instruction_set_and_number_of_threads() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} -o int8.onnx"));
+    let out = |tier: &str, threads: usize| {
+        let line = format!("run int8.onnx --data test.npz {p} --samples 40 --threads {threads} -o out.npz");
+        let mut command = home.command(crate::home::binary());
+        let status = command.args(line.split_whitespace()).env("NARROWBIT_ISA", tier).output().expect("it starts");
+        let stderr = String::from_utf8_lossy(&status.stderr).into_owned();
+        // A machine that lacks a tier says so, and that tier is not tested there.
+        if !status.status.success() && stderr.contains("is not available here") {
+            return None;
+        }
+        assert!(status.status.success(), "{tier}: {stderr}");
+        Some(home.read("out.npz"))
+    };
+    let scalar = out("scalar", 1).expect("every machine has this tier");
+    for tier in ["scalar", "avx2", "avx512", "vnni"] {
+        for threads in [1, 2, 4] {
+            assert!(out(tier, threads).is_none_or(|bytes| bytes == scalar), "{tier}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn tells_how_much_ran_on_integers() {
+    let home = Home::with_example("digits-vit");
+    let p = preprocess("digits-vit");
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} -o int8.onnx"));
+    let rows = home.json("bench model.onnx int8.onnx --runs 5 --threads 1");
+    assert!(rows[0]["integers"].is_null(), "a float model has no integers: {rows}");
+    let integers = &rows[1]["integers"];
+    let (macs, whole) = (integers["macs"].as_u64(), integers["integer_macs"].as_u64());
+    assert!(macs > Some(1_000_000) && whole == macs, "{integers}");
+    assert_eq!(integers["float_nodes"], serde_json::json!([]));
+    // Without its Gemm, which holds the last product.
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} --exclude-type Gemm -o part.onnx"));
+    let rows = home.json("bench part.onnx --runs 5 --threads 1");
+    let node = &rows[0]["integers"]["float_nodes"][0];
+    assert_eq!(node["reason"], "its input is not quantized in the file", "{rows}");
+}

@@ -21,7 +21,7 @@ use super::Maybe;
 use super::conv::{params, plane, window};
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
-use crate::kernel::{BuildCx, Built, Kernel, RunCx};
+use crate::kernel::{BuildCx, Built, Kernel, RunCx, Simple};
 use crate::lower::{self, IntWeights, QParams};
 
 /// The kernel of a fusion on integers.
@@ -215,6 +215,10 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
 }
 
 impl Kernel for Conv {
+    fn on_integers(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &str {
         match &self.weights {
             ConvWeights::Panels(w) => w.kernel().name,
@@ -278,6 +282,10 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
 }
 
 impl Kernel for Gemm {
+    fn on_integers(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &str {
         self.weights.kernel().name
     }
@@ -299,7 +307,7 @@ fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
         return None;
     }
     let (activation, output) = (f.activation, ints.output);
-    let kernel = crate::kernel::simple("panel_matmul_i8", move |cx| {
+    let run = move |cx: &mut RunCx| {
         let p = IntMatMul {
             a: (rows_at(cx, 0, a.params.dtype)?, a.params.zero),
             b: (rows_at(cx, 1, b.params.dtype)?, b.params.zero),
@@ -310,7 +318,8 @@ fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
         };
         let exec = cx.exec;
         Ok(panel_matmul(exec, &p, target(output, cx)?)?)
-    });
+    };
+    let kernel = Box::new(Simple { name: "panel_matmul_i8", in_place: None, on_integers: true, run });
     Some(Built { kernel, ins: vec![a.value, b.value], outs: vec![out] })
 }
 
