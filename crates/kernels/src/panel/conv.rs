@@ -21,6 +21,24 @@ struct Geometry {
     reach: [usize; 2],
 }
 
+/// Bytes of a padded image beyond which it is not convolved here: padding and dilation can
+/// ask for any number of them.
+const MOST_BYTES: usize = 1 << 32;
+
+/// Whether the part of the padded image that the windows reach is of a size that can be
+/// copied; `size` is that of an element in bytes.
+pub fn conv2d_nhwc_fits(p: &Conv2dParams, size: usize) -> bool {
+    let Ok(out) = p.output() else { return false };
+    let reach = |i: usize, k: usize| {
+        let steps = (out[i] - 1).checked_mul(p.strides[i])?;
+        steps.checked_add((k - 1).checked_mul(p.dilations[i])?)?.checked_add(1)
+    };
+    // Pixels may be spread apart by a cache line.
+    let pixel = p.c.checked_mul(size).and_then(|bytes| bytes.checked_add(64));
+    let lines = reach(0, p.kh).zip(reach(1, p.kw)).and_then(|(h, w)| h.checked_mul(w));
+    lines.zip(pixel).and_then(|(n, pixel)| n.checked_mul(pixel)).is_some_and(|bytes| bytes <= MOST_BYTES)
+}
+
 fn runs_of(p: &Conv2dParams) -> (usize, usize) {
     let channels = p.c / p.groups.max(1);
     if joins_taps(p) { (p.kh, p.kw * channels) } else { (p.kh * p.kw, channels) }
@@ -70,6 +88,7 @@ pub fn conv2d_nhwc(
     require(NAME, packed == (p.groups, p.oc / p.groups, runs, run_len), "the weights were packed for another shape")?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "image and weights have different types")?;
     epilogue.check(NAME, x.ints(), p.oc, y.len())?;
+    require(NAME, conv2d_nhwc_fits(p, x.size()), "the padded image takes over 4 GiB")?;
     if pixels == 0 {
         return Ok(());
     }

@@ -65,6 +65,9 @@ impl IntMatMul<'_> {
 /// The operands are floats, a dimension is 0, or a slice is too short.
 pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result {
     let batches = p.check(y.len())?;
+    if batches == 0 {
+        return Ok(());
+    }
     let [m, k, n] = p.shape;
     let kernel = PanelKernel::best(INT_KERNELS, exec.isa());
     let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };

@@ -16,7 +16,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use conv::{conv2d_nhwc, conv2d_nhwc_pack};
+pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, Target};
 pub(crate) use finish::{Kind, Out, Rounding};

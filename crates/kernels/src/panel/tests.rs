@@ -202,3 +202,26 @@ fn multiplies_two_activations_as_plain_loops_on_every_tier() {
         }
     }
 }
+
+#[test]
+fn refuses_padding_that_no_memory_holds() {
+    let p = Conv2dParams {
+        n: 1,
+        c: 4,
+        h: 1,
+        w: 1,
+        oc: 8,
+        kh: 2,
+        kw: 2,
+        strides: [1, 1],
+        pads: [0, 0, 1 << 20, 1 << 20],
+        dilations: [1 << 20, 1 << 20],
+        groups: 1,
+    };
+    assert!(!conv2d_nhwc_fits(&p, 1));
+    let exec = &execs()[0];
+    let weights = conv2d_nhwc_pack(exec, &p, &[1f32; 8 * 4 * 4]).unwrap();
+    let mut y = [0f32; 8];
+    let (x, target) = ([0f32; 4], Target::F32(&mut y));
+    assert!(conv2d_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &Epilogue::default(), target).is_err());
+}

@@ -8,7 +8,9 @@ use narrowbit_kernels::conv::{
 };
 
 use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
-use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack};
+use narrowbit_kernels::panel::{
+    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack,
+};
 
 use super::Maybe;
 use crate::error::StepError;
@@ -199,7 +201,7 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
     let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
     let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
     let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
-    if !depthwise && (p.oc / p.groups < 8 || deep) || p.output()? != plane(y) {
+    if !depthwise && (p.oc / p.groups < 8 || deep) || p.output()? != plane(y) || !conv2d_nhwc_fits(p, 4) {
         return Ok(None);
     }
     let weights = if depthwise {

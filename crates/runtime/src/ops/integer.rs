@@ -12,8 +12,8 @@ use narrowbit_kernels::integer::{
     depthwise_nhwc_pack, layer_norm_rows, lookup, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    Epilogue, IntMatMul, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
-    panel_matmul,
+    Epilogue, IntMatMul, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, panel_gemm,
+    panel_gemm_pack, panel_matmul,
 };
 use narrowbit_tensor::{DType, Tensor};
 
@@ -193,7 +193,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     };
     let Some(window) = window(cx, &dims, &w, &y, false) else { return Ok(None) };
     let p = params(cx, &window, &dims, &w);
-    if p.output()? != plane(&y) {
+    if p.output()? != plane(&y) || !conv2d_nhwc_fits(&p, 1) {
         return Ok(None);
     }
     let Some(weights) = cx.node.input(1).and_then(|v| cx.int_weights(v, 0)) else { return Ok(None) };
