@@ -49,12 +49,18 @@ def differences(ours, theirs):
     return {"values": total, "different": different, "most_steps": worst, "worst_tensor": where, "first": first}
 
 
-def fused_operators(path):
-    """The operators of the model as ONNX Runtime optimizes it, with their numbers."""
+def optimized_graph(path):
+    """The graph as ONNX Runtime optimizes it."""
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch) / "optimized.onnx"
         cases.session(path, save=saved)
-        return dict(collections.Counter(node.op_type for node in onnx.load(saved).graph.node))
+        return onnx.load(saved).graph
+
+
+def dequantized_weights(graph):
+    """The number of constants that are dequantized at each run."""
+    constants = {t.name for t in graph.initializer}
+    return sum(n.op_type == "DequantizeLinear" and n.input[0] in constants for n in graph.node)
 
 
 def main(path, folder):
@@ -78,7 +84,9 @@ def main(path, folder):
     fast = dict(zip(outputs, optimized.run(None, feeds)))
     report["plain_sqnr_db"] = min(cases.sqnr_db(theirs[n], ours[n]) for n in outputs)
     report["optimized_sqnr_db"] = min(cases.sqnr_db(fast[n], ours[n]) for n in outputs)
-    report["operators"] = fused_operators(path)
+    graph = optimized_graph(path)
+    report["operators"] = dict(collections.Counter(node.op_type for node in graph.node))
+    report["dequantized_weights"] = dequantized_weights(graph)
     print(json.dumps({k: (1e9 if v == float("inf") else v) for k, v in report.items()}))
 
 

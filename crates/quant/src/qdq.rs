@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use narrowbit_ir::{AttrMap, ConstId, Graph, NodeId, Op, OpError, Patch, PatchError, QuantRole, ValueId};
+use narrowbit_ir::{AttrMap, ConstId, Graph, NodeId, Op, OpError, Patch, PatchError, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor, TensorError};
@@ -180,11 +180,10 @@ impl Writer<'_> {
         let Some(v) = self.graph.node(node).input(input) else { return Ok(()) };
         let Some(b) = self.graph.constant(v) else { return Ok(()) };
         let name = format!("{}_bias", self.graph.node(node).name);
-        let per_channel = self.weight_axis(node).is_some();
         // A row [1, n] of Gemm is the vector [n].
         let shape = [b.len()];
         let codes = self.patch.constant(&format!("{name}_quantized"), Tensor::new(shape, params.quantize(b))?);
-        let (scales, zeros) = match (per_channel, params.scales.first()) {
+        let (scales, zeros) = match (params.per_channel, params.scales.first()) {
             (true, _) | (false, None) => {
                 (Tensor::new(shape, params.scales.clone())?, Tensor::zeros(DType::I32, shape)?)
             }
@@ -192,17 +191,10 @@ impl Writer<'_> {
         };
         let scale = self.patch.constant(&format!("{name}_scale"), scales);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zeros);
-        let dq = self.op("DequantizeLinear", per_channel.then_some(0))?;
+        let dq = self.op("DequantizeLinear", params.per_channel.then_some(0))?;
         let out = self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(codes), Some(scale), Some(zero)]);
         self.patch.set_input(node, input, Some(out));
         Ok(())
-    }
-
-    fn weight_axis(&self, node: NodeId) -> Option<usize> {
-        match self.graph.node(node).op.quant() {
-            QuantRole::Weighted { weight, .. } => self.plan.weights.get(&(node, weight))?.axis,
-            _ => None,
-        }
     }
 
     /// The table becomes integers; the rows that Gather picks are dequantized.

@@ -189,11 +189,13 @@ impl<'a> Finder<'a> {
     fn bias(&self, out: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
         let (id, node, at) = self.next(out)?;
         let bias = node.input(1 - at.min(1)).filter(|_| node.op.name() == "Add")?;
-        let t = self.facts.get(bias).value.as_ref()?;
-        let last = self.facts.shape(out)?.last()?.as_usize()?;
-        let row = t.dtype() == DType::F32 && t.len() == last && t.shape().last() == Some(&last);
-        let rank_ok = t.rank() <= self.facts.shape(out)?.len();
-        (row && rank_ok).then_some((id, bias, node.output(0)?))
+        let out_shape = self.facts.shape(out)?;
+        let last = out_shape.last()?.as_usize()?;
+        let shape = self.facts.shape(bias)?;
+        let row = shape.iter().rev().enumerate().all(|(i, d)| d.as_usize() == Some(if i == 0 { last } else { 1 }));
+        let fits = row && !shape.is_empty() && shape.len() <= out_shape.len();
+        let constant = self.facts.dtype(bias) == Some(DType::F32) && lower::is_constant(self.graph, self.facts, bias);
+        (fits && constant).then_some((id, bias, node.output(0)?))
     }
 
     /// An Add of a value of the same shape.

@@ -129,8 +129,8 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
     }
 }
 
-/// Whether a value does not depend on the model's inputs.
-fn is_constant(graph: &Graph, facts: &Facts, v: ValueId) -> bool {
+/// Whether a value does not depend on the model's inputs: a constant, or one behind a DequantizeLinear.
+pub fn is_constant(graph: &Graph, facts: &Facts, v: ValueId) -> bool {
     let known = |v: ValueId| facts.get(v).value.is_some();
     let dequantized = |v: ValueId| {
         graph.producer(v).is_some_and(|(n, _)| {

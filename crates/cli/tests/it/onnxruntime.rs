@@ -186,7 +186,9 @@ fn keeps_the_fusions_of_onnx_runtime() {
     let fused = count(&vit, "QLinearMatMul") + count(&vit, "MatMulIntegerToFloat") + count(&vit, "QGemm");
     // Four products with weights in each of three layers, and the head.
     assert!(fused >= 13, "{vit}");
+    assert_eq!(count(&vit, "Gemm") + count(&vit, "MatMul"), 0, "a float product: {vit}");
     for (name, report) in [("cnn", cnn), ("mlp", mlp), ("vit", vit)] {
+        assert_eq!(report["dequantized_weights"], 0, "{name}: weights become floats at each run: {report}");
         // Its integer kernels round at other places: a step here and there.
         assert!(report["optimized_sqnr_db"].as_f64() > Some(25.0), "{name}: {report}");
     }

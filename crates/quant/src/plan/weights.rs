@@ -1,7 +1,7 @@
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole};
 use narrowbit_kernels::quantize::{QuantScales, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
-use narrowbit_tensor::{Tensor, TensorError};
+use narrowbit_tensor::{DType, Tensor, TensorError};
 
 use super::{Kind, QuantPlan};
 use crate::observe::Range;
@@ -25,6 +25,8 @@ pub struct WeightParams {
 pub struct BiasParams {
     /// One entry per output channel: the activation's scale times the weight's.
     pub scales: Vec<f32>,
+    /// Whether the weight has a scale for each channel, and the scales differ.
+    pub per_channel: bool,
 }
 
 /// Why a weight could not be quantized.
@@ -46,8 +48,16 @@ struct Job<'a> {
     tensor: &'a Tensor,
     scheme: WeightScheme,
     axis: Option<usize>,
-    /// The scale of the activation and the bias, with its input.
-    bias: Option<(f32, usize, &'a Tensor)>,
+    bias: Option<Bias<'a>>,
+}
+
+/// The bias that goes with a weight.
+struct Bias<'a> {
+    /// The node and input that read it.
+    key: (NodeId, usize),
+    tensor: &'a Tensor,
+    /// The scale of the activation that the weight multiplies.
+    input_scale: f32,
 }
 
 /// Chooses the scales of all weights and biases of the integer nodes.
@@ -57,8 +67,9 @@ pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, exe
     let found = in_parallel(exec, &jobs, |j| params(exec, j.tensor, j.scheme, j.axis));
     let (mut weights, mut biases) = (Vec::new(), Vec::new());
     for (j, mut found) in jobs.iter().zip(found) {
-        if let Some((input, i, b)) = j.bias {
-            biases.push(((j.node, i), BiasParams { scales: fit_bias(input, &mut found, b) }));
+        if let Some(b) = &j.bias {
+            let scales = fit_bias(b.input_scale, &mut found, b.tensor);
+            biases.push((b.key, BiasParams { scales, per_channel: found.axis.is_some() }));
         }
         weights.push(((j.node, j.input), found));
     }
@@ -86,12 +97,32 @@ fn job<'a>(
             let axis = channel.resolve(tensor.rank()).filter(|_| scheme.per_channel);
             // Channels of a transposed convolution repeat in each group.
             let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
-            let input = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
-            let bias = bias.and_then(|i| Some((input?, i, graph.constant(node.input(i)?)?)));
+            let input_scale = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
+            let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
+            let bias = key.and_then(|key| {
+                Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input_scale: input_scale? })
+            });
             Some(Job { node: id, input: weight, tensor, scheme, axis, bias })
         }
         _ => None,
     }
+}
+
+/// The Add and its input that give a MatMul a bias: a constant vector along the output's last axis, added
+/// to what nothing else reads.
+///
+/// ONNX Runtime merges such a pair into Gemm before it looks for integer products. With a float bias it then
+/// finds none, and dequantizes the weights at each run.
+fn added_bias(graph: &Graph, plan: &QuantPlan, product: NodeId, weight: &Tensor) -> Option<(NodeId, usize)> {
+    let node = graph.node(product);
+    let u = graph.only_use(node.output(0)?).filter(|_| node.op.name() == "MatMul" && weight.rank() == 2)?;
+    let add = graph.node(u.node);
+    let at = 1usize.checked_sub(u.input)?;
+    let bias = graph.const_input(u.node, at)?;
+    let float = add.op.name() == "Add" && !plan.layout.kinds.contains_key(&u.node);
+    let row = bias.dtype() == DType::F32 && bias.shape() == &weight.shape()[1..];
+    let finite = || bias.to_f32s().is_ok_and(|b| b.iter().all(|x| x.is_finite()));
+    (float && row && finite()).then_some((u.node, at))
 }
 
 fn groups(node: &Node) -> i64 {
@@ -248,7 +279,7 @@ mod tests {
         let mut p = params(&exec(), &w, WeightScheme::default(), Some(0));
         let b = Tensor::new([2], vec![100f32, 100.0]).unwrap();
         let scales = fit_bias(0.01, &mut p, &b);
-        let codes = BiasParams { scales: scales.clone() }.quantize(&b);
+        let codes = BiasParams { scales: scales.clone(), per_channel: true }.quantize(&b);
         for (c, s) in codes.iter().zip(&scales) {
             assert!((f64::from(*c) * f64::from(*s) - 100.0).abs() < 1e-3, "{c} * {s}");
             assert!(c.abs() <= 1 << 30);

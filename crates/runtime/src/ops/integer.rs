@@ -264,12 +264,13 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     let alpha = if is_gemm { cx.float("alpha", 1.0) } else { 1.0 };
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (k, alpha));
     let row = |t: Tensor, beta: f32| Some(t.to_f32s().ok()?.iter().map(|v| v * beta).collect::<Vec<f32>>());
-    let bias = match f.bias {
-        Some(v) => (cx.consts)(v).and_then(|t| row(t, 1.0)),
-        None if is_gemm => cx.constant(2).and_then(|t| row(t, cx.float("beta", 1.0))),
-        None => None,
+    let bias = match (f.bias, cx.node.input(2)) {
+        (Some(v), _) => Some((v, 1.0)),
+        (None, Some(v)) if is_gemm => Some((v, cx.float("beta", 1.0))),
+        _ => None,
     };
-    if let Some(bias) = bias {
+    if let Some((v, factor)) = bias {
+        let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
         finish.add_bias(&bias);
     }
     let mut ins = vec![x.value];

@@ -75,8 +75,11 @@ impl Product {
     /// Takes the bias from Gemm's third input or the fusion; false where its form has no kernel.
     fn set_bias(&mut self, cx: &BuildCx, f: &Fusion, ins: &mut Vec<narrowbit_ir::ValueId>) -> bool {
         let row = |t: &Tensor, n: usize| t.dtype() == DType::F32 && t.len() == n && t.shape().last() == Some(&n);
-        if let Some(t) = f.bias.and_then(|v| (cx.consts)(v)) {
-            self.bias = t.to_f32s().ok().map(|v| v.into_owned());
+        if let Some(v) = f.bias {
+            self.bias = (cx.consts)(v).and_then(|t| Some(t.to_f32s().ok()?.into_owned()));
+            if self.bias.is_none() {
+                return false;
+            }
         }
         if cx.node.op.name() != "Gemm" {
             return true;
