@@ -16,6 +16,7 @@ pub mod infer;
 pub mod interp;
 mod model;
 mod op;
+mod part;
 mod patch;
 pub mod text;
 mod verify;

@@ -98,7 +98,7 @@ fn attend(exec: &Exec, [heads, rows, depth]: [usize; 3]) -> Result<(), KernelErr
     let data = fill(heads * rows * depth);
     let view = HeadView { data: &data, strides: [heads * rows * depth, depth, heads * depth] };
     let mut out = vec![0.0; data.len()];
-    time(exec, || attention(exec, &p, [view; 3], None, &mut out, view.strides))
+    time(exec, || attention(exec, &p, [view; 3], None, None, &mut out, view.strides))
 }
 
 fn conv_transpose(exec: &Exec, [c, h, w, oc]: [usize; 4]) -> Result<(), KernelError> {

@@ -47,7 +47,8 @@ pub struct AttentionParams {
 
 /// Computes `out = softmax(q · kᵀ · scale + mask) · v` per head, in parallel. `out` has
 /// strides `out_strides` over batch, head and row; `mask`, if any, is added to the
-/// scores (`[batch, heads, queries, keys]`, a stride of 0 repeats).
+/// scores (`[batch, heads, queries, keys]`, a stride of 0 repeats). `weights`, if any,
+/// takes the results of the softmax, dense `[batch, heads, queries, keys]`.
 ///
 /// # Errors
 /// A slice is too short for its strides, output rows overlap, or `kv_heads` does not
@@ -57,10 +58,14 @@ pub fn attention(
     p: &AttentionParams,
     [q, k, v]: [HeadView<'_>; 3],
     mask: Option<HeadView<'_>>,
+    weights: Option<&mut [f32]>,
     out: &mut [f32],
     out_strides: [usize; 3],
 ) -> Result {
     check(p, [q, k, v], mask, out, out_strides)?;
+    if let Some(w) = &weights {
+        at_least(NAME, "weights", w.len(), product(NAME, &[p.batch, p.heads, p.queries, p.keys])?)?;
+    }
     if p.batch * p.heads * p.queries == 0 || p.value_depth == 0 {
         return Ok(());
     }
@@ -75,11 +80,12 @@ pub fn attention(
     // Long sequences with few heads also split the rows of a head between tasks.
     let parts = if exec.threads() == 1 { 1 } else { (4 * exec.threads()).div_ceil(heads).min(blocks) };
     let out = SharedMut::new(out);
+    let weights = weights.map(SharedMut::new);
     let error = std::sync::Mutex::new(None);
     exec.pool().run(heads * parts, &|task| {
         let (head, part) = (task / parts, task % parts);
         let range = blocks * part / parts..blocks * (part + 1) / parts;
-        let job = Head { exec, p, q, k, v, mask, out, out_strides, rows };
+        let job = Head { exec, p, q, k, v, mask, weights, out, out_strides, rows };
         if let Err(e) = job.run(head / p.heads, head % p.heads, range) {
             *error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
         }
@@ -127,6 +133,7 @@ struct Head<'a> {
     k: HeadView<'a>,
     v: HeadView<'a>,
     mask: Option<HeadView<'a>>,
+    weights: Option<SharedMut<f32>>,
     out: SharedMut<f32>,
     out_strides: [usize; 3],
     rows: usize,
@@ -155,7 +162,15 @@ impl Head<'_> {
             for block in range {
                 let first = block * self.rows;
                 let rows = self.rows.min(p.queries - first);
-                self.block(batch, head, (first, rows), &heads, &values, &mut scores[..rows * p.keys])?;
+                let scores = match self.weights {
+                    // SAFETY: each block of rows of each head is one task's; `attention` made
+                    // sure that all of them are in bounds.
+                    Some(w) => unsafe {
+                        w.slice(((batch * p.heads + head) * p.queries + first) * p.keys, rows * p.keys)
+                    },
+                    None => &mut scores[..rows * p.keys],
+                };
+                self.block(batch, head, (first, rows), &heads, &values, scores)?;
             }
             Ok(())
         })
@@ -322,8 +337,16 @@ mod tests {
                     // Written as [batch, rows, heads, columns], as models go on with it.
                     let strides = [p.heads * p.queries * p.value_depth, p.value_depth, p.heads * p.value_depth];
                     let mut out = Guarded::new(&vec![0.0; want.len()]);
-                    attention(&exec, &p, views, mask, out.get(), strides).unwrap();
+                    let mut weights = Guarded::new(&vec![0.0; m.len()]);
+                    attention(&exec, &p, views, mask, Some(weights.get()), out.get(), strides).unwrap();
+                    for row in weights.get().chunks(p.keys) {
+                        // Rounding of each of the row's elements.
+                        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5 * p.keys as f32);
+                    }
+                    let seen = out.get().to_vec();
+                    attention(&exec, &p, views, mask, None, out.get(), strides).unwrap();
                     let out = out.get();
+                    assert_eq!(seen, out, "the weights change nothing");
                     let mut got = Vec::new();
                     for b in 0..p.batch {
                         for h in 0..p.heads {
@@ -355,10 +378,12 @@ mod tests {
         let data = [0.0; 12];
         let view = HeadView { data: &data, strides: [12, 6, 2] };
         let mut out = [0.0; 12];
-        assert!(attention(&exec, &p, [view; 3], None, &mut out, [12, 5, 2]).is_err());
-        assert!(attention(&exec, &p, [view; 3], None, &mut out[..11], [12, 6, 2]).is_err());
+        assert!(attention(&exec, &p, [view; 3], None, None, &mut out, [12, 5, 2]).is_err());
+        assert!(attention(&exec, &p, [view; 3], None, None, &mut out[..11], [12, 6, 2]).is_err());
         assert!(
-            attention(&exec, &AttentionParams { kv_heads: 0, ..p }, [view; 3], None, &mut out, [12, 6, 2]).is_err()
+            attention(&exec, &AttentionParams { kv_heads: 0, ..p }, [view; 3], None, None, &mut out, [12, 6, 2])
+                .is_err()
         );
+        assert!(attention(&exec, &p, [view; 3], None, Some(&mut [0.0; 17]), &mut out, [12, 6, 2]).is_err());
     }
 }

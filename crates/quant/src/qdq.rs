@@ -89,7 +89,11 @@ fn codes(graph: &Graph, plan: &QuantPlan, exec: &Exec) -> Result<BTreeMap<Shared
         }
     }
     let (keys, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
-    let made = in_parallel(exec, &jobs, |(w, params)| params.tensor(exec, w));
+    let made = in_parallel(exec, &jobs, |(w, params)| {
+        let codes = params.tensor(exec, w);
+        w.release();
+        codes
+    });
     keys.into_iter().zip(made).map(|(key, codes)| Ok((key, codes?))).collect()
 }
 

@@ -52,6 +52,8 @@ pub struct Attention {
     pub scale: f32,
     /// Added to the scores.
     pub mask: Option<ValueId>,
+    /// The softmax of the scores, where somebody asked to see it.
+    pub weights: Option<ValueId>,
     /// The axes of a Transpose that follows.
     pub out_perm: Option<Vec<usize>>,
 }
@@ -97,8 +99,13 @@ struct Finder<'a> {
 impl<'a> Finder<'a> {
     /// The node that alone reads a value which nobody asked to see.
     fn next(&self, v: ValueId) -> Option<(NodeId, &'a Node, usize)> {
+        self.reader(v).filter(|_| !self.keep.contains(&v))
+    }
+
+    /// The node that alone reads a value.
+    fn reader(&self, v: ValueId) -> Option<(NodeId, &'a Node, usize)> {
         let u = self.graph.only_use(v)?;
-        let free = !self.keep.contains(&v) && !self.taken.contains(&u.node);
+        let free = !self.taken.contains(&u.node);
         free.then(|| (u.node, self.graph.node(u.node), u.input))
     }
 
@@ -244,7 +251,8 @@ impl<'a> Finder<'a> {
         if axis != -1 && axis != shape.len() as i64 - 1 || !(3..=4).contains(&shape.len()) {
             return None;
         }
-        let (second, last, _) = self.next(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
+        let weights = self.keep.contains(&probs).then_some(probs);
+        let (second, last, _) = self.reader(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
         let mut nodes = vec![softmax];
         let (mut scale, mut mask) = (1.0f32, None);
         let (mut id, mut maker) = self.previous(scores)?;
@@ -284,7 +292,7 @@ impl<'a> Finder<'a> {
             nodes.push(t);
             (out, out_perm) = (y, Some(perm));
         }
-        let attention = Attention { q, kt, v, scale, mask, out_perm };
+        let attention = Attention { q, kt, v, scale, mask, weights, out_perm };
         Some((id, Fusion { nodes, output: Some(out), attention: Some(attention), ..Fusion::default() }))
     }
 

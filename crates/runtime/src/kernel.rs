@@ -1,3 +1,6 @@
+use std::any::Any;
+use std::sync::Arc;
+
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 use narrowbit_kernels::Exec;
@@ -137,6 +140,21 @@ impl BuildCx<'_> {
     /// The content of a constant input, or the error that it is none.
     pub fn weight(&self, i: usize) -> Result<Tensor, crate::error::StepError> {
         self.constant(i).ok_or_else(|| narrowbit_ir::OpError::MissingInput(i).into())
+    }
+
+    /// The constant second input in the form that `pack` gives its floats, made once for all sessions that share
+    /// weights. The unpacked content, if it is part of a file, leaves the memory.
+    pub fn packed<T: Any + Send + Sync>(
+        &self,
+        form: &'static str,
+        pack: impl FnOnce(&[f32]) -> Result<T, narrowbit_kernels::KernelError>,
+    ) -> Result<Arc<T>, StepError> {
+        self.weights.get(self.id, form, || {
+            let tensor = self.weight(1)?;
+            let packed = pack(&tensor.to_f32s()?)?;
+            tensor.release();
+            Ok(packed)
+        })
     }
 
     /// The content of a constant input.

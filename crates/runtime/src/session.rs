@@ -27,9 +27,9 @@ pub struct Options {
 pub struct Session {
     graph: Arc<Graph>,
     exec: Exec,
-    weights: Weights,
+    weights: Arc<Weights>,
     observe: BTreeSet<ValueId>,
-    plans: Mutex<Plans>,
+    plans: Arc<Mutex<Plans>>,
 }
 
 /// Compiled plans by input shapes, with idle arenas.
@@ -96,7 +96,20 @@ impl Session {
         {
             graph = Arc::new(lowered);
         }
-        Ok(Session { graph, exec, weights: Weights::default(), observe: options.observe, plans: Mutex::default() })
+        Ok(Session { graph, exec, weights: Arc::default(), observe: options.observe, plans: Arc::default() })
+    }
+
+    /// The same session on threads of its own: graph, weights and plans are shared.
+    ///
+    /// Runs of both at the same time do not wait for each other. Results do not depend on the number of threads.
+    pub fn fork(&self, threads: usize) -> Session {
+        Session {
+            graph: self.graph.clone(),
+            exec: Exec::new(self.exec.isa(), threads),
+            weights: self.weights.clone(),
+            observe: self.observe.clone(),
+            plans: self.plans.clone(),
+        }
     }
 
     /// The graph that runs: where values are quantized, operators that only move elements may stand on the

@@ -200,6 +200,12 @@ impl Tensor {
         self.shape.contains(&0)
     }
 
+    /// Gives memory back where the content is part of a mapped file: for content that was copied into another form
+    /// and is hardly needed any more. Reading it later still works.
+    pub fn release(&self) {
+        crate::mapped::release(self.bytes());
+    }
+
     /// The bytes; empty for strings.
     pub fn bytes(&self) -> &Bytes {
         static EMPTY: Bytes = Bytes::new();

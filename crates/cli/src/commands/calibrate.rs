@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -179,21 +180,24 @@ impl Job {
         );
         let bar = output::progress("calibrating", dataset.len());
         bar.inc(self.skip);
-        let (mut kept, mut stopped) = (Kept::new(self.keep), false);
+        let mut kept = Kept::new(self.keep);
+        let stopped = AtomicBool::new(false);
         let skip = usize::try_from(self.skip).unwrap_or(usize::MAX);
-        for batch in dataset.batches_from(skip, self.batch) {
-            if interrupt::requested() {
-                stopped = true;
-                break;
-            }
+        let going_on = |_: &_| {
+            let stop = interrupt::requested();
+            stopped.fetch_or(stop, Ordering::Relaxed);
+            !stop
+        };
+        let batches = dataset.batches_from(skip, self.batch).take_while(going_on).map(|batch| {
             let batch = batch?;
-            let n = batch.indices.len() as u64;
-            bar.inc(n);
-            let inputs = data::tensors(batch);
-            let outputs = calibrator.add(&inputs, n)?;
-            kept.offer(&model.graph, inputs, outputs, n as usize);
-        }
+            let samples = batch.indices.len() as u64;
+            anyhow::Ok((data::tensors(batch), samples))
+        });
+        calibrator.add(batches, |(inputs, samples), outputs| {
+            bar.inc(samples);
+            kept.offer(&model.graph, inputs, outputs, samples as usize);
+        })?;
         bar.finish_and_clear();
-        Ok(Done { ranges: calibrator.into_ranges(), stopped, kept })
+        Ok(Done { ranges: calibrator.into_ranges(), stopped: stopped.into_inner(), kept })
     }
 }

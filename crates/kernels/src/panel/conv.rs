@@ -3,7 +3,7 @@
 
 use super::drive::{Rows, SERIAL, SLACK, Source, Sweep, copy_flipped, flat, part, parts, spread};
 use super::finish::{Epilogue, Target};
-use super::pack::{PanelElement, Panels};
+use super::pack::{ByColumn, PanelElement, Panels, Part};
 use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::error::{Result, exact, product, require};
@@ -57,11 +57,23 @@ pub fn conv2d_nhwc_pack<T: PanelElement>(exec: &Exec, p: &Conv2dParams, w: &[T])
     exact(NAME, "weights", w.len(), p.weight_len()?)?;
     let (channels, n) = (p.c / p.groups, p.oc / p.groups);
     let (runs, run_len) = runs_of(p);
-    let joined = joins_taps(p);
-    Panels::pack::<T>(exec, (p.groups, n, runs, run_len), &|group, column, run, k| {
-        let (tap, c) = if joined { (run * p.kw + k / channels, k % channels) } else { (run, k) };
-        w[((group * n + column) * channels + c) * p.kh * p.kw + tap]
-    })
+    let (joined, taps) = (joins_taps(p), p.kh * p.kw);
+    let column = |part: Part, column: usize, from: usize, out: &mut [T]| {
+        let w = &w[(part.group * n + column) * channels * taps..][..channels * taps];
+        if taps == 1 {
+            return out.copy_from_slice(&w[from..][..out.len()]);
+        }
+        let (mut tap, mut c) =
+            if joined { (part.run * p.kw + from / channels, from % channels) } else { (part.run, from) };
+        for o in out {
+            *o = w[c * taps + tap];
+            c += 1;
+            if c == channels {
+                (c, tap) = (0, tap + 1);
+            }
+        }
+    };
+    Panels::pack(exec, (p.groups, n, runs, run_len), &ByColumn(column))
 }
 
 /// `y = epilogue(conv(x, w))` for NHWC `x` and `y`; `pad` is the element that padding

@@ -26,6 +26,7 @@ pub use table::{FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 
 use crate::error::{Result, exact};
 use crate::exec::Exec;
+use pack::{ByColumn, RowMajor};
 
 /// Packs a `k × n` matrix for [`panel_gemm`]: row-major, or column-major when `transposed`.
 ///
@@ -38,8 +39,12 @@ pub fn panel_gemm_pack<T: PanelElement>(
     transposed: bool,
 ) -> Result<Panels> {
     exact("panel weights", "weights", w.len(), crate::error::product("panel weights", &[k, n])?)?;
-    let (by_k, by_n) = if transposed { (1, k) } else { (n, 1) };
-    Panels::pack::<T>(exec, (1, n, 1, k), &|_, column, _, k| w[k * by_k + column * by_n])
+    if !transposed {
+        return Panels::pack(exec, (1, n, 1, k), &RowMajor(w, n));
+    }
+    let column =
+        |_, column: usize, from: usize, out: &mut [T]| out.copy_from_slice(&w[column * k + from..][..out.len()]);
+    Panels::pack(exec, (1, n, 1, k), &ByColumn(column))
 }
 
 #[cfg(test)]

@@ -106,15 +106,14 @@ pub struct Panels {
 }
 
 impl Panels {
-    /// Packs `groups` matrices of `n` columns and `runs · run_len` rows; `at(group, column,
-    /// run, k)` is an element. Padding is zero.
+    /// Packs `groups` matrices of `n` columns and `runs · run_len` rows. Padding is zero.
     ///
     /// # Errors
     /// A dimension is 0 or the product overflows.
     pub(crate) fn pack<T: PanelElement>(
         exec: &Exec,
         (groups, n, runs, run_len): (usize, usize, usize, usize),
-        at: &(impl Fn(usize, usize, usize, usize) -> T + Sync),
+        lines: &impl Lines<T>,
     ) -> Result<Panels> {
         let kernel = PanelKernel::best(T::table(), exec.isa());
         crate::error::require(NAME, groups * n * runs * run_len > 0, "the weights are empty")?;
@@ -124,24 +123,25 @@ impl Panels {
         let mut data = Buffer::new(words);
         let out = crate::buffer::SharedMut::new(&mut data);
         let per_panel = runs * steps;
-        let tasks = groups * columns.count();
-        let sums = std::sync::Mutex::new(vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }]);
-        exec.split(tasks, 1, &|range| {
+        let mut sums = vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }];
+        let all_sums = crate::buffer::SharedMut::new(&mut sums);
+        exec.split(groups * columns.count(), 1, &|range| {
             for task in range {
                 let (group, p) = (task / columns.count(), task % columns.count());
-                let width = columns.width(p);
+                let (width, valid) = (columns.width(p), columns.valid(p));
                 let start = (group * columns.padded() + p * kernel.nr) * per_panel;
                 // SAFETY: each task has a panel of its own.
                 let panel = unsafe { out.slice(start, width * per_panel) };
-                pack_panel(panel, (width, columns.valid(p)), (runs, run_len), &|c, r, k| {
-                    at(group, p * kernel.nr + c, r, k)
-                });
+                for (run, block) in panel.chunks_exact_mut(width * steps).enumerate() {
+                    let part = Part { group, first: p * kernel.nr, valid, run, run_len };
+                    lines.fill(part, width, block);
+                }
+                if T::PER_STEP == 4 {
+                    // SAFETY: each task has columns of its own.
+                    column_sums(panel, width, unsafe { all_sums.slice(group * n + p * kernel.nr, valid) });
+                }
             }
         });
-        let mut sums = sums.into_inner().unwrap_or_default();
-        if !sums.is_empty() {
-            column_sums(&data, &columns, (groups, per_panel), &mut sums);
-        }
         Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums })
     }
 
@@ -166,37 +166,72 @@ impl Panels {
     }
 }
 
-/// Fills one panel of `width` columns in memory.
-pub(crate) fn pack_panel<T: PanelElement>(
-    panel: &mut [f32],
-    (width, valid): (usize, usize),
-    (runs, run_len): (usize, usize),
-    at: &impl Fn(usize, usize, usize) -> T,
-) {
-    let steps = run_len.div_ceil(T::PER_STEP);
-    for r in 0..runs {
-        for step in 0..steps {
-            let row = &mut panel[(r * steps + step) * width..][..width];
-            let k0 = step * T::PER_STEP;
-            for (c, word) in row.iter_mut().enumerate() {
-                let element = |k: usize| if c < valid && k0 + k < run_len { at(c, r, k0 + k) } else { T::default() };
-                *word = f32::from_bits(T::word(element));
+/// A run of a panel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub group: usize,
+    /// The first column, and how many count.
+    pub first: usize,
+    pub valid: usize,
+    pub run: usize,
+    pub run_len: usize,
+}
+
+/// Where weights are packed from.
+pub(crate) trait Lines<T: PanelElement>: Sync {
+    /// Fills the words `[step, column]` of a zeroed block with `width` columns in memory.
+    fn fill(&self, part: Part, width: usize, block: &mut [f32]);
+}
+
+/// Steps that are filled column by column at a time, so that their words stay in L1.
+const STEPS: usize = 64;
+
+/// Weights whose columns lie apart: a function copies the elements of a column and run from some on.
+pub(crate) struct ByColumn<F>(pub F);
+
+impl<T: PanelElement, F: Fn(Part, usize, usize, &mut [T]) + Sync> Lines<T> for ByColumn<F> {
+    fn fill(&self, part: Part, width: usize, block: &mut [f32]) {
+        let mut elements = [T::default(); STEPS * 4];
+        for (i, block) in block.chunks_mut(STEPS * width).enumerate() {
+            let from = i * STEPS * T::PER_STEP;
+            let len = (part.run_len - from).min(STEPS * T::PER_STEP);
+            elements[len..].fill(T::default());
+            for c in 0..part.valid {
+                (self.0)(part, part.first + c, from, &mut elements[..len]);
+                let steps = elements.chunks_exact(T::PER_STEP);
+                for (line, step) in block.chunks_exact_mut(width).zip(steps) {
+                    line[c] = f32::from_bits(T::word(|k| step[k]));
+                }
             }
         }
     }
 }
 
-fn column_sums(data: &Buffer, columns: &Columns, (groups, per_panel): (usize, usize), sums: &mut [i32]) {
-    for (group, sums) in sums.chunks_mut(columns.n).enumerate().take(groups) {
-        for (p, sums) in sums.chunks_mut(columns.nr).enumerate() {
-            let start = (group * columns.padded() + p * columns.nr) * per_panel;
-            let width = columns.width(p);
-            for row in data[start..start + width * per_panel].chunks(width) {
-                for (sum, word) in sums.iter_mut().zip(row) {
-                    let bytes = word.to_bits().to_le_bytes().map(|b| i32::from(b as i8));
-                    *sum = sum.wrapping_add(bytes.into_iter().sum());
-                }
+/// A row-major matrix of so many columns.
+pub(crate) struct RowMajor<'a, T>(pub &'a [T], pub usize);
+
+impl<T: PanelElement> Lines<T> for RowMajor<'_, T> {
+    fn fill(&self, part: Part, width: usize, block: &mut [f32]) {
+        let none = [T::default(); 64];
+        for (step, line) in block.chunks_exact_mut(width).enumerate() {
+            let row = |i: usize| {
+                let k = step * T::PER_STEP + i;
+                // Rows beyond the last are zero; a panel has at most 64 columns.
+                if k < part.run_len { &self.0[k * self.1 + part.first..][..part.valid] } else { &none[..part.valid] }
+            };
+            let rows: [&[T]; 4] = std::array::from_fn(|i| if i < T::PER_STEP { row(i) } else { &none[..part.valid] });
+            for (c, word) in line[..part.valid].iter_mut().enumerate() {
+                *word = f32::from_bits(T::word(|k| rows[k][c]));
             }
+        }
+    }
+}
+
+fn column_sums(panel: &[f32], width: usize, sums: &mut [i32]) {
+    for row in panel.chunks_exact(width) {
+        for (sum, word) in sums.iter_mut().zip(row) {
+            let bytes = word.to_bits().to_le_bytes().map(|b| i32::from(b as i8));
+            *sum = sum.wrapping_add(bytes.into_iter().sum());
         }
     }
 }

@@ -24,7 +24,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let Some(kernel) = plan(cx, a) else { return Ok(None) };
     let mut ins = vec![a.q.value, a.kt.value, a.v.value];
     ins.extend(a.mask);
-    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+    let outs = [Some(out), a.weights].into_iter().flatten().collect();
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs }))
 }
 
 /// Extents and steps of an operand as `[batch, head, row, column]`.
@@ -123,8 +124,10 @@ impl Kernel for Attend {
             None => None,
         };
         let (q, v) = (HeadView { data: q, strides: self.q }, HeadView { data: v, strides: self.v });
-        let (exec, out) = (cx.exec, self.out);
-        Ok(attention(exec, p, [q, k, v], mask, cx.out_f32s()?, out)?)
+        let missing = narrowbit_ir::OpError::MissingInput(0);
+        let (out, weights) = cx.outs.split_first_mut().ok_or(missing)?;
+        let weights = weights.first_mut().map(|w| w.slice()).transpose()?;
+        Ok(attention(cx.exec, p, [q, k, v], mask, weights, out.slice()?, self.out)?)
     }
 }
 

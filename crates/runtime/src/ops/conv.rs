@@ -45,9 +45,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     }
     let kernel: Box<dyn Kernel> = if transposed {
         let p = transposed_params(cx, &window, &x, &w, &y);
-        let weights = cx.weights.get(cx.id, "conv-transpose", || {
-            conv_transpose2d_prepack(cx.exec, &p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from)
-        })?;
+        let weights = cx.packed("conv-transpose", |w| conv_transpose2d_prepack(cx.exec, &p, w))?;
         Box::new(Transposed { p, weights, bias, activation: f.activation })
     } else {
         let p = params(cx, &window, &x, &w);
@@ -55,9 +53,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         if [oh, ow] != plane(&y) {
             return Ok(None);
         }
-        let weights = cx
-            .weights
-            .get(cx.id, "conv", || conv2d_prepack(cx.exec, &p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from))?;
+        let weights = cx.packed("conv", |w| conv2d_prepack(cx.exec, &p, w))?;
         Box::new(Conv { p, weights, bias, residual, activation: f.activation })
     };
     Ok(Some(Built { kernel, ins, outs: vec![out] }))
@@ -205,13 +201,9 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
         return Ok(None);
     }
     let weights = if depthwise {
-        NhwcWeights::Depthwise(cx.weights.get(cx.id, "depthwise-nhwc", || {
-            depthwise_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?, &[]).map_err(StepError::from)
-        })?)
+        NhwcWeights::Depthwise(cx.packed("depthwise-nhwc", |w| depthwise_nhwc_pack(cx.exec, p, w, &[]))?)
     } else {
-        NhwcWeights::Panels(cx.weights.get(cx.id, "conv-nhwc", || {
-            conv2d_nhwc_pack(cx.exec, p, &cx.weight(1)?.to_f32s()?).map_err(StepError::from)
-        })?)
+        NhwcWeights::Panels(cx.packed("conv-nhwc", |w| conv2d_nhwc_pack(cx.exec, p, w))?)
     };
     let mut ins = vec![(cx.channels_last)(x)];
     ins.extend(f.residual.map(cx.channels_last));

@@ -25,7 +25,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         return Ok(None);
     }
     if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
-        p.packed = Some(cx.weights.get(cx.id, "b", || pack(cx, &p, &cx.weight(1)?))?);
+        p.packed = Some(cx.packed("b", |w| PackedB::new(cx.exec, view(w, p.trans_b, p.k, p.n), (p.k, p.n), (1, 0)))?);
     } else {
         p.b_at = ins.len();
         ins.push(cx.node.inputs[1].unwrap_or(out));
@@ -140,12 +140,6 @@ pub(super) struct Problem {
 /// The product of two operands of rank 2 or more; `None` where their shapes don't fit.
 pub(super) fn problem(a: &[usize], b: &[usize]) -> Option<Problem> {
     matmul_problem(a, b).map(|p| Problem { shape: [p.m, p.k, p.n], batch: p.batch })
-}
-
-fn pack(cx: &BuildCx, p: &Product, w: &Tensor) -> Result<PackedB, StepError> {
-    let values = w.to_f32s()?;
-    let view = view(&values, p.trans_b, p.k, p.n);
-    Ok(PackedB::new(cx.exec, view, (p.k, p.n), (1, 0))?)
 }
 
 /// A `rows × columns` matrix, stored transposed or not.

@@ -1,0 +1,191 @@
+//! Runs a float model on samples and records what its tensors hold.
+
+use std::collections::BTreeMap;
+
+use narrowbit_ir::{Graph, ValueId};
+use narrowbit_kernels::{Exec, calibrate as kernels};
+use narrowbit_runtime::{Options, RunError, Session};
+use narrowbit_tensor::Tensor;
+
+use crate::observe::{Histogram, Stats, Summary};
+use crate::ranges::{Ranges, graph_hash};
+
+mod lanes;
+mod same;
+
+/// A model with observers on some of its values.
+pub struct Calibrator {
+    session: Session,
+    /// The observed values, in a fixed order, with the tensors that their records are for.
+    observed: BTreeMap<ValueId, Observed>,
+    ranges: Ranges,
+    histograms: bool,
+}
+
+/// A value whose elements are recorded.
+struct Observed {
+    /// Its place among the observed values.
+    place: usize,
+    /// The tensors with these elements; the first one's record is kept, the others' are copies of it.
+    names: Vec<String>,
+}
+
+/// What calibration found wrong with one sample.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CalibrateError {
+    /// The model can't be run.
+    #[error("sample {sample}: {error}")]
+    Run {
+        /// The sample, counted from 0.
+        sample: u64,
+        /// What happened.
+        #[source]
+        error: RunError,
+    },
+    /// The session could not be made.
+    #[error(transparent)]
+    Session(#[from] RunError),
+}
+
+/// Samples that are run at once, as one batch: the model's inputs, and how many samples they hold.
+pub type Batch = (Vec<Tensor>, u64);
+
+impl Calibrator {
+    /// Puts observers on `values` of `graph` (floats; others are passed over). Histograms are kept for the
+    /// methods that need them. `ranges` is an empty record, or the one to resume.
+    ///
+    /// # Errors
+    /// When the session can't be made.
+    pub fn new(
+        graph: &Graph,
+        values: &[ValueId],
+        histograms: bool,
+        threads: usize,
+        mut ranges: Ranges,
+    ) -> Result<Calibrator, CalibrateError> {
+        let mut observed: BTreeMap<ValueId, Observed> = BTreeMap::new();
+        for (v, at) in same::representatives(graph, values) {
+            let entry = observed.entry(at).or_insert_with(|| Observed { place: 0, names: Vec::new() });
+            entry.names.push(graph.value(v).name.clone());
+        }
+        observed.values_mut().enumerate().for_each(|(i, o)| o.place = i);
+        let options = Options { threads, observe: observed.keys().copied().collect() };
+        let session = Session::new(graph.clone(), options)?;
+        ranges.graph = graph_hash(graph);
+        for name in observed.values().flat_map(|o| &o.names) {
+            ranges.tensors.entry(name.clone()).or_insert_with(|| Stats::new(histograms));
+        }
+        Ok(Calibrator { session, observed, ranges, histograms })
+    }
+
+    /// Runs the batches and records them, several at a time where that is faster; each counts as one sample in the
+    /// moving average. `seen` gets each batch with the model's outputs. The record, and the order in which `seen`
+    /// gets the batches, are those of running one after the other.
+    ///
+    /// # Errors
+    /// The first error of `batches`, or when the model can't be run on one; the record is then of no use.
+    pub fn add<E: From<CalibrateError> + Send>(
+        &mut self,
+        batches: impl Iterator<Item = Result<Batch, E>> + Send,
+        seen: impl FnMut(Batch, Vec<Tensor>),
+    ) -> Result<(), E> {
+        lanes::run(self, batches, seen)
+    }
+
+    /// The record.
+    pub fn into_ranges(mut self) -> Ranges {
+        for o in self.observed.values() {
+            let Some((first, copies)) = o.names.split_first() else { continue };
+            let Some(stats) = self.ranges.tensors.get(first).cloned() else { continue };
+            self.ranges.tensors.extend(copies.iter().map(|n| (n.clone(), stats.clone())));
+        }
+        self.ranges
+    }
+
+    /// Bytes that the record takes, however many samples pass.
+    pub fn record_bytes(&self) -> usize {
+        let each = if self.histograms { crate::observe::BINS * 8 } else { 0 };
+        self.ranges.tensors.len() * (each + size_of::<Stats>())
+    }
+}
+
+/// The record of an observed value.
+fn stats<'a>(ranges: &'a mut Ranges, o: &Observed) -> Option<&'a mut Stats> {
+    ranges.tensors.get_mut(o.names.first()?)
+}
+
+/// Adds the summaries of one batch, by place.
+fn record(ranges: &mut Ranges, observed: &BTreeMap<ValueId, Observed>, summaries: &[Summary], samples: u64) {
+    for o in observed.values() {
+        if let (Some(stats), Some(s)) = (stats(ranges, o), summaries.get(o.place)) {
+            stats.add_summary(s);
+        }
+    }
+    ranges.samples += samples;
+}
+
+/// Adds what histograms have counted, by place.
+fn count(ranges: &mut Ranges, observed: &BTreeMap<ValueId, Observed>, histograms: &[Histogram]) {
+    for o in observed.values() {
+        let histogram = stats(ranges, o).and_then(|s| s.histogram.as_mut());
+        if let (Some(h), Some(more)) = (histogram, histograms.get(o.place)) {
+            h.merge(more);
+        }
+    }
+}
+
+/// Sums up one sample's values of a tensor, and counts them in a histogram, if there is one.
+fn observe(
+    exec: &Exec,
+    values: &[f32],
+    histogram: Option<&mut Histogram>,
+) -> Result<Summary, narrowbit_kernels::KernelError> {
+    let Some(h) = histogram else {
+        let r = kernels::min_max(exec, values);
+        return Ok(summary(values.len(), r.nan + r.infinite, (r.min, r.max)));
+    };
+    // Mostly the histogram covers the values already: one pass will do.
+    let (low, _) = h.geometry();
+    if let Some((min, max)) = kernels::histogram_within(exec, values, (low, -low), h.counts_mut())? {
+        return Ok(summary(values.len(), 0, (min, max)));
+    }
+    let r = kernels::min_max(exec, values);
+    let summary = summary(values.len(), r.nan + r.infinite, (r.min, r.max));
+    if summary.count > 0 {
+        h.cover(summary.min.abs().max(summary.max.abs()));
+        let (low, _) = h.geometry();
+        kernels::histogram(exec, values, (low, -low), false, h.counts_mut())?;
+    }
+    Ok(summary)
+}
+
+/// Which zero of two comes first depends on threads and lanes: −0 becomes 0.
+fn summary(len: usize, non_finite: u64, (min, max): (f32, f32)) -> Summary {
+    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_as_the_plain_definition_does() {
+        let exec = Exec::new(narrowbit_kernels::Isa::detect(), 2);
+        let mut x = 1u64;
+        let values: Vec<f32> = (0..10_001)
+            .map(|i| {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let v = (x >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+                if i % 997 == 0 { f32::NAN } else { v * 2f32.powi(i % 25 - 12) }
+            })
+            .collect();
+        let (mut fast, mut plain) = (Stats::new(true), Stats::new(true));
+        for part in values.chunks(1000) {
+            let summary = observe(&exec, part, fast.histogram.as_mut()).unwrap();
+            fast.add_summary(&summary);
+            plain.add_sample(part);
+        }
+        assert_eq!(fast, plain);
+    }
+}
