@@ -67,14 +67,15 @@ pub struct Rate {
     pub spread: f64,
 }
 
-/// Time of one measurement: long beside the start of the threads, short beside a pause of the
-/// system's scheduler.
-const SLICE: Duration = Duration::from_millis(5);
+/// Time of one measurement: long beside the start of the threads, and shorter than what the
+/// system gives a process at a time, so that the median is that of undisturbed ones while
+/// other work takes less than half of the machine.
+const SLICE: Duration = Duration::from_millis(1);
 /// Measurements that are not counted: clocks and, on some processors, the upper half of wide
 /// vectors take a while to settle.
 const WARM_UP: Duration = Duration::from_millis(150);
 /// Measurements.
-const SLICES: usize = 31;
+const SLICES: usize = 151;
 
 /// Multiply-adds per second of all threads of `exec` together, with the fastest loop of its
 /// tier. Takes a third of a second.
@@ -117,6 +118,8 @@ pub fn stream(exec: &Exec, from: &[f32], to: &mut [f32]) {
     });
 }
 
+/// Places that are read in turns: one alone does not keep the machine's prefetchers busy.
+const STREAMS: usize = 4;
 /// Floats of a block, of the larger side.
 const BLOCK: usize = 1 << 10;
 /// Blocks that one task takes at least.
@@ -132,31 +135,34 @@ impl Kernel for Stream<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (reads, writes) = (self.from.len(), self.to.len());
-        let blocks = reads.max(writes).div_ceil(BLOCK).max(1);
-        let mut acc = [s.splat(0.0); 4];
+        let (reads, writes) = (self.from.len() / STREAMS, self.to.len());
+        let blocks = (STREAMS * reads).max(writes).div_ceil(BLOCK).max(1);
+        let (streams, rest) = self.from.split_at(STREAMS * reads);
+        let mut acc = [s.splat(0.0); STREAMS];
+        for vector in rest.chunks(S::LANES) {
+            // SAFETY: at most a vector.
+            acc[0] = s.max(acc[0], unsafe { s.load_n(vector.as_ptr(), vector.len()) });
+        }
         for b in 0..blocks {
-            let from = &self.from[reads * b / blocks..reads * (b + 1) / blocks];
-            let mut lines = from.chunks_exact(4 * S::LANES);
-            for line in &mut lines {
+            let (start, end) = (reads * b / blocks, reads * (b + 1) / blocks);
+            let mut at = start;
+            while at < end {
+                let n = (end - at).min(S::LANES);
                 for (i, a) in acc.iter_mut().enumerate() {
-                    // SAFETY: a line holds four vectors.
-                    *a = s.max(*a, unsafe { s.load(line.as_ptr().add(i * S::LANES)) });
+                    let from = streams[i * reads..][at..at + n].as_ptr();
+                    // SAFETY: the slice has `n` elements.
+                    *a = s.max(*a, unsafe { if n == S::LANES { s.load(from) } else { s.load_n(from, n) } });
                 }
+                at += n;
             }
-            for rest in lines.remainder().chunks(S::LANES) {
-                // SAFETY: at most a vector.
-                acc[0] = s.max(acc[0], unsafe { s.load_n(rest.as_ptr(), rest.len()) });
+            let mut vectors = self.to[writes * b / blocks..writes * (b + 1) / blocks].chunks_exact_mut(S::LANES);
+            for vector in &mut vectors {
+                // SAFETY: a whole vector.
+                unsafe { s.store(vector.as_mut_ptr(), acc[0]) };
             }
-            for vector in self.to[writes * b / blocks..writes * (b + 1) / blocks].chunks_mut(S::LANES) {
-                // SAFETY: at most a vector.
-                unsafe {
-                    match vector.len() == S::LANES {
-                        true => s.store(vector.as_mut_ptr(), acc[0]),
-                        false => s.store_n(vector.as_mut_ptr(), acc[0], vector.len()),
-                    }
-                }
-            }
+            let rest = vectors.into_remainder();
+            // SAFETY: less than a vector.
+            unsafe { s.store_n(rest.as_mut_ptr(), acc[0], rest.len()) };
         }
         // Without results to write, nothing else would need what was read.
         let all = s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3]));

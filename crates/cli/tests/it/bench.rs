@@ -45,7 +45,7 @@ fn measures_models_side_by_side() {
     let alone = home.json("bench model.onnx --runs 1 --threads 1");
     assert!(alone[0]["latency_ratio"].is_null());
     let text = home.ok("bench model.onnx int8.onnx --runs 1 --threads 1 --batch 1,2").stdout;
-    for part in ["ratios are to model.onnx", "+ first run", "1 thread   batch 1", "int8.onnx: 100.0 % of"] {
+    for part in ["ratios are to model.onnx", "+ first run", "threads 1  batch 1", "int8.onnx: 100.0 % of"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
 }

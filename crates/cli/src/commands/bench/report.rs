@@ -175,7 +175,7 @@ fn side_by_side(rows: &[Row], models: usize, label: &dyn Fn(&Row) -> String) -> 
         .chunks(models)
         .map(|line| {
             let (threads, batch) = (line[0].threads, line[0].batch);
-            let head = if last == Some(threads) { String::new() } else { count(threads, "thread") };
+            let head = if last == Some(threads) { String::new() } else { format!("threads {threads}") };
             last = Some(threads);
             [head, format!("batch {batch}")].into_iter().chain(line.iter().map(|r| ms(r.median_ms))).collect()
         })
