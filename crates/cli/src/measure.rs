@@ -12,7 +12,7 @@ use narrowbit_runtime::{ProfileRow, Session};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
-use crate::timing::{Profiled, median, profile};
+use crate::timing::{Profiled, median, median_steps};
 use crate::{data, interrupt, macs, model, output};
 
 /// When to measure.
@@ -154,13 +154,13 @@ impl Job {
                 times[i].push(seconds(s, inputs)?);
             }
             for (i, s) in sessions.into_iter().enumerate() {
-                profiles[i].push(profile(s, inputs)?);
+                profiles[i].push(Profiled::new(s, inputs)?);
             }
             bar.inc(1);
         }
         bar.finish_and_clear();
         let [float_ms, int8_ms] = times.map(|t| median(t) * 1e3);
-        let [float, int8] = profiles.map(|p| Profiled::of(p).steps);
+        let [float, int8] = profiles.map(median_steps);
         let groups = Groups::new([sessions[0].graph(), sessions[1].graph()], [&float, &int8]);
         let (exec, ratio) = (sessions[0].exec(), int8_ms / float_ms);
         Ok(Outcome::Measured(Speed {

@@ -62,9 +62,9 @@ fn profiles_every_step_once() {
             assert!((sum(rows, "share") - 1.0).abs() < 1e-9);
             assert!(rows.windows(2).all(|w| number(&w[0], "ms") >= number(&w[1], "ms")), "longest first");
         }
-        // The steps fill the run, up to what medians of few runs and a busy machine do to a sum.
+        // The steps are parts of the run, and most of it: between them is little but copying results.
         let part = sum(ops, "ms") / number(r, "profile_ms");
-        assert!((0.3..1.5).contains(&part), "{part} of the run");
+        assert!(part > 0.3 && part <= 1.0, "{part} of the run");
         assert_eq!(sum(ops, "nodes"), nodes.len() as f64);
         let mut names: Vec<&str> = nodes
             .iter()

@@ -1,7 +1,6 @@
 //! How much of a quantized model's arithmetic ran on integers.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId};
@@ -94,27 +93,5 @@ fn reason(graph: &Graph, node: &Node) -> &'static str {
         (false, _) => "its input is not quantized in the file",
         (_, false) => "its second operand is not quantized in the file",
         _ => "there is no integer kernel for this form",
-    }
-}
-
-/// The name of a model in tables: of its file, or the whole path where names would be the same.
-pub fn label(path: &Path, all: &[&Path]) -> String {
-    let name = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
-    let same = all.iter().filter(|p| **p != path && name(p) == name(path)).count();
-    name(path).filter(|_| same == 0).unwrap_or_else(|| path.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_models_by_their_file_unless_two_are_called_alike() {
-        let [a, b, c] = ["x/model.onnx", "y/model.onnx", "x/int8.onnx"].map(Path::new);
-        assert_eq!(label(a, &[a, c]), "model.onnx");
-        assert_eq!(label(a, &[a, b, c]), "x/model.onnx");
-        assert_eq!(label(c, &[a, b, c]), "int8.onnx");
-        // The same file twice is one name.
-        assert_eq!(label(a, &[a, a]), "model.onnx");
     }
 }

@@ -51,7 +51,7 @@ pub struct Bench {
     /// Stop measuring a model after so many seconds (five runs are always made)
     #[arg(long, value_name = "S", default_value_t = 10.0)]
     seconds: f64,
-    /// Also show the time of each operator type and node, by kernel, and its share of the peak of this machine
+    /// Also show the time of each operator type and node in the fastest of five more runs, and its share of the peak of this machine
     #[arg(long)]
     profile: bool,
     /// Show so many nodes in the profile; 0 for all
@@ -72,7 +72,7 @@ enum What {
     Kernels(kernels::Kernels),
 }
 
-/// Runs of which a profile is the median.
+/// Runs of which the fastest is shown as the profile.
 const PROFILED: usize = 5;
 
 /// Threads to measure with: those of the list, or all cores.
@@ -159,7 +159,7 @@ impl Bench {
 /// What was measured of a model; with `peaks`, its profile too.
 fn row(s: Subject, work: &Work, peaks: Option<&Peaks>) -> Result<Row> {
     let facts = s.facts()?;
-    let profiled = Profiled::new(&s.session, &s.inputs, if peaks.is_some() { PROFILED } else { 1 })?;
+    let profiled = Profiled::fastest(&s.session, &s.inputs, if peaks.is_some() { PROFILED } else { 1 })?;
     let integers = integers::Integers::new(s.session.graph(), &facts, &profiled.steps);
     let profile = peaks.map(|p| profile::Profile::new(s.session.graph(), &facts, &profiled, p));
     Row::new(s, work, integers, profile)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::integers::{Integers, label};
+use super::integers::Integers;
 use super::peaks::count;
 use super::profile::Profile;
 use super::subject::{Load, Subject, Work};
@@ -83,6 +83,13 @@ impl Row {
             model: s.path,
         })
     }
+}
+
+/// The name of a model in tables: of its file, or the whole path where names would be the same.
+fn label(path: &Path, all: &[&Path]) -> String {
+    let name = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
+    let same = all.iter().filter(|p| **p != path && name(p) == name(path)).count();
+    name(path).filter(|_| same == 0).unwrap_or_else(|| path.display().to_string())
 }
 
 fn ms(v: f64) -> String {
@@ -181,4 +188,19 @@ fn side_by_side(rows: &[Row], models: usize, label: &dyn Fn(&Row) -> String) -> 
         })
         .collect();
     format!("\n{}", output::table(&header, &lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_models_by_their_file_unless_two_are_called_alike() {
+        let [a, b, c] = ["x/model.onnx", "y/model.onnx", "x/int8.onnx"].map(Path::new);
+        assert_eq!(label(a, &[a, c]), "model.onnx");
+        assert_eq!(label(a, &[a, b, c]), "x/model.onnx");
+        assert_eq!(label(c, &[a, b, c]), "int8.onnx");
+        // The same file twice is one name.
+        assert_eq!(label(a, &[a, a]), "model.onnx");
+    }
 }
