@@ -270,7 +270,9 @@ impl Groups {
     /// The groups with nodes among `integer` that lose a visible part of `whole` milliseconds, most first.
     fn slower(&self, integer: &BTreeSet<String>, whole: f64) -> Vec<Slower> {
         let mut members: BTreeMap<String, Vec<&String>> = BTreeMap::new();
-        for name in self.nodes.keys().filter(|n| integer.contains(*n)) {
+        // What only moves elements goes with what it moves them for.
+        let moves = |op: &str| MOVES.contains(&op);
+        for (name, _) in self.nodes.iter().filter(|(n, (op, _))| integer.contains(*n) && !moves(op)) {
             members.entry(self.first(name)).or_default().push(name);
         }
         let loses = |&[float, int8]: &[f64; 2]| int8 > float * SLOWER && int8 - float > whole * MATTERS;

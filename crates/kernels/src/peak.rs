@@ -121,9 +121,9 @@ pub fn stream(exec: &Exec, from: &[f32], to: &mut [f32]) {
 /// Places that are read in turns: one alone does not keep the machine's prefetchers busy.
 const STREAMS: usize = 4;
 /// Floats of a block, of the larger side.
-const BLOCK: usize = 1 << 10;
+const BLOCK: usize = 1 << 9;
 /// Blocks that one task takes at least.
-const GRAIN: usize = 8;
+const GRAIN: usize = 16;
 
 struct Stream<'a> {
     from: &'a [f32],
@@ -143,9 +143,11 @@ impl Kernel for Stream<'_> {
             // SAFETY: at most a vector.
             acc[0] = s.max(acc[0], unsafe { s.load_n(vector.as_ptr(), vector.len()) });
         }
+        // No division within: it would take as long as a block.
+        let (per_read, per_write) = (reads / blocks, writes / blocks);
         for b in 0..blocks {
-            let (start, end) = (reads * b / blocks, reads * (b + 1) / blocks);
-            let mut at = start;
+            let last = b + 1 == blocks;
+            let (mut at, end) = (b * per_read, if last { reads } else { (b + 1) * per_read });
             while at < end {
                 let n = (end - at).min(S::LANES);
                 for (i, a) in acc.iter_mut().enumerate() {
@@ -155,7 +157,8 @@ impl Kernel for Stream<'_> {
                 }
                 at += n;
             }
-            let mut vectors = self.to[writes * b / blocks..writes * (b + 1) / blocks].chunks_exact_mut(S::LANES);
+            let to = b * per_write..if last { writes } else { (b + 1) * per_write };
+            let mut vectors = self.to[to].chunks_exact_mut(S::LANES);
             for vector in &mut vectors {
                 // SAFETY: a whole vector.
                 unsafe { s.store(vector.as_mut_ptr(), acc[0]) };

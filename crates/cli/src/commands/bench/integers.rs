@@ -67,7 +67,8 @@ impl Integers {
 
     /// A line, and one for each of the largest products on floats.
     pub fn text(&self, label: &str) -> String {
-        let share = self.integer_macs as f64 / self.macs.max(1) as f64 * 100.0;
+        // Rounded down: 100 % are all of them.
+        let share = (self.integer_macs as f64 / self.macs.max(1) as f64 * 1000.0).floor() / 10.0;
         let mut out =
             format!("{label}: {share:.1} % of {} multiply-accumulates ran on integers\n", output::count(self.macs));
         for node in self.float_nodes.iter().take(SHOWN) {
