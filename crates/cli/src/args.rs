@@ -63,7 +63,7 @@ pub enum Command {
     Sanitize(commands::sanitize::Sanitize),
     /// Run a float model on samples and record the ranges of its tensors
     Calibrate(commands::calibrate::Calibrate),
-    /// Quantize a float model to int8
+    // No line here: clap would take it for the whole text of `--help`.
     Quantize(commands::quantize::Quantize),
     /// Run a model on data and save its outputs
     Run(commands::run::Run),
@@ -71,7 +71,7 @@ pub enum Command {
     Eval(commands::eval::Eval),
     /// Compare two models tensor by tensor on the same data
     Compare(commands::compare::Compare),
-    /// Measure latency, size and memory
+    // As above.
     Bench(commands::bench::Bench),
     /// Read a model and write it again as ONNX, with or without external data
     Convert(commands::convert::Convert),

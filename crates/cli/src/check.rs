@@ -106,6 +106,11 @@ impl Check {
         Ok(Some(Check { kept, labels }))
     }
 
+    /// The inputs of the first batch.
+    pub fn inputs(&self) -> Option<Vec<Tensor>> {
+        self.kept.batches.first().map(|b| b.inputs.clone())
+    }
+
     /// Runs the model, which was loaded from its file as any user would load it, on the samples.
     pub fn run(mut self, written: Model, threads: usize) -> Result<Loss> {
         let session = Session::new(written.graph, Options { threads, ..Options::default() })?;

@@ -8,9 +8,11 @@ mod comparison;
 mod data;
 mod interrupt;
 mod macs;
+mod measure;
 mod metrics;
 mod model;
 mod output;
+mod timing;
 
 use std::process::ExitCode;
 

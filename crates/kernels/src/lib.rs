@@ -21,6 +21,7 @@ pub mod isa;
 mod math;
 pub mod movement;
 pub mod panel;
+pub mod peak;
 pub mod pool;
 pub mod pooling;
 pub mod quantize;

@@ -29,6 +29,8 @@ pub enum Place {
 pub struct Step {
     /// The node that it computes (the first one of a fusion).
     pub node: NodeId,
+    /// All nodes that it computes; none where it only moves channels.
+    pub nodes: Vec<NodeId>,
     /// The kernel.
     pub kernel: Box<dyn Kernel>,
     /// The operands, by index of [`Plan::values`].
@@ -343,13 +345,19 @@ impl<'a> Compiler<'a> {
             consts: Vec::new(),
         };
         let outputs = self.scope.graph.outputs().iter().map(|&v| table.value(v)).collect();
-        let steps = self.steps.into_iter().zip(lifetimes.in_place).map(|((node, built), in_place)| Step {
-            node,
-            ins: built.ins.iter().map(|&v| table.value(v)).collect(),
-            outs: built.outs.iter().map(|&v| table.value(v)).collect(),
-            converts: built.kernel.name() == ops::LAYOUT_CHANGE,
-            kernel: built.kernel,
-            in_place,
+        let fusions = &self.fusions;
+        let steps = self.steps.into_iter().zip(lifetimes.in_place).map(|((node, built), in_place)| {
+            let converts = built.kernel.name() == ops::LAYOUT_CHANGE;
+            let nodes = || fusions.get(&node).map_or_else(|| vec![node], |f| f.nodes.clone());
+            Step {
+                node,
+                nodes: if converts { Vec::new() } else { nodes() },
+                ins: built.ins.iter().map(|&v| table.value(v)).collect(),
+                outs: built.outs.iter().map(|&v| table.value(v)).collect(),
+                converts,
+                kernel: built.kernel,
+                in_place,
+            }
         });
         let steps = steps.collect();
         Plan { steps, values: table.values, consts: table.consts, slots: layout.slots, outputs }

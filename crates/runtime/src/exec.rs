@@ -26,15 +26,17 @@ impl<'a> Clock<'a> {
         Clock(profile)
     }
 
-    fn time<T>(&mut self, step: &Step, f: impl FnOnce() -> T) -> T {
+    fn time<T>(&mut self, plan: &Plan, step: &Step, f: impl FnOnce() -> T) -> T {
         let Some(profile) = &mut self.0 else { return f() };
         let start = Instant::now();
         let out = f();
         let seconds = start.elapsed().as_secs_f64();
         profile.rows.push(ProfileRow {
             node: step.node,
+            nodes: step.nodes.clone(),
             kernel: step.kernel.name().into(),
             on_integers: step.kernel.on_integers(),
+            bytes: step.ins.iter().chain(&step.outs).map(|&i| plan.values[i].ty.bytes()).sum(),
             seconds,
         });
         out
@@ -59,7 +61,7 @@ impl Arena {
     ) -> Result<Vec<Tensor>, RunError> {
         for step in &plan.steps {
             clock
-                .time(step, || self.step(plan, step, exec, inputs))
+                .time(plan, step, || self.step(plan, step, exec, inputs))
                 .map_err(|error| RunError::Kernel { node: graph.node(step.node).name.clone(), error })?;
             for &i in &step.outs {
                 if !step.converts && observe.contains(&plan.values[i].id) {

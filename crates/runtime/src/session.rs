@@ -64,10 +64,14 @@ pub struct Profile {
 pub struct ProfileRow {
     /// The node (the first one of a fusion).
     pub node: NodeId,
+    /// All nodes that the step computes, in their order; none for a mere change of layout.
+    pub nodes: Vec<NodeId>,
     /// The kernel that ran.
     pub kernel: String,
     /// Whether it multiplied integers.
     pub on_integers: bool,
+    /// Bytes of the operands and results in memory, without what is packed in the kernel.
+    pub bytes: usize,
     /// Seconds.
     pub seconds: f64,
 }

@@ -14,13 +14,15 @@ use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_quant::ranges::Ranges;
 use narrowbit_quant::scheme::IntType;
+use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::{Global, Threads};
 use crate::check::{Check, Loss};
 use crate::commands::calibrate::Job;
 use crate::data::DataArgs;
-use crate::{interrupt, model, output};
+use crate::measure::{Outcome, Speed, When};
+use crate::{interrupt, measure, model, output};
 
 /// Quantize a float model to int8
 ///
@@ -46,6 +48,10 @@ pub struct Quantize {
     /// Do not run the quantized model to measure its error
     #[arg(long)]
     no_check: bool,
+    /// Time the quantized model beside the float one, in turns, and say where int8 does not pay
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true,
+          default_value_t = When::Auto, default_missing_value = "yes")]
+    measure: When,
     /// Print the settings as resolved from defaults, --config and flags, and stop
     #[arg(long)]
     show_config: bool,
@@ -236,6 +242,8 @@ pub struct Summary {
     pub bytes_after: u64,
     /// The error of the outputs on the first calibration samples.
     pub error: Option<Loss>,
+    /// The time of a run beside the float model's, where it was measured.
+    speed: Option<Speed>,
     samples: u64,
     random: bool,
     seconds: f64,
@@ -285,17 +293,22 @@ impl Quantize {
         // Neither the float weights nor the file that they are mapped from are needed any more.
         drop(model);
         let seconds = start.elapsed().as_secs_f64();
+        let inputs = check.as_ref().and_then(Check::inputs);
         let error = match check {
             Some(check) => Some(check.run(staged.load()?, self.threads.threads).context(UNCHECKED)?),
             None => None,
         };
         staged.commit()?;
-        let summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
+        let speed = self.speed(inputs, &fates)?;
+        let mut summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
+        summary.warnings.extend(speed.warning());
+        let skipped = matches!(speed, Outcome::TooSlow);
+        summary.speed = speed.measured();
         let strict = self.strict && summary.float.iter().any(unasked);
         if global.json {
             output::json(&summary)?;
         } else {
-            output::print(&text(&summary, &self.data))?;
+            output::print(&text(&summary, &self.data, skipped))?;
         }
         Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }
@@ -322,6 +335,24 @@ impl Quantize {
             bail!("stopped by Ctrl-C; nothing was written\nhelp: `narrowbit calibrate` can be resumed");
         }
         Ok((done.ranges, Check::new(done.kept, &dataset)?))
+    }
+
+    /// Times the written model beside the float one; `inputs` are those of the check, if there was one.
+    fn speed(&self, inputs: Option<Vec<Tensor>>, fates: &[NodeFate]) -> Result<Outcome> {
+        // Who does not want the model run for its error does not want it run unasked.
+        if self.measure == When::No || self.measure == When::Auto && self.no_check {
+            return Ok(Outcome::NotAsked);
+        }
+        let integer = fates.iter().filter(|f| f.integer).map(|f| f.node.clone()).collect();
+        let job = measure::Job { integer, inputs, threads: self.threads.threads, bounded: self.measure == When::Auto };
+        match job.run(&self.model, &self.output) {
+            Ok(outcome) => Ok(outcome),
+            Err(e) if self.measure == When::Auto => {
+                tracing::warn!("the speed was not measured: {e:#}");
+                Ok(Outcome::NotAsked)
+            }
+            Err(e) => Err(e.context(format!("{} is written, but its speed can't be measured", self.output.display()))),
+        }
     }
 
     fn summary(
@@ -352,6 +383,7 @@ impl Quantize {
             bytes_before: model::size_on_disk(&self.model)?,
             bytes_after: model::size_on_disk(&self.output)?,
             error,
+            speed: None,
             samples: ranges.samples,
             random: ranges.random,
             seconds,
@@ -417,7 +449,7 @@ fn by_reason(groups: &[FloatGroup]) -> Vec<(&str, Vec<&FloatGroup>)> {
     out
 }
 
-fn text(s: &Summary, data: &DataArgs) -> String {
+fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     let mut out = format!("{} → {}\n", s.model.display(), s.output.display());
     out.push_str(&format!("  nodes   {} of {} compute on integers\n", s.integer_nodes, s.nodes));
     for (why, groups) in by_reason(&s.float) {
@@ -443,6 +475,13 @@ fn text(s: &Summary, data: &DataArgs) -> String {
         for (f, q) in e.float.iter().zip(&e.quantized) {
             out.push_str(&format!("  metric  {f} float, {q} int8, on the same samples\n"));
         }
+    }
+    if let Some(speed) = &s.speed {
+        out.push_str(&speed.text());
+    } else if skipped {
+        out.push_str(
+            "  speed   not measured, because it takes more than two seconds (--measure does it all the same)\n",
+        );
     }
     out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples));
     s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));

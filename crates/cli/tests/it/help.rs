@@ -23,6 +23,7 @@ fn shows_help_of_every_command() {
     for command in COMMANDS {
         insta::assert_snapshot!(format!("help-{command}"), home.ok(&format!("{command} --help")).text());
     }
+    insta::assert_snapshot!("help-bench-kernels", home.ok("bench kernels --help").text());
 }
 
 #[test]

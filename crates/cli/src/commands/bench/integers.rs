@@ -1,0 +1,98 @@
+//! How much of a quantized model's arithmetic ran on integers.
+
+use std::collections::BTreeSet;
+
+use narrowbit_ir::infer::Facts;
+use narrowbit_ir::{Graph, Node, NodeId};
+use narrowbit_runtime::ProfileRow;
+use serde::Serialize;
+
+use crate::{macs, output};
+
+/// Nodes on floats that the text names.
+const SHOWN: usize = 5;
+
+/// What ran on integers, and what did not.
+#[derive(Serialize)]
+pub struct Integers {
+    /// Multiply-accumulates of a run.
+    pub macs: u64,
+    /// Those that ran on integers.
+    pub integer_macs: u64,
+    /// The products that ran on floats, largest first.
+    float_nodes: Vec<FloatNode>,
+}
+
+#[derive(Serialize)]
+struct FloatNode {
+    name: String,
+    op: String,
+    macs: u64,
+    reason: &'static str,
+}
+
+/// Operators that only quantized models have.
+fn is_quantized(node: &Node) -> bool {
+    let op = node.op.name();
+    op == "DequantizeLinear" || is_integer(op)
+}
+
+/// Whether an operator computes on integers by its definition.
+fn is_integer(op: &str) -> bool {
+    op.starts_with("QLinear") || matches!(op, "QGemm" | "MatMulInteger" | "ConvInteger" | "DynamicQuantizeMatMul")
+}
+
+impl Integers {
+    /// What `steps` computed on integers; nothing for a model that is not quantized.
+    pub fn new(graph: &Graph, facts: &Facts, steps: &[ProfileRow]) -> Option<Integers> {
+        if !graph.nodes().any(|(_, n)| is_quantized(n)) {
+            return None;
+        }
+        let whole: BTreeSet<NodeId> =
+            steps.iter().filter(|r| r.on_integers).flat_map(|r| r.nodes.iter().copied()).collect();
+        let mut out = Integers { macs: 0, integer_macs: 0, float_nodes: Vec::new() };
+        for (id, node) in graph.nodes() {
+            let macs = macs::of_node(facts, node).unwrap_or(0);
+            out.macs = out.macs.saturating_add(macs);
+            if whole.contains(&id) {
+                out.integer_macs = out.integer_macs.saturating_add(macs);
+            } else if macs > 0 {
+                let reason = if steps.is_empty() { NODE_BY_NODE } else { reason(graph, node) };
+                out.float_nodes.push(FloatNode { name: node.name.clone(), op: node.op.name().into(), macs, reason });
+            }
+        }
+        out.float_nodes.sort_by_key(|n| std::cmp::Reverse(n.macs));
+        Some(out)
+    }
+
+    /// A line, and one for each of the largest products on floats.
+    pub fn text(&self, label: &str) -> String {
+        // Rounded down: 100 % are all of them.
+        let share = (self.integer_macs as f64 / self.macs.max(1) as f64 * 1000.0).floor() / 10.0;
+        let mut out =
+            format!("{label}: {share:.1} % of {} multiply-accumulates ran on integers\n", output::count(self.macs));
+        for node in self.float_nodes.iter().take(SHOWN) {
+            out.push_str(&format!("  on floats: {} ({}): {}\n", node.name, node.op, node.reason));
+        }
+        if self.float_nodes.len() > SHOWN {
+            out.push_str(&format!("  and {} more (--json lists all)\n", self.float_nodes.len() - SHOWN));
+        }
+        out
+    }
+}
+
+const NODE_BY_NODE: &str = "shapes depend on the content of an input, so the graph ran node by node";
+
+/// Why a product ran on floats.
+fn reason(graph: &Graph, node: &Node) -> &'static str {
+    let dequantized = |i: usize| {
+        let producer = node.input(i).and_then(|v| graph.producer(v));
+        producer.is_some_and(|(n, _)| graph.node(n).op.name() == "DequantizeLinear")
+    };
+    match (dequantized(0), dequantized(1)) {
+        _ if is_integer(node.op.name()) => "there is no fast kernel for this operator: it ran on the reference",
+        (false, _) => "its input is not quantized in the file",
+        (_, false) => "its second operand is not quantized in the file",
+        _ => "there is no integer kernel for this form",
+    }
+}

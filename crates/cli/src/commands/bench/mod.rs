@@ -1,0 +1,166 @@
+//! `bench`: how fast, how large, and where the time goes.
+
+mod cases;
+mod integers;
+mod kernels;
+mod memory;
+mod peaks;
+mod profile;
+mod report;
+mod subject;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+
+use self::peaks::Peaks;
+use self::report::{Ratios, Row};
+use self::subject::{Subject, Work};
+use crate::args::Global;
+use crate::timing::Profiled;
+use crate::{interrupt, output};
+
+/// Measure latency, size and memory
+///
+/// Several models are measured in turns, so that a busy machine slows all of them alike, and held against
+/// the first one. Times are per run of a whole batch; those of loading come from one load in this process.
+/// The peak of memory is that of a process which loads and runs one model only.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
+pub struct Bench {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// The models (.onnx)
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// Numbers of threads; by default all cores
+    #[arg(long, value_name = "N,M", value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Batch sizes, for models with a free batch dimension
+    #[arg(long, value_name = "N,M", value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+    /// Runs to measure
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    runs: usize,
+    /// Runs before measuring
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    warmup: usize,
+    /// Stop measuring a model after so many seconds (five runs are always made)
+    #[arg(long, value_name = "S", default_value_t = 10.0)]
+    seconds: f64,
+    /// Also show the time of each operator type and node in the fastest of five more runs, and its share of the peak of this machine
+    #[arg(long)]
+    profile: bool,
+    /// Show so many nodes in the profile; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 12, requires = "profile")]
+    top: usize,
+    /// Samples to run on, by default random ones
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Preprocessing of --data from a TOML or JSON file
+    #[arg(long, value_name = "FILE", requires = "data")]
+    preprocess: Option<PathBuf>,
+}
+
+/// What is measured instead of models.
+#[derive(Debug, Subcommand)]
+enum What {
+    // No line here: clap would take it for the whole text of `--help`.
+    Kernels(kernels::Kernels),
+}
+
+/// Runs of which the fastest is shown as the profile.
+const PROFILED: usize = 5;
+
+/// Threads to measure with: those of the list, or all cores.
+fn threads(list: &[usize]) -> Result<Vec<usize>> {
+    if list.contains(&0) {
+        bail!("--threads must be at least 1");
+    }
+    Ok(match list {
+        [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
+        list => list.to_vec(),
+    })
+}
+
+impl Bench {
+    /// Runs the command.
+    pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        interrupt::install();
+        if let Some(What::Kernels(kernels)) = &self.what {
+            return kernels.run(global);
+        }
+        if self.runs == 0 {
+            bail!("--runs must be at least 1");
+        }
+        if self.batch.contains(&0) {
+            bail!("--batch must be at least 1");
+        }
+        let threads = threads(&self.threads)?;
+        let alone = self.models.len() * threads.len() * self.batch.len() == 1;
+        let mut rows = Vec::new();
+        for &threads in &threads {
+            let mut peaks = None;
+            for &batch in &self.batch {
+                let work = Work {
+                    threads,
+                    batch,
+                    data: self.data.clone(),
+                    preprocess: self.preprocess.clone(),
+                    warmup: self.warmup,
+                    alone,
+                };
+                rows.extend(self.measure(&work, &mut peaks)?);
+            }
+        }
+        if global.json {
+            output::json(&rows)?;
+        } else {
+            output::print(&report::text(&rows, self.models.len(), self.top))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// One row for each model; `peaks` are measured once for each number of threads.
+    fn measure(&self, work: &Work, peaks: &mut Option<Peaks>) -> Result<Vec<Row>> {
+        let mut subjects: Vec<Subject> = self.models.iter().map(|m| Subject::new(m, work)).collect::<Result<_>>()?;
+        let bar = output::progress("measuring", self.runs * subjects.len());
+        let start = Instant::now();
+        let limit = Duration::from_secs_f64(self.seconds.clamp(0.0, 1e9) * subjects.len() as f64);
+        for i in 0..self.runs {
+            for s in &mut subjects {
+                s.run()?;
+                bar.inc(1);
+            }
+            if interrupt::requested() {
+                bail!("stopped by Ctrl-C after {} runs", i + 1);
+            }
+            if i >= 4 && start.elapsed() > limit {
+                break;
+            }
+        }
+        bar.finish_and_clear();
+        if let (true, None, Some(s)) = (self.profile, &peaks, subjects.first()) {
+            *peaks = Some(Peaks::measure(s.session.exec()));
+        }
+        let peaks = peaks.as_ref().filter(|_| self.profile);
+        let mut rows = subjects.into_iter().map(|s| row(s, work, peaks)).collect::<Result<Vec<Row>>>()?;
+        if rows.len() > 1 {
+            let ratios: Vec<Ratios> = rows.iter().map(|r| Ratios::new(r, &rows[0])).collect();
+            rows.iter_mut().zip(ratios).for_each(|(row, r)| row.ratios = Some(r));
+        }
+        Ok(rows)
+    }
+}
+
+/// What was measured of a model; with `peaks`, its profile too.
+fn row(s: Subject, work: &Work, peaks: Option<&Peaks>) -> Result<Row> {
+    let facts = s.facts()?;
+    let profiled = Profiled::fastest(&s.session, &s.inputs, if peaks.is_some() { PROFILED } else { 1 })?;
+    let integers = integers::Integers::new(s.session.graph(), &facts, &profiled.steps);
+    let profile = peaks.map(|p| profile::Profile::new(s.session.graph(), &facts, &profiled, p));
+    Row::new(s, work, integers, profile)
+}
