@@ -33,7 +33,7 @@ def our_job(args, model, data, method, types, target):
     source = Path(args.models_dir) / f"{model}.onnx"
     command = [args.binary, "quantize", source, "--data", data, "--method", method]
     # The peer does not time its result.
-    command += ["--activations", activations, "-o", target, "--quiet", "--measure=no"]
+    command += ["--activations", activations, "-o", target, "--quiet"]
     command += ["--no-check"] if args.no_check else []
     _, seconds, peak = measure.run(command)
     return seconds, peak

@@ -54,27 +54,17 @@ impl Threads {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // The commands' own comments are their help: a line here would take the place of all of it.
 pub enum Command {
-    /// Quantize the example networks of this repository and show what was gained and lost
     Demo(commands::demo::Demo),
-    /// Show a model as a tree: operators, shapes, parameters, multiply-accumulates, scales
     Inspect(commands::inspect::Inspect),
-    /// Clean a model's graph: fold constants and BatchNorm, fuse, remove what does nothing
     Sanitize(commands::sanitize::Sanitize),
-    /// Run a float model on samples and record the ranges of its tensors
     Calibrate(commands::calibrate::Calibrate),
-    // No line here: clap would take it for the whole text of `--help`.
     Quantize(commands::quantize::Quantize),
-    /// Run a model on data and save its outputs
     Run(commands::run::Run),
-    /// Measure a model on labelled data, or its agreement with a reference model
     Eval(commands::eval::Eval),
-    /// Compare two models tensor by tensor on the same data
     Compare(commands::compare::Compare),
-    // As above.
     Bench(commands::bench::Bench),
-    /// Read a model and write it again as ONNX, with or without external data
     Convert(commands::convert::Convert),
-    /// Print a script that completes this command in a shell
     Completions(commands::completions::Completions),
 }

@@ -18,7 +18,7 @@ use crate::{data, interrupt, macs, model, output};
 /// When to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum When {
-    /// Where it takes less than two seconds, and --no-check is not given
+    /// Where it takes no more than a tenth of the job, and --no-check is not given
     Auto,
     /// However long it takes
     Yes,
@@ -26,11 +26,12 @@ pub enum When {
     No,
 }
 
-/// Multiply-accumulates of a run above which a bounded measurement does not begin: loading the float model
-/// again would take the time already.
-const MACS: u64 = 6_000_000_000;
-/// Seconds of runs that a bounded measurement may take.
-const BOUND: f64 = 1.5;
+/// Multiply-accumulates of a run, per second of a bounded measurement, above which it does not begin: loading the
+/// float model again would take the time already.
+const MACS_PER_SECOND: f64 = 2.5e9;
+/// Seconds that a bounded measurement may take: a share of the job, within limits.
+const SHARE: f64 = 0.1;
+const BOUNDS: (f64, f64) = (0.3, 1.5);
 /// Seconds of runs that an unbounded one takes, beyond the least rounds.
 const UNBOUND: f64 = 10.0;
 /// Rounds, each a run and a profiled run of both models.
@@ -53,8 +54,8 @@ pub struct Job {
     pub inputs: Option<Vec<Tensor>>,
     /// Threads; 0 for one per core.
     pub threads: usize,
-    /// Whether to measure only where it is quick.
-    pub bounded: bool,
+    /// The seconds that all else took, where no more than a share of them may be spent.
+    pub beside: Option<f64>,
 }
 
 /// What came of it.
@@ -124,7 +125,8 @@ impl Job {
             Some(inputs) => inputs.clone(),
             None => random(quantized.graph())?,
         };
-        if self.bounded && macs(quantized.graph(), &inputs) > MACS {
+        let bound = self.beside.map(|seconds| (SHARE * seconds).clamp(BOUNDS.0, BOUNDS.1));
+        if bound.is_some_and(|s| macs(quantized.graph(), &inputs) as f64 > s * MACS_PER_SECOND) {
             return Ok(Outcome::TooSlow);
         }
         let plain = model::session(float, self.threads)?;
@@ -135,9 +137,8 @@ impl Job {
         for s in sessions {
             once += 2.0 * seconds(s, &inputs)?;
         }
-        let budget = if self.bounded { BOUND } else { UNBOUND };
-        let rounds = (budget / f64::max(once, 1e-9)) as usize;
-        if self.bounded && rounds < LEAST {
+        let rounds = (bound.unwrap_or(UNBOUND) / f64::max(once, 1e-9)) as usize;
+        if bound.is_some() && rounds < LEAST {
             return Ok(Outcome::TooSlow);
         }
         self.turns(sessions, &inputs, rounds.clamp(LEAST, MOST))
