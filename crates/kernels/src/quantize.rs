@@ -7,6 +7,7 @@
 use crate::buffer::SharedMut;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "quantize";
@@ -138,6 +139,13 @@ pub fn quantize<T: Quantized>(exec: &Exec, x: &[f32], y: &mut [T], params: &Quan
         }
     });
     Ok(())
+}
+
+/// A slice with one scale and zero point, on the calling thread.
+pub(crate) fn quantize_slice(isa: Isa, x: &[f32], y: &mut [u8], scale: f32, zero: i32) {
+    let n = x.len().min(y.len());
+    let params = QuantScales::per_tensor(&scale, &zero, n);
+    isa.dispatch(Quantize { x: &x[..n], y: &mut y[..n], lane: Lane { params: &params, index: Some(0) } });
 }
 
 /// ONNX `DequantizeLinear`.

@@ -125,6 +125,7 @@ impl Sweep<'_> {
                 rows,
                 width,
                 n,
+                row: at / self.ld.max(1) + from,
                 column,
                 row_sums: sums.as_ptr(),
                 out: self.out,
