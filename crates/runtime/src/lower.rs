@@ -181,7 +181,7 @@ fn bias_row(graph: &Graph, facts: &Facts, c: ValueId, node: &Node) -> bool {
 /// The operands of a binary or unary operator that can run on integers.
 pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec<Option<Quantized>>> {
     match node.op.name() {
-        "Add" | "Sub" | "Mul" if node.inputs.len() == 2 => {
+        "Add" | "Sub" | "Mul" if node.inputs.len() == 2 && !by_table(graph, facts, node) => {
             let operands: Vec<_> = node.inputs.iter().map(|v| source(graph, facts, (*v)?)).collect();
             let float = node.inputs.iter().flatten().all(|&v| facts.dtype(v) == Some(DType::F32));
             let any = operands.iter().any(Option::is_some);
@@ -210,6 +210,12 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         }
         _ => None,
     }
+}
+
+/// Whether an operator of two operands is a function of its first one: the second is a single constant.
+fn by_table(graph: &Graph, facts: &Facts, node: &Node) -> bool {
+    let single = node.input(1).and_then(|v| facts.get(v).value.as_ref()).is_some_and(|t| t.len() == 1);
+    single && node.input(0).is_some_and(|v| source(graph, facts, v).is_some())
 }
 
 /// Whether the kernel of two operands knows how they repeat: both of the result's shape, or one of them a

@@ -360,3 +360,29 @@ fn chains_operators_without_leaving_the_integers() {
     let graph = graph("input %x: u8[4, 40, 8, 6]", &body, "output %y");
     assert_same_codes(&graph, &[GEMM, "binary_i8", "max_pool_nhwc", "average_pool_nhwc_i8"]);
 }
+
+#[test]
+fn folds_batch_normalization_into_the_scales_of_integer_weights() {
+    let vector =
+        |name: &str, from: f32, by: f32| format!("const %{name}: f32[20] = {}\n", list(20, |i| from + by * i as f32));
+    let weights = |axis: &str| {
+        format!(
+            "{}{}%w_d = DequantizeLinear(%w, %w_s, %w_z) {{axis={axis}}}\n",
+            codes("w", "i8", &[20, 6, 3, 3], 5),
+            channels("w", "i8", 20, 0, 0),
+        )
+    };
+    let body = format!(
+        "{}{}{}{}{}{}{}%x_d = DequantizeLinear(%x, %x_s, %x_z)\n%c = Conv(%x_d, %w_d)\n\
+         %n = BatchNormalization(%c, %gamma, %beta, %mean, %variance)\n%r = Relu(%n)\n\
+         %y = QuantizeLinear(%r, %y_s, %y_z)",
+        weights("0"),
+        scalar("x", "u8", 0.008, 120),
+        scalar("y", "u8", 0.0513, 3),
+        vector("gamma", -0.5, 0.113),
+        vector("beta", 1.0, -0.07),
+        vector("mean", -2.0, 0.3),
+        vector("variance", 0.5, 0.2),
+    );
+    assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), &[GEMM]);
+}

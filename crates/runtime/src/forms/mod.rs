@@ -1,9 +1,11 @@
 //! The other ways to write a quantized network, brought to the one that [`crate::lower`] knows.
 //!
 //! QLinear operators ([`qoperator`]) and products of integers with their scaling behind them ([`dynamic`]) mean the
-//! same as DequantizeLinear → operator → QuantizeLinear. They are rewritten to that when a session is made, so that
+//! same as DequantizeLinear → operator → QuantizeLinear; a [`batchnorm`] that is left behind an integer convolution is
+//! a part of its weights' scales. They are rewritten to that when a session is made, so that
 //! one lowering serves every tool's files. What a rule does not know stays as it is and runs on its own `eval`.
 
+mod batchnorm;
 mod dynamic;
 mod qoperator;
 
@@ -67,7 +69,8 @@ impl<'a> Rewriter<'a> {
 
     fn node(&mut self, node: &Node) {
         let (Some(y), name) = (node.output(0), node.op.name()) else { return };
-        let made = match qoperator::rule(name).or_else(|| dynamic::rule(name)) {
+        let batchnorm: Option<Rule> = (name == "BatchNormalization").then_some(batchnorm::fold);
+        let made = match qoperator::rule(name).or_else(|| dynamic::rule(name)).or(batchnorm) {
             Some(rule) => rule(self, node),
             None => return,
         };
