@@ -386,3 +386,34 @@ fn folds_batch_normalization_into_the_scales_of_integer_weights() {
     );
     assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), &[GEMM]);
 }
+
+#[test]
+fn runs_depthwise_convolutions_with_a_scale_per_channel_on_integers() {
+    // As channels(), but in the other direction: scales of an activation.
+    let activation = |zero: i32| {
+        let (scales, zeros) = (list(16, |i| 0.0211 + 0.0007 * (i % 5) as f32), list(16, |_| zero));
+        format!("const %a_s: f32[16] = {scales}\n const %a_z: u8[16] = {zeros}\n")
+    };
+    for (act, zero, kernels) in [
+        ("Relu(%c)", 0, [GEMM, "depthwise_nhwc_i8"].as_slice()),
+        ("Clip(%c, %low, %high)", 0, &[GEMM, "depthwise_nhwc_i8"]),
+        ("HardSwish(%c)", 17, &[GEMM, "depthwise_nhwc_i8"]),
+    ] {
+        let body = format!(
+            "{}{}{}{}{}{}{}const %b: f32[16] = {}\nconst %low: f32[] = [0]\nconst %high: f32[] = [5.3]\n\
+             %x_d = DequantizeLinear(%x, %x_s, %x_z)\n%w_d = DequantizeLinear(%w, %w_s, %w_z) {{axis=0}}\n\
+             %c = Conv(%x_d, %w_d, %b)\n%r = {act}\n%a = QuantizeLinear(%r, %a_s, %a_z) {{axis=1}}\n\
+             %a_d = DequantizeLinear(%a, %a_s, %a_z) {{axis=1}}\n%v_d = DequantizeLinear(%v, %v_s, %v_z) {{axis=0}}\n\
+             %e = Conv(%a_d, %v_d, %b) {{pads=[1, 1, 1, 1], group=16}}\n%y = QuantizeLinear(%e, %y_s, %y_z)",
+            codes("w", "i8", &[16, 6, 1, 1], 5),
+            channels("w", "i8", 16, 0, 0),
+            codes("v", "i8", &[16, 1, 3, 3], 6),
+            channels("v", "i8", 16, 0, 0),
+            scalar("x", "u8", 0.008, 120),
+            scalar("y", "u8", 0.0513, 103),
+            activation(zero),
+            list(16, |i| 0.1 * i as f32),
+        );
+        assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), kernels);
+    }
+}

@@ -10,4 +10,5 @@ mod job;
 mod json;
 mod models;
 mod onnxruntime;
+mod peers;
 mod shared;

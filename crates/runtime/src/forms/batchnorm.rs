@@ -42,7 +42,7 @@ pub fn fold(r: &mut Rewriter, node: &Node) -> Option<Made> {
 }
 
 /// The elements of a constant of floats, or of one behind a DequantizeLinear of a vector.
-fn floats(r: &Rewriter, v: ValueId) -> Option<Vec<f64>> {
+pub fn floats(r: &Rewriter, v: ValueId) -> Option<Vec<f64>> {
     if let Some(t) = r.graph.constant(v) {
         return t.to_f64s().ok().filter(|_| t.dtype() == DType::F32);
     }
@@ -63,7 +63,7 @@ fn floats(r: &Rewriter, v: ValueId) -> Option<Vec<f64>> {
 }
 
 /// The codes and format of weights behind a DequantizeLinear, with scales along the first axis.
-fn weights(r: &Rewriter, v: ValueId) -> Option<(ValueId, Params)> {
+pub fn weights(r: &Rewriter, v: ValueId) -> Option<(ValueId, Params)> {
     let node = r.graph.node(r.graph.producer(v)?.0);
     let codes = node.input(0).filter(|_| node.op.name() == "DequantizeLinear")?;
     let t = r.graph.constant(codes).filter(|t| t.rank() >= 3)?;

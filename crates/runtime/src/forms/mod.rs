@@ -2,10 +2,12 @@
 //!
 //! QLinear operators ([`qoperator`]) and products of integers with their scaling behind them ([`dynamic`]) mean the
 //! same as DequantizeLinear → operator → QuantizeLinear; a [`batchnorm`] that is left behind an integer convolution is
-//! a part of its weights' scales. They are rewritten to that when a session is made, so that
+//! a part of its weights' scales, and so is a scale per channel of what a depthwise convolution reads ([`channels`]).
+//! They are rewritten to that when a session is made, so that
 //! one lowering serves every tool's files. What a rule does not know stays as it is and runs on its own `eval`.
 
 mod batchnorm;
+mod channels;
 mod dynamic;
 mod qoperator;
 
@@ -24,11 +26,26 @@ const OPSET: i64 = 21;
 /// # Errors
 /// Never for a graph that verifies.
 pub fn to_qdq(graph: &Graph) -> Result<Option<Graph>, PatchError> {
+    let to_qdq = |name: &str| {
+        let batchnorm: Option<Rule> = (name == "BatchNormalization").then_some(batchnorm::fold);
+        qoperator::rule(name).or_else(|| dynamic::rule(name)).or(batchnorm)
+    };
+    let first = pass(graph, &to_qdq)?;
+    let second = pass(first.as_ref().unwrap_or(graph), &channels::rule)?;
+    Ok(second.or(first))
+}
+
+/// One edit of the whole graph by the rules of its operators.
+fn pass(graph: &Graph, rule: &dyn Fn(&str) -> Option<Rule>) -> Result<Option<Graph>, PatchError> {
     let mut rewriter = Rewriter::new(graph);
     for (_, node) in graph.nodes() {
-        rewriter.node(node);
+        if let (Some(y), Some(rule)) = (node.output(0), rule(node.op.name()))
+            && let Some(made) = rule(&mut rewriter, node)
+        {
+            rewriter.replace(made.of.unwrap_or(y), made.value, made.dtype);
+        }
     }
-    if rewriter.patch.is_empty() {
+    if rewriter.moved.is_empty() {
         return Ok(None);
     }
     let mut graph = graph.clone();
@@ -64,18 +81,6 @@ impl<'a> Rewriter<'a> {
             moved: BTreeMap::new(),
             dtypes: BTreeMap::new(),
             ranges: BTreeMap::new(),
-        }
-    }
-
-    fn node(&mut self, node: &Node) {
-        let (Some(y), name) = (node.output(0), node.op.name()) else { return };
-        let batchnorm: Option<Rule> = (name == "BatchNormalization").then_some(batchnorm::fold);
-        let made = match qoperator::rule(name).or_else(|| dynamic::rule(name)).or(batchnorm) {
-            Some(rule) => rule(self, node),
-            None => return,
-        };
-        if let Some(made) = made {
-            self.replace(made.of.unwrap_or(y), made.value, made.dtype);
         }
     }
 

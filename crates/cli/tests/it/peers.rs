@@ -1,0 +1,51 @@
+//! Models that ONNX Runtime has quantized, in every form that it writes: its results, on integers.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use narrowbit_data::NpzWriter;
+use narrowbit_import::onnx;
+
+use crate::home::{EXAMPLES, Home, python};
+use crate::onnxruntime::samples;
+
+/// ONNX Runtime quantizes an example in each of its forms; their names.
+fn forms(home: &Home) -> Option<Vec<String>> {
+    narrowbit_testkit::paths::python()?;
+    let graph = onnx::load(home.path("model.onnx")).expect("the example").graph;
+    let inputs = samples(&graph, &home.path("calib.npz"), &home.path("case.json"), SAMPLES);
+    let mut out = NpzWriter::create(&home.path("inputs.npz")).expect("a file");
+    inputs.iter().for_each(|(name, t)| out.add(name.clone(), t).expect("an array"));
+    out.finish().expect("a file");
+    let made = python("peer_forms.py", &[&home.path("model.onnx"), &home.path("")])?.expect(0).json();
+    Some(serde_json::from_value(made).expect("a list of names"))
+}
+
+/// What ranges of one run depend on: all samples are one batch on both sides.
+const SAMPLES: usize = 32;
+
+#[test]
+fn runs_the_forms_of_onnx_runtime_on_integers_with_its_results() {
+    for example in EXAMPLES {
+        let home = Home::with_example(example);
+        let Some(forms) = forms(&home) else { return };
+        for form in &forms {
+            home.ok(&format!("run {form}.onnx --data inputs.npz --batch {SAMPLES} -o {form}.ours.npz"));
+            let rows = home.json(&format!("bench {form}.onnx --runs 1 --warmup 1 --threads 1"));
+            let of = |name: &str| rows[0]["integers"][name].as_u64().unwrap_or(0);
+            println!("{example} {form}: {} of {} multiply-accumulates on integers", of("integer_macs"), of("macs"));
+            // `quantize_dynamic` leaves products of two activations alone unless it is asked; everything else is quantized.
+            let quantized = if form.starts_with("dynamic") && example == "digits-vit" { 0.9 } else { 1.0 };
+            assert!(of("integer_macs") as f64 >= quantized * of("macs") as f64 && of("macs") > 0, "{form}: {rows}");
+        }
+        let compare = Path::new("--compare");
+        let ran = python("peer_forms.py", &[&home.path("model.onnx"), &home.path(""), compare]).expect("it was there");
+        let report: BTreeMap<String, f64> = serde_json::from_value(ran.expect(0).json()).expect("numbers");
+        assert_eq!(report.len(), forms.len());
+        for (form, sqnr) in report {
+            println!("{example} {form}: {sqnr:.1} dB");
+            // A code that rounding moves across a border moves others behind it; dynamic ranges are the same floats.
+            assert!(sqnr > 30.0, "{example} {form}: {sqnr} dB");
+        }
+    }
+}
