@@ -59,7 +59,7 @@ fn samples(graph: &Graph) -> Vec<Tensor> {
         let len: usize = shape.iter().product();
         match dtype {
             DType::F32 => Tensor::new(shape, (0..len).map(|_| random.unit()).collect::<Vec<f32>>()),
-            DType::Bool => Tensor::from_bools(shape, (0..len).map(|_| random.next() % 2 == 0).collect()),
+            DType::Bool => Tensor::from_bools(shape, (0..len).map(|_| random.next() < 1 << 30).collect()),
             _ => Tensor::from_bytes(dtype, shape, (0..len).map(|_| random.next() as u8).collect::<Vec<u8>>()),
         }
         .expect("the length fits")
