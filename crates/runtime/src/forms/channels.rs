@@ -130,7 +130,8 @@ fn is_relu(r: &Rewriter, node: &Node, pair: &Pair) -> Option<bool> {
     };
     let (low, high) = (bound(1, attrs.float("min").ok()?)?, bound(2, attrs.float("max").ok()?));
     let most = if pair.dtype == DType::U8 { 255 } else { 127 };
-    let saturates = |&s: &f32| high.is_none_or(|h| (h / s).round_ties_even() as i64 + pair.zero >= most);
+    let saturates =
+        |&s: &f32| high.is_none_or(|h| ((h / s).round_ties_even() as i64).saturating_add(pair.zero) >= most);
     (low == 0.0 && pair.scales.iter().all(saturates)).then_some(true)
 }
 
