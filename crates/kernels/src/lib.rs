@@ -12,6 +12,7 @@ pub mod attention;
 mod buffer;
 pub mod calibrate;
 pub mod conv;
+pub mod dynamic;
 pub mod elementwise;
 mod error;
 mod exec;

@@ -8,6 +8,7 @@
 mod compile;
 mod error;
 mod exec;
+mod forms;
 mod fuse;
 mod kernel;
 mod lower;

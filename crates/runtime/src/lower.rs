@@ -20,8 +20,19 @@ pub struct QParams {
 pub struct Quantized {
     /// The integers.
     pub value: ValueId,
-    /// What they mean.
+    /// What they mean; scale 1 and zero point 0 stand for what `runtime` has.
     pub params: QParams,
+    /// Scale and zero point that are known only at run time.
+    pub runtime: Option<Runtime>,
+}
+
+/// Scale and zero point as values of one element each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Runtime {
+    /// The scale, f32.
+    pub scale: ValueId,
+    /// The zero point, of the type of the integers; absent for 0.
+    pub zero: Option<ValueId>,
 }
 
 /// Integer weights behind a DequantizeLinear.
@@ -59,7 +70,24 @@ pub fn source(graph: &Graph, facts: &Facts, v: ValueId) -> Option<Quantized> {
     if facts.get(x).value.is_some() || facts.dtype(v) != Some(DType::F32) {
         return None;
     }
-    Some(Quantized { value: x, params: params(facts, node, facts.dtype(x)?)? })
+    Some(Quantized { value: x, params: params(facts, node, facts.dtype(x)?)?, runtime: None })
+}
+
+/// As [`source`], also with a scale and zero point that are made at run time: one of each.
+pub fn any_source(graph: &Graph, facts: &Facts, v: ValueId) -> Option<Quantized> {
+    let fixed = source(graph, facts, v);
+    if fixed.is_some() {
+        return fixed;
+    }
+    let node = graph.node(graph.producer(v)?.0);
+    let x = node.input(0).filter(|_| node.op.name() == "DequantizeLinear")?;
+    let dtype = facts.dtype(x).filter(|d| matches!(d, DType::U8 | DType::I8))?;
+    let single = |v: ValueId| facts.shape(v).is_some_and(|s| s.len() <= 1 && s.iter().all(|d| d.as_usize() == Some(1)));
+    let (scale, zero) = (node.input(1)?, node.input(2));
+    let fits = facts.dtype(scale) == Some(DType::F32) && single(scale) && zero.is_none_or(single);
+    let made = facts.get(x).value.is_none() && facts.dtype(v) == Some(DType::F32);
+    let params = QParams { dtype, scale: 1.0, zero: 0 };
+    (fits && made).then_some(Quantized { value: x, params, runtime: Some(Runtime { scale, zero }) })
 }
 
 /// The format that a QuantizeLinear gives.
@@ -108,7 +136,7 @@ pub fn channel_axis(node: &Node, rank: usize) -> usize {
 /// The operands of a Conv, MatMul or Gemm that can run on integers; the second one is `None`
 /// where it is weights.
 pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec<Option<Quantized>>> {
-    let x = source(graph, facts, node.input(0)?)?;
+    let x = any_source(graph, facts, node.input(0)?)?;
     let w = node.input(1)?;
     let (rank, w_rank) = (facts.shape(x.value)?.len(), facts.shape(w)?.len());
     let constant = |v: Option<ValueId>| v.is_none_or(|v| is_constant(graph, facts, v));
@@ -122,7 +150,7 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
         }
         "MatMul" if weighted => (rank >= 2 && w_rank == 2).then(|| vec![Some(x), None]),
         "MatMul" => {
-            let b = source(graph, facts, w)?;
+            let b = any_source(graph, facts, w)?;
             (rank >= 2 && w_rank >= 2).then(|| vec![Some(x), Some(b)])
         }
         _ => None,
@@ -152,12 +180,12 @@ fn bias_row(graph: &Graph, facts: &Facts, c: ValueId, node: &Node) -> bool {
 
 /// The operands of a binary or unary operator that can run on integers.
 pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec<Option<Quantized>>> {
-    let sources = || node.inputs.iter().map(|v| source(graph, facts, (*v)?)).collect::<Vec<_>>();
     match node.op.name() {
-        "Add" | "Sub" | "Mul" if node.inputs.len() == 2 => {
-            let operands = sources();
-            let same = facts.get(node.input(0)?).ty == facts.get(node.input(1)?).ty;
-            (same && operands.iter().all(Option::is_some)).then_some(operands)
+        "Add" | "Sub" | "Mul" if node.inputs.len() == 2 && !by_table(graph, facts, node) => {
+            let operands: Vec<_> = node.inputs.iter().map(|v| source(graph, facts, (*v)?)).collect();
+            let float = node.inputs.iter().flatten().all(|&v| facts.dtype(v) == Some(DType::F32));
+            let any = operands.iter().any(Option::is_some);
+            (float && any && repeats(graph, facts, node, &operands)).then_some(operands)
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
@@ -180,6 +208,46 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
             let known = |v: &ValueId| facts.get(*v).value.as_ref().is_some_and(|t| t.len() == 1);
             (same && node.inputs.iter().skip(1).flatten().all(known)).then(|| vec![Some(x)])
         }
+        _ => None,
+    }
+}
+
+/// Whether an operator of two operands is a function of its first one: the second is a single constant.
+fn by_table(graph: &Graph, facts: &Facts, node: &Node) -> bool {
+    let single = node.input(1).and_then(|v| facts.get(v).value.as_ref()).is_some_and(|t| t.len() == 1);
+    single && node.input(0).is_some_and(|v| source(graph, facts, v).is_some())
+}
+
+/// Whether the kernel of two operands knows how they repeat: both of the result's shape, or one of them a
+/// constant of one element, along the last axis, or per channel of images.
+fn repeats(graph: &Graph, facts: &Facts, node: &Node, operands: &[Option<Quantized>]) -> bool {
+    let shape = |v: Option<ValueId>| {
+        let dims: Option<Vec<usize>> = facts.shape(v?)?.iter().map(|d| d.as_usize()).collect();
+        dims
+    };
+    let (Some(y), Some(a), Some(b)) = (shape(node.output(0)), shape(node.input(0)), shape(node.input(1))) else {
+        return false;
+    };
+    if a == y && b == y {
+        return true;
+    }
+    let constant = |i: usize| node.input(i).is_some_and(|v| is_constant(graph, facts, v));
+    let commutes = node.op.name() != "Sub";
+    let along = |x: &[usize]| spread(&y, x).is_some();
+    let right = a == y && operands[0].is_some() && constant(1) && along(&b);
+    right || commutes && b == y && operands[1].is_some() && constant(0) && along(&a)
+}
+
+/// The axis of `y` that the elements of a smaller operand go along; the axis is `y`'s rank for a single element.
+pub fn spread(y: &[usize], x: &[usize]) -> Option<usize> {
+    if x.len() > y.len() {
+        return None;
+    }
+    let first = y.len() - x.len();
+    let long: Vec<usize> = (0..x.len()).filter(|&i| x[i] != 1).collect();
+    match long[..] {
+        [] => Some(y.len()),
+        [i] if x[i] == y[first + i] => Some(first + i),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@ use narrowbit_tensor::Tensor;
 use crate::compile::{self, CompileError, Plan};
 use crate::error::RunError;
 use crate::exec::{Arena, Clock};
+use crate::forms;
 use crate::transparent;
 use crate::view::View;
 use crate::weights::Weights;
@@ -95,10 +96,13 @@ impl Session {
         let exec = Exec::new(Isa::from_env()?, threads);
         let mut graph = graph.into();
         // Who asked to see values knows them by the graph as it is.
-        if options.observe.is_empty()
-            && let Some(lowered) = transparent::sink(&graph)?
-        {
-            graph = Arc::new(lowered);
+        if options.observe.is_empty() {
+            if let Some(qdq) = forms::to_qdq(&graph)? {
+                graph = Arc::new(qdq);
+            }
+            if let Some(lowered) = transparent::sink(&graph)? {
+                graph = Arc::new(lowered);
+            }
         }
         Ok(Session { graph, exec, weights: Arc::default(), observe: options.observe, plans: Arc::default() })
     }
@@ -116,8 +120,9 @@ impl Session {
         }
     }
 
-    /// The graph that runs: where values are quantized, operators that only move elements may stand on the
-    /// other side of a DequantizeLinear than in the graph that was given, unless values are observed.
+    /// The graph that runs: unless values are observed, operators on integers (QLinearConv, MatMulInteger …) are
+    /// written with QuantizeLinear and DequantizeLinear, and operators that only move elements may stand on the
+    /// other side of a DequantizeLinear than in the graph that was given.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }

@@ -25,7 +25,7 @@ pub fn sink(graph: &Graph) -> Result<Option<Graph>, PatchError> {
 fn next(graph: &Graph) -> Option<Patch> {
     graph.nodes().find_map(|(id, node)| match node.op.name() {
         "QuantizeLinear" => requantized(graph, node),
-        "Concat" => concat(graph, id, node),
+        "Concat" => concat(graph, id, node).or_else(|| quantized_concat(graph, id, node)),
         "Split" => moved(graph, id, node),
         name if is_movement(name) && node.outputs.iter().flatten().count() == 1 => moved(graph, id, node),
         _ => None,
@@ -112,6 +112,32 @@ fn concat(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
     let alike = |o: &Source| same(graph, Some(s.scale), Some(o.scale)) && same(graph, s.zero, o.zero);
     let inputs = sources.iter().map(|s| Some(s.x)).collect();
     sources.iter().all(alike).then(|| behind(graph, id, inputs, s))
+}
+
+/// A Concat of integers in several formats that is quantized again: its operands are quantized instead.
+fn quantized_concat(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
+    let y = node.output(0)?;
+    let quantize = graph.node(graph.only_use(y)?.node);
+    if quantize.op.name() != "QuantizeLinear" || quantize.input(0) != Some(y) {
+        return None;
+    }
+    let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
+    let fixed = single(quantize.input(1)?) && single(quantize.input(2)?);
+    let ints = node.inputs.iter().all(|v| v.is_some_and(|v| source(graph, v).is_some()));
+    if !fixed || !ints || quantize.output(0).is_none() {
+        return None;
+    }
+    let mut patch = Patch::new(graph);
+    let operands: Vec<Option<ValueId>> = (0..node.inputs.len())
+        .map(|i| {
+            let mut inputs = quantize.inputs.clone();
+            inputs[0] = node.inputs[i];
+            Some(patch.node(&format!("{}_{i}", quantize.name), Arc::clone(&quantize.op), &inputs))
+        })
+        .collect();
+    let joined = patch.node(&format!("{}_quantized", graph.node(id).name), Arc::clone(&node.op), &operands);
+    patch.replace(quantize.output(0)?, joined);
+    Some(patch)
 }
 
 /// The node on integers, and a DequantizeLinear of each of its outputs.

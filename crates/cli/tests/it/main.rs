@@ -11,4 +11,5 @@ mod job;
 mod json;
 mod models;
 mod onnxruntime;
+mod peers;
 mod shared;

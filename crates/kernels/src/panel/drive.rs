@@ -9,6 +9,7 @@ use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
 use crate::isa::Isa;
+use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "panel product";
 
@@ -125,6 +126,7 @@ impl Sweep<'_> {
                 rows,
                 width,
                 n,
+                row: at / self.ld.max(1) + from,
                 column,
                 row_sums: sums.as_ptr(),
                 out: self.out,
@@ -142,8 +144,41 @@ impl Sweep<'_> {
                 let start = a.wrapping_add(i * stride + run);
                 // SAFETY: the caller vouches for the run.
                 let bytes = unsafe { std::slice::from_raw_parts(start, self.panels.run_len) };
-                *sum = bytes.iter().fold(*sum, |sum, &x| sum.wrapping_add(i32::from(x)));
+                *sum = sum.wrapping_add(self.isa.dispatch(ByteSum { bytes }));
             }
+        }
+    }
+}
+
+/// The sum of bytes.
+struct ByteSum<'a> {
+    bytes: &'a [u8],
+}
+
+impl Kernel for ByteSum<'_> {
+    type Out = i32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> i32 {
+        let (bytes, mut i) = (self.bytes, 0);
+        let mut sums = [s.splat_i(0); 4];
+        // SAFETY: four vectors of bytes are left, then `n` bytes.
+        unsafe {
+            while i + 4 * S::LANES <= bytes.len() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.add_i(*sum, s.load_u8_n(bytes.as_ptr().add(i + v * S::LANES), S::LANES));
+                }
+                i += 4 * S::LANES;
+            }
+            while i < bytes.len() {
+                let n = (bytes.len() - i).min(S::LANES);
+                sums[0] = s.add_i(sums[0], s.load_u8_n(bytes.as_ptr().add(i), n));
+                i += n;
+            }
+            let all = s.add_i(s.add_i(sums[0], sums[1]), s.add_i(sums[2], sums[3]));
+            let mut lanes = [0i32; 64];
+            s.store_i32_n(lanes.as_mut_ptr(), all, S::LANES);
+            lanes[..S::LANES].iter().fold(0, |sum, &x| sum.wrapping_add(x))
         }
     }
 }

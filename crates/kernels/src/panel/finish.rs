@@ -1,7 +1,7 @@
 //! From accumulators to results: correction, scale, bias, residual, activation, rounding.
 //!
 //! In this order, lane by lane and alike on every tier:
-//! `v = f32(acc + offset − weight zero · row sum) · scale + bias + residual`, the
+//! `v = f32(acc + offset − weight zero · row sum − row zero · column sum) · (row scale · scale) + bias + residual`, the
 //! activation, and for integer results
 //! `saturate(round_half_even(v · inverse_scale) + zero_point)`.
 
@@ -25,6 +25,29 @@ pub struct Epilogue<'a> {
     pub residual: Residual<'a>,
     /// Applied last.
     pub activation: Activation,
+    /// The format of integer rows, where it is known only when the product runs.
+    pub rows: Option<RowParams<'a>>,
+}
+
+/// Scale and zero point of integer rows that were quantized with a range of their own: their factor
+/// comes on top of [`Epilogue::scales`], and their zero point is taken off the sums as
+/// `zero point · (column sum − depth · weight zero point)`.
+#[derive(Clone, Copy, Debug)]
+pub struct RowParams<'a> {
+    /// One scale for all rows, or one per row.
+    pub scales: &'a [f32],
+    /// As many zero points; 128 more than the rows' own where these are i8, which kernels read as u8.
+    pub zeros: &'a [i32],
+    /// By column: the sum of the weights, less the depth times the column's zero point.
+    pub column_sums: &'a [i32],
+}
+
+impl RowParams<'_> {
+    #[inline(always)]
+    fn at(&self, row: usize) -> (f32, i32) {
+        let i = if self.scales.len() == 1 { 0 } else { row };
+        (self.scales[i], self.zeros[i])
+    }
 }
 
 impl Default for Epilogue<'_> {
@@ -36,6 +59,7 @@ impl Default for Epilogue<'_> {
             bias: &[],
             residual: Residual::None,
             activation: Activation::None,
+            rows: None,
         }
     }
 }
@@ -181,6 +205,13 @@ impl Epilogue<'_> {
             }
         }
         require(kernel, ints || self.weight_zeros.is_empty(), "floats have no weight zero points")?;
+        if let Some(rows) = &self.rows {
+            let count = results / columns.max(1);
+            let fits = rows.scales.len() == 1 || rows.scales.len() == count;
+            require(kernel, ints && fits, "there must be one scale for all integer rows, or one per row")?;
+            exact(kernel, "zero points of the rows", rows.zeros.len(), rows.scales.len())?;
+            exact(kernel, "column sums", rows.column_sums.len(), columns)?;
+        }
         match self.residual.len() {
             Some(len) => exact(kernel, "residual", len, results),
             None => Ok(()),
@@ -228,6 +259,8 @@ pub(crate) struct Finish<'a> {
     pub width: usize,
     /// Columns that count, at most `width`.
     pub n: usize,
+    /// Place of the first row among all rows.
+    pub row: usize,
     /// Place of the first column in the per-column arrays.
     pub column: usize,
     /// Sums of the rows' elements, where weights have zero points.
@@ -284,7 +317,8 @@ impl Finish<'_> {
     unsafe fn by_activation<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
         // SAFETY: passed on to the caller.
         unsafe {
-            if self.epilogue.activation.needs_pass() || !self.epilogue.weight_zeros.is_empty() {
+            let e = self.epilogue;
+            if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() {
                 self.rows::<S, INTS, KIND, RESIDUAL, true>(s);
             } else {
                 self.rows::<S, INTS, KIND, RESIDUAL, false>(s);
@@ -369,7 +403,14 @@ impl Finish<'_> {
                     let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
                     x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
                 }
-                s.mul(s.to_f32(x), column.scale)
+                let mut scale = column.scale;
+                if PASS && let Some(rows) = &e.rows {
+                    let (row_scale, zero) = rows.at(self.row + i);
+                    let sums = s.load_i32_n(rows.column_sums.as_ptr().add(self.column + j), n);
+                    x = s.sub_i(x, s.mul_i(s.splat_i(zero), sums));
+                    scale = s.mul(s.splat(row_scale), scale);
+                }
+                s.mul(s.to_f32(x), scale)
             } else {
                 s.load(acc.cast())
             };

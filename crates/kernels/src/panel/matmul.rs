@@ -116,6 +116,7 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
                 bias: &[],
                 residual: Residual::None,
                 activation: p.activation,
+                rows: None,
             };
             let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data };
             let sweep = Sweep { isa: exec.isa(), panels, runs: &[0], epilogue: &epilogue, ints: true, out, ld: n };

@@ -55,17 +55,21 @@ macro_rules! row {
 }
 
 /// One step of all rows: `$da` bytes into the rows, `$b0` and `$b1` into the panel.
+///
+/// A panel comes from memory for the first rows of a product. The processor's own prefetcher stops at the end of each
+/// page; a page ahead is about 450 cycles of a full tile.
 macro_rules! step {
     (2, $dot:literal, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
         concat!(
             "vmovups zmm28, [rdx+", $b0, "]\nvmovups zmm29, [rdx+", $b1, "]\n",
+            "prefetcht0 [rdx+4096+", $b0, "]\nprefetcht0 [rdx+4096+", $b1, "]\n",
             $("vpbroadcastd zmm30, dword ptr [", row!($i), "+", $da, "]\n",
               $dot, " zmm", $lo, ", zmm30, zmm28\n", $dot, " zmm", $hi, ", zmm30, zmm29\n",)*
         )
     };
     (1, $dot:literal, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
         concat!(
-            "vmovups zmm28, [rdx+", $b0, "]\n",
+            "vmovups zmm28, [rdx+", $b0, "]\nprefetcht0 [rdx+4096+", $b0, "]\n",
             $("vpbroadcastd zmm30, dword ptr [", row!($i), "+", $da, "]\n",
               $dot, " zmm", $lo, ", zmm30, zmm28\n",)*
         )

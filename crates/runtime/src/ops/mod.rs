@@ -5,6 +5,7 @@ mod attention;
 mod conv;
 mod elementwise;
 mod integer;
+mod integer_binary;
 mod layout;
 mod matmul;
 mod movement;
@@ -13,6 +14,7 @@ mod pool;
 mod quantize;
 mod reduce;
 mod reference;
+mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
 
@@ -73,7 +75,12 @@ fn fast(cx: &BuildCx) -> Maybe {
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
-        "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
+        "QuantizeLinear" => match table::requantize(cx) {
+            Some(built) => Ok(Some(built)),
+            None => quantize::build(cx),
+        },
+        "DequantizeLinear" => quantize::build(cx),
+        "DynamicQuantizeLinear" => quantize::dynamic(cx),
         _ => elementwise::build(cx),
     }
 }

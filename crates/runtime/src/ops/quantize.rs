@@ -1,5 +1,7 @@
 //! QuantizeLinear and DequantizeLinear between floats and whole-byte integers.
 
+use narrowbit_ir::ValueId;
+use narrowbit_kernels::dynamic::dynamic_quantize;
 use narrowbit_kernels::quantize::{QuantScales, Quantized, dequantize, quantize};
 use narrowbit_tensor::{DType, Element, shape};
 
@@ -23,6 +25,28 @@ impl Params {
 /// The kernel of a quantization or its inverse; blocked scales and narrow types run on the reference.
 pub fn build(cx: &BuildCx) -> Maybe {
     Ok(plan(cx))
+}
+
+/// DynamicQuantizeLinear: the range of a tensor, and its codes.
+pub fn dynamic(cx: &BuildCx) -> Maybe {
+    let (Some(x), [Some(y), Some(scale), Some(zero)]) = (cx.node.input(0), cx.node.outputs.as_slice()) else {
+        return Ok(None);
+    };
+    if cx.f32_shape(0).is_none() {
+        return Ok(None);
+    }
+    let kernel = simple("dynamic_quantize_u8", |cx| {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        let [y, scale, zero] = cx.outs.as_mut_slice() else { return Ok(()) };
+        let (s, z) = dynamic_quantize(exec, x, y.slice::<u8>()?)?;
+        scale.slice::<f32>()?.fill(s);
+        zero.slice::<u8>()?.fill(z as u8);
+        Ok(())
+    });
+    // One scale for all: the order of the elements does not matter.
+    let last = cx.is_channels_last(x);
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Ok(Some(Built { kernel, ins: vec![place(x)], outs: vec![place(*y), *scale, *zero] }))
 }
 
 fn plan(cx: &BuildCx) -> Option<Built> {

@@ -143,6 +143,7 @@ pub fn depthwise_nhwc(
     require(NAME, weights.shape == [p.c, p.kh, p.kw], "the weights were packed for another shape")?;
     epilogue.check(NAME, x.ints(), p.c, y.len())?;
     require(NAME, epilogue.weight_zeros.is_empty(), "weight zero points are given when the weights are packed")?;
+    require(NAME, epilogue.rows.is_none(), "the format of the image is part of offsets and scales")?;
     let out = y.shared();
     match weights.form {
         Form::Floats => {

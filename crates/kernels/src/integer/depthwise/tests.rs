@@ -107,8 +107,14 @@ fn finishes_as_the_definition_on_every_tier() {
         for exec in execs() {
             let weights = depthwise_nhwc_pack(&exec, &p, &w, &[]).unwrap();
             let residual = if add { Residual::I8(&residual, 0.01, 0) } else { Residual::None };
-            let e =
-                Epilogue { offsets: &offsets, scales: &scales, bias: &bias, residual, activation, weight_zeros: &[] };
+            let e = Epilogue {
+                offsets: &offsets,
+                scales: &scales,
+                bias: &bias,
+                residual,
+                activation,
+                ..Epilogue::default()
+            };
             let mut y = Guarded::new(&vec![0i8; want.len()]);
             depthwise_nhwc(&exec, &p, Rows::U8(&x), 0, &weights, &e, Target::I8(y.get(), 20.0, -5)).unwrap();
             assert_eq!(y.get(), want, "{activation:?} {exec:?}");

@@ -1,0 +1,419 @@
+//! QLinear operators and scaled products of integers run on the kernels of QuantizeLinear / DequantizeLinear graphs,
+//! and give what the operators themselves say.
+
+use std::fmt::Display;
+
+use narrowbit_ir::{Graph, interp, text};
+use narrowbit_ops::Registry;
+use narrowbit_runtime::{Options, Session};
+use narrowbit_tensor::{DType, Tensor};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as u32
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 7) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+}
+
+fn list<T: Display>(n: usize, item: impl FnMut(usize) -> T) -> String {
+    let items: Vec<String> = (0..n).map(item).map(|v| v.to_string()).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// A constant of random codes.
+fn codes(name: &str, dtype: &str, shape: &[usize], seed: u64) -> String {
+    let mut random = Random(seed);
+    let low = if dtype == "u8" { 0 } else { -128 };
+    let values = list(shape.iter().product(), |_| (random.next() % 256) as i32 + low);
+    format!("const %{name}: {dtype}{shape:?} = {values}\n")
+}
+
+/// Constants of one scale and zero point.
+fn scalar(name: &str, dtype: &str, scale: f32, zero: i32) -> String {
+    format!("const %{name}_s: f32[] = [{scale}]\n const %{name}_z: {dtype}[] = [{zero}]\n")
+}
+
+/// Constants of a scale and zero point per channel; zero points are 0 where `spread` is 0.
+fn channels(name: &str, dtype: &str, n: usize, middle: i32, spread: i32) -> String {
+    let scales = list(n, |i| 0.002 + 0.0007 * (i % 5) as f32);
+    let zeros = list(n, |i| middle + if spread == 0 { 0 } else { i as i32 % spread });
+    format!("const %{name}_s: f32[{n}] = {scales}\n const %{name}_z: {dtype}[{n}] = {zeros}\n")
+}
+
+fn graph(inputs: &str, body: &str, outputs: &str) -> Graph {
+    let text = format!("graph \"g\" {{\n{inputs}\n{body}\n{outputs}\n}}");
+    text::parse_graph(&text, &Registry, 20).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+fn samples(graph: &Graph) -> Vec<Tensor> {
+    let mut random = Random(7);
+    let tensor = |&v| {
+        let ty = graph.value(v).ty.tensor().expect("a tensor");
+        let (shape, dtype) = (ty.concrete_shape().expect("a known shape"), ty.dtype.expect("a known type"));
+        let len: usize = shape.iter().product();
+        match dtype {
+            DType::F32 => Tensor::new(shape, (0..len).map(|_| random.unit()).collect::<Vec<f32>>()),
+            DType::Bool => Tensor::from_bools(shape, (0..len).map(|_| random.next() < 1 << 30).collect()),
+            _ => Tensor::from_bytes(dtype, shape, (0..len).map(|_| random.next() as u8).collect::<Vec<u8>>()),
+        }
+        .expect("the length fits")
+    };
+    graph.inputs().iter().map(tensor).collect()
+}
+
+fn session(graph: &Graph, threads: usize) -> Session {
+    Session::new(graph.clone(), Options { threads, ..Options::default() }).expect("the graph is valid")
+}
+
+/// Runs a graph; its kernels are all but `reference`, those of `expected` among them, and threads make no difference.
+#[track_caller]
+fn run(graph: &Graph, expected: &[&str]) -> (Tensor, Tensor) {
+    let inputs = samples(graph);
+    let (out, profile) = session(graph, 1).profile(&inputs).expect("it runs");
+    let kernels: Vec<&str> = profile.rows.iter().map(|r| r.kernel.as_str()).collect();
+    for k in expected {
+        assert!(kernels.iter().any(|name| name.starts_with(k)), "no {k}: {kernels:?}");
+    }
+    let slow = ["reference", "dequantize_linear", "gemm_f32", "panel_f32", "conv_f32"];
+    if !expected.is_empty() {
+        assert!(!kernels.iter().any(|k| slow.iter().any(|s| k.starts_with(s))), "{kernels:?}");
+    }
+    for threads in [2, 4] {
+        let again = session(graph, threads).run(&inputs).expect("it runs");
+        assert_eq!(again[0].bytes(), out[0].bytes(), "{threads} threads");
+    }
+    let want = interp::run_tensors(graph, &inputs).expect("it runs on the interpreter");
+    assert_eq!((out[0].dtype(), out[0].shape()), (want[0].dtype(), want[0].shape()));
+    (out[0].clone(), want[0].clone())
+}
+
+/// The operators' own results, bit by bit: an exact sum, multiplied and added to in the same order.
+#[track_caller]
+fn assert_same_bits(graph: &Graph, expected: &[&str]) {
+    let (got, want) = run(graph, expected);
+    assert_eq!(got.bytes(), want.bytes());
+}
+
+/// The operators' own results but for one step in at most one of 200 codes: they multiply by
+/// `scale_x · scale_w / scale_y`, kernels by `scale_x · scale_w` and then by `1 / scale_y`.
+#[track_caller]
+fn assert_same_codes(graph: &Graph, expected: &[&str]) {
+    let (got, want) = run(graph, expected);
+    let steps = got.bytes().iter().zip(want.bytes()).map(|(&a, &b)| a.abs_diff(b)).map(|d| d.min(255 - d));
+    let (most, off) = steps.fold((0, 0), |(most, off), d| (d.max(most), off + usize::from(d > 0)));
+    assert!(most <= 1 && off * 200 <= got.len(), "{off} of {} differ, by up to {most}", got.len());
+    let distinct: std::collections::BTreeSet<u8> = got.bytes().iter().copied().collect();
+    assert!(distinct.len() > 8, "the test data exercises only {} codes", distinct.len());
+}
+
+const GEMM: &str = "panel_u8i8i32";
+
+/// `quantize_dynamic`'s product of `%x` and constant `%w`: `%{y}`.
+fn dynamic_product(op: &str, attrs: &str, y: &str) -> String {
+    format!(
+        "%x_q, %x_s, %x_z = DynamicQuantizeLinear(%x)\n%{y}_i = {op}(%x_q, %w, %x_z, %w_z) {attrs}\n\
+         %{y}_f = Cast(%{y}_i) {{to=1}}\n%{y}_s = Mul(%x_s, %w_s)\n%{y} = Mul(%{y}_f, %{y}_s)\n"
+    )
+}
+
+#[test]
+fn runs_dynamic_products_with_the_same_bits() {
+    for (dtype, middle, spread) in [("i8", 0, 0), ("u8", 128, 0), ("u8", 125, 7), ("i8", -2, 5)] {
+        for per_channel in [true, false] {
+            let params = match per_channel {
+                true => channels("w", dtype, 33, middle, spread),
+                false => scalar("w", dtype, 0.004, middle),
+            };
+            let bias = list(33, |i| i as f32 * 0.1 - 1.0);
+            let body = format!(
+                "{}{params}{}const %b: f32[33] = {bias}\n%s = Add(%b, %p)\n%y = Relu(%s)",
+                codes("w", dtype, &[50, 33], 3),
+                dynamic_product("MatMulInteger", "", "p"),
+            );
+            let graph = graph("input %x: f32[2, 9, 50]", &body, "output %y");
+            assert_same_bits(&graph, &[GEMM, "dynamic_quantize_u8"]);
+        }
+    }
+}
+
+#[test]
+fn runs_dynamic_convolutions_with_the_same_bits() {
+    for (weights, attrs) in [([20, 6, 3, 3], ""), ([12, 1, 3, 3], ", group=12"), ([8, 3, 1, 2], ", group=2")] {
+        let channels_in = weights[1] * if attrs.is_empty() { 1 } else { attrs[8..].parse().unwrap_or(1) };
+        let n = weights[0];
+        let body = format!(
+            "{}{}{}const %b: f32[1, {n}, 1, 1] = {}\n%s = Add(%p, %b)\n%y = Relu(%s)",
+            codes("w", "i8", &weights, 5),
+            scalar("w", "i8", 0.004, 0),
+            dynamic_product("ConvInteger", &format!("{{pads=[1, 1, 1, 1], strides=[2, 1]{attrs}}}"), "p"),
+            list(n, |i| i as f32 * 0.1 - 1.0),
+        );
+        let graph = graph(&format!("input %x: f32[2, {channels_in}, 13, 11]"), &body, "output %y");
+        assert_same_bits(&graph, &["dynamic_quantize_u8"]);
+    }
+}
+
+#[test]
+fn runs_dynamic_products_of_activations_with_the_same_bits() {
+    let body = "%a_q, %a_s, %a_z = DynamicQuantizeLinear(%a)\n%b_q, %b_s, %b_z = DynamicQuantizeLinear(%b)\n\
+                %i = MatMulInteger(%a_q, %b_q, %a_z, %b_z)\n%f = Cast(%i) {to=1}\n%s = Mul(%a_s, %b_s)\n\
+                %y = Mul(%f, %s)";
+    let graph = graph("input %a: f32[3, 17, 20]\n input %b: f32[3, 20, 33]", body, "output %y");
+    assert_same_bits(&graph, &["panel_matmul_i8", "dynamic_quantize_u8"]);
+}
+
+#[test]
+fn runs_products_that_scale_themselves_with_the_same_bits() {
+    let body = format!(
+        "{}{}const %b: f32[30] = {}\n%p = com.microsoft.DynamicQuantizeMatMul(%x, %w, %w_s, %w_z, %b)\n\
+         %q = com.microsoft.DynamicQuantizeMatMul(%x, %w, %w_s)\n%h = Mul(%p, %q)\n\
+         %h_q, %h_s, %h_z = DynamicQuantizeLinear(%h)\n{}{}\
+         %y = com.microsoft.MatMulIntegerToFloat(%h_q, %v, %h_s, %v_s, %h_z, %v_z)",
+        codes("w", "i8", &[50, 30], 3),
+        channels("w", "i8", 30, -1, 3),
+        list(30, |i| i as f32 * 0.1),
+        codes("v", "u8", &[30, 20], 4),
+        channels("v", "u8", 20, 127, 3),
+    );
+    let graph = graph("input %x: f32[2, 9, 50]", &body, "output %y");
+    assert_same_bits(&graph, &[GEMM, "dynamic_quantize_u8"]);
+    let session = session(&graph, 1);
+    let ranges = session.graph().nodes().filter(|(_, n)| n.op.name() == "DynamicQuantizeLinear").count();
+    assert_eq!(ranges, 2, "both products of %x share one");
+}
+
+#[test]
+fn keeps_integer_products_of_other_forms() {
+    let weights = format!("{}{}", codes("w", "i8", &[20, 30], 3), channels("w", "i8", 30, 0, 0));
+    let ranges = "%x_q, %x_s, %x_z = DynamicQuantizeLinear(%x)\n";
+    let sums = format!("{weights}{ranges}%y = MatMulInteger(%x_q, %w, %x_z, %w_z)");
+    let rows = format!(
+        "{weights}{ranges}const %z: u8[9] = {}\n%i = MatMulInteger(%x_q, %w, %z, %w_z)\n%f = Cast(%i) {{to=1}}\n\
+         %s = Mul(%x_s, %w_s)\n%y = Mul(%f, %s)",
+        list(9, |i| i)
+    );
+    // A factor per row, not per column.
+    let factor = format!(
+        "{weights}{ranges}const %v: f32[9, 1] = {}\n%i = MatMulInteger(%x_q, %w, %x_z, %w_z)\n%f = Cast(%i) {{to=1}}\n\
+         %s = Mul(%x_s, %v)\n%y = Mul(%f, %s)",
+        list(9, |i| i)
+    );
+    for body in [sums, rows, factor] {
+        assert_same_bits(&graph("input %x: f32[9, 20]", &body, "output %y"), &[]);
+    }
+}
+
+#[test]
+fn runs_qlinear_convolutions_on_integers() {
+    for (shape, attrs, x, w, y) in [
+        ([20, 6, 3, 3], "", "u8", "i8", "u8"),
+        ([16, 1, 3, 3], ", group=16", "i8", "i8", "i8"),
+        ([9, 5, 1, 1], "", "u8", "u8", "u8"),
+        ([8, 4, 5, 3], ", group=2", "i8", "u8", "u8"),
+    ] {
+        let input = shape[1] * if attrs.is_empty() { 1 } else { attrs[8..].parse().unwrap_or(1) };
+        let n = shape[0];
+        let middle = if w == "u8" { 126 } else { 0 };
+        let body = format!(
+            "{}{}{}{}const %b: i32[{n}] = {}\n\
+             %y = QLinearConv(%x, %x_s, %x_z, %w, %w_s, %w_z, %y_s, %y_z, %b) {{pads=[1, 1, 1, 1]{attrs}}}",
+            scalar("x", x, 0.008, 20),
+            codes("w", w, &shape, 5),
+            channels("w", w, n, middle, if w == "u8" { 4 } else { 0 }),
+            scalar("y", y, 0.15, 11),
+            list(n, |i| i as i32 * 777 - 3000),
+        );
+        let graph = graph(&format!("input %x: {x}[2, {input}, 9, 7]"), &body, "output %y");
+        assert_same_codes(&graph, &[if n == 16 { "depthwise_nhwc_i8" } else { GEMM }]);
+    }
+}
+
+#[test]
+fn runs_qlinear_convolutions_with_channels_last_on_integers() {
+    let body = format!(
+        "{}{}{}{}%y = com.microsoft.QLinearConv(%x, %x_s, %x_z, %w, %w_s, %w_z, %y_s, %y_z) {{channels_last=1}}",
+        scalar("x", "u8", 0.008, 20),
+        codes("w", "i8", &[12, 6, 3, 3], 5),
+        channels("w", "i8", 12, 0, 0),
+        scalar("y", "u8", 0.1, 111),
+    );
+    assert_same_codes(&graph("input %x: u8[2, 9, 7, 6]", &body, "output %y"), &[GEMM]);
+}
+
+#[test]
+fn runs_qlinear_products_on_integers() {
+    let weights = format!("{}{}", codes("w", "i8", &[50, 30], 3), channels("w", "i8", 30, 0, 0));
+    let formats = format!("{}{}", scalar("x", "u8", 0.01, 120), scalar("y", "u8", 0.2, 130));
+    let body = format!("{weights}{formats}%y = QLinearMatMul(%x, %x_s, %x_z, %w, %w_s, %w_z, %y_s, %y_z)");
+    assert_same_codes(&graph("input %x: u8[2, 9, 50]", &body, "output %y"), &[GEMM]);
+    let body = format!(
+        "{}{}%y = QLinearMatMul(%x, %x_s, %x_z, %b, %b_s, %b_z, %y_s, %y_z)",
+        formats,
+        scalar("b", "u8", 0.007, 127),
+    );
+    let two = graph("input %x: u8[3, 9, 50]\n input %b: u8[3, 50, 17]", &body, "output %y");
+    assert_same_codes(&two, &["panel_matmul_i8"]);
+    let body = format!(
+        "{}{}{formats}const %c: i32[1, 30] = {}\n\
+         %y = com.microsoft.QGemm(%x, %x_s, %x_z, %w, %w_s, %w_z, %c, %y_s, %y_z) {{transB=1, alpha=0.5}}",
+        codes("w", "u8", &[30, 50], 3),
+        channels("w", "u8", 30, 127, 3),
+        list(30, |i| i as i32 * 500 - 7000),
+    );
+    assert_same_codes(&graph("input %x: u8[9, 50]", &body, "output %y"), &[GEMM]);
+}
+
+#[test]
+fn runs_a_qgemm_with_floats_behind_it_with_the_same_bits() {
+    let body = format!(
+        "{}{}{}const %c: i32[30] = {}\n%y = com.microsoft.QGemm(%x, %x_s, %x_z, %w, %w_s, %w_z, %c)",
+        codes("w", "i8", &[50, 30], 3),
+        scalar("w", "i8", 0.25, 0),
+        scalar("x", "u8", 0.5, 120),
+        list(30, |i| i as i32 * 500 - 7000),
+    );
+    assert_same_bits(&graph("input %x: u8[9, 50]", &body, "output %y"), &[GEMM]);
+}
+
+#[test]
+fn runs_qlinear_arithmetic_on_integers() {
+    let formats =
+        format!("{}{}{}", scalar("a", "u8", 0.0103, 120), scalar("b", "u8", 0.0137, 3), scalar("y", "u8", 0.0191, 60));
+    let rows = codes("b", "u8", &[1, 30], 9);
+    let one = codes("b", "u8", &[1], 9);
+    for (op, inputs, constant) in [
+        ("Add", "input %a: u8[9, 30]\n input %b: u8[9, 30]", ""),
+        ("Mul", "input %a: u8[9, 30]\n input %b: u8[9, 30]", ""),
+        ("Add", "input %a: u8[2, 9, 30]", rows.as_str()),
+        ("Mul", "input %a: u8[2, 9, 30]", one.as_str()),
+    ] {
+        for (first, second) in [("a", "b"), ("b", "a")] {
+            let body = format!(
+                "{formats}{constant}%y = com.microsoft.QLinear{op}(%{first}, %{first}_s, %{first}_z, \
+                 %{second}, %{second}_s, %{second}_z, %y_s, %y_z)"
+            );
+            let kernel = if constant == one && first == "a" { "lookup_i8" } else { "binary_i8" };
+            assert_same_codes(&graph(inputs, &body, "output %y"), &[kernel]);
+        }
+    }
+}
+
+#[test]
+fn runs_qlinear_functions_and_pools_on_integers() {
+    let formats = |scale: f32, zero: i32| format!("{}{}", scalar("x", "i8", 0.0307, 5), scalar("y", "i8", scale, zero));
+    let call = |op: &str, attrs: &str| format!("%y = com.microsoft.{op}(%x, %x_s, %x_z, %y_s, %y_z) {attrs}");
+    for (op, attrs, scale, zero, kernel) in [
+        ("QLinearSigmoid", "", 0.004, -128, "lookup_i8"),
+        ("QLinearLeakyRelu", "{alpha=0.1}", 0.0291, -60, "lookup_i8"),
+        ("QLinearAveragePool", "{kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]}", 0.0193, 1, "average_pool"),
+        ("QLinearGlobalAveragePool", "", 0.00397, 1, "average_pool"),
+        ("QLinearSoftmax", "{opset=13}", 0.00390625, -128, "softmax_rows"),
+    ] {
+        let body = format!("{}{}", formats(scale, zero), call(op, attrs));
+        assert_same_codes(&graph("input %x: i8[3, 20, 6, 8]", &body, "output %y"), &[kernel]);
+    }
+}
+
+#[test]
+fn joins_and_selects_codes_of_other_formats() {
+    let formats =
+        format!("{}{}{}", scalar("a", "u8", 0.01, 120), scalar("b", "u8", 0.013, 3), scalar("y", "u8", 0.013, 3));
+    let body = format!(
+        "{formats}%y = com.microsoft.QLinearConcat(%y_s, %y_z, %a, %a_s, %a_z, %b, %b_s, %b_z, %a, %a_s, %a_z) {{axis=1}}"
+    );
+    let joined = graph("input %a: u8[2, 9, 30]\n input %b: u8[2, 4, 30]", &body, "output %y");
+    assert_same_codes(&joined, &["requantize_i8", "concat"]);
+    let body = format!("{formats}%y = com.microsoft.QLinearWhere(%c, %a, %a_s, %a_z, %b, %b_s, %b_z, %y_s, %y_z)");
+    let selected = graph("input %c: bool[9, 1]\n input %a: u8[9, 30]\n input %b: u8[9, 30]", &body, "output %y");
+    assert_same_codes(&selected, &[]);
+}
+
+#[test]
+fn runs_operators_with_formats_that_are_not_constant() {
+    let body = "%y = com.microsoft.QLinearAdd(%a, %s, %z, %b, %s, %z, %s, %z)";
+    let inputs = "input %a: u8[9, 30]\n input %b: u8[9, 30]\n input %s: f32[]\n input %z: u8[]";
+    let (got, want) = run(&graph(inputs, body, "output %y"), &[]);
+    assert_eq!(got.bytes(), want.bytes());
+}
+
+#[test]
+fn chains_operators_without_leaving_the_integers() {
+    let body = format!(
+        "{}{}{}{}{}{}\
+         %c = QLinearConv(%x, %x_s, %x_z, %w, %w_s, %w_z, %c_s, %c_z) {{pads=[1, 1, 1, 1]}}\n\
+         %a = com.microsoft.QLinearAdd(%c, %c_s, %c_z, %x, %x_s, %x_z, %a_s, %a_z)\n\
+         %m = MaxPool(%a) {{kernel_shape=[2, 2], strides=[2, 2]}}\n\
+         %g = com.microsoft.QLinearGlobalAveragePool(%m, %a_s, %a_z, %y_s, %y_z)\n%y = Flatten(%g)",
+        codes("w", "i8", &[40, 40, 3, 3], 5),
+        channels("w", "i8", 40, 0, 0),
+        scalar("x", "u8", 0.0203, 128),
+        scalar("c", "u8", 0.2937, 120),
+        scalar("a", "u8", 0.3071, 120),
+        scalar("y", "u8", 0.0961, 0),
+    );
+    let graph = graph("input %x: u8[4, 40, 8, 6]", &body, "output %y");
+    assert_same_codes(&graph, &[GEMM, "binary_i8", "max_pool_nhwc", "average_pool_nhwc_i8"]);
+}
+
+#[test]
+fn folds_batch_normalization_into_the_scales_of_integer_weights() {
+    let vector =
+        |name: &str, from: f32, by: f32| format!("const %{name}: f32[20] = {}\n", list(20, |i| from + by * i as f32));
+    let weights = |axis: &str| {
+        format!(
+            "{}{}%w_d = DequantizeLinear(%w, %w_s, %w_z) {{axis={axis}}}\n",
+            codes("w", "i8", &[20, 6, 3, 3], 5),
+            channels("w", "i8", 20, 0, 0),
+        )
+    };
+    let body = format!(
+        "{}{}{}{}{}{}{}%x_d = DequantizeLinear(%x, %x_s, %x_z)\n%c = Conv(%x_d, %w_d)\n\
+         %n = BatchNormalization(%c, %gamma, %beta, %mean, %variance)\n%r = Relu(%n)\n\
+         %y = QuantizeLinear(%r, %y_s, %y_z)",
+        weights("0"),
+        scalar("x", "u8", 0.008, 120),
+        scalar("y", "u8", 0.0513, 3),
+        vector("gamma", -0.5, 0.113),
+        vector("beta", 1.0, -0.07),
+        vector("mean", -2.0, 0.3),
+        vector("variance", 0.5, 0.2),
+    );
+    assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), &[GEMM]);
+}
+
+#[test]
+fn runs_depthwise_convolutions_with_a_scale_per_channel_on_integers() {
+    // As channels(), but in the other direction: scales of an activation.
+    let activation = |zero: i32| {
+        let (scales, zeros) = (list(16, |i| 0.0211 + 0.0007 * (i % 5) as f32), list(16, |_| zero));
+        format!("const %a_s: f32[16] = {scales}\n const %a_z: u8[16] = {zeros}\n")
+    };
+    for (act, zero, kernels) in [
+        ("Relu(%c)", 0, [GEMM, "depthwise_nhwc_i8"].as_slice()),
+        ("Clip(%c, %low, %high)", 0, &[GEMM, "depthwise_nhwc_i8"]),
+        ("HardSwish(%c)", 17, &[GEMM, "depthwise_nhwc_i8"]),
+    ] {
+        let body = format!(
+            "{}{}{}{}{}{}{}const %b: f32[16] = {}\nconst %low: f32[] = [0]\nconst %high: f32[] = [5.3]\n\
+             %x_d = DequantizeLinear(%x, %x_s, %x_z)\n%w_d = DequantizeLinear(%w, %w_s, %w_z) {{axis=0}}\n\
+             %c = Conv(%x_d, %w_d, %b)\n%r = {act}\n%a = QuantizeLinear(%r, %a_s, %a_z) {{axis=1}}\n\
+             %a_d = DequantizeLinear(%a, %a_s, %a_z) {{axis=1}}\n%v_d = DequantizeLinear(%v, %v_s, %v_z) {{axis=0}}\n\
+             %e = Conv(%a_d, %v_d, %b) {{pads=[1, 1, 1, 1], group=16}}\n%y = QuantizeLinear(%e, %y_s, %y_z)",
+            codes("w", "i8", &[16, 6, 1, 1], 5),
+            channels("w", "i8", 16, 0, 0),
+            codes("v", "i8", &[16, 1, 3, 3], 6),
+            channels("v", "i8", 16, 0, 0),
+            scalar("x", "u8", 0.008, 120),
+            scalar("y", "u8", 0.0513, 103),
+            activation(zero),
+            list(16, |i| 0.1 * i as f32),
+        );
+        assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), kernels);
+    }
+}
