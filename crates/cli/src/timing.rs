@@ -16,7 +16,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 pub struct Profiled {
     /// Seconds of the whole run.
     pub whole: f64,
-    /// Its steps; none where the graph runs node by node.
+    /// Its steps.
     pub steps: Vec<ProfileRow>,
 }
 

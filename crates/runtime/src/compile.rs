@@ -72,7 +72,7 @@ pub struct Plan {
 
 /// Why a graph could not be compiled for these shapes.
 pub enum CompileError {
-    /// A shape depends on the content of an input: the graph has to run node by node.
+    /// A shape depends on the content of an input: the graph has to run in stages.
     Dynamic,
     /// The model or its inputs are wrong.
     Run(RunError),
@@ -84,6 +84,9 @@ impl From<RunError> for CompileError {
     }
 }
 
+/// How far constants are folded to find shapes.
+pub const OPTIONS: infer::Options = infer::Options { max_folded: 1 << 16, strict: true };
+
 /// Compiles `graph` for inputs of the given types. Values in `keep` are made as such: no fusion
 /// swallows them.
 pub fn compile(
@@ -93,8 +96,7 @@ pub fn compile(
     exec: &Exec,
     weights: &Weights,
 ) -> Result<Plan, CompileError> {
-    let options = infer::Options { max_folded: 1 << 16, strict: true };
-    let facts = infer::infer(graph, inputs, options).map_err(RunError::from)?;
+    let facts = infer::infer(graph, inputs, OPTIONS).map_err(RunError::from)?;
     if !is_static(graph, &facts) {
         return Err(CompileError::Dynamic);
     }
@@ -110,7 +112,7 @@ fn is_static(graph: &Graph, facts: &Facts) -> bool {
 }
 
 /// The concrete type of a fact. Tensors that no operator may make (see [`check_size`]) have none: a graph that asks
-/// for one runs node by node, until the node is reached that the error names.
+/// for one is cut before that node, which the error then names.
 pub fn concrete(fact: &Fact) -> Option<Concrete> {
     let ty = fact.ty.tensor()?;
     let (dtype, shape) = (ty.dtype?, ty.concrete_shape()?);

@@ -1,16 +1,16 @@
-//! Runs compiled plans over an arena, and graphs with data-dependent shapes node by node.
+//! Runs compiled plans over an arena.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use narrowbit_ir::{Datum, Graph, NodeError, OpError, ValueId, interp};
+use narrowbit_ir::{Graph, ValueId};
 use narrowbit_kernels::{Buffer, Exec};
 use narrowbit_tensor::Tensor;
 
 use crate::compile::{Place, Plan, Step};
 use crate::error::{RunError, StepError};
 use crate::kernel::RunCx;
-use crate::session::{Observer, Profile, ProfileRow, tensor_of};
+use crate::session::{Observer, Profile, ProfileRow};
 use crate::view::{View, ViewMut};
 
 /// The memory of one run.
@@ -113,32 +113,4 @@ impl Arena {
         let channels_last = value.channels_last;
         View { dtype: value.ty.dtype, shape: &value.ty.shape, bytes: &bytes[..value.ty.bytes()], channels_last }
     }
-}
-
-/// Runs a graph whose shapes depend on data with the reference operators.
-pub fn run_dynamic(
-    graph: &Graph,
-    _exec: &Exec,
-    inputs: &[Tensor],
-    observe: &BTreeSet<ValueId>,
-    observer: Observer,
-) -> Result<Vec<Tensor>, RunError> {
-    let data: Vec<Datum> = inputs.iter().cloned().map(Datum::Tensor).collect();
-    let mut failed = None;
-    let outputs = interp::run_observed(graph, &data, &mut |_, v, d| {
-        if let (true, Some(t), None) = (observe.contains(&v), d.tensor(), &failed) {
-            let t = crate::compile::aligned(t);
-            failed =
-                observer(v, View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false }).err();
-        }
-    })?;
-    if let Some(e) = failed {
-        return Err(RunError::Observer(e));
-    }
-    let wrong = || NodeError {
-        node: graph.name.clone(),
-        op: "graph".into(),
-        error: OpError::Value("an output is no tensor".into()),
-    };
-    outputs.into_iter().map(|d| tensor_of(d).ok_or_else(|| wrong().into())).collect()
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod compile;
+mod core;
 mod error;
 mod exec;
 mod forms;
@@ -15,6 +16,7 @@ mod lower;
 mod memory;
 mod ops;
 mod session;
+mod stages;
 mod transparent;
 mod view;
 mod weights;

@@ -1,17 +1,16 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use narrowbit_ir::{Datum, Dim, Fact, Graph, NodeId, TensorType, ValueId};
+use narrowbit_ir::{Dim, Graph, NodeId, TensorType, ValueId};
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_tensor::Tensor;
 
-use crate::compile::{self, CompileError, Plan};
+use crate::compile;
+use crate::core::Core;
 use crate::error::RunError;
-use crate::exec::{Arena, Clock};
 use crate::forms;
 use crate::transparent;
 use crate::view::View;
-use crate::weights::Weights;
 
 /// How a session runs.
 #[derive(Debug, Clone, Default)]
@@ -26,31 +25,8 @@ pub struct Options {
 /// them and by concurrent runs.
 #[derive(Debug)]
 pub struct Session {
-    graph: Arc<Graph>,
+    core: Arc<Core>,
     exec: Exec,
-    weights: Arc<Weights>,
-    observe: BTreeSet<ValueId>,
-    plans: Arc<Mutex<Plans>>,
-}
-
-/// Compiled plans by input shapes, with idle arenas.
-#[derive(Default)]
-struct Plans {
-    by_shape: HashMap<Vec<Vec<usize>>, Entry>,
-    /// Counts lookups, so that the plan that was not used for longest goes first.
-    clock: u64,
-}
-
-struct Entry {
-    plan: Option<Arc<Plan>>,
-    idle: Vec<Arena>,
-    used: u64,
-}
-
-impl std::fmt::Debug for Plans {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Plans({})", self.by_shape.len())
-    }
 }
 
 /// Time by node.
@@ -77,9 +53,6 @@ pub struct ProfileRow {
     pub seconds: f64,
 }
 
-/// Plans kept for different input shapes.
-const MAX_PLANS: usize = 16;
-
 /// Sees a value right after it is made.
 pub type Observer<'a> = &'a mut dyn FnMut(ValueId, View) -> Result<(), String>;
 
@@ -104,27 +77,21 @@ impl Session {
                 graph = Arc::new(lowered);
             }
         }
-        Ok(Session { graph, exec, weights: Arc::default(), observe: options.observe, plans: Arc::default() })
+        Ok(Session { core: Arc::new(Core::new(graph, options.observe, None)), exec })
     }
 
     /// The same session on threads of its own: graph, weights and plans are shared.
     ///
     /// Runs of both at the same time do not wait for each other. Results do not depend on the number of threads.
     pub fn fork(&self, threads: usize) -> Session {
-        Session {
-            graph: self.graph.clone(),
-            exec: Exec::new(self.exec.isa(), threads),
-            weights: self.weights.clone(),
-            observe: self.observe.clone(),
-            plans: self.plans.clone(),
-        }
+        Session { core: self.core.clone(), exec: Exec::new(self.exec.isa(), threads) }
     }
 
     /// The graph that runs: unless values are observed, operators on integers (QLinearConv, MatMulInteger …) are
     /// written with QuantizeLinear and DequantizeLinear, and operators that only move elements may stand on the
     /// other side of a DequantizeLinear than in the graph that was given.
     pub fn graph(&self) -> &Graph {
-        &self.graph
+        &self.core.graph
     }
 
     /// Threads and instruction set.
@@ -166,58 +133,13 @@ impl Session {
         profile: Option<&mut Profile>,
     ) -> Result<Vec<Tensor>, RunError> {
         self.check(inputs)?;
-        let inputs: Vec<Tensor> = inputs.iter().map(compile::aligned).collect();
-        self.observe_inputs(&inputs, observer)?;
-        let key: Vec<Vec<usize>> = inputs.iter().map(|t| t.shape().to_vec()).collect();
-        let (plan, arena) = self.plan(&key, &inputs)?;
-        let Some(plan) = plan else {
-            return crate::exec::run_dynamic(&self.graph, &self.exec, &inputs, &self.observe, observer);
-        };
-        let mut arena = arena.unwrap_or_else(|| Arena::new(&plan));
-        let _awake = self.exec.pool().keep_awake();
-        let mut clock = Clock::new(profile);
-        let out = arena.run(&plan, &self.graph, &self.exec, &inputs, &self.observe, observer, &mut clock)?;
-        if let Some(e) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).by_shape.get_mut(&key) {
-            e.idle.push(arena);
-        }
-        Ok(out)
-    }
-
-    /// The plan for these shapes (`None`: has to run node by node) and an idle arena of it.
-    fn plan(&self, key: &[Vec<usize>], inputs: &[Tensor]) -> Result<(Option<Arc<Plan>>, Option<Arena>), RunError> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.clock += 1;
-        let now = plans.clock;
-        if let Some(e) = plans.by_shape.get_mut(key) {
-            e.used = now;
-            return Ok((e.plan.clone(), e.idle.pop()));
-        }
-        let plan = match self.compile(inputs) {
-            Ok(plan) => Some(Arc::new(plan)),
-            Err(CompileError::Dynamic) => None,
-            Err(CompileError::Run(e)) => return Err(e),
-        };
-        if plans.by_shape.len() >= MAX_PLANS {
-            let oldest = plans.by_shape.iter().min_by_key(|(_, e)| e.used).map(|(k, _)| k.clone());
-            oldest.and_then(|k| plans.by_shape.remove(&k));
-        }
-        plans.by_shape.insert(key.to_vec(), Entry { plan: plan.clone(), idle: Vec::new(), used: now });
-        Ok((plan, None))
-    }
-
-    fn compile(&self, inputs: &[Tensor]) -> Result<Plan, CompileError> {
-        let facts: BTreeMap<ValueId, Fact> = self
-            .graph
-            .inputs()
-            .iter()
-            .zip(inputs)
-            .map(|(&v, t)| (v, Fact { ty: narrowbit_ir::ValueType::Tensor(TensorType::of(t)), ..Fact::default() }))
-            .collect();
-        compile::compile(&self.graph, &facts, &self.observe, &self.exec, &self.weights)
+        self.observe_inputs(inputs, observer)?;
+        self.core.run(&self.exec, inputs, observer, profile)
     }
 
     fn observe_inputs(&self, inputs: &[Tensor], observer: Observer) -> Result<(), RunError> {
-        for (&v, t) in self.graph.inputs().iter().zip(inputs).filter(|(v, _)| self.observe.contains(v)) {
+        for (&v, t) in self.graph().inputs().iter().zip(inputs).filter(|(v, _)| self.core.observe.contains(v)) {
+            let t = compile::aligned(t);
             let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false };
             observer(v, view).map_err(RunError::Observer)?;
         }
@@ -226,15 +148,15 @@ impl Session {
 
     fn check(&self, inputs: &[Tensor]) -> Result<(), RunError> {
         let names = || {
-            let names: Vec<&str> = self.graph.inputs().iter().map(|&v| self.graph.value(v).name.as_str()).collect();
+            let names: Vec<&str> = self.graph().inputs().iter().map(|&v| self.graph().value(v).name.as_str()).collect();
             names.join(", ")
         };
-        let expected = self.graph.inputs().len();
+        let expected = self.graph().inputs().len();
         if inputs.len() != expected {
             return Err(RunError::InputCount { expected, names: names(), actual: inputs.len() });
         }
-        for (&v, t) in self.graph.inputs().iter().zip(inputs) {
-            let value = self.graph.value(v);
+        for (&v, t) in self.graph().inputs().iter().zip(inputs) {
+            let value = self.graph().value(v);
             let Some(ty) = value.ty.tensor() else { continue };
             if let Some(help) = mismatch(ty, t) {
                 return Err(RunError::Input {
@@ -248,14 +170,14 @@ impl Session {
         Ok(())
     }
 
-    /// Bytes of the arena for these inputs: what the run needs beside weights; 0 where the graph runs node by node.
+    /// Bytes of the arena for these inputs: what the run needs beside weights. Of a graph whose shapes depend on the
+    /// content of the inputs, only what comes before; 0 where that is nothing.
     ///
     /// # Errors
     /// As [`Session::run`].
     pub fn arena_bytes(&self, inputs: &[Tensor]) -> Result<usize, RunError> {
         self.check(inputs)?;
-        let key: Vec<Vec<usize>> = inputs.iter().map(|t| t.shape().to_vec()).collect();
-        Ok(self.plan(&key, inputs)?.0.map_or(0, |p| p.slots.iter().sum()))
+        self.core.arena_bytes(&self.exec, inputs)
     }
 }
 
@@ -271,12 +193,4 @@ fn mismatch(ty: &TensorType, t: &Tensor) -> Option<&'static str> {
     let fits = |(d, &n): (&Dim, &usize)| d.as_usize().is_none_or(|k| k == n);
     let all = shape.iter().zip(t.shape()).all(fits);
     (!all).then_some("the extents that are numbers must match; resize, crop or change the layout of the data")
-}
-
-/// A datum's tensor, for graphs that run node by node.
-pub(crate) fn tensor_of(d: Datum) -> Option<Tensor> {
-    match d {
-        Datum::Tensor(t) => Some(t),
-        _ => None,
-    }
 }

@@ -87,7 +87,7 @@ fn sessions(session: &Session, inputs: &[Tensor]) -> Result<Vec<Session>, RunErr
     let threads = session.exec().threads();
     let arena = session.arena_bytes(inputs)?;
     let lanes = match arena {
-        // The graph runs node by node: what that takes is not known beforehand.
+        // Nothing is compiled beforehand: what a run takes is not known.
         0 => 1,
         _ => (1 + ARENAS / arena).min(threads),
     };

@@ -50,6 +50,7 @@ fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
     let t = (cx.consts)(w.value)?;
     let (flip, shift) = if t.dtype() == DType::U8 { (0x80, 128) } else { (0, 0) };
     let data = t.bytes().iter().map(|&b| (b ^ flip) as i8).collect();
+    t.release();
     let spread = |i: usize| if w.scales.len() == 1 { 0 } else { i };
     let zeros: Vec<i32> = (0..columns).map(|i| w.zeros[spread(i)] - shift).collect();
     let zeros = if zeros.iter().all(|&z| z == 0) { Vec::new() } else { zeros };

@@ -57,7 +57,7 @@ impl Integers {
             if whole.contains(&id) {
                 out.integer_macs = out.integer_macs.saturating_add(macs);
             } else if macs > 0 {
-                let reason = if steps.is_empty() { NODE_BY_NODE } else { reason(graph, node) };
+                let reason = reason(graph, node);
                 out.float_nodes.push(FloatNode { name: node.name.clone(), op: node.op.name().into(), macs, reason });
             }
         }
@@ -80,8 +80,6 @@ impl Integers {
         out
     }
 }
-
-const NODE_BY_NODE: &str = "shapes depend on the content of an input, so the graph ran node by node";
 
 /// Why a product ran on floats.
 fn reason(graph: &Graph, node: &Node) -> &'static str {

@@ -123,9 +123,6 @@ impl Profile {
 
     /// Two tables, and what they are held against; at most `top` nodes unless that is 0.
     pub fn text(&self, top: usize) -> String {
-        if self.ops.is_empty() {
-            return "the graph ran node by node: there is no profile\n".into();
-        }
         let rate = |gops: Option<f64>, share: Option<f64>| {
             [gops.map_or(String::new(), |g| format!("{g:.1}")), share.map_or(String::new(), percent)]
         };
