@@ -58,8 +58,8 @@ def optimized_graph(path):
 
 
 def dequantized_weights(graph):
-    """The number of constants that are dequantized at each run."""
-    constants = {t.name for t in graph.initializer}
+    """The number of constant matrices that are dequantized at each run."""
+    constants = {t.name for t in graph.initializer if len(t.dims) > 1}
     return sum(n.op_type == "DequantizeLinear" and n.input[0] in constants for n in graph.node)
 
 

@@ -77,13 +77,20 @@ impl Arena {
     }
 
     fn step(&mut self, plan: &Plan, step: &Step, exec: &Exec, inputs: &[Tensor]) -> Result<(), StepError> {
+        if !step.outs.is_empty() && step.outs.iter().all(|&o| plan.values[o].ty.bytes() == 0) {
+            return Ok(());
+        }
         // The outputs' slots leave the arena while the operands' are borrowed.
         let mut taken: Vec<Buffer> = step.outs.iter().map(|&o| self.take(plan, o)).collect();
         let ins = step.ins.iter().enumerate();
         let ins = ins.map(|(k, &i)| (step.in_place != Some(k)).then(|| self.view(plan, inputs, i))).collect();
         let outs = step.outs.iter().zip(&mut taken).map(|(&o, buffer)| {
             let ty = &plan.values[o].ty;
-            ViewMut { dtype: ty.dtype, shape: &ty.shape, bytes: &mut bytemuck::cast_slice_mut(buffer)[..ty.bytes()] }
+            let bytes = match ty.bytes() {
+                0 => bytemuck::cast_slice_mut::<u64, u8>(&mut []),
+                n => &mut bytemuck::cast_slice_mut(buffer)[..n],
+            };
+            ViewMut { dtype: ty.dtype, shape: &ty.shape, bytes }
         });
         let mut cx = RunCx { exec, ins, outs: outs.collect() };
         let done = step.kernel.run(&mut cx);
@@ -106,6 +113,8 @@ impl Arena {
     fn view<'a>(&'a self, plan: &'a Plan, inputs: &'a [Tensor], i: usize) -> View<'a> {
         let value = &plan.values[i];
         let bytes: &[u8] = match value.place {
+            // Kernels read any type from it: it has to be aligned for all of them.
+            _ if value.ty.bytes() == 0 => bytemuck::cast_slice::<u64, u8>(&[]),
             Place::Input(k) => inputs[k].bytes(),
             Place::Const(c) => plan.consts[c].bytes(),
             Place::Slot(s) => bytemuck::cast_slice(&self.slots[s]),

@@ -9,7 +9,7 @@ use narrowbit_tensor::Tensor;
 
 /// Chooses the rows of a product whose first element is positive, and multiplies them again.
 const CHOOSE: &str = "model opset=17 graph \"g\" { input %x: f32[n, 8]
-    const %w: f32[8, 8] = random(1) const %v: f32[8, 5] = random(2) const %zero: f32 = 0
+    const %w: f32[8, 8] = random(1) const %v: f32[8, 5] = random(2) const %zero: f32[1] = [0]
     const %start: i64[1] = [0] const %end: i64[1] = [1] const %axis: i64[1] = [1] const %flat: i64[1] = [-1]
     %t = Identity(%flat) %p = MatMul(%x, %w) %f = Slice(%p, %start, %end, %axis) %g = Greater(%f, %zero) %m = Reshape(%g, %flat)
     %c = Compress(%p, %m) {axis=0} %r = Relu(%c) %q = MatMul(%r, %v)
