@@ -223,23 +223,3 @@ fn interpolates_without_antialias_when_asked() {
     let with = ours("layout = 'nhwc'\nresize = '20x15'\nfilter = 'bilinear'");
     assert!(down.iter().zip(&with).any(|(a, b)| (a - b).abs() > 30.0));
 }
-
-/// Prints times; run with `--ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn times_pictures_and_arrays() {
-    let dir = tempfile::tempdir().unwrap();
-    let picture =
-        image::RgbImage::from_fn(500, 375, |x, y| image::Rgb([(x * y / 7) as u8, (x + y) as u8, (x ^ y) as u8]));
-    for i in 0..64 {
-        picture.save(dir.path().join(format!("{i}.jpg"))).unwrap();
-    }
-    let preprocess = Preprocess::from_toml("resize = 256\ncrop = 224\nrange = [0, 1]\nmean = [0.5, 0.4, 0.3]").unwrap();
-    for threads in [1, 2] {
-        let options = DataOptions { threads, preprocess: preprocess.clone(), ..DataOptions::default() };
-        let data = Dataset::open(dir.path(), &options).unwrap().bind(&[spec("x", DType::F32, &[3, 224, 224])]).unwrap();
-        let start = std::time::Instant::now();
-        assert_eq!(data.batches(8).map(|b| b.unwrap().indices.len()).sum::<usize>(), 64);
-        eprintln!("{threads} threads: {:?} per 500×375 JPEG, resized and cropped to 224×224", start.elapsed() / 64);
-    }
-}

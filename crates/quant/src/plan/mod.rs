@@ -86,14 +86,15 @@ impl QuantPlan {
         exec: &Exec,
     ) -> Result<QuantPlan, PlanError> {
         let matcher = Matcher::new(&options.overrides)?;
-        let groups: Vec<_> = layout.groups().map(|g| (g, settings(graph, g, &matcher, options))).collect();
-        let values: Vec<_> = groups.iter().flat_map(|&(g, settings)| g.iter().map(move |&v| (v, settings))).collect();
+        let groups: Vec<_> =
+            layout.groups().map(|g| (g, distinct(graph, g, stats), settings(graph, g, &matcher, options))).collect();
+        let values: Vec<_> = groups.iter().flat_map(|(_, own, s)| own.iter().map(move |&v| (v, *s))).collect();
         // A search over a histogram takes longer than all else here.
         let ranges = in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, method, &scheme));
         let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
-        for (group, (scheme, _)) in groups {
-            let own = ranges.by_ref().take(group.len()).collect::<Result<Vec<_>, _>>()?;
+        for (group, own, (scheme, _)) in groups {
+            let own = ranges.by_ref().take(own.len()).collect::<Result<Vec<_>, _>>()?;
             let Some(range) = own.into_iter().reduce(Range::union) else { continue };
             let params = ActivationParams { scheme, point: scheme.qparams(range), range };
             activations.extend(group.iter().map(|&v| (v, params)));
@@ -102,6 +103,13 @@ impl QuantPlan {
         weights::plan(graph, &matcher, options, exec, &mut plan);
         Ok(plan)
     }
+}
+
+/// The values of a group without those whose record another one has too: Reshape and Transpose hand theirs on.
+fn distinct(graph: &Graph, group: &[ValueId], stats: &BTreeMap<String, Stats>) -> Vec<ValueId> {
+    let record = |v: ValueId| stats.get(&graph.value(v).name).filter(|_| graph.constant(v).is_none());
+    let again = |i: usize| group[..i].iter().any(|&u| record(u).is_some() && record(u) == record(group[i]));
+    (0..group.len()).filter(|&i| !again(i)).map(|i| group[i]).collect()
 }
 
 fn range_of(
