@@ -79,14 +79,14 @@ pub enum Runner {
     /// Compiled.
     Fast(Session),
     /// Exactly as ONNX defines each operator.
-    Reference(Graph),
+    Reference(Box<Graph>),
 }
 
 impl Runner {
     /// Loads a model.
     pub fn new(path: &Path, threads: usize, reference: bool) -> Result<Runner> {
         if reference {
-            Ok(Runner::Reference(load_runnable(path)?.graph))
+            Ok(Runner::Reference(Box::new(load_runnable(path)?.graph)))
         } else {
             Ok(Runner::Fast(session(path, threads)?))
         }

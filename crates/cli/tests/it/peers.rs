@@ -14,7 +14,7 @@ fn forms(home: &Home) -> Option<Vec<String>> {
     narrowbit_testkit::paths::python()?;
     let graph = onnx::load(home.path("model.onnx")).expect("the example").graph;
     let inputs = samples(&graph, &home.path("calib.npz"), &home.path("case.json"), SAMPLES);
-    let mut out = NpzWriter::create(&home.path("inputs.npz")).expect("a file");
+    let mut out = NpzWriter::create(home.path("inputs.npz")).expect("a file");
     inputs.iter().for_each(|(name, t)| out.add(name.clone(), t).expect("an array"));
     out.finish().expect("a file");
     let made = python("peer_forms.py", &[&home.path("model.onnx"), &home.path("")])?.expect(0).json();
