@@ -90,11 +90,15 @@ impl Tables<'_> {
             return f64::INFINITY;
         }
         let mut terms = self.entropy[n];
-        let mut start = 0;
-        for level in 1..=self.levels {
-            let end = level * n / self.levels;
-            terms -= self.runs[end - start - 1][start];
-            start = end;
+        // The ends are ⌊level · n / levels⌋, without a division for each.
+        let (whole, part) = (n / self.levels, n % self.levels);
+        let (mut start, mut carried) = (0, 0);
+        for _ in 0..self.levels {
+            carried += part;
+            let more = usize::from(carried >= self.levels);
+            carried -= more * self.levels;
+            terms -= self.runs[whole + more - 1][start];
+            start += whole + more;
         }
         terms += match total - kept {
             0.0 => 0.0,
