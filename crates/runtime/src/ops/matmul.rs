@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use narrowbit_kernels::gemm::{BatchDim, Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
+use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack};
 use narrowbit_kernels::{Activation, KernelError};
 use narrowbit_tensor::{DType, Tensor, shape};
 
@@ -25,7 +26,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         return Ok(None);
     }
     if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
-        p.packed = Some(cx.packed("b", |w| PackedB::new(cx.exec, view(w, p.trans_b, p.k, p.n), (p.k, p.n), (1, 0)))?);
+        p.packed = Some(p.pack(cx)?);
     } else {
         p.b_at = ins.len();
         ins.push(cx.node.inputs[1].unwrap_or(out));
@@ -37,6 +38,17 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     Ok(Some(Built { kernel: Box::new(p), ins, outs: vec![out] }))
 }
 
+/// A constant right operand.
+enum Packed {
+    /// For rows read in place.
+    Panels(Arc<Panels>),
+    /// For rows that are packed too; both in blocks of the depth.
+    Blocks(Arc<PackedB>),
+}
+
+/// Up to this depth a panel, the one behind it and the rows of a task fit into the L2 cache.
+const DEEPEST: usize = 2048;
+
 struct Product {
     m: usize,
     n: usize,
@@ -45,7 +57,7 @@ struct Product {
     trans_b: bool,
     alpha: f32,
     batch: Vec<BatchDim>,
-    packed: Option<Arc<PackedB>>,
+    packed: Option<Packed>,
     b_at: usize,
     bias: Option<Vec<f32>>,
     bias_at: Option<usize>,
@@ -70,6 +82,17 @@ impl Product {
             residual_at: None,
             activation: Activation::None,
         }
+    }
+
+    fn pack(&self, cx: &BuildCx) -> Result<Packed, StepError> {
+        let (k, n) = (self.k, self.n);
+        let plain = !self.trans_a && self.alpha == 1.0 && self.batch.is_empty() && self.bias_at.is_none();
+        if plain && (1..=DEEPEST).contains(&k) && n > 0 {
+            let packed = cx.packed("panels", |w| panel_gemm_pack(cx.exec, (k, n), w, self.trans_b))?;
+            return Ok(Packed::Panels(packed));
+        }
+        let packed = cx.packed("b", |w| PackedB::new(cx.exec, view(w, self.trans_b, k, n), (k, n), (1, 0)))?;
+        Ok(Packed::Blocks(packed))
     }
 
     /// Takes the bias from Gemm's third input or the fusion; false where its form has no kernel.
@@ -150,17 +173,26 @@ fn view(data: &[f32], transposed: bool, rows: usize, columns: usize) -> MatrixVi
 impl Kernel for Product {
     fn name(&self) -> &str {
         match &self.packed {
-            Some(b) => b.kernel().name,
+            Some(Packed::Blocks(b)) => b.kernel().name,
+            Some(Packed::Panels(b)) => b.kernel().name,
             None => "gemm_f32_unpacked",
         }
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let a = Lhs::View(view(cx.f32s(0)?, self.trans_a, self.m, self.k));
+        let x = cx.f32s(0)?;
         let b = match &self.packed {
-            Some(p) => Rhs::Packed(p),
+            Some(Packed::Panels(w)) => {
+                let bias = self.bias.as_deref().unwrap_or_default();
+                let residual = self.residual_at.map(|i| cx.f32s(i)).transpose()?.map_or(Residual::None, Residual::F32);
+                let epilogue = Epilogue { bias, residual, activation: self.activation, ..Epilogue::default() };
+                let (exec, shape) = (cx.exec, (self.m, self.k, self.k));
+                return Ok(panel_gemm(exec, Rows::F32(x), shape, w, &epilogue, Target::F32(cx.out_f32s()?))?);
+            }
+            Some(Packed::Blocks(p)) => Rhs::Packed(p),
             None => Rhs::View(view(cx.f32s(self.b_at)?, self.trans_b, self.k, self.n)),
         };
+        let a = Lhs::View(view(x, self.trans_a, self.m, self.k));
         let bias = match (self.bias_at, &self.bias) {
             (Some(i), _) => Bias::Column(cx.f32s(i)?),
             (None, Some(b)) => Bias::Column(b),
