@@ -7,7 +7,6 @@ medians over the rounds and the median of the rounds' ratios (ours / ONNX Runtim
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -17,42 +16,14 @@ import numpy as np
 
 import measure
 
-# Runs in a process of its own, so that its allocator and threads are its own too.
-PEER = """
-import sys, time, json, numpy as np, onnxruntime as ort
-model, data, threads, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-o = ort.SessionOptions(); o.intra_op_num_threads = threads; o.inter_op_num_threads = 1; o.log_severity_level = 3
-s = ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
-z = np.load(data); x = {k: z[k] for k in z.files}
-for _ in range(3): s.run(None, x)
-times, begun = [], time.perf_counter()
-while len(times) < 5 or (time.perf_counter() - begun < seconds and len(times) < 1000):
-    t = time.perf_counter(); s.run(None, x); times.append((time.perf_counter() - t) * 1e3)
-print(json.dumps({"median": float(np.median(times)), "min": min(times)}))
-"""
-
-
-def peer(model, data, threads, seconds):
-    text, _, peak = measure.run([sys.executable, "-c", PEER, model, data, threads, seconds], measure.HUGE_PAGES)
-    result = json.loads(text)
-    return result["median"], result["min"], peak
-
-
-def ours(binary, model, data, threads, seconds):
-    command = [binary, "bench", model, "--data", data, "--threads", threads, "--batch", 1]
-    text, _, peak = measure.run([*command, "--runs", 1000, "--seconds", seconds, "--json", "--quiet"])
-    (row,) = json.loads(text)
-    return row["median_ms"], row["min_ms"], peak
-
-
 def compare(args, common, model, threads, data):
     """One row of the table."""
     path = args.models_dir / f"{model}.onnx"
     rounds = []
     with measure.Load(common) as load:
         for _ in range(args.rounds):
-            theirs = peer(path, data, threads, args.seconds)
-            rounds.append((theirs, ours(args.binary, path, data, threads, args.seconds)))
+            theirs = measure.engine_latency("ort", path, data, threads, args.seconds)
+            rounds.append((theirs, measure.our_latency(args.binary, path, data, threads, args.seconds)))
     ratio = measure.median([mine[0] / theirs[0] for theirs, mine in rounds])
     column = lambda side, field: measure.median([r[side][field] for r in rounds])
     print(f"{model}, {threads} threads: {ratio:.2f}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What the benchmark scripts share: children with their time and peak memory, samples, and the machine's load."""
 
+import json
 import os
 import subprocess
 import sys
@@ -109,3 +110,50 @@ def table(header, rows):
     lines = [header] + [[str(c) for c in row] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)
+
+
+# Engines that run one model in a process of their own, so that allocator and threads are their own too.
+# Arguments: model, data, threads, seconds.
+_TIMED = """
+z = np.load(data); x = {k: z[k] for k in z.files}
+for _ in range(3): run(x)
+times, begun = [], time.perf_counter()
+while len(times) < 5 or (time.perf_counter() - begun < seconds and len(times) < 1000):
+    t = time.perf_counter(); run(x); times.append((time.perf_counter() - t) * 1e3)
+print(json.dumps({"median": float(np.median(times)), "min": min(times)}))
+"""
+_BEGIN = """
+import sys, time, json, numpy as np
+model, data, threads, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+"""
+ENGINES = {
+    "ort": _BEGIN
+    + """
+import onnxruntime as ort
+o = ort.SessionOptions(); o.intra_op_num_threads = threads; o.inter_op_num_threads = 1; o.log_severity_level = 3
+s = ort.InferenceSession(model, o, providers=["CPUExecutionProvider"]); run = lambda x: s.run(None, x)
+"""
+    + _TIMED,
+    "openvino": _BEGIN
+    + """
+import openvino as ov
+options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+r = ov.Core().compile_model(model, "CPU", options).create_infer_request(); run = lambda x: r.infer(x, share_inputs=True)
+"""
+    + _TIMED,
+}
+
+
+def engine_latency(engine, model, data, threads, seconds):
+    """Median and least milliseconds of a run by a peer, and the process's peak memory in MB."""
+    text, _, peak = run([sys.executable, "-c", ENGINES[engine], model, data, threads, seconds], HUGE_PAGES)
+    result = json.loads(text.strip().splitlines()[-1])
+    return result["median"], result["min"], peak
+
+
+def our_latency(binary, model, data, threads, seconds):
+    """As `engine_latency`, by `narrowbit bench`."""
+    command = [binary, "bench", model, "--data", data, "--threads", threads, "--batch", 1]
+    text, _, peak = run([*command, "--runs", 1000, "--seconds", seconds, "--json", "--quiet"])
+    (row,) = json.loads(text)
+    return row["median_ms"], row["min_ms"], peak

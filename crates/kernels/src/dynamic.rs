@@ -202,6 +202,7 @@ mod tests {
                         scales: &scales,
                         weight_zeros: &weight_zeros,
                         bias: &bias,
+                        stage: None,
                         residual: Residual::None,
                         activation: Activation::Relu,
                         rows: Some(rows),

@@ -35,6 +35,8 @@ pub struct Ints {
     pub operands: Vec<Option<Quantized>>,
     /// The integers behind the residual.
     pub residual: Option<Quantized>,
+    /// The format that the product is rounded to before the residual is added.
+    pub stage: Option<QParams>,
     /// The format of the output, where a QuantizeLinear is its last node.
     pub output: Option<QParams>,
 }
@@ -94,6 +96,16 @@ struct Finder<'a> {
     keep: &'a BTreeSet<ValueId>,
     taken: BTreeSet<NodeId>,
     found: BTreeMap<NodeId, Fusion>,
+}
+
+/// The nodes behind a quantized product that add something to it.
+struct StagedSum {
+    nodes: Vec<NodeId>,
+    residual: ValueId,
+    source: Quantized,
+    activation: Activation,
+    output: QParams,
+    y: ValueId,
 }
 
 impl<'a> Finder<'a> {
@@ -163,8 +175,43 @@ impl<'a> Finder<'a> {
             f.nodes.push(id);
             (output, out) = (Some(params), y);
         }
-        f.ints = Some(Ints { operands, residual, output });
+        let mut ints = Ints { operands, residual, stage: None, output };
+        if let Some(sum) = self.staged_sum(f, &ints, out) {
+            f.nodes.extend(sum.nodes);
+            (f.residual, f.activation, out) = (Some(sum.residual), sum.activation, sum.y);
+            ints = Ints { residual: Some(sum.source), stage: ints.output, output: Some(sum.output), ..ints };
+        }
+        f.ints = Some(ints);
         out
+    }
+
+    /// The sum that a quantized product goes into, with a clamp and a QuantizeLinear behind it: the sum is made while the
+    /// product is at hand.
+    fn staged_sum(&self, f: &Fusion, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
+        let weighted = ints.operands.len() == 2 && ints.operands[1].is_none();
+        if !weighted || f.residual.is_some() || f.activation != Activation::None {
+            return None;
+        }
+        let (dq, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
+        let read = node.output(0)?;
+        if lower::source(self.graph, self.facts, read)?.params != ints.output? {
+            return None;
+        }
+        let (add, residual, mut out) = self.residual(read)?;
+        let source = lower::source(self.graph, self.facts, residual)?;
+        let mut sum = vec![dq, add];
+        let mut activation = Activation::None;
+        if let Some((ids, act, y)) = self.activation(out) {
+            sum.extend(ids);
+            (activation, out) = (act, y);
+        }
+        if !matches!(activation, Activation::None | Activation::Relu | Activation::Clip { .. }) {
+            return None;
+        }
+        let (q, node, _) = self.next(out).filter(|n| n.2 == 0)?;
+        let (output, y) = (lower::target(self.facts, node)?, node.output(0)?);
+        sum.push(q);
+        Some(StagedSum { nodes: sum, residual, source, activation, output, y })
     }
 
     /// A sum, product or function of quantized values that is quantized again.

@@ -1,8 +1,8 @@
 //! From accumulators to results: correction, scale, bias, residual, activation, rounding.
 //!
 //! In this order, lane by lane and alike on every tier:
-//! `v = f32(acc + offset − weight zero · row sum − row zero · column sum) · (row scale · scale) + bias + residual`, the
-//! activation, and for integer results
+//! `v = f32(acc + offset − weight zero · row sum − row zero · column sum) · (row scale · scale) + bias`, the stage, the
+//! residual, the activation, and for integer results
 //! `saturate(round_half_even(v · inverse_scale) + zero_point)`.
 
 use crate::activation::Activation;
@@ -21,6 +21,8 @@ pub struct Epilogue<'a> {
     pub weight_zeros: &'a [i32],
     /// Added to the floats.
     pub bias: &'a [f32],
+    /// The integers that the floats become, and are read from again, before an integer residual is added.
+    pub stage: Option<Stage>,
     /// Added to the floats; of the result's shape.
     pub residual: Residual<'a>,
     /// Applied last.
@@ -57,10 +59,37 @@ impl Default for Epilogue<'_> {
             scales: &[],
             weight_zeros: &[],
             bias: &[],
+            stage: None,
             residual: Residual::None,
             activation: Activation::None,
             rows: None,
         }
+    }
+}
+
+/// `saturate(round_half_even(v / scale) + zero)`, read again as `(code − zero) · scale`: what a QuantizeLinear and a
+/// DequantizeLinear do that stand between a product and the sum it goes into.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage {
+    scale: f32,
+    /// The bounds of the codes, less the zero point.
+    low: f32,
+    high: f32,
+}
+
+impl Stage {
+    /// For i8 if `signed`, else u8.
+    pub fn new(signed: bool, scale: f32, zero: i32) -> Stage {
+        let (low, high) = if signed { (-128, 127) } else { (0, 255) };
+        let bound = |x: i64| (x - i64::from(zero)) as f32;
+        Stage { scale, low: bound(low), high: bound(high) }
+    }
+
+    /// NaN gives the smallest value, as [`Rounding::apply`] does.
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, v: S::F) -> S::F {
+        let v = s.min(s.splat(self.high), s.mul(v, s.splat(1.0 / self.scale)));
+        s.mul(s.to_f32(s.to_i32(s.max(v, s.splat(self.low)))), s.splat(self.scale))
     }
 }
 
@@ -212,9 +241,21 @@ impl Epilogue<'_> {
             exact(kernel, "zero points of the rows", rows.zeros.len(), rows.scales.len())?;
             exact(kernel, "column sums", rows.column_sums.len(), columns)?;
         }
+        let fits = self.stage.is_none() || matches!(self.residual, Residual::U8(..) | Residual::I8(..));
+        require(kernel, fits, "only a sum of integers has a stage before it")?;
         match self.residual.len() {
             Some(len) => exact(kernel, "residual", len, results),
             None => Ok(()),
+        }
+    }
+
+    /// The sum with a residual of `r` steps of `scale`. Behind a stage it is that of two tensors that are dequantized one
+    /// by one, with all roundings, as in the graph.
+    #[inline(always)]
+    fn sum<S: Simd>(&self, s: S, v: S::F, r: S::F, scale: f32) -> S::F {
+        match self.stage {
+            Some(stage) => s.add(stage.apply(s, v), s.mul(r, s.splat(scale))),
+            None => s.mul_add(r, s.splat(scale), v),
         }
     }
 
@@ -236,11 +277,11 @@ impl Epilogue<'_> {
                 Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
                 Residual::U8(r, scale, zero) => {
                     let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                    v = self.sum(s, v, s.to_f32(r), scale);
                 }
                 Residual::I8(r, scale, zero) => {
                     let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                    v = self.sum(s, v, s.to_f32(r), scale);
                 }
             }
         }
@@ -304,11 +345,13 @@ impl Finish<'_> {
     unsafe fn by_residual<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
         // SAFETY: passed on to the caller.
         unsafe {
-            match self.epilogue.residual {
-                Residual::None => self.by_activation::<S, INTS, KIND, 0>(s),
-                Residual::F32(..) => self.by_activation::<S, INTS, KIND, 1>(s),
-                Residual::U8(..) => self.by_activation::<S, INTS, KIND, 2>(s),
-                Residual::I8(..) => self.by_activation::<S, INTS, KIND, 3>(s),
+            match (self.epilogue.residual, self.epilogue.stage) {
+                (Residual::None, _) => self.by_activation::<S, INTS, KIND, 0>(s),
+                (Residual::F32(..), _) => self.by_activation::<S, INTS, KIND, 1>(s),
+                (Residual::U8(..), None) => self.by_activation::<S, INTS, KIND, 2>(s),
+                (Residual::I8(..), None) => self.by_activation::<S, INTS, KIND, 3>(s),
+                (Residual::U8(..), Some(_)) => self.by_activation::<S, INTS, KIND, 4>(s),
+                (Residual::I8(..), Some(_)) => self.by_activation::<S, INTS, KIND, 5>(s),
             }
         }
     }
@@ -417,18 +460,18 @@ impl Finish<'_> {
             v = s.add(v, column.bias);
             match (RESIDUAL, e.residual) {
                 (1, Residual::F32(r)) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
-                (2, Residual::U8(r, scale, zero)) => {
+                (2 | 4, Residual::U8(r, scale, zero)) => {
                     let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                    v = e.sum(s, v, s.to_f32(r), scale);
                 }
-                (3, Residual::I8(r, scale, zero)) => {
+                (3 | 5, Residual::I8(r, scale, zero)) => {
                     let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = s.mul_add(s.to_f32(r), s.splat(scale), v);
+                    v = e.sum(s, v, s.to_f32(r), scale);
                 }
                 _ => {}
             }
             if PASS {
-                v = e.activation.apply(s, v);
+                v = if KIND == 0 { e.activation.apply(s, v) } else { e.activation.apply_coarsely(s, v) };
             }
             if KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.

@@ -114,6 +114,7 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
                 scales: &scales,
                 weight_zeros: &zeros,
                 bias: &[],
+                stage: None,
                 residual: Residual::None,
                 activation: p.activation,
                 rows: None,

@@ -18,7 +18,7 @@ mod x86;
 
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack};
 pub use drive::{Rows, panel_gemm};
-pub use finish::{Epilogue, Residual, RowParams, Target};
+pub use finish::{Epilogue, Residual, RowParams, Stage, Target};
 pub(crate) use finish::{Kind, Out, Rounding};
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};

@@ -51,6 +51,38 @@ fn multiplies_integers_as_plain_loops_on_every_tier() {
     }
 }
 
+#[test]
+fn rounds_before_the_sum_as_two_operators_do() {
+    let mut random = Random::new(11);
+    let (m, k, n) = (29, 66, 33);
+    let (x, residual) = (bytes(&mut random, m * k), bytes(&mut random, m * n));
+    let w: Vec<i8> = bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect();
+    let scales: Vec<f32> = (0..n).map(|_| 0.0004 * (1.0 + random.unit() * 0.5)).collect();
+    let offsets = vec![77; n];
+    for exec in execs() {
+        let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
+        let plain = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };
+        let product = |e: &Epilogue, y: Target| panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, e, y);
+        let mut codes = vec![0u8; m * n];
+        product(&plain, Target::U8(&mut codes, 1.0 / 0.03, 99)).unwrap();
+        assert!(codes.contains(&0) && codes.contains(&255), "the test wants codes that saturate");
+        let sum = |i: usize, zero: f32| {
+            let (a, b) = ((f32::from(codes[i]) - 99.0) * 0.03, (f32::from(residual[i]) - zero) * 0.07);
+            (((a + b).max(0.0) * (1.0 / 0.05)).round_ties_even() as i32 + 5).clamp(0, 255) as u8
+        };
+        let e = Epilogue { stage: Some(Stage::new(false, 0.03, 99)), activation: Activation::Relu, ..plain };
+        let mut got = vec![0u8; m * n];
+        let staged = Epilogue { residual: Residual::U8(&residual, 0.07, 120), ..e };
+        product(&staged, Target::U8(&mut got, 1.0 / 0.05, 5)).unwrap();
+        assert_eq!(got, (0..m * n).map(|i| sum(i, 120.0)).collect::<Vec<_>>(), "{exec:?}");
+        let signed: Vec<i8> = residual.iter().map(|&b| (b ^ 0x80) as i8).collect();
+        let staged = Epilogue { residual: Residual::I8(&signed, 0.07, -8), ..e };
+        product(&staged, Target::U8(&mut got, 1.0 / 0.05, 5)).unwrap();
+        assert_eq!(got, (0..m * n).map(|i| sum(i, 120.0)).collect::<Vec<_>>(), "{exec:?}");
+        assert!(product(&e, Target::U8(&mut got, 1.0, 0)).is_err(), "a stage without a residual");
+    }
+}
+
 fn reference(c: &Case, (m, k, n): (usize, usize, usize), signed: bool) -> Vec<u8> {
     let x = |i: usize| if signed { i32::from(c.x[i] as i8) + 128 } else { i32::from(c.x[i]) };
     let mut y = Vec::new();

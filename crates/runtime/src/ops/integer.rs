@@ -11,8 +11,8 @@ use narrowbit_kernels::integer::{
     layer_norm_rows, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    Epilogue, IntMatMul, Panels, Residual, RowParams, Rows, Target, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack,
-    panel_gemm, panel_gemm_pack, panel_matmul,
+    Epilogue, IntMatMul, Panels, Residual, RowParams, Rows, Stage, Target, conv2d_nhwc, conv2d_nhwc_fits,
+    conv2d_nhwc_pack, panel_gemm, panel_gemm_pack, panel_matmul,
 };
 use narrowbit_tensor::{DType, Tensor};
 
@@ -65,6 +65,8 @@ struct Finish {
     bias: Vec<f32>,
     activation: Activation,
     output: Option<QParams>,
+    /// The format between the product and the residual.
+    stage: Option<QParams>,
     /// Where the residual stands among the operands, and what it means.
     residual: Option<(usize, Option<QParams>)>,
     /// Set where the format of the rows is made at run time.
@@ -131,6 +133,7 @@ impl Finish {
             bias: Vec::new(),
             activation: f.activation,
             output: ints.output,
+            stage: ints.stage,
             residual: None,
             runtime: None,
         }
@@ -190,6 +193,7 @@ impl Finish {
             scales: &self.scales,
             weight_zeros: &self.weight_zeros,
             bias: &self.bias,
+            stage: self.stage.map(|q| Stage::new(q.dtype == DType::I8, q.scale, q.zero)),
             residual,
             activation: self.activation,
             rows: None,
