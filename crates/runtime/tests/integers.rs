@@ -80,6 +80,11 @@ fn assert_runs_on_integers(graph: &Graph, kernel: &str) {
     }
 }
 
+fn kernels(graph: &Graph) -> Vec<String> {
+    let (_, profile) = session(graph, 1).profile(&samples(graph)).expect("it runs");
+    profile.rows.iter().map(|r| r.kernel.clone()).collect()
+}
+
 #[test]
 fn runs_a_convolution_with_bias_and_activation_on_integers() {
     for (activation, attrs) in [("Relu", ""), ("HardSwish", ""), ("Gelu", "")] {
@@ -95,17 +100,41 @@ fn runs_a_convolution_with_bias_and_activation_on_integers() {
 }
 
 #[test]
-fn runs_a_residual_block_on_integers() {
+fn adds_a_residual_while_the_product_is_at_hand() {
+    for (shape, conv) in [("[16, 1, 3, 3]", "depthwise_nhwc_i8"), ("[16, 16, 3, 3]", "panel_u8i8i32")] {
+        let group = if conv.starts_with("depthwise") { 16 } else { 1 };
+        for sum in ["%c_d, %x_d", "%x_d, %c_d"] {
+            let body = format!(
+                "{}{}%c = Conv(%x_d, %w_d) {{pads=[1, 1, 1, 1], group={group}}}\n{}%s = Add({sum})\n%y = Relu(%s)\n{}",
+                pair("x", 0.008, 120),
+                weights("w", shape, 3, 0, 16),
+                pair("c", 0.01, 128),
+                pair("y", 0.015, 3),
+            );
+            let graph = graph("input %x: f32[1, 16, 9, 10]", &body);
+            assert_runs_on_integers(&graph, conv);
+            assert!(!kernels(&graph).iter().any(|k| k == "binary_i8"));
+        }
+    }
+}
+
+#[test]
+fn adds_what_no_product_makes_by_itself() {
+    // The product is read twice, and the sum of the two others has no product.
     let body = format!(
-        "{}{}%c = Conv(%x_d, %w_d) {{pads=[1, 1, 1, 1], group=16}}\n{}%s = Add(%c_d, %x_d)\n%y = Relu(%s)\n{}",
+        "{}{}{}%c = Conv(%x_d, %w_d)\n{}%s = Add(%c_d, %x_d)\n%t = Relu(%s)\n{}%u = Add(%t_d, %z_d)\n{}\
+         %m = Mul(%u_d, %c_d)\n%y = Relu(%m)\n{}",
         pair("x", 0.008, 120),
-        weights("w", "[16, 1, 3, 3]", 3, 0, 16),
+        pair("z", 0.008, 128),
+        weights("w", "[16, 16, 1, 1]", 3, 0, 16),
         pair("c", 0.01, 128),
+        pair("t", 0.015, 3),
+        pair("u", 0.02, 60),
         pair("y", 0.015, 3),
     );
-    let graph = graph("input %x: f32[1, 16, 9, 10]", &body);
-    assert_runs_on_integers(&graph, "depthwise_nhwc_i8");
-    assert_runs_on_integers(&graph, "binary_i8");
+    let graph = graph("input %x: f32[1, 16, 9, 10]\ninput %z: f32[1, 16, 9, 10]", &body);
+    assert_runs_on_integers(&graph, "panel_u8i8i32");
+    assert_eq!(kernels(&graph).iter().filter(|k| *k == "binary_i8").count(), 3);
 }
 
 #[test]
