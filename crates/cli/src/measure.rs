@@ -117,7 +117,8 @@ impl Outcome {
             true => "it is worth its size only",
             false => "keep the nodes float that are slower on integers, or use it for its size only",
         };
-        (!s.pays).then(|| format!("{} does not pay in time here: it is {what} float ({:.2}×); {help}", s.format, s.ratio))
+        (!s.pays)
+            .then(|| format!("{} does not pay in time here: it is {what} float ({:.2}×); {help}", s.format, s.ratio))
     }
 }
 

@@ -208,16 +208,22 @@ pub enum ApproachError {
     #[error("a block has {0} elements\nhelp: the runtimes that read blocks know powers of two from 16 to 4096")]
     Block(usize),
     /// MatMulNBits has integers only.
-    #[error("MatMulNBits holds integers of 2, 4 and 8 bits, not {0}\nhelp: leave out --format matmulnbits, or choose int4")]
+    #[error(
+        "MatMulNBits holds integers of 2, 4 and 8 bits, not {0}\nhelp: leave out --format matmulnbits, or choose int4"
+    )]
     Codes(BlockType),
     /// HQQ moves a zero point, which these codes have not.
     #[error("hqq looks for a zero point, which {0} does not have\nhelp: use --algorithm mse")]
     NoZeroPoint(BlockType),
     /// DynamicQuantizeLinear has one format.
-    #[error("at run time activations become asymmetric uint8: DynamicQuantizeLinear has no other format\nhelp: leave out --activations, --symmetric and the like, or calibrate (--approach static)")]
+    #[error(
+        "at run time activations become asymmetric uint8: DynamicQuantizeLinear has no other format\nhelp: leave out --activations, --symmetric and the like, or calibrate (--approach static)"
+    )]
     Activations,
     /// Weights of a dynamic product with a type that it does not take.
-    #[error("ConvInteger of other runtimes takes one weight zero point\nhelp: leave out --asymmetric-weights, or add --per-tensor")]
+    #[error(
+        "ConvInteger of other runtimes takes one weight zero point\nhelp: leave out --asymmetric-weights, or add --per-tensor"
+    )]
     ConvZeroPoints,
     /// An operator type that half precision is not for.
     #[error("op-types: \"{0}\" is not written in half precision\nhelp: these are: {1}")]

@@ -107,7 +107,8 @@ fn is_blocked_by_row(facts: &Facts, node: &Node, x: ValueId) -> bool {
 /// Whether a value has one element for each row of `x` along the last axis.
 fn is_column(facts: &Facts, v: ValueId, x: ValueId) -> bool {
     let (Some([rows @ .., one]), Some([all @ .., _])) = (facts.shape(v), facts.shape(x)) else { return false };
-    let same = |(a, b): (&narrowbit_ir::Dim, &narrowbit_ir::Dim)| a.as_usize().is_some() && a.as_usize() == b.as_usize();
+    let same =
+        |(a, b): (&narrowbit_ir::Dim, &narrowbit_ir::Dim)| a.as_usize().is_some() && a.as_usize() == b.as_usize();
     one.as_usize() == Some(1) && rows.len() == all.len() && rows.iter().zip(all).all(same)
 }
 

@@ -43,7 +43,8 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
     let mut found = select(model, options, &USUAL)?;
     drop_deep(model, &mut found);
     let matcher = Matcher::new(&options.overrides)?;
-    let jobs: Vec<Job> = found.products.iter().map(|&id| job(model, &matcher, options, id)).collect::<Result<_, _>>()?;
+    let jobs: Vec<Job> =
+        found.products.iter().map(|&id| job(model, &matcher, options, id)).collect::<Result<_, _>>()?;
     let needed = if jobs.iter().any(|j| j.granularity == Granularity::Token) { 21 } else { 13 };
     if model.opset() < needed {
         return Err(ApproachError::Opset(model.opset(), needed).into());

@@ -7,8 +7,8 @@ use narrowbit_ir::{AttrMap, Graph, Model, Node, Op, OpError, Patch, ValueId};
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor, TensorError};
 
-use super::weights::{Key, Weight, key};
 use super::Job;
+use super::weights::{Key, Weight, key};
 use crate::approach::Granularity;
 use crate::qdq::QdqError;
 

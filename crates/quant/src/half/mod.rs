@@ -49,7 +49,9 @@ pub(crate) fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) ->
         Compute::Float32 => write::stored(model, &roles, to, exec)?,
     };
     if compute == Compute::Half && to == DType::Bf16 {
-        warnings.push("ONNX Runtime has no bfloat16 operators on CPUs: leave out --compute half for a file that it runs".into());
+        warnings.push(
+            "ONNX Runtime has no bfloat16 operators on CPUs: leave out --compute half for a file that it runs".into(),
+        );
     }
     Ok(Converted { fates: fates(&roles, &stored, to), warnings })
 }

@@ -84,14 +84,26 @@ fn warnings(jobs: &[Job]) -> Vec<String> {
     let integers = |j: &Job| j.options.codes.code_range().is_some();
     let mut all = Vec::new();
     if jobs.iter().any(|j| qdq(j) && integers(j)) {
-        all.push("ONNX Runtime rounds the activations of such products to 8 bits unless the session sets \
+        all.push(
+            "ONNX Runtime rounds the activations of such products to 8 bits unless the session sets \
                   session.qdq_matmulnbits_accuracy_level to 1"
-            .to_owned());
+                .to_owned(),
+        );
+    }
+    // Measured with 1.31.1: the same file is right without optimizations, and as MatMulNBits in any case.
+    if jobs.iter().any(|j| qdq(j) && matches!(j.options.codes, BlockType::Int2 | BlockType::Uint2)) {
+        all.push(
+            "ONNX Runtime 1.31 gives wrong results for 2-bit blocks behind DequantizeLinear when it optimizes: \
+                  write them with --format matmulnbits for it"
+                .to_owned(),
+        );
     }
     if jobs.iter().any(|j| j.options.codes == BlockType::Nf4) {
-        all.push("no ONNX operator knows nf4: other runtimes read the table when they load the file, and then hold \
+        all.push(
+            "no ONNX operator knows nf4: other runtimes read the table when they load the file, and then hold \
                   these weights as float32"
-            .to_owned());
+                .to_owned(),
+        );
     }
     all
 }

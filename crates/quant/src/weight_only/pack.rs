@@ -155,7 +155,11 @@ fn has_zeros(options: &WeightOnlyOptions) -> bool {
 }
 
 fn tensor(dtype: DType, shape: impl Into<Vec<usize>>, codes: &[u8]) -> Result<Tensor, TensorError> {
-    if dtype.is_packed() { Tensor::from_codes(dtype, shape, codes) } else { Tensor::from_bytes(dtype, shape, codes.to_vec()) }
+    if dtype.is_packed() {
+        Tensor::from_codes(dtype, shape, codes)
+    } else {
+        Tensor::from_bytes(dtype, shape, codes.to_vec())
+    }
 }
 
 /// Codes `[columns, k]` and the scales and zero points of their blocks.

@@ -21,8 +21,7 @@ const MICROSOFT: &str = "com.microsoft";
 pub(super) fn all(model: &mut Model, jobs: &[Job], exec: &Exec) -> Result<(), QdqError> {
     let opset = model.opset();
     let graph = &model.graph;
-    let mut writer =
-        Writer { graph, opset, exec, patch: Patch::new(graph), written: BTreeMap::new(), nf4: None };
+    let mut writer = Writer { graph, opset, exec, patch: Patch::new(graph), written: BTreeMap::new(), nf4: None };
     for job in jobs {
         let node = graph.node(job.node);
         match (node.op.name(), job.options.format) {
@@ -105,7 +104,8 @@ impl Writer<'_> {
             self.patch.set_input(job.node, 1, floats);
             return Ok(());
         }
-        let product = self.node(&format!("{}_MatMul", node.name), "MatMul", AttrMap::new(), &[node.input(0), floats])?;
+        let product =
+            self.node(&format!("{}_MatMul", node.name), "MatMul", AttrMap::new(), &[node.input(0), floats])?;
         let out = match node.input(2) {
             Some(bias) => {
                 self.node(&format!("{}_Add", node.name), "Add", AttrMap::new(), &[Some(product), Some(bias)])?
@@ -161,7 +161,8 @@ impl Writer<'_> {
         let (Some(w), Some(y)) = (node.input(1), node.output(0)) else { return Ok(()) };
         let by_column = is_transposed(node);
         let Some(key) = self.key(w, by_column, &job.options) else { return Ok(()) };
-        let Some([rows, columns]) = self.graph.constant(w).map(Tensor::shape).and_then(|s| <[usize; 2]>::try_from(s).ok())
+        let Some([rows, columns]) =
+            self.graph.constant(w).map(Tensor::shape).and_then(|s| <[usize; 2]>::try_from(s).ok())
         else {
             return Ok(());
         };

@@ -191,8 +191,9 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
         );
     }
     match s.approach.needs_ranges() {
-        true => out
-            .push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples)),
+        true => {
+            out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples))
+        }
         false => out.push_str(&format!("  time    {:.1} s for all of it\n", s.seconds)),
     }
     s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));
