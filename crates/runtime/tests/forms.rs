@@ -417,3 +417,52 @@ fn runs_depthwise_convolutions_with_a_scale_per_channel_on_integers() {
         assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), kernels);
     }
 }
+
+/// `%y`: the product of `%x` [2, 5, 24] with a scale and zero point per row, the column sums of `%w` off by `wrong`.
+fn row_product(dtype: &str, zeros: bool, wrong: i64) -> String {
+    let (k, n) = (24, 10);
+    let (low, mut random) = (if dtype == "u8" { 0 } else { -128 }, Random(3));
+    // As `codes` makes them.
+    let w: Vec<i64> = (0..k * n).map(|_| i64::from(random.next() % 256) + low).collect();
+    let zero = |j: usize| if zeros { (j % 3) as i64 } else { 0 };
+    let sums = list(n, |j| (0..k).map(|i| w[i * n + j] - zero(j)).sum::<i64>() + wrong);
+    let scales = list(n, |i| 0.002 + 0.0007 * (i % 5) as f32);
+    let constants = format!(
+        "{}const %w_s: f32[{n}] = {scales}\n const %w_z: {dtype}[{n}] = {}\n const %sums: i32[{n}] = {sums}\n",
+        codes("w", dtype, &[k, n], 3),
+        list(n, zero)
+    );
+    let zero_point = if zeros { ", _, %w_z" } else { "" };
+    format!(
+        "{constants} const %axes: i64[1] = [-1]\n const %none: f32[] = [0]\n const %steps: f32[] = [255]\n \
+         const %least: f32[] = [1e-37]\n\
+         %low0 = ReduceMin(%x, %axes)\n %high0 = ReduceMax(%x, %axes)\n\
+         %low = Clip(%low0, _, %none)\n %high = Clip(%high0, %none)\n %range = Sub(%high, %low)\n\
+         %step = Div(%range, %steps)\n %scale = Clip(%step, %least)\n %ratio = Div(%low, %scale)\n\
+         %whole = Round(%ratio)\n %positive = Abs(%whole)\n %zero = Cast(%positive) {{to=2}}\n\
+         %codes = QuantizeLinear(%x, %scale, %zero) {{axis=-1, block_size={k}}}\n %zero32 = Cast(%zero) {{to=6}}\n\
+         %sum = MatMulInteger(%codes, %w{zero_point})\n %shift = Mul(%zero32, %sums)\n %shifted = Sub(%sum, %shift)\n\
+         %f = Cast(%shifted) {{to=1}}\n %scales = Mul(%scale, %w_s)\n %y = Mul(%f, %scales)\n"
+    )
+}
+
+#[test]
+fn multiplies_rows_with_formats_of_their_own() {
+    for (dtype, zeros) in [("i8", false), ("i8", true), ("u8", true)] {
+        let body = row_product(dtype, zeros, 0);
+        let g = graph("input %x: f32[2, 5, 24]", &body, "output %y");
+        assert_same_bits(&g, &["dynamic_quantize_rows", GEMM]);
+        let bias = format!("{body} const %b: f32[10] = {}\n %s = Add(%y, %b)\n %r = Relu(%s)\n", list(10, |i| i));
+        let g = graph("input %x: f32[2, 5, 24]", &bias, "output %r");
+        assert_same_bits(&g, &["dynamic_quantize_rows", GEMM]);
+    }
+}
+
+#[test]
+fn leaves_rows_with_another_correction_to_their_operators() {
+    let g = graph("input %x: f32[2, 5, 24]", &row_product("i8", false, 1), "output %y");
+    let (got, want) = run(&g, &[]);
+    assert_eq!(got.bytes(), want.bytes());
+    let (_, profile) = session(&g, 1).profile(&samples(&g)).expect("it runs");
+    assert!(profile.rows.iter().any(|r| r.kernel == "reference"));
+}

@@ -1,0 +1,240 @@
+//! The command `quantize`: its arguments ([`scheme`]), the job, and what it says in the end ([`summary`]).
+
+mod scheme;
+mod summary;
+mod without_ranges;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use narrowbit_data::Split;
+use narrowbit_import::onnx;
+use narrowbit_ir::Model;
+use narrowbit_quant::approach::{Approach, BlockFormat};
+use narrowbit_quant::observe::Method;
+use narrowbit_quant::options::{Matcher, QuantOptions};
+use narrowbit_quant::plan::Layout;
+use narrowbit_quant::quantize::{self, NodeFate};
+use narrowbit_quant::ranges::Ranges;
+use narrowbit_tensor::Tensor;
+pub use scheme::SchemeArgs;
+use summary::{text, unasked};
+
+use crate::args::{Global, Threads};
+use crate::check::Check;
+use crate::commands::calibrate::Job;
+use crate::data::DataArgs;
+use crate::measure::{Outcome, When};
+use crate::{interrupt, measure, model, output};
+
+/// Quantize a float model to int8, or to the format of another --approach
+///
+/// Cleans the graph, calibrates it on --data (or takes --ranges), puts QuantizeLinear and DequantizeLinear nodes
+/// where integers pay, and writes a standard ONNX model. Then runs the written file on the first samples (64 at
+/// most, 4 of a large model) and says what was lost.
+///
+/// --approach dynamic, weight-only, float16 and bfloat16 need no samples; with --data they say what was lost, too.
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// The float model (.onnx)
+    model: PathBuf,
+    /// Where to write the quantized model (.onnx)
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: PathBuf,
+    /// Ranges from `narrowbit calibrate`, instead of --data
+    #[arg(long, value_name = "RANGES.json")]
+    ranges: Option<PathBuf>,
+    /// The form of the quantized graph [default: qdq]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Exit with 1 when a Conv, Gemm or MatMul stays float without having been asked to
+    #[arg(long)]
+    strict: bool,
+    /// Do not run the quantized model to measure its error
+    #[arg(long)]
+    no_check: bool,
+    /// Time the quantized model beside the float one, in turns, and say where int8 does not pay
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true,
+          default_value_t = When::Auto, default_missing_value = "yes")]
+    measure: When,
+    /// Print the settings as resolved from defaults, --config and flags, and stop
+    #[arg(long)]
+    show_config: bool,
+    #[command(flatten)]
+    scheme: SchemeArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// The form of a quantized graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// QuantizeLinear and DequantizeLinear around float operators: what every runtime reads
+    Qdq,
+    /// QLinearConv, QLinearMatMul and friends; static
+    Qoperator,
+    /// ONNX Runtime's MatMulNBits; weight-only
+    Matmulnbits,
+}
+
+/// What an error of the check begins with.
+const UNCHECKED: &str = "the quantized model can't be compared with the float one, so it was not written (--no-check writes it all the same)";
+
+/// A quantized model with what the summary says of it.
+struct Made {
+    fates: Vec<NodeFate>,
+    /// The calibration, where there was one.
+    ranges: Option<Ranges>,
+    check: Option<Check>,
+    warnings: Vec<String>,
+}
+
+impl Quantize {
+    /// Runs the command.
+    pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        let options = self.options()?;
+        if self.show_config {
+            let text =
+                if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
+            output::print(&text)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        interrupt::install();
+        let start = Instant::now();
+        let mut model = model::load_runnable(&self.model)?;
+        model::sanitize(&mut model)?;
+        let mut made = match options.approach.needs_ranges() {
+            true => self.with_ranges(&mut model, &options)?,
+            false => self.without_ranges(&mut model, &options)?,
+        };
+        describe(&mut model, made.ranges.as_ref(), &options)?;
+        let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
+        // Neither the float weights nor the file that they are mapped from are needed any more.
+        drop(model);
+        let seconds = start.elapsed().as_secs_f64();
+        let check = made.check.take();
+        let inputs = check.as_ref().and_then(Check::inputs);
+        let error = match check {
+            Some(check) => Some(check.run(staged.load()?, self.threads.threads).context(UNCHECKED)?),
+            None => None,
+        };
+        staged.commit()?;
+        let speed = self.speed(inputs, &made.fates, &options, start.elapsed().as_secs_f64())?;
+        let mut summary = self.summary(global, &options, made, error, seconds)?;
+        summary.warnings.extend(speed.warning());
+        let skipped = matches!(speed, Outcome::TooSlow);
+        summary.speed = speed.measured();
+        let strict = self.strict && summary.float.iter().any(unasked);
+        if global.json {
+            output::json(&summary)?;
+        } else {
+            output::print(&text(&summary, &self.data, skipped))?;
+        }
+        Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+
+    /// The settings, the form of the graph among them.
+    fn options(&self) -> Result<QuantOptions> {
+        let mut options = self.scheme.resolve()?;
+        match (options.approach, self.format) {
+            (_, None) => {}
+            (Approach::WeightOnly, Some(Format::Matmulnbits)) => options.weight_only.format = BlockFormat::Matmulnbits,
+            (Approach::WeightOnly, Some(Format::Qdq)) => options.weight_only.format = BlockFormat::Qdq,
+            (Approach::Static, Some(Format::Qdq | Format::Qoperator)) => {}
+            (_, Some(_)) => bail!(
+                "--format has no such form for this approach\nhelp: qdq and qoperator are for static, qdq and matmulnbits for weight-only"
+            ),
+        }
+        Ok(options)
+    }
+
+    fn with_ranges(&self, model: &mut Model, options: &QuantOptions) -> Result<Made> {
+        let layout = quantize::layout(model, options)?;
+        let (ranges, check) = self.ranges(model, &layout, options)?;
+        let warnings = unmatched(model, options)?;
+        let (_, fates) = quantize::quantize(model, layout, &ranges, options, &self.threads.exec()?)?;
+        if self.format == Some(Format::Qoperator) {
+            narrowbit_quant::qoperator::convert(model)?;
+        }
+        Ok(Made { fates, ranges: Some(ranges), check, warnings })
+    }
+
+    /// The ranges, and what is needed to check the result, where samples are given.
+    fn ranges(&self, model: &Model, layout: &Layout, options: &QuantOptions) -> Result<(Ranges, Option<Check>)> {
+        if let Some(path) = &self.ranges {
+            if self.data.data.is_some() || self.data.random.is_some() {
+                bail!("give either --ranges or samples (--data, --random), not both");
+            }
+            return Ok((Ranges::load(path)?, None));
+        }
+        let dataset = self.data.open(&model.graph, Split::Calibration)?;
+        let overridden = options.overrides.iter().filter_map(|o| o.method);
+        let job = Job {
+            threads: self.threads.threads,
+            batch: self.data.batch,
+            histograms: overridden.chain([options.method]).any(Method::needs_histogram),
+            skip: 0,
+            keep: !self.no_check,
+        };
+        let done = job.run(model, layout, &dataset, Ranges::default())?;
+        if done.stopped {
+            bail!("stopped by Ctrl-C; nothing was written\nhelp: `narrowbit calibrate` can be resumed");
+        }
+        Ok((done.ranges, Check::new(done.kept, &dataset)?))
+    }
+
+    /// Times the written model beside the float one, after `seconds` of work; `inputs` are those of the check, if
+    /// there was one.
+    fn speed(
+        &self,
+        inputs: Option<Vec<Tensor>>,
+        fates: &[NodeFate],
+        options: &QuantOptions,
+        seconds: f64,
+    ) -> Result<Outcome> {
+        // Who does not want the model run for its error does not want it run unasked.
+        if self.measure == When::No || self.measure == When::Auto && self.no_check {
+            return Ok(Outcome::NotAsked);
+        }
+        let integer = fates.iter().filter(|f| f.integer).map(|f| f.node.clone()).collect();
+        let beside = (self.measure == When::Auto).then_some(seconds);
+        let format = summary::format_name(options);
+        let job = measure::Job { integer, format, inputs, threads: self.threads.threads, beside };
+        match job.run(&self.model, &self.output) {
+            Ok(outcome) => Ok(outcome),
+            Err(e) if self.measure == When::Auto => {
+                tracing::warn!("the speed was not measured: {e:#}");
+                Ok(Outcome::NotAsked)
+            }
+            Err(e) => Err(e.context(format!("{} is written, but its speed can't be measured", self.output.display()))),
+        }
+    }
+}
+
+/// A warning for each exception that is about no node of the model.
+fn unmatched(model: &Model, options: &QuantOptions) -> Result<Vec<String>> {
+    let matcher = Matcher::new(&options.overrides)?;
+    let idle = matcher.unmatched(&model.graph);
+    Ok(idle.into_iter().map(|o| format!("{o} matches no node of the cleaned graph")).collect())
+}
+
+/// Says in the file how it was made, so that it can be made again.
+fn describe(model: &mut Model, ranges: Option<&Ranges>, options: &QuantOptions) -> Result<()> {
+    model.producer_name = "narrowbit".into();
+    model.producer_version = env!("CARGO_PKG_VERSION").into();
+    model.set_metadata("narrowbit.version", env!("CARGO_PKG_VERSION"));
+    model.set_metadata("narrowbit.quantize", serde_json::to_string(options)?);
+    let Some(ranges) = ranges else { return Ok(()) };
+    let data: Vec<&str> =
+        ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
+    model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));
+    if ranges.random {
+        model.set_metadata("narrowbit.warning", "calibrated on random samples: accuracy is undefined");
+    }
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! The arguments that say what is quantized, and how.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, ValueEnum};
+use narrowbit_quant::approach::{Algorithm, Approach, BlockType, Compute, Granularity};
+use narrowbit_quant::observe::Method;
+use narrowbit_quant::options::{Override, QuantOptions};
+use narrowbit_quant::scheme::IntType;
+
+/// An 8-bit integer type.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum IntArg {
+    /// −128 … 127
+    Int8,
+    /// 0 … 255
+    Uint8,
+}
+
+impl From<IntArg> for IntType {
+    fn from(i: IntArg) -> IntType {
+        match i {
+            IntArg::Int8 => IntType::Int8,
+            IntArg::Uint8 => IntType::Uint8,
+        }
+    }
+}
+
+/// A number format of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightArg {
+    /// −128 … 127
+    Int8,
+    /// 0 … 255
+    Uint8,
+    /// −8 … 7, weight-only
+    Int4,
+    /// 0 … 15 with a zero point, weight-only
+    Uint4,
+    /// −2 … 1, weight-only
+    Int2,
+    /// 0 … 3 with a zero point, weight-only
+    Uint2,
+    /// 4 exponent and 3 mantissa bits, weight-only
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+    /// Sixteen quantiles of the normal distribution, weight-only
+    Nf4,
+}
+
+impl WeightArg {
+    fn blocks(self) -> BlockType {
+        match self {
+            WeightArg::Int8 => BlockType::Int8,
+            WeightArg::Uint8 => BlockType::Uint8,
+            WeightArg::Int4 => BlockType::Int4,
+            WeightArg::Uint4 => BlockType::Uint4,
+            WeightArg::Int2 => BlockType::Int2,
+            WeightArg::Uint2 => BlockType::Uint2,
+            WeightArg::Fp8E4m3 => BlockType::Fp8E4m3,
+            WeightArg::Nf4 => BlockType::Nf4,
+        }
+    }
+
+    /// The type of weights that integer products multiply.
+    fn integers(self) -> Result<IntType> {
+        match self {
+            WeightArg::Int8 => Ok(IntType::Int8),
+            WeightArg::Uint8 => Ok(IntType::Uint8),
+            other => bail!(
+                "integer products have weights of int8 or uint8, not {}\nhelp: --approach weight-only stores narrower ones",
+                other.blocks()
+            ),
+        }
+    }
+}
+
+/// How the model is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ApproachArg {
+    /// Integers throughout, with ranges calibrated on samples
+    Static,
+    /// Integer products whose activations find their range at run time; needs no samples
+    Dynamic,
+    /// Weights in 2 to 8 bits by blocks, computing on floats; needs no samples
+    WeightOnly,
+    /// Half precision, LayerNormalization, Softmax and their like in float32; needs no samples
+    Float16,
+    /// Weights in bfloat16, computing in float32; needs no samples
+    Bfloat16,
+}
+
+impl From<ApproachArg> for Approach {
+    fn from(a: ApproachArg) -> Approach {
+        match a {
+            ApproachArg::Static => Approach::Static,
+            ApproachArg::Dynamic => Approach::Dynamic,
+            ApproachArg::WeightOnly => Approach::WeightOnly,
+            ApproachArg::Float16 => Approach::Float16,
+            ApproachArg::Bfloat16 => Approach::Bfloat16,
+        }
+    }
+}
+
+/// What shares a scale of an activation.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum GranularityArg {
+    /// Each row along the last axis
+    Token,
+    /// The whole tensor: what other runtimes have fused kernels for
+    Tensor,
+}
+
+/// How the scale of a block of weights is chosen.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AlgorithmArg {
+    /// The least scale at which nothing saturates
+    Rtn,
+    /// The least squared error of the block
+    Mse,
+    /// Half-quadratic quantization of the zero point
+    Hqq,
+}
+
+/// What computes on half-precision weights.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ComputeArg {
+    /// Operators in half precision where that is enough
+    Half,
+    /// Operators in float32
+    Float32,
+}
+
+/// How ranges are chosen.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum MethodArg {
+    /// The extremes
+    Minmax,
+    /// The moving average of each sample's extremes
+    MovingAverage,
+    /// All but the rarest values, see --percentile
+    Percentile,
+    /// The least Kullback-Leibler divergence
+    Entropy,
+    /// The least mean squared error
+    Mse,
+}
+
+/// What is quantized, and how.
+#[derive(Debug, Clone, Args)]
+pub struct SchemeArgs {
+    /// Settings from a TOML or JSON file (see --show-config); flags take precedence
+    #[arg(long, value_name = "FILE", help_heading = "Quantization")]
+    config: Option<PathBuf>,
+    /// How the model is quantized [default: static]
+    #[arg(long, value_enum, help_heading = "Quantization")]
+    approach: Option<ApproachArg>,
+    /// The integer type of activations [default: uint8]
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
+    activations: Option<IntArg>,
+    /// The type of weights [default: int8; weight-only: int4]
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
+    weights: Option<WeightArg>,
+    /// Give zero the middle code in activations too
+    #[arg(long, help_heading = "Quantization")]
+    symmetric: bool,
+    /// Let weights have a zero point
+    #[arg(long, help_heading = "Quantization")]
+    asymmetric_weights: bool,
+    /// One scale per weight tensor instead of one per output channel
+    #[arg(long, help_heading = "Quantization")]
+    per_tensor: bool,
+    /// Use 7 bits for weights, for x86 processors without VNNI
+    #[arg(long, help_heading = "Quantization")]
+    reduce_range: bool,
+    /// How ranges are chosen [default: minmax]
+    #[arg(long, value_enum, value_name = "METHOD", help_heading = "Quantization")]
+    method: Option<MethodArg>,
+    /// The share of values that --method percentile keeps [default: 99.999]
+    #[arg(long, value_name = "PERCENT", help_heading = "Quantization")]
+    percentile: Option<f64>,
+    /// Quantize only these operator types
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Quantization")]
+    op_types: Vec<String>,
+    /// Keep nodes float whose name matches this glob (repeatable)
+    #[arg(long, value_name = "GLOB", help_heading = "Quantization")]
+    exclude: Vec<String>,
+    /// Keep nodes float whose name matches this regular expression (repeatable)
+    #[arg(long, value_name = "REGEX", help_heading = "Quantization")]
+    exclude_regex: Vec<String>,
+    /// Keep nodes of this operator type float (repeatable)
+    #[arg(long, value_name = "TYPE", help_heading = "Quantization")]
+    exclude_type: Vec<String>,
+    /// Keep the first Conv, Gemm or MatMul float
+    #[arg(long, help_heading = "Quantization")]
+    keep_first: bool,
+    /// Keep the last Conv, Gemm or MatMul float
+    #[arg(long, help_heading = "Quantization")]
+    keep_last: bool,
+    /// Keep embedding tables in 32 bits
+    #[arg(long, help_heading = "Quantization")]
+    float_embeddings: bool,
+    /// What shares a scale of an activation: dynamic [default: token]
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
+    granularity: Option<GranularityArg>,
+    /// Weights that share a scale, a power of two from 16 on: weight-only [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Quantization")]
+    block: Option<usize>,
+    /// How the scale of a block is chosen: weight-only [default: mse]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Quantization")]
+    algorithm: Option<AlgorithmArg>,
+    /// Make inputs and outputs half precision too: float16, bfloat16
+    #[arg(long, help_heading = "Quantization")]
+    io_float16: bool,
+    /// What operators compute in [default: half; bfloat16: float32]
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
+    compute: Option<ComputeArg>,
+}
+
+impl SchemeArgs {
+    /// Flags over the file over the defaults.
+    pub fn resolve(&self) -> Result<QuantOptions> {
+        let mut o = match &self.config {
+            Some(path) => read_config(path)?,
+            None => QuantOptions::default(),
+        };
+        if let Some(a) = self.approach {
+            o.approach = a.into();
+        }
+        self.check_flags(o.approach)?;
+        if let Some(t) = self.activations {
+            o.activations.int = t.into();
+        }
+        match self.weights {
+            Some(t) if o.approach == Approach::WeightOnly => o.weight_only.codes = t.blocks(),
+            Some(t) => o.weights.int = t.integers()?,
+            None => {}
+        }
+        self.resolve_approach(&mut o);
+        o.activations.symmetric |= self.symmetric;
+        o.weights.symmetric &= !self.asymmetric_weights;
+        o.weights.per_channel &= !self.per_tensor;
+        o.weights.reduce_range |= self.reduce_range;
+        o.keep_first |= self.keep_first;
+        o.keep_last |= self.keep_last;
+        o.embeddings &= !self.float_embeddings;
+        if !self.op_types.is_empty() {
+            o.op_types.clone_from(&self.op_types);
+        }
+        o.method = self.method(o.method)?;
+        o.overrides.extend(self.exclusions());
+        Ok(o)
+    }
+
+    /// Settings of one approach.
+    fn resolve_approach(&self, o: &mut QuantOptions) {
+        match self.granularity {
+            Some(GranularityArg::Token) => o.dynamic.granularity = Granularity::Token,
+            Some(GranularityArg::Tensor) => o.dynamic.granularity = Granularity::Tensor,
+            None => {}
+        }
+        o.weight_only.block = self.block.unwrap_or(o.weight_only.block);
+        match self.algorithm {
+            Some(AlgorithmArg::Rtn) => o.weight_only.algorithm = Algorithm::Rtn,
+            Some(AlgorithmArg::Mse) => o.weight_only.algorithm = Algorithm::Mse,
+            Some(AlgorithmArg::Hqq) => o.weight_only.algorithm = Algorithm::Hqq,
+            None => {}
+        }
+        o.half.io |= self.io_float16;
+        match self.compute {
+            Some(ComputeArg::Half) => o.half.compute = Some(Compute::Half),
+            Some(ComputeArg::Float32) => o.half.compute = Some(Compute::Float32),
+            None => {}
+        }
+    }
+
+    /// Refuses flags that an approach has no use for: who gives them expects another one.
+    fn check_flags(&self, approach: Approach) -> Result<()> {
+        use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
+        let all: [(bool, &str, &[Approach]); 14] = [
+            (self.activations.is_some(), "--activations", &[Static]),
+            (self.symmetric, "--symmetric", &[Static]),
+            (self.method.is_some(), "--method", &[Static]),
+            (self.percentile.is_some(), "--percentile", &[Static]),
+            (self.weights.is_some(), "--weights", &[Static, Dynamic, WeightOnly]),
+            (self.asymmetric_weights, "--asymmetric-weights", &[Static, Dynamic]),
+            (self.per_tensor, "--per-tensor", &[Static, Dynamic]),
+            (self.reduce_range, "--reduce-range", &[Static, Dynamic]),
+            (self.keep_first || self.keep_last, "--keep-first and --keep-last", &[Static, Dynamic, WeightOnly]),
+            (self.granularity.is_some(), "--granularity", &[Dynamic]),
+            (self.block.is_some(), "--block", &[WeightOnly]),
+            (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),
+            (self.io_float16, "--io-float16", &[Float16, Bfloat16]),
+            (self.compute.is_some(), "--compute", &[Float16, Bfloat16]),
+        ];
+        let idle = all.into_iter().find(|(given, _, fits)| *given && !fits.contains(&approach));
+        let Some((_, flag, fits)) = idle else { return Ok(()) };
+        let name = |a: Approach| match a {
+            Static => "static",
+            Dynamic => "dynamic",
+            WeightOnly => "weight-only",
+            Float16 => "float16",
+            Bfloat16 => "bfloat16",
+            _ => "another",
+        };
+        let fits: Vec<&str> = fits.iter().map(|&a| name(a)).collect();
+        bail!("{flag} has no meaning for --approach {}\nhelp: it is for {}", name(approach), fits.join(", "))
+    }
+
+    fn method(&self, before: Method) -> Result<Method> {
+        let percentile = self.percentile.unwrap_or(99.999);
+        if !(percentile > 50.0 && percentile <= 100.0) {
+            bail!("--percentile must be above 50 and at most 100, not {percentile}");
+        }
+        Ok(match self.method {
+            None if self.percentile.is_some() => Method::Percentile(percentile),
+            None => before,
+            Some(MethodArg::Minmax) => Method::Minmax,
+            Some(MethodArg::MovingAverage) => Method::MovingAverage,
+            Some(MethodArg::Percentile) => Method::Percentile(percentile),
+            Some(MethodArg::Entropy) => Method::Entropy,
+            Some(MethodArg::Mse) => Method::Mse,
+        })
+    }
+
+    fn exclusions(&self) -> impl Iterator<Item = Override> {
+        let float = || Override { float: Some(true), ..Override::default() };
+        let names = self.exclude.iter().map(move |g| Override { name: Some(g.clone()), ..float() });
+        let regexes = self.exclude_regex.iter().map(move |r| Override { regex: Some(r.clone()), ..float() });
+        let types = self.exclude_type.iter().map(move |t| Override { op_type: Some(t.clone()), ..float() });
+        names.chain(regexes).chain(types)
+    }
+}
+
+fn read_config(path: &Path) -> Result<QuantOptions> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let parsed = if json {
+        serde_json::from_str(&text).map_err(anyhow::Error::from)
+    } else {
+        toml::from_str(&text).map_err(anyhow::Error::from)
+    };
+    parsed.map_err(|e| {
+        let problem = e.to_string();
+        let (path, problem) = (path.display(), problem.trim_end());
+        anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")
+    })
+}

@@ -1,0 +1,205 @@
+//! What a quantization gave, as text and as JSON.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use narrowbit_quant::approach::Approach;
+use narrowbit_quant::options::QuantOptions;
+use narrowbit_quant::quantize::NodeFate;
+use serde::Serialize;
+
+use super::{Made, Quantize};
+use crate::args::Global;
+use crate::check::Loss;
+use crate::data::DataArgs;
+use crate::measure::Speed;
+use crate::{model, output};
+
+/// What a quantization gave.
+#[derive(Serialize)]
+pub struct Summary {
+    model: PathBuf,
+    output: PathBuf,
+    approach: Approach,
+    /// Nodes that compute on integers, and all nodes of the cleaned graph.
+    pub integer_nodes: usize,
+    /// Nodes whose weights or results have become another type, where they are no integers that they compute on.
+    stored_nodes: usize,
+    /// That type, or int8.
+    format: String,
+    nodes: usize,
+    /// Why the others do not: number of nodes by operator and reason.
+    pub float: Vec<FloatGroup>,
+    /// Bytes on disk.
+    pub bytes_before: u64,
+    /// Bytes on disk.
+    pub bytes_after: u64,
+    /// The error of the outputs on the first calibration samples.
+    pub error: Option<Loss>,
+    /// The time of a run beside the float model's, where it was measured.
+    pub speed: Option<Speed>,
+    samples: u64,
+    random: bool,
+    seconds: f64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    node_list: Vec<NodeFate>,
+}
+
+/// Nodes that stay float for one reason.
+#[derive(Serialize)]
+pub struct FloatGroup {
+    op: String,
+    reason: &'static str,
+    why: String,
+    count: usize,
+    example: String,
+}
+
+/// Below this ratio answers begin to differ visibly.
+const POOR_SQNR: f64 = 15.0;
+impl Quantize {
+    pub(super) fn summary(
+        &self,
+        global: &Global,
+        options: &QuantOptions,
+        made: Made,
+        error: Option<Loss>,
+        seconds: f64,
+    ) -> Result<Summary> {
+        let Made { fates, ranges, warnings, .. } = made;
+        let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
+        let mut warnings = warnings;
+        if random {
+            warnings.push("the ranges come from random samples: the accuracy of this model means nothing".to_owned());
+        }
+        if let Some(e) = error.as_ref().filter(|e| e.figures.sqnr_db < POOR_SQNR) {
+            warnings.push(format!(
+                "the outputs differ strongly from the float model's (SQNR {}): do not ship this before looking at `narrowbit compare`",
+                output::decibels(e.figures.sqnr_db)
+            ));
+        }
+        Ok(Summary {
+            model: self.model.clone(),
+            output: self.output.clone(),
+            approach: options.approach,
+            format: format_name(options),
+            stored_nodes: fates.iter().filter(|f| f.stored.is_some()).count(),
+            integer_nodes: fates.iter().filter(|f| f.integer).count(),
+            nodes: fates.len(),
+            float: groups(&fates),
+            bytes_before: model::size_on_disk(&self.model)?,
+            bytes_after: model::size_on_disk(&self.output)?,
+            error,
+            speed: None,
+            samples,
+            random,
+            seconds,
+            warnings,
+            node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
+        })
+    }
+}
+
+/// What a model becomes with these settings: int8, int4, float16.
+pub fn format_name(options: &QuantOptions) -> String {
+    match options.approach {
+        Approach::WeightOnly => options.weight_only.codes.to_string(),
+        Approach::Float16 => "float16".into(),
+        Approach::Bfloat16 => "bfloat16".into(),
+        _ => "int8".into(),
+    }
+}
+
+/// Operators that integers pay for.
+const PRODUCTS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
+
+/// Whether a reason is a loss that nobody asked for.
+pub fn unasked(g: &FloatGroup) -> bool {
+    PRODUCTS.contains(&g.op.as_str())
+        && !matches!(g.reason, "excluded" | "type-not-selected" | "edge-layer" | "not-float-data" | "no-weight")
+}
+
+fn groups(fates: &[NodeFate]) -> Vec<FloatGroup> {
+    let mut by: BTreeMap<(&str, &'static str), FloatGroup> = BTreeMap::new();
+    for f in fates {
+        let (Some(reason), Some(why)) = (f.reason, &f.why) else { continue };
+        let new = || FloatGroup { op: f.op.clone(), reason, why: why.clone(), count: 0, example: f.node.clone() };
+        by.entry((&f.op, reason)).or_insert_with(new).count += 1;
+    }
+    let mut all: Vec<FloatGroup> = by.into_values().collect();
+    all.sort_by_key(|g| std::cmp::Reverse(g.count));
+    all
+}
+
+/// Groups by what keeps them float, products first: those are the ones that cost speed.
+fn by_reason(groups: &[FloatGroup]) -> Vec<(&str, Vec<&FloatGroup>)> {
+    let mut out: Vec<(&str, Vec<&FloatGroup>)> = Vec::new();
+    for g in groups.iter().filter(|g| g.reason != "not-float-data") {
+        match out.iter_mut().find(|(why, _)| *why == g.why) {
+            Some((_, all)) => all.push(g),
+            None => out.push((&g.why, vec![g])),
+        }
+    }
+    out.sort_by_key(|(_, all)| !all.iter().any(|g| PRODUCTS.contains(&g.op.as_str())));
+    out
+}
+
+/// The summary for people; `skipped` says that the speed would take too long to measure.
+pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
+    let mut out = format!("{} → {}\n", s.model.display(), s.output.display());
+    let (done, what, rest) = match s.approach {
+        Approach::WeightOnly => (s.stored_nodes, format!("read constants of {}", s.format), "as before"),
+        Approach::Float16 | Approach::Bfloat16 => (s.stored_nodes, format!("are in {}", s.format), "float32"),
+        _ => (s.integer_nodes, "compute on integers".to_owned(), "float"),
+    };
+    out.push_str(&format!("  nodes   {done} of {} {what}\n", s.nodes));
+    for (why, groups) in by_reason(&s.float) {
+        let count: usize = groups.iter().map(|g| g.count).sum();
+        let ops: Vec<String> = groups.iter().map(|g| format!("{} {}", g.count, g.op)).collect();
+        out.push_str(&format!("          {count} {rest}, {why}:\n            {}\n", ops.join(", ")));
+    }
+    let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;
+    out.push_str(&format!(
+        "  size    {} → {} ({:.0} %)\n",
+        output::bytes(s.bytes_before),
+        output::bytes(s.bytes_after),
+        ratio * 100.0
+    ));
+    if let Some(e) = &s.error {
+        out.push_str(&format!(
+            "  error   SQNR {}, cosine {:.5}, max {:.3e} on {} {}samples\n",
+            output::decibels(e.figures.sqnr_db),
+            e.figures.cosine,
+            e.figures.max_error,
+            e.samples,
+            if s.approach.needs_ranges() { "calibration " } else { "" }
+        ));
+        for (f, q) in e.float.iter().zip(&e.quantized) {
+            out.push_str(&format!("  metric  {f} float, {q} {}, on the same samples\n", s.format));
+        }
+    } else if !s.approach.needs_ranges() {
+        out.push_str("  error   not measured (--data DATA does it on its first samples)\n");
+    }
+    if let Some(speed) = &s.speed {
+        out.push_str(&speed.text());
+    } else if skipped {
+        out.push_str(
+            "  speed   not measured, because it takes more than a tenth of the time (--measure does it all the same)\n",
+        );
+    }
+    match s.approach.needs_ranges() {
+        true => {
+            out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples))
+        }
+        false => out.push_str(&format!("  time    {:.1} s for all of it\n", s.seconds)),
+    }
+    s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));
+    let path = data.data.as_deref().unwrap_or(Path::new("DATA")).display();
+    let preprocess = data.preprocess.preprocess.as_ref().map(|p| format!(" --preprocess {}", p.display()));
+    let (model, output, preprocess) = (s.model.display(), s.output.display(), preprocess.unwrap_or_default());
+    out.push_str(&format!("next: narrowbit compare {model} {output} --data {path}{preprocess}\n"));
+    out
+}
