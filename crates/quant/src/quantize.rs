@@ -11,6 +11,7 @@ use crate::options::{PatternError, QuantOptions};
 use crate::plan::{Kind, Layout, PlanError, QuantPlan};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
+use crate::scheme::SchemeError;
 
 /// Why a model could not be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum QuantizeError {
     /// A range method keeps an impossible share of the values.
     #[error("a percentile must be above 50 and at most 100, not {0}")]
     Percentile(f64),
+    /// The schemes contradict each other.
+    #[error(transparent)]
+    Scheme(#[from] SchemeError),
     /// The plan can't be made from the ranges.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -73,6 +77,7 @@ pub struct NodeFate {
 pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeError> {
     op_types::check(&options.op_types)?;
     check_percentiles(options)?;
+    options.check()?;
     let graph = &model.graph;
     let quantized = graph.nodes().find(|(_, n)| {
         n.op.name() == "QuantizeLinear" || n.op.name().starts_with("QLinear") || n.op.name() == "MatMulInteger"
