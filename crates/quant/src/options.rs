@@ -6,7 +6,9 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::{Method, Range};
-use crate::scheme::{ActivationScheme, Formula, Preset, SchemeError, Statistic, WeightScheme, check_pair, vitis};
+use crate::scheme::{
+    ActivationScheme, Formula, NumberFormat, Preset, SchemeError, Statistic, WeightScheme, check_pair, vitis,
+};
 
 /// The settings of a quantization, as resolved from defaults, a config file and flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +29,9 @@ pub struct QuantOptions {
     /// Whose outputs have the range that their function has, whatever calibration saw.
     #[serde(skip_serializing_if = "is_default")]
     pub fixed_ranges: FixedRanges,
+    /// Whether activations have one position of the fraction each, where the scheme would have one per channel.
+    #[serde(skip_serializing_if = "is_default")]
+    pub per_tensor_activations: bool,
     /// Bits of the codes of the first product's weights; as the others' if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_weight_bits: Option<u8>,
@@ -52,6 +57,7 @@ impl Default for QuantOptions {
             method: Method::default(),
             statistic: Statistic::default(),
             fixed_ranges: FixedRanges::default(),
+            per_tensor_activations: false,
             input_weight_bits: None,
             op_types: Vec::new(),
             keep_first: false,
@@ -120,6 +126,21 @@ impl QuantOptions {
     pub fn position_bits(&self) -> Option<u8> {
         let schemes = self.overrides.iter().filter_map(|o| o.activations).chain([self.activations]);
         schemes.into_iter().find(|s| s.formula == Formula::Vitis).map(|s| vitis::bits_of(s.code_range()))
+    }
+
+    /// Whether every weight and activation is int8 or uint8.
+    pub fn is_8_bit_integer(&self) -> bool {
+        let eight = |f: NumberFormat| matches!(f, NumberFormat::Int8 | NumberFormat::Uint8);
+        let own =
+            |o: &Override| o.weights.is_none_or(|w| eight(w.format)) && o.activations.is_none_or(|a| eight(a.format));
+        eight(self.weights.format) && eight(self.activations.format) && self.overrides.iter().all(own)
+    }
+
+    /// What must be said of every model that is made with these settings.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let (a, w) = (self.activations.formula, self.weights.formula);
+        let second = Some(w).filter(|w| *w != a);
+        [Some(a), second].into_iter().flatten().filter_map(|f| f.warning(self.per_tensor_activations)).collect()
     }
 
     /// Fills in what a text in JSON leaves open from the preset that it names, or else from `preset`.

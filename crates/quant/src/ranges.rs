@@ -224,7 +224,15 @@ fn stats(r: Record) -> Result<Stats, String> {
     if counted.is_some_and(|n| n != Some(r.count)) {
         return Err("the histogram counts other values than the record".into());
     }
-    Ok(Stats { count: r.count, non_finite: r.non_finite, extremes, average: r.average, peak, histogram, positions: r.positions })
+    Ok(Stats {
+        count: r.count,
+        non_finite: r.non_finite,
+        extremes,
+        average: r.average,
+        peak,
+        histogram,
+        positions: r.positions,
+    })
 }
 
 /// A hash of the graph's structure: operators, edges and names, constants by shape. Weights do not enter it,

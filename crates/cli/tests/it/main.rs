@@ -12,4 +12,5 @@ mod json;
 mod models;
 mod onnxruntime;
 mod peers;
+mod schemes;
 mod shared;

@@ -51,7 +51,8 @@ pub fn run<E: From<CalibrateError> + Send>(
     let sessions = sessions(&calibrator.session, &first.0).map_err(failure)?;
     let Calibrator { observed, ranges, histograms, positions, .. } = calibrator;
     let counted = if *histograms { observed.len() } else { 0 };
-    let lane = |session| Lane { session, observed, histograms: vec![Histogram::default(); counted], positions: *positions };
+    let lane =
+        |session| Lane { session, observed, histograms: vec![Histogram::default(); counted], positions: *positions };
     let mut lanes: Vec<Lane> = sessions.into_iter().map(lane).collect();
     let batches = std::iter::once(Ok(first)).chain(batches);
     let source = Mutex::new(Source { batches, taken: 0, samples, ended: false });
@@ -127,7 +128,8 @@ impl Lane<'_> {
                 return Ok(());
             };
             let values = view.slice::<f32>().map_err(|e| e.to_string())?;
-            summaries[place] = observe(session.exec(), values, histograms.get_mut(place), *positions).map_err(|e| e.to_string())?;
+            summaries[place] =
+                observe(session.exec(), values, histograms.get_mut(place), *positions).map_err(|e| e.to_string())?;
             Ok(())
         });
         match outputs {

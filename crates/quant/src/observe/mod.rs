@@ -12,8 +12,8 @@ mod positions;
 
 use serde::{Deserialize, Serialize};
 
-pub use histogram::{BINS, Histogram, Saved as SavedHistogram};
 pub use distribution::scale as distribution_scale;
+pub use histogram::{BINS, Histogram, Saved as SavedHistogram};
 pub use method::{Method, Range};
 pub use peak::Peak;
 pub use positions::{BatchPositions, Positions};
@@ -181,13 +181,8 @@ pub struct Summary {
 
 impl Summary {
     /// The summary of no elements.
-    pub const EMPTY: Summary = Summary {
-        count: 0,
-        non_finite: 0,
-        min: f32::INFINITY,
-        max: f32::NEG_INFINITY,
-        positions: None,
-    };
+    pub const EMPTY: Summary =
+        Summary { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, positions: None };
 
     /// The summary of `values`.
     pub fn of(values: &[f32]) -> Summary {

@@ -71,9 +71,7 @@ impl Positions {
         let total: u64 = counts.values().fold(0, |n, &c| n.saturating_add(c));
         match statistic {
             // The least of equals: the first maximum.
-            Statistic::Modal => {
-                counts.iter().rev().max_by_key(|(_, n)| **n).map(|(&p, _)| p)
-            }
+            Statistic::Modal => counts.iter().rev().max_by_key(|(_, n)| **n).map(|(&p, _)| p),
             Statistic::Max => counts.keys().next_back().copied(),
             Statistic::Mean => {
                 let sum: f64 = counts.iter().map(|(&p, &n)| f64::from(p) * n as f64).sum();

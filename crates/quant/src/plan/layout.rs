@@ -360,9 +360,8 @@ impl Planner<'_> {
         let ids: Vec<NodeId> = self.graph.order().iter().rev().copied().collect();
         for id in ids {
             let node = self.graph.node(id);
-            let candidate = !self.layout.kinds.contains_key(&id)
-                && ONE_TO_ONE.contains(&node.op.name())
-                && !self.makes_fp8(node);
+            let candidate =
+                !self.layout.kinds.contains_key(&id) && ONE_TO_ONE.contains(&node.op.name()) && !self.makes_fp8(node);
             let Some(out) = node.output(0).filter(|_| candidate) else { continue };
             let f32_out = self.facts.dtype(out) == Some(DType::F32);
             let uses = self.graph.uses(out);

@@ -96,9 +96,8 @@ impl QuantPlan {
             layout.groups().map(|g| (g, distinct(graph, g, stats), settings(graph, g, &matcher, options))).collect();
         let values: Vec<_> = groups.iter().flat_map(|(_, own, s)| own.iter().map(move |&v| (v, *s))).collect();
         // A search over a histogram takes longer than all else here.
-        let ranges = in_parallel(exec, &values, |&(v, (scheme, method))| {
-            range_of(graph, v, stats, options, method, &scheme)
-        });
+        let ranges =
+            in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, options, method, &scheme));
         let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
         for (group, own, (scheme, _)) in groups {

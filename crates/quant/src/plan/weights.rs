@@ -132,8 +132,7 @@ fn job<'a>(
             let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
             // Sums of fp8 products are floats, and so is what is added to them.
             let input = node.input(data).filter(|v| !scheme.format.is_float() && plan.activations.contains_key(v));
-            let bias =
-                key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
+            let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, bias })
         }
         _ => None,
@@ -284,7 +283,12 @@ impl WeightParams {
         }
     }
 
-    fn kernel<T: Quantized + Element>(&self, exec: &Exec, values: &[f32], dims: &[usize]) -> Result<Tensor, WeightError> {
+    fn kernel<T: Quantized + Element>(
+        &self,
+        exec: &Exec,
+        values: &[f32],
+        dims: &[usize],
+    ) -> Result<Tensor, WeightError> {
         let zero_points: Vec<i32> = self.points.iter().map(|p| p.zero_point).collect();
         let params = QuantScales { scales: &self.divisors, zero_points: &zero_points, shape: split(dims, self.axis) };
         let mut codes = vec![T::default(); values.len()];

@@ -38,13 +38,7 @@ pub enum Formula {
 
 impl Formula {
     /// The least and the greatest code in use.
-    pub fn code_range(
-        self,
-        format: NumberFormat,
-        symmetric: bool,
-        reduced: bool,
-        bits: Option<u8>,
-    ) -> (i32, i32) {
+    pub fn code_range(self, format: NumberFormat, symmetric: bool, reduced: bool, bits: Option<u8>) -> (i32, i32) {
         match self {
             // calculate_qmin_qmax of torch.ao.quantization.utils: floor(min/2) to floor(max/2).
             Formula::Pytorch if bits.is_none() && format.is_signed() && !format.is_float() => {
@@ -67,6 +61,26 @@ impl Formula {
             Formula::Tflite | Formula::Vitis => (Quotient::Divided, Rounding::HalfAway),
             _ => (Quotient::Divided, Rounding::HalfEven),
         }
+    }
+
+    /// What must be said of every model that is made with the formula; `per_tensor` is whether one position of the
+    /// fraction per activation was asked for.
+    pub fn warning(self, per_tensor: bool) -> Option<&'static str> {
+        Some(match self {
+            Formula::IncDoc => {
+                "inc-doc takes the printed formulas of a guide literally, with their mistakes: asymmetric int8 uses half of its codes, symmetric uint8 saturates above half of the range; use it for comparison only"
+            }
+            Formula::Vitis => {
+                "a DPU rounds activations half up, QuantizeLinear half to even: codes of this file differ from the DPU's by one, and only where a value lies exactly halfway between two codes of which the lower is even; weights and biases have the DPU's codes"
+            }
+            Formula::Quantizeml if per_tensor => {
+                "QuantizeML rounds the shifts of activations half up, QuantizeLinear half to even: codes differ by one where a value lies exactly halfway between two codes"
+            }
+            Formula::Quantizeml => {
+                "QuantizeML has a position of the fraction for each channel of an activation, this file one for each tensor (as with --per-tensor-activations); and it rounds shifts half up, QuantizeLinear half to even"
+            }
+            _ => return None,
+        })
     }
 
     /// Whether codes of weights are those that QuantizeLinear gives.
@@ -264,8 +278,7 @@ mod tests {
     #[test]
     fn gives_every_formula_a_usable_scale_without_a_range() {
         use Formula::*;
-        let all =
-            [Narrowbit, Onnxruntime, Tensorflow, Ipex, Mxnet, Pytorch, IncJax, Tflite, IncDoc, Vitis, Quantizeml];
+        let all = [Narrowbit, Onnxruntime, Tensorflow, Ipex, Mxnet, Pytorch, IncJax, Tflite, IncDoc, Vitis, Quantizeml];
         for f in all {
             for format in [NumberFormat::Int8, NumberFormat::Uint8, NumberFormat::Fp8E4m3] {
                 for symmetric in [false, true] {

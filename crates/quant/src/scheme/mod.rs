@@ -193,7 +193,9 @@ impl ActivationScheme {
             Method::Distribution if !fp8 => {
                 ("distribution", "is for fp8 only", "give --activations fp8_e4m3 or another method")
             }
-            Method::Entropy if fp8 => ("entropy", "counts levels, which fp8 has not", "use minmax, mse or distribution"),
+            Method::Entropy if fp8 => {
+                ("entropy", "counts levels, which fp8 has not", "use minmax, mse or distribution")
+            }
             Method::Diffs if self.formula != Formula::Vitis => {
                 ("diffs", "is for scales that are powers of two", "give --scheme vitis-dpu or another method")
             }

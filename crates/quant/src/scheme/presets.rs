@@ -70,13 +70,8 @@ impl Preset {
     /// The options that the preset stands for.
     pub fn options(self) -> QuantOptions {
         let formula = self.formula();
-        let activations = |format, symmetric| ActivationScheme {
-            format,
-            symmetric,
-            reduce_range: false,
-            bits: None,
-            formula,
-        };
+        let activations =
+            |format, symmetric| ActivationScheme { format, symmetric, reduce_range: false, bits: None, formula };
         let weights = |format, per_channel| WeightScheme {
             format,
             symmetric: true,
@@ -105,30 +100,7 @@ impl Preset {
         };
         let jax = matches!(self, Preset::IncJaxFp8 | Preset::IncJaxInt8);
         let fixed_ranges = if jax { FixedRanges::Softmax } else { FixedRanges::Off };
-        QuantOptions {
-            scheme: Some(self),
-            activations,
-            weights,
-            method,
-            fixed_ranges,
-            ..QuantOptions::default()
-        }
-    }
-
-    /// What must be said of every model that is made with the preset.
-    pub fn warning(self) -> Option<&'static str> {
-        Some(match self {
-            Preset::IncDoc => {
-                "inc-doc takes the printed formulas of a guide literally, with their mistakes: asymmetric int8 uses half of its codes, symmetric uint8 saturates above half of the range; use it for comparison only"
-            }
-            Preset::VitisDpu => {
-                "a DPU rounds activations half up, QuantizeLinear half to even: codes of this file differ from the DPU's by one, and only where a value lies exactly halfway between two codes and the lower one is even; weights and biases have the DPU's codes"
-            }
-            Preset::Quantizeml => {
-                "QuantizeML has a position of the fraction for each channel of an activation and rounds shifts half up; this file has one for each tensor (--per-tensor-activations), and QuantizeLinear rounds half to even"
-            }
-            _ => return None,
-        })
+        QuantOptions { scheme: Some(self), activations, weights, method, fixed_ranges, ..QuantOptions::default() }
     }
 }
 
@@ -149,7 +121,7 @@ mod tests {
 
     #[test]
     fn warns_of_what_is_not_for_use() {
-        assert!(Preset::IncDoc.warning().is_some_and(|w| w.contains("half of its codes")));
-        assert_eq!(Preset::Pytorch.warning(), None);
+        assert!(Preset::IncDoc.options().warnings()[0].contains("half of its codes"));
+        assert!(Preset::Pytorch.options().warnings().is_empty());
     }
 }

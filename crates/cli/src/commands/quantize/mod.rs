@@ -1,5 +1,6 @@
 //! The command `quantize`: its arguments ([`scheme`]), the job, and what it says in the end ([`summary`]).
 
+mod preset;
 mod scheme;
 mod summary;
 
@@ -94,9 +95,12 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         model::sanitize(&mut model)?;
         let layout = quantize::layout(&model, &options)?;
+        self.check_form(&model, &options)?;
         let (ranges, check) = self.ranges(&model, &layout, &options)?;
-        let unmatched = unmatched(&model, &options)?;
+        let mut unmatched = unmatched(&model, &options)?;
+        unmatched.extend(options.warnings().into_iter().map(str::to_owned));
         let (_, fates) = quantize::quantize(&mut model, layout, &ranges, &options, &self.threads.exec()?)?;
+        model::raise_opset(&mut model, options.least_opset())?;
         if self.format == Format::Qoperator {
             narrowbit_quant::qoperator::convert(&mut model)?;
         }
@@ -125,6 +129,14 @@ impl Quantize {
         Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }
 
+    /// Refuses early what could only fail after the calibration.
+    fn check_form(&self, model: &Model, options: &QuantOptions) -> Result<()> {
+        if self.format == Format::Qoperator && !options.is_8_bit_integer() {
+            bail!("--format qoperator has operators for int8 and uint8 only\nhelp: --format qdq holds every type");
+        }
+        model::check_opset(model, options.least_opset())
+    }
+
     /// The ranges, and what is needed to check the result, where samples are given.
     fn ranges(&self, model: &Model, layout: &Layout, options: &QuantOptions) -> Result<(Ranges, Option<Check>)> {
         if let Some(path) = &self.ranges {
@@ -139,6 +151,7 @@ impl Quantize {
             threads: self.threads.threads,
             batch: self.data.batch,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
+            positions: options.position_bits(),
             skip: 0,
             keep: !self.no_check,
         };
@@ -186,8 +199,10 @@ fn describe(model: &mut Model, ranges: &Ranges, options: &QuantOptions) -> Resul
     let data: Vec<&str> =
         ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
     model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));
-    if ranges.random {
-        model.set_metadata("narrowbit.warning", "calibrated on random samples: accuracy is undefined");
+    let random = ranges.random.then_some("calibrated on random samples: accuracy is undefined");
+    let warnings: Vec<&str> = random.into_iter().chain(options.warnings()).collect();
+    if !warnings.is_empty() {
+        model.set_metadata("narrowbit.warning", warnings.join("; "));
     }
     Ok(())
 }

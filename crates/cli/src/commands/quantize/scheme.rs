@@ -6,22 +6,41 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
-use narrowbit_quant::scheme::IntType;
+use narrowbit_quant::scheme::{NumberFormat, Preset};
 
-/// An 8-bit integer type.
+use super::preset::{ActivationArg, PresetArgs};
+
+/// A type of weights.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum IntArg {
+pub enum WeightArg {
     /// −128 … 127
     Int8,
     /// 0 … 255
     Uint8,
+    /// −8 … 7
+    Int4,
+    /// 0 … 15
+    Uint4,
+    /// −32768 … 32767
+    Int16,
+    /// 8-bit float up to 448
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+    /// 8-bit float up to 57344
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
 }
 
-impl From<IntArg> for IntType {
-    fn from(i: IntArg) -> IntType {
-        match i {
-            IntArg::Int8 => IntType::Int8,
-            IntArg::Uint8 => IntType::Uint8,
+impl From<WeightArg> for NumberFormat {
+    fn from(w: WeightArg) -> NumberFormat {
+        match w {
+            WeightArg::Int8 => NumberFormat::Int8,
+            WeightArg::Uint8 => NumberFormat::Uint8,
+            WeightArg::Int4 => NumberFormat::Int4,
+            WeightArg::Uint4 => NumberFormat::Uint4,
+            WeightArg::Int16 => NumberFormat::Int16,
+            WeightArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
+            WeightArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
         }
     }
 }
@@ -39,6 +58,12 @@ pub enum MethodArg {
     Entropy,
     /// The least mean squared error
     Mse,
+    /// fp8: values spread as the format's own are
+    Distribution,
+    /// Powers of two: the least squared error of each batch
+    Diffs,
+    /// The moving average of each sample's greatest magnitude, momentum 0.9
+    MovingPeak,
 }
 
 /// What is quantized, and how.
@@ -47,12 +72,14 @@ pub struct SchemeArgs {
     /// Settings from a TOML or JSON file (see --show-config); flags take precedence
     #[arg(long, value_name = "FILE", help_heading = "Quantization")]
     config: Option<PathBuf>,
-    /// The integer type of activations [default: uint8]
+    #[command(flatten)]
+    preset: PresetArgs,
+    /// The type of activations [default: uint8]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
-    activations: Option<IntArg>,
-    /// The integer type of weights [default: int8]
+    activations: Option<ActivationArg>,
+    /// The type of weights [default: int8]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
-    weights: Option<IntArg>,
+    weights: Option<WeightArg>,
     /// Give zero the middle code in activations too
     #[arg(long, help_heading = "Quantization")]
     symmetric: bool,
@@ -95,18 +122,19 @@ pub struct SchemeArgs {
 }
 
 impl SchemeArgs {
-    /// Flags over the file over the defaults.
+    /// Flags over the file over the preset over the defaults.
     pub fn resolve(&self) -> Result<QuantOptions> {
         let mut o = match &self.config {
-            Some(path) => read_config(path)?,
-            None => QuantOptions::default(),
+            Some(path) => read_config(path, self.preset.preset())?,
+            None => self.preset.preset().map(Preset::options).unwrap_or_default(),
         };
         if let Some(t) = self.activations {
-            o.activations.int = t.into();
+            o.activations.format = t.into();
         }
         if let Some(t) = self.weights {
-            o.weights.int = t.into();
+            o.weights.format = t.into();
         }
+        self.preset.apply(&mut o);
         o.activations.symmetric |= self.symmetric;
         o.weights.symmetric &= !self.asymmetric_weights;
         o.weights.per_channel &= !self.per_tensor;
@@ -135,6 +163,9 @@ impl SchemeArgs {
             Some(MethodArg::Percentile) => Method::Percentile(percentile),
             Some(MethodArg::Entropy) => Method::Entropy,
             Some(MethodArg::Mse) => Method::Mse,
+            Some(MethodArg::Distribution) => Method::Distribution,
+            Some(MethodArg::Diffs) => Method::Diffs,
+            Some(MethodArg::MovingPeak) => Method::MovingPeak,
         })
     }
 
@@ -147,15 +178,19 @@ impl SchemeArgs {
     }
 }
 
-fn read_config(path: &Path) -> Result<QuantOptions> {
+fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    // Once as it is, for errors that tell the line, and once above what the preset says.
     let parsed = if json {
-        serde_json::from_str(&text).map_err(anyhow::Error::from)
+        let plain = serde_json::from_str::<QuantOptions>(&text).and_then(|_| serde_json::from_str(&text));
+        plain.map_err(anyhow::Error::from)
     } else {
-        toml::from_str(&text).map_err(anyhow::Error::from)
+        let plain = toml::from_str::<QuantOptions>(&text).and_then(|_| toml::from_str(&text));
+        plain.map_err(anyhow::Error::from)
     };
-    parsed.map_err(|e| {
+    let whole = parsed.and_then(|text| QuantOptions::from_json(text, preset).map_err(anyhow::Error::from));
+    whole.map_err(|e| {
         let problem = e.to_string();
         let (path, problem) = (path.display(), problem.trim_end());
         anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")
