@@ -47,5 +47,9 @@ fn run(layout: &Layout, venv: &Venv, tools: &[&str]) -> Result<()> {
     let output = layout.repo("tests/fixtures/schemes");
     // TensorFlow would look for graphics cards, and say a lot.
     let quiet = [("CUDA_VISIBLE_DEVICES", ""), ("TF_CPP_MIN_LOG_LEVEL", "3")];
-    proc::run(Command::new(venv.python()).arg(script).args(tools).arg("-o").arg(output).envs(quiet))
+    // Each in a process of its own: MXNet and TensorFlow do not bear each other.
+    for tool in tools {
+        proc::run(Command::new(venv.python()).arg(&script).arg(tool).arg("-o").arg(&output).envs(quiet))?;
+    }
+    Ok(())
 }

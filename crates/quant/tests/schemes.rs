@@ -148,10 +148,7 @@ impl Case {
             true => point.scale,
             false => as_weight.divisor(range, point),
         };
-        // ONNX Runtime's and PyTorch's activations saturate at the ends of the type.
-        let ends = if bits.is_some() { scheme.code_range() } else { format.type_range() };
-        let whole = WeightScheme { reduce_range: false, symmetric: symmetric && ends.0 != -128, ..as_weight };
-        let codes = self.values.iter().map(|&x| whole.code(x, divisor, point.zero_point)).collect();
+        let codes = self.values.iter().map(|&x| as_weight.code(x, divisor, point.zero_point)).collect();
         (vec![point], codes)
     }
 }

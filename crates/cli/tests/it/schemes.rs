@@ -61,7 +61,7 @@ fn keeps_the_accuracy_with_every_scheme() {
 #[test]
 fn says_what_is_wrong_with_formats_and_schemes() {
     let home = Home::with_example("digits-cnn");
-    home.write("scheme.toml", b"scheme = \"vitis-dpu\"\nmethod = \"minmax\"\n");
+    home.write("scheme.toml", "scheme = \"vitis-dpu\"\nmethod = \"minmax\"\n");
     let p = preprocess("digits-cnn");
     let lines = [
         "--activations fp8_e4m3",

@@ -20,7 +20,8 @@ pub enum Formula {
     Tensorflow,
     /// The guide's row IPEX, with the codes of PyTorch, which IPEX quantizes weights with.
     Ipex,
-    /// MXNet's `quantize_v2`.
+    /// MXNet's `quantize_v2` and `dequantize`, measured: steps of `max|x|/127.5` and `max/255.5`, where the guide has
+    /// 127 and 255.
     Mxnet,
     /// `_calculate_qparams` of PyTorch's observers, `quantize_per_tensor` and `quantize_per_channel`.
     Pytorch,
@@ -96,7 +97,8 @@ impl Formula {
         match self {
             Formula::Narrowbit => narrowbit(r, format, symmetric, codes),
             Formula::Onnxruntime => onnxruntime(r, symmetric, codes),
-            Formula::Tensorflow | Formula::Ipex | Formula::Mxnet if symmetric => one_sided(r, format, codes),
+            Formula::Tensorflow | Formula::Ipex if symmetric => one_sided(r, format, codes.1 as f32),
+            Formula::Mxnet if symmetric => one_sided(r, format, codes.1 as f32 + 0.5),
             Formula::Tensorflow | Formula::Ipex | Formula::Mxnet => onnxruntime(r, false, codes),
             Formula::Pytorch => pytorch(r, format, symmetric, codes),
             Formula::IncJax => inc_jax(r, symmetric, codes),
@@ -161,13 +163,21 @@ fn onnxruntime(r: Range, symmetric: bool, (qmin, qmax): (i32, i32)) -> ScalePoin
     ScalePoint { scale: scale as f32, zero_point: clamp(zero.round_ties_even(), (qmin, qmax)) }
 }
 
-/// The guide's rows TensorFlow, IPEX and MXNet, symmetric, in f32: int8 `max(|rmin|, |rmax|)/127`, uint8
-/// `max(rmin, rmax)/255` for values that are not negative. No range: scale of a range of 1, as Intel Neural
+/// The guide's rows TensorFlow and IPEX, symmetric, in f32: int8 `max(|rmin|, |rmax|)/127`, uint8
+/// `max(rmin, rmax)/255` for values that are not negative; MXNet's alike, with half a step more. No range: scale of a range of 1, as Intel Neural
 /// Compressor widens it.
-fn one_sided(r: Range, format: NumberFormat, (_, qmax): (i32, i32)) -> ScalePoint {
+fn one_sided(r: Range, format: NumberFormat, steps: f32) -> ScalePoint {
     let most = if format.is_signed() { abs_max(r) } else { r.min.max(r.max).max(0.0) as f32 };
     let most = if most > 0.0 { most } else { 1.0 };
-    ScalePoint { scale: (most / qmax as f32).max(f32::MIN_POSITIVE), zero_point: 0 }
+    ScalePoint { scale: (most / steps).max(f32::MIN_POSITIVE), zero_point: 0 }
+}
+
+/// The scale of an activation that TensorFlow's `QuantizeV2` has quantized in mode SCALED: it hands on the range
+/// `n/(n/max)`, which is not always max, and whoever dequantizes divides that by n.
+pub(super) fn handed_on(r: Range, steps: f32) -> f32 {
+    let most = abs_max(r);
+    let most = if most > 0.0 { most } else { 1.0 };
+    ((steps / (steps / most)) / steps).max(f32::MIN_POSITIVE)
 }
 
 /// `_calculate_qparams` of PyTorch's `UniformQuantizationObserverBase`, in f32: the range widened to hold zero;
@@ -210,21 +220,21 @@ fn inc_jax(r: Range, symmetric: bool, (qmin, qmax): (i32, i32)) -> ScalePoint {
     ScalePoint { scale, zero_point: clamp(f64::from(zero), (qmin, qmax)) }
 }
 
-/// TensorFlow Lite's converter (`getNudgedScaleAndZeroPoint` of its `FakeQuantSupport.cc`), in f64: the range
+/// TensorFlow Lite's converter (`GetAsymmetricQuantizationParams` of its `quantization_utils.cc`), in f32: the range
 /// widened to hold zero, `scale = (max − min)/(qmax − qmin)`, the zero point from the end of the range that gives
 /// the smaller error, rounded half away from zero. Symmetric: `scale = max|x|/127`.
 fn tflite(r: Range, symmetric: bool, (qmin, qmax): (i32, i32)) -> ScalePoint {
-    let most = r.min.abs().max(r.max.abs());
-    let (lo, hi) = if symmetric { (-most, most) } else { (r.min.min(0.0), r.max.max(0.0)) };
-    let (least, greatest) = (f64::from(qmin), f64::from(qmax));
+    let most = abs_max(r);
+    let (lo, hi) = if symmetric { (-most, most) } else { (r.min.min(0.0) as f32, r.max.max(0.0) as f32) };
+    let (least, greatest) = (qmin as f32, qmax as f32);
     let scale = (hi - lo) / (greatest - least);
-    if !scale.is_finite() || scale < f64::from(f32::MIN_POSITIVE) {
+    if !scale.is_normal() {
         return ScalePoint { scale: 1.0, zero_point: 0.clamp(qmin, qmax) };
     }
     let (from_min, from_max) = (least - lo / scale, greatest - hi / scale);
     let (min_error, max_error) = (least.abs() + (lo / scale).abs(), greatest.abs() + (hi / scale).abs());
     let zero = if min_error < max_error { from_min } else { from_max };
-    ScalePoint { scale: scale as f32, zero_point: clamp(Rounding::HalfAway.round(zero), (qmin, qmax)) }
+    ScalePoint { scale, zero_point: clamp(Rounding::HalfAway.round(zero.into()), (qmin, qmax)) }
 }
 
 /// The formulas of Intel Neural Compressor's "Quantization" guide, section "Quantization Fundamentals", as
@@ -262,7 +272,7 @@ mod tests {
     #[test]
     fn takes_the_guide_literally_with_its_traps() {
         // Trap 1: the top of the range has code −1.
-        let p = point(Formula::IncDoc, NumberFormat::Int8, false, -1.0, 1.0);
+        let p = point(Formula::IncDoc, NumberFormat::Int8, false, 0.0, 1.0);
         assert_eq!((1.0 / f64::from(p.scale)).round() as i32 + p.zero_point, -1);
         // Trap 2: it would have code 383.
         let p = point(Formula::IncDoc, NumberFormat::Uint8, true, -1.0, 1.0);

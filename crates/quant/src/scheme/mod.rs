@@ -160,7 +160,13 @@ impl ActivationScheme {
 
     /// Scale and zero point for a range.
     pub fn qparams(&self, range: Range) -> ScalePoint {
-        self.formula.point(range, self.format, self.symmetric, self.code_range())
+        let point = self.formula.point(range, self.format, self.symmetric, self.code_range());
+        match self.formula {
+            Formula::Tensorflow if self.symmetric && !self.format.is_float() => {
+                ScalePoint { scale: formulas::handed_on(range, self.code_range().1 as f32), ..point }
+            }
+            _ => point,
+        }
     }
 
     /// The scheme for one tensor: TensorFlow, IPEX and MXNet take uint8 where no value is negative, QuantizeML
@@ -227,6 +233,14 @@ impl WeightScheme {
     pub fn qparams(&self, range: Range) -> ScalePoint {
         let point = self.formula.point(self.nudged(range), self.format, self.symmetric, self.code_range());
         match self.formula {
+            // XLA makes a multiplication of the division of a vector by a constant.
+            Formula::IncJax if self.per_channel => match self.format.float_max() {
+                Some(most) => {
+                    let scale = (range.min.abs().max(range.max.abs()) as f32) * (1.0 / most);
+                    ScalePoint { scale: if scale.is_normal() { scale } else { 1.0 }, ..point }
+                }
+                None => point,
+            },
             // The scale that integers multiply by has 8 bits; codes come from the exact one.
             Formula::Quantizeml if !self.format.is_float() => {
                 ScalePoint { scale: quantizeml::quantized_scale(self.divisor(range, point)), ..point }
@@ -258,11 +272,11 @@ impl WeightScheme {
         r
     }
 
-    /// The code of a weight.
+    /// The code of a weight; saturated at the ends of the type, or where codes are narrower at theirs.
     pub fn code(&self, x: f32, divisor: f32, zero_point: i32) -> i32 {
-        let (qmin, qmax) = self.code_range();
+        let (qmin, qmax) = if self.bits.is_some() { self.code_range() } else { self.format.type_range() };
         let (quotient, rounding) = self.formula.quotient();
-        let q = rounding.round(f64::from(quotient.of(x, divisor, qmax))) + f64::from(zero_point);
+        let q = rounding.round(f64::from(quotient.of(x, divisor, self.code_range().1))) + f64::from(zero_point);
         q.clamp(f64::from(qmin), f64::from(qmax)) as i32
     }
 

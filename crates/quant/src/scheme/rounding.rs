@@ -42,7 +42,7 @@ pub enum Quotient {
     /// `x · n / d`, where n is the greatest code and d the greatest magnitude (Intel Neural Compressor on
     /// TensorFlow).
     Scaled,
-    /// `x · (n/d)`, with n and d as before (MXNet's `quantize_v2`, TensorFlow's `QuantizeV2`).
+    /// `x · ((n + ½)/d)`, with n and d as before (MXNet, whose ranges end at 127.5 and 255.5).
     Factor,
 }
 
@@ -53,7 +53,7 @@ impl Quotient {
             Quotient::Divided => x / d,
             Quotient::Inverse => x * (1.0 / d),
             Quotient::Scaled => x * most as f32 / d,
-            Quotient::Factor => x * (most as f32 / d),
+            Quotient::Factor => x * ((most as f32 + 0.5) / d),
         }
     }
 }
