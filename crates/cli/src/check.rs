@@ -46,12 +46,17 @@ impl Kept {
     /// Keeps a batch of so many samples, as long as there is room.
     pub fn offer(&mut self, graph: &Graph, inputs: Vec<Tensor>, outputs: Vec<Tensor>, samples: usize) {
         let limit = *self.limit.get_or_insert_with(|| limit(graph, &inputs, samples));
-        if self.samples >= limit || self.bytes >= BYTES {
+        if self.samples >= limit || self.is_full() {
             return;
         }
         self.bytes += inputs.iter().chain(&outputs).map(|t| t.bytes().len()).sum::<usize>();
         self.samples += samples;
         self.batches.push(KeptBatch { inputs, outputs, samples });
+    }
+
+    /// Whether no more batches would be kept.
+    pub fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.samples >= limit) || self.bytes >= BYTES
     }
 }
 

@@ -50,6 +50,8 @@ const SHOWN: usize = 5;
 pub struct Job {
     /// Names of the nodes that compute on integers.
     pub integer: BTreeSet<String>,
+    /// What the quantized model is in, for messages: int8.
+    pub format: String,
     /// What to run on; random samples without.
     pub inputs: Option<Vec<Tensor>>,
     /// Threads; 0 for one per core.
@@ -71,6 +73,8 @@ pub enum Outcome {
 /// Times of both models.
 #[derive(Debug, Serialize)]
 pub struct Speed {
+    #[serde(skip)]
+    format: String,
     threads: usize,
     /// The instruction set.
     isa: String,
@@ -113,7 +117,8 @@ impl Outcome {
             true => "it is worth its size only",
             false => "keep the nodes float that are slower on integers, or use it for its size only",
         };
-        (!s.pays).then(|| format!("int8 does not pay in time here: it is {what} float ({:.2}×); {help}", s.ratio))
+        (!s.pays)
+            .then(|| format!("{} does not pay in time here: it is {what} float ({:.2}×); {help}", s.format, s.ratio))
     }
 }
 
@@ -165,6 +170,7 @@ impl Job {
         let groups = Groups::new([sessions[0].graph(), sessions[1].graph()], [&float, &int8]);
         let (exec, ratio) = (sessions[0].exec(), int8_ms / float_ms);
         Ok(Outcome::Measured(Speed {
+            format: self.format.clone(),
             threads: exec.threads(),
             isa: exec.isa().to_string(),
             runs: rounds,
@@ -300,8 +306,8 @@ impl Speed {
     pub fn text(&self) -> String {
         let threads = if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) };
         let mut out = format!(
-            "  speed   {:.3} ms float, {:.3} ms int8 ({:.2}×) on {threads}, the medians of {} runs in turns\n",
-            self.float_ms, self.int8_ms, self.ratio, self.runs
+            "  speed   {:.3} ms float, {:.3} ms {} ({:.2}×) on {threads}, the medians of {} runs in turns\n",
+            self.float_ms, self.int8_ms, self.format, self.ratio, self.runs
         );
         if self.slower.is_empty() {
             return out;

@@ -5,7 +5,10 @@
 //! [`ranges::Ranges`], [`quantize::quantize`] chooses scales and rewrites the graph.
 #![forbid(unsafe_code)]
 
+pub mod approach;
 pub mod calibrate;
+mod dynamic;
+mod half;
 pub mod observe;
 pub mod op_types;
 pub mod options;
@@ -16,3 +19,5 @@ pub mod qoperator;
 pub mod quantize;
 pub mod ranges;
 pub mod scheme;
+mod select;
+mod weight_only;

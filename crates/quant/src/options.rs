@@ -5,6 +5,7 @@ use narrowbit_ir::{Graph, Node};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::approach::{Approach, DynamicOptions, HalfOptions, WeightOnlyOptions};
 use crate::observe::{Method, Range};
 use crate::scheme::{
     ActivationScheme, Formula, NumberFormat, Preset, SchemeError, Statistic, WeightScheme, check_pair, vitis,
@@ -17,6 +18,8 @@ pub struct QuantOptions {
     /// The preset that the other settings began with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheme: Option<Preset>,
+    /// How the model is quantized; decides which of the other settings count.
+    pub approach: Approach,
     /// How activations are represented.
     pub activations: ActivationScheme,
     /// How weights are represented.
@@ -43,6 +46,12 @@ pub struct QuantOptions {
     pub keep_last: bool,
     /// Whether tables read by Gather (embeddings) are stored in 8 bits.
     pub embeddings: bool,
+    /// Settings of dynamic quantization.
+    pub dynamic: DynamicOptions,
+    /// Settings of weights by blocks.
+    pub weight_only: WeightOnlyOptions,
+    /// Settings of float16 and bfloat16.
+    pub half: HalfOptions,
     /// Exceptions, the later ones over the earlier.
     #[serde(rename = "override")]
     pub overrides: Vec<Override>,
@@ -52,6 +61,7 @@ impl Default for QuantOptions {
     fn default() -> QuantOptions {
         QuantOptions {
             scheme: None,
+            approach: Approach::default(),
             activations: ActivationScheme::default(),
             weights: WeightScheme::default(),
             method: Method::default(),
@@ -63,6 +73,9 @@ impl Default for QuantOptions {
             keep_first: false,
             keep_last: false,
             embeddings: true,
+            dynamic: DynamicOptions::default(),
+            weight_only: WeightOnlyOptions::default(),
+            half: HalfOptions::default(),
             overrides: Vec::new(),
         }
     }
@@ -184,6 +197,12 @@ pub struct Override {
     /// Another scheme for the node's weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<WeightScheme>,
+    /// Other settings of dynamic quantization for the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dynamic: Option<DynamicOptions>,
+    /// Other blocks for the node's weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_only: Option<WeightOnlyOptions>,
 }
 
 impl std::fmt::Display for Override {

@@ -1,10 +1,11 @@
 //! The whole job on a sanitized model: layout, plan, QDQ graph, metadata, facts for the summary.
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Model, NodeError, ValueType};
+use narrowbit_ir::{Graph, Model, NodeError, ValueType};
 use narrowbit_kernels::Exec;
 use serde::Serialize;
 
+use crate::approach::{Approach, ApproachError, Compute, Granularity};
 use crate::observe::Method;
 use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
@@ -12,6 +13,7 @@ use crate::plan::{Kind, Layout, PlanError, QuantPlan};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
 use crate::scheme::SchemeError;
+use crate::{dynamic, half, weight_only};
 
 /// Why a model could not be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,9 @@ pub enum QuantizeError {
     /// The ranges belong to another model.
     #[error(transparent)]
     Ranges(#[from] RangesError),
+    /// The settings of an approach contradict each other or the model.
+    #[error(transparent)]
+    Approach(#[from] ApproachError),
     /// The model contradicts itself.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -46,6 +51,9 @@ pub enum QuantizeError {
         "the model is quantized already: node \"{0}\" is a {1}\nhelp: quantize the float model that it was made from"
     )]
     Quantized(String, String),
+    /// Static quantization goes another way.
+    #[error("static quantization needs ranges\nhelp: calibrate first")]
+    NeedsRanges,
     /// There is nothing to quantize.
     #[error(
         "nothing in this model can be quantized{0}\nhelp: `narrowbit inspect` lists its nodes; look at --op-types and the overrides"
@@ -62,6 +70,9 @@ pub struct NodeFate {
     pub op: String,
     /// Whether it computes on integers.
     pub integer: bool,
+    /// The type that its weight or its results have become, where they are no integers that it computes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored: Option<String>,
     /// Why not, as a code; absent for integer nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
@@ -79,12 +90,7 @@ pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeE
     check_percentiles(options)?;
     options.check()?;
     let graph = &model.graph;
-    let quantized = graph.nodes().find(|(_, n)| {
-        n.op.name() == "QuantizeLinear" || n.op.name().starts_with("QLinear") || n.op.name() == "MatMulInteger"
-    });
-    if let Some((_, n)) = quantized {
-        return Err(QuantizeError::Quantized(n.name.clone(), n.op.name().into()));
-    }
+    refuse_quantized(graph)?;
     let facts = facts(model)?;
     let layout = Layout::new(graph, &facts, options)?;
     if !layout.kinds.values().any(|k| matches!(k, Kind::Product | Kind::Embedding)) {
@@ -92,6 +98,18 @@ pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeE
         return Err(QuantizeError::Nothing(why));
     }
     Ok(layout)
+}
+
+/// Refuses a graph that some tool has quantized.
+pub(crate) fn refuse_quantized(graph: &Graph) -> Result<(), QuantizeError> {
+    let of = |name: &str| {
+        let known = ["QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"];
+        known.contains(&name) || name.starts_with("QLinear")
+    };
+    match graph.nodes().find(|(_, n)| of(n.op.name())) {
+        Some((_, n)) => Err(QuantizeError::Quantized(n.name.clone(), n.op.name().into())),
+        None => Ok(()),
+    }
 }
 
 fn check_percentiles(options: &QuantOptions) -> Result<(), QuantizeError> {
@@ -105,7 +123,8 @@ fn check_percentiles(options: &QuantOptions) -> Result<(), QuantizeError> {
     Ok(())
 }
 
-fn facts(model: &Model) -> Result<Facts, NodeError> {
+/// What is known of the model's values.
+pub(crate) fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
@@ -130,6 +149,47 @@ pub fn quantize(
     Ok((plan, fates))
 }
 
+/// Quantizes a sanitized model in place by an approach that needs no ranges.
+///
+/// # Errors
+/// When the settings contradict each other or the model, the model is quantized already, or there is nothing to do.
+pub fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
+    let done = match options.approach {
+        Approach::Dynamic => dynamic::quantize(model, options, exec)?,
+        Approach::WeightOnly => weight_only::quantize(model, options, exec)?,
+        Approach::Float16 | Approach::Bfloat16 => half::convert(model, options, exec)?,
+        Approach::Static => return Err(QuantizeError::NeedsRanges),
+    };
+    forget_types(model);
+    infer::annotate(&mut model.graph)?;
+    Ok(done)
+}
+
+/// The first operator set that can hold what [`convert`] writes with these options; a model below has to be raised.
+pub fn opset(options: &QuantOptions) -> i64 {
+    let blocks = || options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
+    let rows = || options.overrides.iter().filter_map(|o| o.dynamic).chain([options.dynamic]);
+    match options.approach {
+        Approach::Static => 13,
+        // The blocks of QuantizeLinear.
+        Approach::Dynamic if rows().any(|d| d.granularity == Granularity::Token) => 21,
+        Approach::Dynamic => 13,
+        Approach::WeightOnly => blocks().map(|w| w.opset()).max().unwrap_or(21),
+        // Convolutions and pooling of bfloat16.
+        Approach::Bfloat16 if options.half.compute == Some(Compute::Half) => 22,
+        Approach::Float16 | Approach::Bfloat16 => 13,
+    }
+}
+
+/// What became of a model without ranges.
+#[derive(Debug, Clone, Default)]
+pub struct Converted {
+    /// What became of each node.
+    pub fates: Vec<NodeFate>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
 /// Types of inner values changed (a table's rows are integers now): infer them anew.
 fn forget_types(model: &mut Model) {
     let graph = &mut model.graph;
@@ -146,6 +206,7 @@ fn fates(model: &Model, plan: &QuantPlan) -> Vec<NodeFate> {
             node: node.name.clone(),
             op: node.op.name().into(),
             integer: plan.layout.kinds.contains_key(&id),
+            stored: None,
             reason: reason.map(|r| r.code()),
             why: reason.map(|r| r.to_string()),
         }

@@ -106,6 +106,11 @@ pub fn compile(
     Ok(compiler.finish())
 }
 
+/// What weights in a narrow type go through: a DequantizeLinear, a Cast, or the table of NF4 with its scales.
+const UNPACKING: &[&str] = &["DequantizeLinear", "Cast", "Gather", "Mul", "Reshape", "Slice", "Transpose"];
+/// Such operators in a row at the most: as many as the table needs, and a Transpose.
+const UNPACKING_STEPS: usize = 6;
+
 fn is_static(graph: &Graph, facts: &Facts) -> bool {
     let known = |v: &ValueId| concrete(facts.get(*v)).is_some();
     graph.nodes().all(|(_, n)| n.outputs.iter().flatten().all(known))
@@ -166,11 +171,11 @@ impl Scope<'_> {
 
     /// Whether a value's content does not depend on the model's inputs.
     fn is_constant(&self, v: ValueId) -> bool {
-        !self.is_channels_last(v) && (self.facts.get(v).value.is_some() || self.dequantized(v).is_some())
+        !self.is_channels_last(v) && (self.facts.get(v).value.is_some() || self.unpacked(v, UNPACKING_STEPS).is_some())
     }
 
-    /// The content of a constant value. Weights behind a DequantizeLinear are computed on each call, so
-    /// that only their packed form stays in memory.
+    /// The content of a constant value. Weights in a narrow type are computed on each call, so that only their packed
+    /// form stays in memory.
     fn constant(&self, v: ValueId) -> Option<Tensor> {
         if self.is_channels_last(v) {
             return None;
@@ -178,12 +183,12 @@ impl Scope<'_> {
         if let Some(t) = &self.facts.get(v).value {
             return Some(t.clone());
         }
-        let node = self.graph.node(self.dequantized(v)?);
+        let node = self.graph.node(self.unpacked(v, UNPACKING_STEPS)?);
         let data: Option<Vec<Option<Datum>>> = node
             .inputs
             .iter()
             .map(|i| match i {
-                Some(i) => self.facts.get(*i).value.clone().map(|t| Some(Datum::Tensor(t))),
+                Some(i) => self.constant(*i).map(|t| Some(Datum::Tensor(t))),
                 None => Some(None),
             })
             .collect();
@@ -192,12 +197,15 @@ impl Scope<'_> {
         node.op.eval(&EvalCx::new(&refs, 1)).ok()?.into_iter().next()
     }
 
-    /// The DequantizeLinear of constants that makes a value.
-    fn dequantized(&self, v: ValueId) -> Option<NodeId> {
+    /// The last of so many operators at the most that make a value from constants by unpacking them.
+    fn unpacked(&self, v: ValueId, steps: usize) -> Option<NodeId> {
         let (id, _) = self.graph.producer(v)?;
         let node = self.graph.node(id);
-        let constant = |v: &ValueId| self.facts.get(*v).value.is_some();
-        (node.op.name() == "DequantizeLinear" && node.inputs.iter().flatten().all(constant)).then_some(id)
+        if steps == 0 || !UNPACKING.contains(&node.op.name()) || node.outputs.len() != 1 {
+            return None;
+        }
+        let constant = |v: &ValueId| self.facts.get(*v).value.is_some() || self.unpacked(*v, steps - 1).is_some();
+        node.inputs.iter().flatten().all(constant).then_some(id)
     }
 
     fn ty(&self, v: ValueId) -> Concrete {

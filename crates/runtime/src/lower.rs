@@ -26,13 +26,15 @@ pub struct Quantized {
     pub runtime: Option<Runtime>,
 }
 
-/// Scale and zero point as values of one element each.
+/// Scale and zero point as values of one element each, or of one for each row along the last axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Runtime {
     /// The scale, f32.
     pub scale: ValueId,
     /// The zero point, of the type of the integers; absent for 0.
     pub zero: Option<ValueId>,
+    /// Whether each row has its own.
+    pub by_row: bool,
 }
 
 /// Integer weights behind a DequantizeLinear.
@@ -84,10 +86,30 @@ pub fn any_source(graph: &Graph, facts: &Facts, v: ValueId) -> Option<Quantized>
     let dtype = facts.dtype(x).filter(|d| matches!(d, DType::U8 | DType::I8))?;
     let single = |v: ValueId| facts.shape(v).is_some_and(|s| s.len() <= 1 && s.iter().all(|d| d.as_usize() == Some(1)));
     let (scale, zero) = (node.input(1)?, node.input(2));
-    let fits = facts.dtype(scale) == Some(DType::F32) && single(scale) && zero.is_none_or(single);
+    let by_row = is_blocked_by_row(facts, node, x);
+    let shaped = |v: ValueId| if by_row { is_column(facts, v, x) } else { single(v) };
+    let fits = facts.dtype(scale) == Some(DType::F32) && shaped(scale) && zero.is_none_or(shaped);
     let made = facts.get(x).value.is_none() && facts.dtype(v) == Some(DType::F32);
     let params = QParams { dtype, scale: 1.0, zero: 0 };
-    (fits && made).then_some(Quantized { value: x, params, runtime: Some(Runtime { scale, zero }) })
+    (fits && made).then_some(Quantized { value: x, params, runtime: Some(Runtime { scale, zero, by_row }) })
+}
+
+/// Whether the blocks of a DequantizeLinear are the rows along the last axis.
+fn is_blocked_by_row(facts: &Facts, node: &Node, x: ValueId) -> bool {
+    let mut attrs = node.op.attrs();
+    let (block, axis) = (attrs.int_or("block_size", 0).unwrap_or(0), attrs.int_or("axis", 1).unwrap_or(1));
+    let Some(shape) = facts.shape(x) else { return false };
+    let last = narrowbit_tensor::shape::axis(axis, shape.len()).is_some_and(|a| a + 1 == shape.len());
+    let columns = shape.last().and_then(|d| d.as_usize()).and_then(|d| i64::try_from(d).ok());
+    last && block > 0 && columns.is_some_and(|c| c <= block)
+}
+
+/// Whether a value has one element for each row of `x` along the last axis.
+fn is_column(facts: &Facts, v: ValueId, x: ValueId) -> bool {
+    let (Some([rows @ .., one]), Some([all @ .., _])) = (facts.shape(v), facts.shape(x)) else { return false };
+    let same =
+        |(a, b): (&narrowbit_ir::Dim, &narrowbit_ir::Dim)| a.as_usize().is_some() && a.as_usize() == b.as_usize();
+    one.as_usize() == Some(1) && rows.len() == all.len() && rows.iter().zip(all).all(same)
 }
 
 /// The format that a QuantizeLinear gives.
@@ -141,7 +163,9 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
     let (rank, w_rank) = (facts.shape(x.value)?.len(), facts.shape(w)?.len());
     let constant = |v: Option<ValueId>| v.is_none_or(|v| is_constant(graph, facts, v));
     let weighted = weights(graph, facts, w, channel_axis(node, w_rank)).is_some();
+    let by_row = |q: &Quantized| q.runtime.is_some_and(|r| r.by_row);
     match node.op.name() {
+        "Conv" if by_row(&x) => None,
         "Conv" => ((3..=4).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
         "Gemm" => {
             let plain = node.op.attrs().int_or("transA", 0).ok()? == 0;
@@ -150,7 +174,7 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
         }
         "MatMul" if weighted => (rank >= 2 && w_rank == 2).then(|| vec![Some(x), None]),
         "MatMul" => {
-            let b = any_source(graph, facts, w)?;
+            let b = any_source(graph, facts, w).filter(|b| !by_row(b) && !by_row(&x))?;
             (rank >= 2 && w_rank >= 2).then(|| vec![Some(x), Some(b)])
         }
         _ => None,

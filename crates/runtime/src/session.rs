@@ -70,6 +70,9 @@ impl Session {
         let mut graph = graph.into();
         // Who asked to see values knows them by the graph as it is.
         if options.observe.is_empty() {
+            if let Some(wide) = forms::widen(&graph)? {
+                graph = Arc::new(wide);
+            }
             if let Some(qdq) = forms::to_qdq(&graph)? {
                 graph = Arc::new(qdq);
             }
@@ -87,8 +90,8 @@ impl Session {
         Session { core: self.core.clone(), exec: Exec::new(self.exec.isa(), threads) }
     }
 
-    /// The graph that runs: unless values are observed, operators on integers (QLinearConv, MatMulInteger …) are
-    /// written with QuantizeLinear and DequantizeLinear, and operators that only move elements may stand on the
+    /// The graph that runs: unless values are observed, half precision is float32, operators on integers (QLinearConv,
+    /// MatMulInteger …) are written with QuantizeLinear and DequantizeLinear, and operators that only move elements may stand on the
     /// other side of a DequantizeLinear than in the graph that was given.
     pub fn graph(&self) -> &Graph {
         &self.core.graph

@@ -146,6 +146,8 @@ impl Tensor {
     pub fn from_f32s(dtype: DType, shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Tensor, TensorError> {
         match dtype {
             DType::F32 => Tensor::new(shape, values),
+            DType::F16 => Tensor::new(shape, values.iter().map(|&x| f16::from_f32(x)).collect()),
+            DType::Bf16 => Tensor::new(shape, values.iter().map(|&x| bf16::from_f32(x)).collect()),
             _ => Tensor::from_f64s(dtype, shape, &values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
         }
     }
@@ -316,6 +318,8 @@ impl Tensor {
     pub fn to_f32s(&self) -> Result<Cow<'_, [f32]>, TensorError> {
         match self.dtype {
             DType::F32 => self.slice::<f32>(),
+            DType::F16 => Ok(self.slice::<f16>()?.iter().map(|x| x.to_f32()).collect::<Vec<_>>().into()),
+            DType::Bf16 => Ok(self.slice::<bf16>()?.iter().map(|x| x.to_f32()).collect::<Vec<_>>().into()),
             _ => Ok(self.to_f64s()?.into_iter().map(|x| x as f32).collect::<Vec<_>>().into()),
         }
     }

@@ -66,6 +66,9 @@ impl Calibrate {
         let mut model = model::load_runnable(&self.model)?;
         model::sanitize(&mut model)?;
         let options = self.scheme.resolve()?;
+        if !options.approach.needs_ranges() {
+            bail!("this approach needs no ranges\nhelp: run `narrowbit quantize` right away");
+        }
         let mut start = Ranges { graph: narrowbit_quant::ranges::graph_hash(&model.graph), ..Ranges::default() };
         for path in &self.merge {
             start.merge(&Ranges::load(path)?).with_context(|| path.display().to_string())?;

@@ -1,6 +1,7 @@
 //! The command as its users meet it: what it prints, its exit codes, the files it leaves, and its results
 //! beside those of ONNX Runtime. One program, so that it is linked once.
 
+mod approaches;
 mod bench;
 mod calibration;
 mod errors;

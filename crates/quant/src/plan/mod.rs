@@ -18,6 +18,7 @@ use serde::Serialize;
 pub(crate) use layout::ARITHMETIC;
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
+pub(crate) use weights::params as weight_params;
 pub use weights::{BiasParams, WeightError, WeightParams};
 
 use crate::observe::{Method, Positions, Range, Stats};

@@ -29,11 +29,17 @@ pub enum Reason {
     FloatInput,
     /// Nothing that reads the output computes on integers.
     FloatConsumer,
+    /// It has no constant weight, and the approach is about weights.
+    NoWeight,
+    /// Half precision would lose or overflow its sums, powers or exponentials.
+    Sensitive,
+    /// The operator is not among those that are written in half precision.
+    NoHalfForm,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 14] = [
         Reason::FloatOperator,
         Reason::NotFloatData,
         Reason::Excluded,
@@ -45,6 +51,9 @@ impl Reason {
         Reason::Table,
         Reason::FloatInput,
         Reason::FloatConsumer,
+        Reason::NoWeight,
+        Reason::Sensitive,
+        Reason::NoHalfForm,
     ];
 
     /// The code in JSON output, for instance `float-input`.
@@ -61,6 +70,9 @@ impl Reason {
             Reason::Table => "table",
             Reason::FloatInput => "float-input",
             Reason::FloatConsumer => "float-consumer",
+            Reason::NoWeight => "no-weight",
+            Reason::Sensitive => "sensitive",
+            Reason::NoHalfForm => "no-half-form",
         }
     }
 }
@@ -79,6 +91,9 @@ impl fmt::Display for Reason {
             Reason::Table => "a table that is small, has other readers, or is not read along axis 0",
             Reason::FloatInput => "an input is not integer already: quantizing would add a conversion",
             Reason::FloatConsumer => "no integer node reads its output",
+            Reason::NoWeight => "has no constant weight, which this approach is about",
+            Reason::Sensitive => "needs the range or the precision of float32 for its sums, powers or exponentials",
+            Reason::NoHalfForm => "not among the operators that are written in half precision",
         })
     }
 }

@@ -180,7 +180,8 @@ fn groups(node: &Node) -> i64 {
     node.op.attrs().int_or("group", 1).unwrap_or(1)
 }
 
-fn params(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
+/// The scales and zero points of a constant: one for each index of the axis, or one in all.
+pub(crate) fn params(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
     let values = w.to_f32s().unwrap_or_default();
     let mut ranges = ranges(exec, &values, w.shape(), axis);
     if let (Formula::Vitis, Some(r)) = (scheme.formula, ranges.first_mut()) {

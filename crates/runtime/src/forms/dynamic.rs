@@ -3,21 +3,28 @@
 //! `MatMulInteger → Cast → Mul(scale_x · scale_w)` is what ONNX Runtime's `quantize_dynamic` writes, behind a
 //! DynamicQuantizeLinear that finds scale_x and the zero point; ConvInteger likewise. `MatMulIntegerToFloat` and
 //! `DynamicQuantizeMatMul` are the same in one node. The kernels that the rewritten form is lowered to compute
-//! `f32(sum) · (scale_x · scale_w)` from the exact sum, in this order: the same bits.
+//! `f32(sum) · (scale_x · scale_w)` from the exact sum, in this order: the same bits. Products whose rows have a scale
+//! each are those of [`rows`].
 
 use narrowbit_ir::{AttrMap, Node, ValueId};
 use narrowbit_tensor::{DType, Tensor};
 
-use super::{Made, Params, Rewriter, Rule};
+use super::{Made, Params, Rewriter, Rule, rows};
 
 /// The rule of an operator.
 pub fn rule(name: &str) -> Option<Rule> {
     Some(match name {
-        "MatMulInteger" | "ConvInteger" => scaled,
+        "MatMulInteger" => matmul,
+        "ConvInteger" => scaled,
+        "QuantizeLinear" => rows::quantize,
         "MatMulIntegerToFloat" => to_float,
         "DynamicQuantizeMatMul" => quantized_here,
         _ => return None,
     })
+}
+
+fn matmul(r: &mut Rewriter, node: &Node) -> Option<Made> {
+    rows::product(r, node).or_else(|| scaled(r, node))
 }
 
 /// A tensor of integers whose scale, and maybe zero point, are values.
@@ -66,7 +73,7 @@ fn factors(r: &Rewriter, v: ValueId) -> Option<Factors> {
 }
 
 /// What follows a sum: `Cast` to floats and `Mul`; its factor and its result.
-fn scaling(r: &Rewriter, sum: ValueId) -> Option<(ValueId, ValueId)> {
+pub(super) fn scaling(r: &Rewriter, sum: ValueId) -> Option<(ValueId, ValueId)> {
     let cast = r.graph.node(r.graph.only_use(sum)?.node);
     let to_f32 = cast.op.name() == "Cast" && cast.op.attrs().int_or("to", 0) == Ok(i64::from(DType::F32.to_onnx()));
     let u = r.graph.only_use(cast.output(0).filter(|_| to_f32)?)?;
@@ -125,7 +132,7 @@ fn right(r: &mut Rewriter, node: &Node, b: ValueId, scale: ValueId, zero_at: usi
 }
 
 /// Scales and zero points of constant weights: one, or one per output channel.
-fn weights(r: &Rewriter, node: &Node, b: ValueId, scale: ValueId, zero_at: usize) -> Option<Params> {
+pub(super) fn weights(r: &Rewriter, node: &Node, b: ValueId, scale: ValueId, zero_at: usize) -> Option<Params> {
     let (w, s) = (r.graph.constant(b)?, r.graph.constant(scale)?);
     let conv = node.op.name() == "ConvInteger";
     let channels = if conv { w.shape().first() } else { w.shape().last() }.copied()?;

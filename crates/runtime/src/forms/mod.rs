@@ -9,7 +9,11 @@
 mod batchnorm;
 mod channels;
 mod dynamic;
+mod half;
 mod qoperator;
+mod rows;
+
+pub use half::widen;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,6 +75,8 @@ struct Rewriter<'a> {
     dtypes: BTreeMap<ValueId, DType>,
     /// Codes, scale and zero point that were made of floats here.
     ranges: BTreeMap<ValueId, [Option<ValueId>; 3]>,
+    /// Codes whose rows have a scale each.
+    rows: BTreeMap<ValueId, rows::Rows>,
 }
 
 impl<'a> Rewriter<'a> {
@@ -81,6 +87,7 @@ impl<'a> Rewriter<'a> {
             moved: BTreeMap::new(),
             dtypes: BTreeMap::new(),
             ranges: BTreeMap::new(),
+            rows: BTreeMap::new(),
         }
     }
 

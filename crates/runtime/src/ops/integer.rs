@@ -80,14 +80,18 @@ struct RowFormat {
     column_sums: Vec<i32>,
     /// Whether the kernel takes the format only as offsets and scales.
     folded: bool,
+    /// Whether each row has a scale and zero point of its own.
+    by_row: bool,
 }
 
 /// Scale and zero point of the rows of one run.
 struct Format {
-    scale: f32,
-    /// The zero point as the rows have it, and as kernels see it.
+    /// One, or one for each row.
+    row_scales: Vec<f32>,
+    /// As many zero points, as kernels see them.
+    row_zeros: Vec<i32>,
+    /// The zero point as the rows have it, where it is one.
     zero: i32,
-    shifted: i32,
     offsets: Vec<i32>,
     scales: Vec<f32>,
 }
@@ -144,20 +148,31 @@ impl Finish {
         let column_sums = sums.iter().enumerate().map(corrected).collect();
         let zero_at = x.runtime.and_then(|r| r.zero).map(|_| scale_at + 1);
         self.offsets.fill(0);
-        self.runtime = Some(RowFormat { dtype: x.params.dtype, scale_at, zero_at, column_sums, folded });
+        let by_row = x.runtime.is_some_and(|r| r.by_row);
+        self.runtime = Some(RowFormat { dtype: x.params.dtype, scale_at, zero_at, column_sums, folded, by_row });
     }
 
     /// What the operands say of the rows.
     fn format(&self, cx: &RunCx) -> Result<Option<Format>, StepError> {
         let Some(f) = &self.runtime else { return Ok(None) };
+        let shift = if f.dtype == DType::I8 { 128 } else { 0 };
+        if f.by_row {
+            let row_scales = cx.f32s(f.scale_at)?.to_vec();
+            let zero = |b: &u8| if f.dtype == DType::I8 { i32::from(*b as i8) } else { i32::from(*b) };
+            let row_zeros = match f.zero_at {
+                Some(at) => cx.view(at)?.bytes.iter().map(|b| zero(b) + shift).collect(),
+                None => vec![shift; row_scales.len()],
+            };
+            return Ok(Some(Format { row_scales, row_zeros, zero: 0, offsets: Vec::new(), scales: Vec::new() }));
+        }
         let (scale, zero) = runtime_params(cx, f.scale_at, f.zero_at.is_some())?;
-        let shifted = zero + if f.dtype == DType::I8 { 128 } else { 0 };
+        let shifted = zero + shift;
         let (mut offsets, mut scales) = (Vec::new(), Vec::new());
         if f.folded {
             offsets.extend(f.column_sums.iter().map(|s| shifted.wrapping_mul(*s).wrapping_neg()));
             scales.extend(self.scales.iter().map(|s| scale * s));
         }
-        Ok(Some(Format { scale, zero, shifted, offsets, scales }))
+        Ok(Some(Format { row_scales: vec![scale], row_zeros: vec![shifted], zero, offsets, scales }))
     }
 
     /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
@@ -197,8 +212,7 @@ impl Finish {
         match (&self.runtime, format) {
             (Some(r), Some(f)) if r.folded => (epilogue.offsets, epilogue.scales) = (&f.offsets, &f.scales),
             (Some(r), Some(f)) => {
-                let (scales, zeros) = (std::slice::from_ref(&f.scale), std::slice::from_ref(&f.shifted));
-                let rows = RowParams { scales, zeros, column_sums: &r.column_sums };
+                let rows = RowParams { scales: &f.row_scales, zeros: &f.row_zeros, column_sums: &r.column_sums };
                 epilogue.rows = Some(rows);
             }
             _ => {}

@@ -81,6 +81,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         },
         "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
+        "DynamicQuantizeRows" => quantize::dynamic_rows(cx),
         _ => elementwise::build(cx),
     }
 }

@@ -1,7 +1,7 @@
 //! QuantizeLinear and DequantizeLinear between floats and whole-byte integers.
 
 use narrowbit_ir::ValueId;
-use narrowbit_kernels::dynamic::dynamic_quantize;
+use narrowbit_kernels::dynamic::{dynamic_quantize, dynamic_quantize_rows};
 use narrowbit_kernels::quantize::{QuantScales, Quantized, dequantize, quantize};
 use narrowbit_tensor::{DType, Element, shape};
 
@@ -47,6 +47,25 @@ pub fn dynamic(cx: &BuildCx) -> Maybe {
     let last = cx.is_channels_last(x);
     let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
     Ok(Some(Built { kernel, ins: vec![place(x)], outs: vec![place(*y), *scale, *zero] }))
+}
+
+/// The codes of rows that have a range each.
+pub fn dynamic_rows(cx: &BuildCx) -> Maybe {
+    let (Some(x), [Some(y), Some(scale), Some(zero)]) = (cx.node.input(0), cx.node.outputs.as_slice()) else {
+        return Ok(None);
+    };
+    let Some(shape) = cx.f32_shape(0) else { return Ok(None) };
+    let Some((&columns, rows)) = shape.split_last() else { return Ok(None) };
+    let rows: usize = rows.iter().product();
+    let kernel = simple("dynamic_quantize_rows_u8", move |cx| {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        let mut zeros = vec![0i32; rows];
+        let [y, scale, zero] = cx.outs.as_mut_slice() else { return Ok(()) };
+        dynamic_quantize_rows(exec, x, [rows, columns], y.slice::<u8>()?, scale.slice::<f32>()?, &mut zeros)?;
+        zero.slice::<u8>()?.iter_mut().zip(zeros).for_each(|(to, z)| *to = z as u8);
+        Ok(())
+    });
+    Ok(Some(Built { kernel, ins: vec![x], outs: vec![*y, *scale, *zero] }))
 }
 
 fn plan(cx: &BuildCx) -> Option<Built> {

@@ -3,6 +3,7 @@
 mod preset;
 mod scheme;
 mod summary;
+mod without_ranges;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use clap::{Args, ValueEnum};
 use narrowbit_data::Split;
 use narrowbit_import::onnx;
 use narrowbit_ir::Model;
+use narrowbit_quant::approach::{Approach, BlockFormat};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::plan::Layout;
@@ -29,11 +31,13 @@ use crate::data::DataArgs;
 use crate::measure::{Outcome, When};
 use crate::{interrupt, measure, model, output};
 
-/// Quantize a float model to int8
+/// Quantize a float model to int8, or to the format of another --approach
 ///
 /// Cleans the graph, calibrates it on --data (or takes --ranges), puts QuantizeLinear and DequantizeLinear nodes
 /// where integers pay, and writes a standard ONNX model. Then runs the written file on the first samples (64 at
 /// most, 4 of a large model) and says what was lost.
+///
+/// --approach dynamic, weight-only, float16 and bfloat16 need no samples; with --data they say what was lost, too.
 #[derive(Debug, Args)]
 pub struct Quantize {
     /// The float model (.onnx)
@@ -44,9 +48,9 @@ pub struct Quantize {
     /// Ranges from `narrowbit calibrate`, instead of --data
     #[arg(long, value_name = "RANGES.json")]
     ranges: Option<PathBuf>,
-    /// The form of the quantized graph
-    #[arg(long, value_enum, default_value_t = Format::Qdq)]
-    format: Format,
+    /// The form of the quantized graph [default: qdq]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Exit with 1 when a Conv, Gemm or MatMul stays float without having been asked to
     #[arg(long)]
     strict: bool,
@@ -73,17 +77,28 @@ pub struct Quantize {
 pub enum Format {
     /// QuantizeLinear and DequantizeLinear around float operators: what every runtime reads
     Qdq,
-    /// QLinearConv, QLinearMatMul and friends
+    /// QLinearConv, QLinearMatMul and friends; static
     Qoperator,
+    /// ONNX Runtime's MatMulNBits; weight-only
+    Matmulnbits,
 }
 
 /// What an error of the check begins with.
 const UNCHECKED: &str = "the quantized model can't be compared with the float one, so it was not written (--no-check writes it all the same)";
 
+/// A quantized model with what the summary says of it.
+struct Made {
+    fates: Vec<NodeFate>,
+    /// The calibration, where there was one.
+    ranges: Option<Ranges>,
+    check: Option<Check>,
+    warnings: Vec<String>,
+}
+
 impl Quantize {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
-        let options = self.scheme.resolve()?;
+        let options = self.options()?;
         if self.show_config {
             let text =
                 if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
@@ -94,29 +109,24 @@ impl Quantize {
         let start = Instant::now();
         let mut model = model::load_runnable(&self.model)?;
         model::sanitize(&mut model)?;
-        let layout = quantize::layout(&model, &options)?;
-        self.check_form(&model, &options)?;
-        let (ranges, check) = self.ranges(&model, &layout, &options)?;
-        let mut unmatched = unmatched(&model, &options)?;
-        unmatched.extend(options.warnings().into_iter().map(str::to_owned));
-        let (_, fates) = quantize::quantize(&mut model, layout, &ranges, &options, &self.threads.exec()?)?;
-        model::raise_opset(&mut model, options.least_opset())?;
-        if self.format == Format::Qoperator {
-            narrowbit_quant::qoperator::convert(&mut model)?;
-        }
-        describe(&mut model, &ranges, &options)?;
+        let mut made = match options.approach.needs_ranges() {
+            true => self.with_ranges(&mut model, &options)?,
+            false => self.without_ranges(&mut model, &options)?,
+        };
+        describe(&mut model, made.ranges.as_ref(), &options)?;
         let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
         // Neither the float weights nor the file that they are mapped from are needed any more.
         drop(model);
         let seconds = start.elapsed().as_secs_f64();
+        let check = made.check.take();
         let inputs = check.as_ref().and_then(Check::inputs);
         let error = match check {
             Some(check) => Some(check.run(staged.load()?, self.threads.threads).context(UNCHECKED)?),
             None => None,
         };
         staged.commit()?;
-        let speed = self.speed(inputs, &fates, start.elapsed().as_secs_f64())?;
-        let mut summary = self.summary(global, &ranges, fates, error, seconds, unmatched)?;
+        let speed = self.speed(inputs, &made.fates, &options, start.elapsed().as_secs_f64())?;
+        let mut summary = self.summary(global, &options, made, error, seconds)?;
         summary.warnings.extend(speed.warning());
         let skipped = matches!(speed, Outcome::TooSlow);
         summary.speed = speed.measured();
@@ -131,10 +141,39 @@ impl Quantize {
 
     /// Refuses early what could only fail after the calibration.
     fn check_form(&self, model: &Model, options: &QuantOptions) -> Result<()> {
-        if self.format == Format::Qoperator && !options.is_8_bit_integer() {
+        if self.format == Some(Format::Qoperator) && !options.is_8_bit_integer() {
             bail!("--format qoperator has operators for int8 and uint8 only\nhelp: --format qdq holds every type");
         }
         model::check_opset(model, options.least_opset())
+    }
+
+    /// The settings, the form of the graph among them.
+    fn options(&self) -> Result<QuantOptions> {
+        let mut options = self.scheme.resolve()?;
+        match (options.approach, self.format) {
+            (_, None) => {}
+            (Approach::WeightOnly, Some(Format::Matmulnbits)) => options.weight_only.format = BlockFormat::Matmulnbits,
+            (Approach::WeightOnly, Some(Format::Qdq)) => options.weight_only.format = BlockFormat::Qdq,
+            (Approach::Static, Some(Format::Qdq | Format::Qoperator)) => {}
+            (_, Some(_)) => bail!(
+                "--format has no such form for this approach\nhelp: qdq and qoperator are for static, qdq and matmulnbits for weight-only"
+            ),
+        }
+        Ok(options)
+    }
+
+    fn with_ranges(&self, model: &mut Model, options: &QuantOptions) -> Result<Made> {
+        let layout = quantize::layout(model, options)?;
+        self.check_form(model, options)?;
+        let (ranges, check) = self.ranges(model, &layout, options)?;
+        let mut warnings = unmatched(model, options)?;
+        warnings.extend(options.warnings().into_iter().map(str::to_owned));
+        let (_, fates) = quantize::quantize(model, layout, &ranges, options, &self.threads.exec()?)?;
+        model::raise_opset(model, options.least_opset())?;
+        if self.format == Some(Format::Qoperator) {
+            narrowbit_quant::qoperator::convert(model)?;
+        }
+        Ok(Made { fates, ranges: Some(ranges), check, warnings })
     }
 
     /// The ranges, and what is needed to check the result, where samples are given.
@@ -164,14 +203,21 @@ impl Quantize {
 
     /// Times the written model beside the float one, after `seconds` of work; `inputs` are those of the check, if
     /// there was one.
-    fn speed(&self, inputs: Option<Vec<Tensor>>, fates: &[NodeFate], seconds: f64) -> Result<Outcome> {
+    fn speed(
+        &self,
+        inputs: Option<Vec<Tensor>>,
+        fates: &[NodeFate],
+        options: &QuantOptions,
+        seconds: f64,
+    ) -> Result<Outcome> {
         // Who does not want the model run for its error does not want it run unasked.
         if self.measure == When::No || self.measure == When::Auto && self.no_check {
             return Ok(Outcome::NotAsked);
         }
         let integer = fates.iter().filter(|f| f.integer).map(|f| f.node.clone()).collect();
         let beside = (self.measure == When::Auto).then_some(seconds);
-        let job = measure::Job { integer, inputs, threads: self.threads.threads, beside };
+        let format = summary::format_name(options);
+        let job = measure::Job { integer, format, inputs, threads: self.threads.threads, beside };
         match job.run(&self.model, &self.output) {
             Ok(outcome) => Ok(outcome),
             Err(e) if self.measure == When::Auto => {
@@ -191,11 +237,12 @@ fn unmatched(model: &Model, options: &QuantOptions) -> Result<Vec<String>> {
 }
 
 /// Says in the file how it was made, so that it can be made again.
-fn describe(model: &mut Model, ranges: &Ranges, options: &QuantOptions) -> Result<()> {
+fn describe(model: &mut Model, ranges: Option<&Ranges>, options: &QuantOptions) -> Result<()> {
     model.producer_name = "narrowbit".into();
     model.producer_version = env!("CARGO_PKG_VERSION").into();
     model.set_metadata("narrowbit.version", env!("CARGO_PKG_VERSION"));
     model.set_metadata("narrowbit.quantize", serde_json::to_string(options)?);
+    let Some(ranges) = ranges else { return Ok(()) };
     let data: Vec<&str> =
         ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
     model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));

@@ -1,6 +1,8 @@
 //! The arguments that name a scheme, a number format or a part of one.
 
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+use narrowbit_quant::approach::{Approach, BlockType};
 use narrowbit_quant::options::{FixedRanges, QuantOptions};
 use narrowbit_quant::scheme::{NumberFormat, Preset, Statistic};
 
@@ -33,6 +35,75 @@ impl From<ActivationArg> for NumberFormat {
             ActivationArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
             ActivationArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
         }
+    }
+}
+
+/// A type of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightArg {
+    /// −128 … 127
+    Int8,
+    /// 0 … 255
+    Uint8,
+    /// −8 … 7
+    Int4,
+    /// 0 … 15 with a zero point
+    Uint4,
+    /// −2 … 1, weight-only
+    Int2,
+    /// 0 … 3 with a zero point, weight-only
+    Uint2,
+    /// −32768 … 32767, static
+    Int16,
+    /// 8-bit float up to 448
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+    /// 8-bit float up to 57344, static
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+    /// Sixteen quantiles of the normal distribution, weight-only
+    Nf4,
+}
+
+impl WeightArg {
+    /// The type of the blocks of weight-only quantization.
+    pub fn blocks(self) -> Result<BlockType> {
+        Ok(match self {
+            WeightArg::Int8 => BlockType::Int8,
+            WeightArg::Uint8 => BlockType::Uint8,
+            WeightArg::Int4 => BlockType::Int4,
+            WeightArg::Uint4 => BlockType::Uint4,
+            WeightArg::Int2 => BlockType::Int2,
+            WeightArg::Uint2 => BlockType::Uint2,
+            WeightArg::Fp8E4m3 => BlockType::Fp8E4m3,
+            WeightArg::Nf4 => BlockType::Nf4,
+            WeightArg::Int16 | WeightArg::Fp8E5m2 => {
+                bail!(
+                    "--approach weight-only has no blocks of that type\nhelp: int16 and fp8_e5m2 are for --approach static"
+                )
+            }
+        })
+    }
+
+    /// The type of the weights of products.
+    pub fn format(self, approach: Approach) -> Result<NumberFormat> {
+        if approach == Approach::Dynamic && !matches!(self, WeightArg::Int8 | WeightArg::Uint8) {
+            bail!(
+                "--approach dynamic has weights of int8 or uint8\nhelp: --approach weight-only stores narrower ones, --approach static has others"
+            );
+        }
+        Ok(match self {
+            WeightArg::Int8 => NumberFormat::Int8,
+            WeightArg::Uint8 => NumberFormat::Uint8,
+            WeightArg::Int4 => NumberFormat::Int4,
+            WeightArg::Uint4 => NumberFormat::Uint4,
+            WeightArg::Int16 => NumberFormat::Int16,
+            WeightArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
+            WeightArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
+            WeightArg::Int2 | WeightArg::Uint2 | WeightArg::Nf4 => {
+                bail!("products have no weights of that type\nhelp: --approach weight-only stores int2, uint2 and nf4")
+            }
+        })
     }
 }
 
@@ -156,6 +227,12 @@ impl PresetArgs {
     /// The preset, if one is named.
     pub fn preset(&self) -> Option<Preset> {
         self.scheme.map(Preset::from)
+    }
+
+    /// Whether any of them is given.
+    pub fn is_given(&self) -> bool {
+        let bits = self.weight_bits.or(self.activation_bits).or(self.input_bits);
+        self.scheme.is_some() || bits.is_some() || self.statistic.is_some() || self.fixed_ranges.is_some()
     }
 
     /// Puts the flags above the options.

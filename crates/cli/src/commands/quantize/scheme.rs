@@ -4,45 +4,67 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
+use narrowbit_quant::approach::{Algorithm, Approach, Compute, Granularity};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
-use narrowbit_quant::scheme::{NumberFormat, Preset};
+use narrowbit_quant::scheme::Preset;
 
-use super::preset::{ActivationArg, PresetArgs};
+use super::preset::{ActivationArg, PresetArgs, WeightArg};
 
-/// A type of weights.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum WeightArg {
-    /// −128 … 127
-    Int8,
-    /// 0 … 255
-    Uint8,
-    /// −8 … 7
-    Int4,
-    /// 0 … 15
-    Uint4,
-    /// −32768 … 32767
-    Int16,
-    /// 8-bit float up to 448
-    #[value(name = "fp8_e4m3")]
-    Fp8E4m3,
-    /// 8-bit float up to 57344
-    #[value(name = "fp8_e5m2")]
-    Fp8E5m2,
+/// How the model is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ApproachArg {
+    /// Integers throughout, with ranges calibrated on samples
+    Static,
+    /// Integer products whose activations find their range at run time; needs no samples
+    Dynamic,
+    /// Weights in 2 to 8 bits by blocks, computing on floats; needs no samples
+    WeightOnly,
+    /// Half precision, LayerNormalization, Softmax and their like in float32; needs no samples
+    Float16,
+    /// Weights in bfloat16, computing in float32; needs no samples
+    Bfloat16,
 }
 
-impl From<WeightArg> for NumberFormat {
-    fn from(w: WeightArg) -> NumberFormat {
-        match w {
-            WeightArg::Int8 => NumberFormat::Int8,
-            WeightArg::Uint8 => NumberFormat::Uint8,
-            WeightArg::Int4 => NumberFormat::Int4,
-            WeightArg::Uint4 => NumberFormat::Uint4,
-            WeightArg::Int16 => NumberFormat::Int16,
-            WeightArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
-            WeightArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
+impl From<ApproachArg> for Approach {
+    fn from(a: ApproachArg) -> Approach {
+        match a {
+            ApproachArg::Static => Approach::Static,
+            ApproachArg::Dynamic => Approach::Dynamic,
+            ApproachArg::WeightOnly => Approach::WeightOnly,
+            ApproachArg::Float16 => Approach::Float16,
+            ApproachArg::Bfloat16 => Approach::Bfloat16,
         }
     }
+}
+
+/// What shares a scale of an activation.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum GranularityArg {
+    /// Each row along the last axis
+    Token,
+    /// The whole tensor: what other runtimes have fused kernels for
+    Tensor,
+}
+
+/// How the scale of a block of weights is chosen.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AlgorithmArg {
+    /// The least scale at which nothing saturates
+    Rtn,
+    /// The least squared error of the block
+    Mse,
+    /// Half-quadratic quantization of the zero point
+    Hqq,
+}
+
+/// What computes on half-precision weights.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ComputeArg {
+    /// Operators in half precision where that is enough
+    Half,
+    /// Operators in float32
+    Float32,
 }
 
 /// How ranges are chosen.
@@ -74,10 +96,13 @@ pub struct SchemeArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     preset: PresetArgs,
+    /// How the model is quantized [default: static]
+    #[arg(long, value_enum, help_heading = "Quantization")]
+    approach: Option<ApproachArg>,
     /// The type of activations [default: uint8]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
     activations: Option<ActivationArg>,
-    /// The type of weights [default: int8]
+    /// The type of weights [default: int8; weight-only: int4]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
     weights: Option<WeightArg>,
     /// Give zero the middle code in activations too
@@ -119,6 +144,21 @@ pub struct SchemeArgs {
     /// Keep embedding tables in 32 bits
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
+    /// What shares a scale of an activation: dynamic [default: token]
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
+    granularity: Option<GranularityArg>,
+    /// Weights that share a scale, a power of two from 16 on: weight-only [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Quantization")]
+    block: Option<usize>,
+    /// How the scale of a block is chosen: weight-only [default: mse]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Quantization")]
+    algorithm: Option<AlgorithmArg>,
+    /// Make inputs and outputs half precision too: float16, bfloat16
+    #[arg(long, help_heading = "Quantization")]
+    io_float16: bool,
+    /// What operators compute in [default: half; bfloat16: float32]
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
+    compute: Option<ComputeArg>,
 }
 
 impl SchemeArgs {
@@ -128,13 +168,20 @@ impl SchemeArgs {
             Some(path) => read_config(path, self.preset.preset())?,
             None => self.preset.preset().map(Preset::options).unwrap_or_default(),
         };
+        if let Some(a) = self.approach {
+            o.approach = a.into();
+        }
+        self.check_flags(o.approach)?;
         if let Some(t) = self.activations {
             o.activations.format = t.into();
         }
-        if let Some(t) = self.weights {
-            o.weights.format = t.into();
+        match self.weights {
+            Some(t) if o.approach == Approach::WeightOnly => o.weight_only.codes = t.blocks()?,
+            Some(t) => o.weights.format = t.format(o.approach)?,
+            None => {}
         }
         self.preset.apply(&mut o);
+        self.resolve_approach(&mut o);
         o.activations.symmetric |= self.symmetric;
         o.weights.symmetric &= !self.asymmetric_weights;
         o.weights.per_channel &= !self.per_tensor;
@@ -148,6 +195,62 @@ impl SchemeArgs {
         o.method = self.method(o.method)?;
         o.overrides.extend(self.exclusions());
         Ok(o)
+    }
+
+    /// Settings of one approach.
+    fn resolve_approach(&self, o: &mut QuantOptions) {
+        match self.granularity {
+            Some(GranularityArg::Token) => o.dynamic.granularity = Granularity::Token,
+            Some(GranularityArg::Tensor) => o.dynamic.granularity = Granularity::Tensor,
+            None => {}
+        }
+        o.weight_only.block = self.block.unwrap_or(o.weight_only.block);
+        match self.algorithm {
+            Some(AlgorithmArg::Rtn) => o.weight_only.algorithm = Algorithm::Rtn,
+            Some(AlgorithmArg::Mse) => o.weight_only.algorithm = Algorithm::Mse,
+            Some(AlgorithmArg::Hqq) => o.weight_only.algorithm = Algorithm::Hqq,
+            None => {}
+        }
+        o.half.io |= self.io_float16;
+        match self.compute {
+            Some(ComputeArg::Half) => o.half.compute = Some(Compute::Half),
+            Some(ComputeArg::Float32) => o.half.compute = Some(Compute::Float32),
+            None => {}
+        }
+    }
+
+    /// Refuses flags that an approach has no use for: who gives them expects another one.
+    fn check_flags(&self, approach: Approach) -> Result<()> {
+        use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
+        let all: [(bool, &str, &[Approach]); 15] = [
+            (self.preset.is_given(), "--scheme and its like", &[Static]),
+            (self.activations.is_some(), "--activations", &[Static]),
+            (self.symmetric, "--symmetric", &[Static]),
+            (self.method.is_some(), "--method", &[Static]),
+            (self.percentile.is_some(), "--percentile", &[Static]),
+            (self.weights.is_some(), "--weights", &[Static, Dynamic, WeightOnly]),
+            (self.asymmetric_weights, "--asymmetric-weights", &[Static, Dynamic]),
+            (self.per_tensor, "--per-tensor", &[Static, Dynamic]),
+            (self.reduce_range, "--reduce-range", &[Static, Dynamic]),
+            (self.keep_first || self.keep_last, "--keep-first and --keep-last", &[Static, Dynamic, WeightOnly]),
+            (self.granularity.is_some(), "--granularity", &[Dynamic]),
+            (self.block.is_some(), "--block", &[WeightOnly]),
+            (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),
+            (self.io_float16, "--io-float16", &[Float16, Bfloat16]),
+            (self.compute.is_some(), "--compute", &[Float16, Bfloat16]),
+        ];
+        let idle = all.into_iter().find(|(given, _, fits)| *given && !fits.contains(&approach));
+        let Some((_, flag, fits)) = idle else { return Ok(()) };
+        let name = |a: Approach| match a {
+            Static => "static",
+            Dynamic => "dynamic",
+            WeightOnly => "weight-only",
+            Float16 => "float16",
+            Bfloat16 => "bfloat16",
+            _ => "another",
+        };
+        let fits: Vec<&str> = fits.iter().map(|&a| name(a)).collect();
+        bail!("{flag} has no meaning for --approach {}\nhelp: it is for {}", name(approach), fits.join(", "))
     }
 
     fn method(&self, before: Method) -> Result<Method> {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use narrowbit_quant::approach::Approach;
+use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize::NodeFate;
-use narrowbit_quant::ranges::Ranges;
 use serde::Serialize;
 
-use super::Quantize;
+use super::{Made, Quantize};
 use crate::args::Global;
 use crate::check::Loss;
 use crate::data::DataArgs;
@@ -20,8 +21,13 @@ use crate::{model, output};
 pub struct Summary {
     model: PathBuf,
     output: PathBuf,
+    approach: Approach,
     /// Nodes that compute on integers, and all nodes of the cleaned graph.
     pub integer_nodes: usize,
+    /// Nodes whose weights or results have become another type, where they are no integers that they compute on.
+    stored_nodes: usize,
+    /// That type, or int8.
+    format: String,
     nodes: usize,
     /// Why the others do not: number of nodes by operator and reason.
     pub float: Vec<FloatGroup>,
@@ -58,14 +64,15 @@ impl Quantize {
     pub(super) fn summary(
         &self,
         global: &Global,
-        ranges: &Ranges,
-        fates: Vec<NodeFate>,
+        options: &QuantOptions,
+        made: Made,
         error: Option<Loss>,
         seconds: f64,
-        unmatched: Vec<String>,
     ) -> Result<Summary> {
-        let mut warnings = unmatched;
-        if ranges.random {
+        let Made { fates, ranges, warnings, .. } = made;
+        let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
+        let mut warnings = warnings;
+        if random {
             warnings.push("the ranges come from random samples: the accuracy of this model means nothing".to_owned());
         }
         if let Some(e) = error.as_ref().filter(|e| e.figures.sqnr_db < POOR_SQNR) {
@@ -77,6 +84,9 @@ impl Quantize {
         Ok(Summary {
             model: self.model.clone(),
             output: self.output.clone(),
+            approach: options.approach,
+            format: format_name(options),
+            stored_nodes: fates.iter().filter(|f| f.stored.is_some()).count(),
             integer_nodes: fates.iter().filter(|f| f.integer).count(),
             nodes: fates.len(),
             float: groups(&fates),
@@ -84,12 +94,22 @@ impl Quantize {
             bytes_after: model::size_on_disk(&self.output)?,
             error,
             speed: None,
-            samples: ranges.samples,
-            random: ranges.random,
+            samples,
+            random,
             seconds,
             warnings,
             node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
         })
+    }
+}
+
+/// What a model becomes with these settings: int8, int4, float16.
+pub fn format_name(options: &QuantOptions) -> String {
+    match options.approach {
+        Approach::WeightOnly => options.weight_only.codes.to_string(),
+        Approach::Float16 => "float16".into(),
+        Approach::Bfloat16 => "bfloat16".into(),
+        _ => "int8".into(),
     }
 }
 
@@ -99,7 +119,7 @@ const PRODUCTS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
 /// Whether a reason is a loss that nobody asked for.
 pub fn unasked(g: &FloatGroup) -> bool {
     PRODUCTS.contains(&g.op.as_str())
-        && !matches!(g.reason, "excluded" | "type-not-selected" | "edge-layer" | "not-float-data")
+        && !matches!(g.reason, "excluded" | "type-not-selected" | "edge-layer" | "not-float-data" | "no-weight")
 }
 
 fn groups(fates: &[NodeFate]) -> Vec<FloatGroup> {
@@ -130,11 +150,16 @@ fn by_reason(groups: &[FloatGroup]) -> Vec<(&str, Vec<&FloatGroup>)> {
 /// The summary for people; `skipped` says that the speed would take too long to measure.
 pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     let mut out = format!("{} → {}\n", s.model.display(), s.output.display());
-    out.push_str(&format!("  nodes   {} of {} compute on integers\n", s.integer_nodes, s.nodes));
+    let (done, what, rest) = match s.approach {
+        Approach::WeightOnly => (s.stored_nodes, format!("read constants of {}", s.format), "as before"),
+        Approach::Float16 | Approach::Bfloat16 => (s.stored_nodes, format!("are in {}", s.format), "float32"),
+        _ => (s.integer_nodes, "compute on integers".to_owned(), "float"),
+    };
+    out.push_str(&format!("  nodes   {done} of {} {what}\n", s.nodes));
     for (why, groups) in by_reason(&s.float) {
         let count: usize = groups.iter().map(|g| g.count).sum();
         let ops: Vec<String> = groups.iter().map(|g| format!("{} {}", g.count, g.op)).collect();
-        out.push_str(&format!("          {count} float, {why}:\n            {}\n", ops.join(", ")));
+        out.push_str(&format!("          {count} {rest}, {why}:\n            {}\n", ops.join(", ")));
     }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;
     out.push_str(&format!(
@@ -145,15 +170,18 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     ));
     if let Some(e) = &s.error {
         out.push_str(&format!(
-            "  error   SQNR {}, cosine {:.5}, max {:.3e} on {} calibration samples\n",
+            "  error   SQNR {}, cosine {:.5}, max {:.3e} on {} {}samples\n",
             output::decibels(e.figures.sqnr_db),
             e.figures.cosine,
             e.figures.max_error,
-            e.samples
+            e.samples,
+            if s.approach.needs_ranges() { "calibration " } else { "" }
         ));
         for (f, q) in e.float.iter().zip(&e.quantized) {
-            out.push_str(&format!("  metric  {f} float, {q} int8, on the same samples\n"));
+            out.push_str(&format!("  metric  {f} float, {q} {}, on the same samples\n", s.format));
         }
+    } else if !s.approach.needs_ranges() {
+        out.push_str("  error   not measured (--data DATA does it on its first samples)\n");
     }
     if let Some(speed) = &s.speed {
         out.push_str(&speed.text());
@@ -162,7 +190,12 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
             "  speed   not measured, because it takes more than a tenth of the time (--measure does it all the same)\n",
         );
     }
-    out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples));
+    match s.approach.needs_ranges() {
+        true => {
+            out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples))
+        }
+        false => out.push_str(&format!("  time    {:.1} s for all of it\n", s.seconds)),
+    }
     s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));
     let path = data.data.as_deref().unwrap_or(Path::new("DATA")).display();
     let preprocess = data.preprocess.preprocess.as_ref().map(|p| format!(" --preprocess {}", p.display()));

@@ -1,0 +1,293 @@
+//! Dynamic quantization: int8 weights, and activations that find their range at run time.
+//!
+//! With one scale per token each row along the last axis has the range of its own elements and
+//! 0: `scale = (max − min) / 255`, `zero = round(−min / scale)`, the formula of ONNX DynamicQuantizeLinear, by row. The
+//! rows become uint8 by a QuantizeLinear whose block is the whole row, and the product is
+//! `(MatMulInteger(x, w) − zero · column_sums(w)) · scale · scale_w` in standard operators, because the zero point of
+//! MatMulInteger is one for all rows in ONNX Runtime. With one scale per tensor it is DynamicQuantizeLinear →
+//! MatMulInteger (or ConvInteger) → Cast → Mul, as ONNX Runtime's `quantize_dynamic` writes it and as ONNX Runtime fuses.
+
+mod weights;
+mod write;
+
+pub(crate) use weights::transpose_bytes;
+
+use std::collections::BTreeMap;
+
+use narrowbit_ir::{Model, Node, NodeId};
+use narrowbit_kernels::Exec;
+
+use crate::approach::{ApproachError, Granularity};
+use crate::options::{Matcher, QuantOptions};
+use crate::parallel::in_parallel;
+use crate::plan::{Kind, Layout, QuantPlan, Reason, weight_params};
+use crate::qdq::{self, QdqError};
+use crate::quantize::{Converted, NodeFate, QuantizeError};
+use crate::scheme::{ActivationScheme, WeightScheme};
+use crate::select::{Selection, select};
+
+/// Operator types that are quantized unless the user names some.
+const USUAL: [&str; 3] = ["MatMul", "Gemm", "Gather"];
+/// The longest sum of products of two 8-bit codes that 32 bits hold for certain.
+const DEEPEST: usize = (i32::MAX / (255 * 255)) as usize;
+
+/// Quantizes a sanitized model in place.
+///
+/// # Errors
+/// When the settings can't be written, or the model is quantized already or holds nothing of the kind.
+pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
+    let other = |s: &ActivationScheme| *s != ActivationScheme::default();
+    if other(&options.activations) || options.overrides.iter().filter_map(|o| o.activations.as_ref()).any(other) {
+        return Err(ApproachError::Activations.into());
+    }
+    let mut found = select(model, options, &USUAL)?;
+    drop_deep(model, &mut found);
+    let matcher = Matcher::new(&options.overrides)?;
+    let jobs: Vec<Job> =
+        found.products.iter().map(|&id| job(model, &matcher, options, id)).collect::<Result<_, _>>()?;
+    let needed = if jobs.iter().any(|j| j.granularity == Granularity::Token) { 21 } else { 13 };
+    if model.opset() < needed {
+        return Err(ApproachError::Opset(model.opset(), needed).into());
+    }
+    let fates = fates(model, &found);
+    tables(model, &matcher, options, &found, exec)?;
+    let weights = weights::make(&model.graph, &jobs, exec).map_err(QdqError::from)?;
+    write::products(model, &jobs, &weights)?;
+    Ok(Converted { fates, warnings: Vec::new() })
+}
+
+/// A product to rewrite.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    node: NodeId,
+    granularity: Granularity,
+    scheme: WeightScheme,
+    /// Whether it is a convolution.
+    conv: bool,
+    /// Whether the weight has its output channels first and the sum last (Gemm with `transB`).
+    transposed: bool,
+}
+
+fn job(model: &Model, matcher: &Matcher, options: &QuantOptions, id: NodeId) -> Result<Job, ApproachError> {
+    let node = model.graph.node(id);
+    let conv = node.op.name() == "Conv";
+    let scheme = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
+    if conv && scheme.per_channel && !scheme.symmetric {
+        return Err(ApproachError::ConvZeroPoints);
+    }
+    let dynamic = matcher.of(node).find_map(|o| o.dynamic).unwrap_or(options.dynamic);
+    // The windows of a convolution overlap: a row of the product has no range of its own.
+    let granularity = if conv { Granularity::Tensor } else { dynamic.granularity };
+    Ok(Job { node: id, granularity, scheme, conv, transposed: is_transposed(node) })
+}
+
+fn is_transposed(node: &Node) -> bool {
+    node.op.name() == "Gemm" && node.op.attrs().int_or("transB", 0).is_ok_and(|t| t != 0)
+}
+
+/// Leaves products float whose sums might not fit in 32 bits.
+fn drop_deep(model: &Model, found: &mut Selection) {
+    let deep = |&id: &NodeId| {
+        let (node, w) = (model.graph.node(id), model.graph.const_input(id, 1));
+        w.is_some_and(|w| match node.op.name() {
+            "Conv" => w.shape()[1..].iter().product::<usize>() > DEEPEST,
+            _ => w.shape()[usize::from(is_transposed(node))] > DEEPEST,
+        })
+    };
+    let (out, kept): (Vec<NodeId>, Vec<NodeId>) = found.products.iter().copied().partition(|id| deep(id));
+    found.products = kept;
+    found.reasons.extend(out.into_iter().map(|id| (id, Reason::Form)));
+}
+
+/// Tables are stored in 8 bits as in static quantization: one scale, dequantized behind the Gather.
+fn tables(
+    model: &mut Model,
+    matcher: &Matcher,
+    options: &QuantOptions,
+    found: &Selection,
+    exec: &Exec,
+) -> Result<(), QuantizeError> {
+    let graph = &model.graph;
+    let scheme = |id: NodeId| WeightScheme {
+        per_channel: false,
+        ..matcher.of(graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights)
+    };
+    let jobs: Vec<_> =
+        found.tables.iter().filter_map(|&id| Some((id, graph.const_input(id, 0)?, scheme(id)))).collect();
+    let params = in_parallel(exec, &jobs, |(_, table, scheme)| weight_params(exec, table, *scheme, None));
+    let mut layout = Layout::default();
+    layout.kinds.extend(jobs.iter().map(|(id, ..)| (*id, Kind::Embedding)));
+    let weights = jobs.iter().zip(params).map(|((id, ..), p)| ((*id, 0), p)).collect();
+    let plan = QuantPlan { layout, activations: BTreeMap::new(), weights, biases: BTreeMap::new() };
+    let opset = model.opset();
+    Ok(qdq::insert(&mut model.graph, &plan, opset, exec)?)
+}
+
+fn fates(model: &Model, found: &Selection) -> Vec<NodeFate> {
+    let fate = |(id, node): (NodeId, &Node)| {
+        let reason = found.reasons.get(&id);
+        NodeFate {
+            node: node.name.clone(),
+            op: node.op.name().into(),
+            integer: reason.is_none(),
+            stored: None,
+            reason: reason.map(|r| r.code()),
+            why: reason.map(|r| r.to_string()),
+        }
+    };
+    model.graph.nodes().map(fate).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowbit_ir::{interp, text};
+    use narrowbit_kernels::Isa;
+    use narrowbit_ops::Registry;
+    use narrowbit_tensor::Tensor;
+
+    use super::*;
+    use crate::approach::{Approach, DynamicOptions};
+
+    const TEXT: &str = r#"model opset=21 graph "g" {
+        input %x: f32[n, t, 8] const %w: f32[8, 4] = random(1) const %v: f32[3, 4] = random(2)
+        const %b: f32[3] = [1, 2, 3] const %k: f32[2, 1, 3, 3] = random(3) const %cb: f32[2] = [1, -1]
+        %m = MatMul(%x, %w) @"m" output %m
+        input %g: f32[n, 4] %y = Gemm(%g, %v, %b) {transB=1} @"g" output %y
+        input %p: f32[n, 1, 5, 5] %c = Conv(%p, %k, %cb) {pads=[1, 1, 1, 1]} @"c" output %c
+    }"#;
+
+    fn exec() -> Exec {
+        Exec::new(Isa::detect(), 2)
+    }
+
+    fn options(granularity: Granularity, types: &[&str]) -> QuantOptions {
+        QuantOptions {
+            approach: Approach::Dynamic,
+            dynamic: DynamicOptions { granularity },
+            op_types: types.iter().map(ToString::to_string).collect(),
+            ..QuantOptions::default()
+        }
+    }
+
+    fn quantized(options: &QuantOptions) -> (Model, Converted) {
+        let mut model = text::parse_model(TEXT, &Registry).unwrap();
+        let done = crate::quantize::convert(&mut model, options, &exec()).unwrap();
+        (model, done)
+    }
+
+    /// Rows of very different sizes.
+    fn inputs() -> Vec<Tensor> {
+        let row = |r: usize, k: usize| ((r * 31 + k * 17) % 13) as f32 - 5.0;
+        let sized = |n: usize, columns: usize| -> Vec<f32> {
+            (0..n).map(|i| row(i / columns, i % columns) * 10f32.powi((i / columns) as i32 % 4)).collect()
+        };
+        vec![
+            Tensor::new([2, 3, 8], sized(48, 8)).unwrap(),
+            Tensor::new([2, 4], sized(8, 4)).unwrap(),
+            Tensor::new([2, 1, 5, 5], sized(50, 5)).unwrap(),
+        ]
+    }
+
+    fn count(model: &Model, op: &str) -> usize {
+        model.graph.nodes().filter(|(_, n)| n.op.name() == op).count()
+    }
+
+    /// By row, the largest error over the largest magnitude.
+    fn errors(float: &Tensor, got: &Tensor, columns: usize) -> Vec<f32> {
+        let (f, g) = (float.to_f32s().unwrap(), got.to_f32s().unwrap());
+        let rows = f.chunks(columns).zip(g.chunks(columns));
+        rows.map(|(f, g)| {
+            let top = f.iter().fold(0f32, |m, v| m.max(v.abs()));
+            f.iter().zip(g).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / top
+        })
+        .collect()
+    }
+
+    #[test]
+    fn keeps_the_results_of_every_row_with_a_scale_per_token() {
+        let float = text::parse_model(TEXT, &Registry).unwrap();
+        let want = interp::run_tensors(&float.graph, &inputs()).unwrap();
+        let (model, done) = quantized(&options(Granularity::Token, &["MatMul", "Gemm", "Conv"]));
+        assert_eq!(done.fates.iter().filter(|f| f.integer).count(), 3);
+        assert_eq!([count(&model, "MatMulInteger"), count(&model, "ConvInteger")], [2, 1]);
+        assert_eq!(count(&model, "DynamicQuantizeLinear"), 1, "only the convolution has a scale per tensor");
+        let got = interp::run_tensors(&model.graph, &inputs()).unwrap();
+        // A row of 8 with 8 bits on both sides: half a step of each is 1/510 and 1/254 of the extremes.
+        for (i, columns) in [(0, 4), (1, 3)] {
+            for e in errors(&want[i], &got[i], columns) {
+                assert!(e < 0.03, "output {i}: {:?}", errors(&want[i], &got[i], columns));
+            }
+        }
+        assert_eq!(want[2].shape(), got[2].shape());
+        let names = |m: &Model| m.graph.outputs().iter().map(|&v| m.graph.value(v).name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&model), names(&float));
+    }
+
+    #[test]
+    fn loses_small_rows_with_a_scale_per_tensor() {
+        let float = text::parse_model(TEXT, &Registry).unwrap();
+        let want = interp::run_tensors(&float.graph, &inputs()).unwrap();
+        let (model, _) = quantized(&options(Granularity::Tensor, &["MatMul", "Gemm", "Conv"]));
+        assert_eq!(count(&model, "DynamicQuantizeLinear"), 3);
+        assert_eq!(count(&model, "QuantizeLinear"), 0);
+        let got = interp::run_tensors(&model.graph, &inputs()).unwrap();
+        let rows = errors(&want[0], &got[0], 4);
+        assert!(rows.iter().any(|&e| e > 0.1), "{rows:?}");
+        assert!(rows.iter().any(|&e| e < 0.03), "{rows:?}");
+    }
+
+    #[test]
+    fn finds_the_same_codes_as_the_formula() {
+        let (model, _) = quantized(&options(Granularity::Token, &["MatMul"]));
+        let mut seen: BTreeMap<String, Tensor> = BTreeMap::new();
+        let data: Vec<_> = inputs().into_iter().map(narrowbit_ir::Datum::Tensor).collect();
+        interp::run_observed(&model.graph, &data, &mut |_, v, d| {
+            if let narrowbit_ir::Datum::Tensor(t) = d {
+                seen.insert(model.graph.value(v).name.clone(), t.clone());
+            }
+        })
+        .unwrap();
+        // Row 0 is 0·17, 1·17, 2·17 … mod 13, less 5: −5, −1, 3, 7, −2, 2, 6, −3.
+        let scale = seen["x_token_scale"].to_f32s().unwrap()[0];
+        assert_eq!(scale, 12.0 / 255.0);
+        assert_eq!(seen["x_token_zero_point"].to_i64s().unwrap()[0], 106); // round(5 · 255 / 12) = 106.25
+        let codes = seen["x_token_codes"].to_i64s().unwrap();
+        assert_eq!(codes[..4], [0, 85, 170, 255]); // 106 − 106.25, 106 − 21.25, 106 + 63.75, 106 + 148.75 rounded
+    }
+
+    #[test]
+    fn leaves_zero_rows_at_zero() {
+        let (model, _) = quantized(&options(Granularity::Token, &["MatMul"]));
+        let mut fed = inputs();
+        fed[0] = Tensor::new([1, 1, 8], vec![0f32; 8]).unwrap();
+        let got = interp::run_tensors(&model.graph, &fed).unwrap();
+        assert_eq!(got[0].to_f32s().unwrap().as_ref(), [0.0; 4]);
+    }
+
+    #[test]
+    fn refuses_other_activations_and_old_operator_sets() {
+        let mut o = options(Granularity::Token, &["MatMul"]);
+        let mut old = text::parse_model(&TEXT.replace("opset=21", "opset=17"), &Registry).unwrap();
+        let of = |m: &mut Model, o: &QuantOptions| crate::quantize::convert(m, o, &exec()).unwrap_err().to_string();
+        assert!(of(&mut old, &o).contains("opset 17"));
+        o.activations.symmetric = true;
+        assert!(of(&mut text::parse_model(TEXT, &Registry).unwrap(), &o).contains("asymmetric uint8"));
+        let mut o = options(Granularity::Tensor, &["Conv"]);
+        o.weights.symmetric = false;
+        assert!(of(&mut text::parse_model(TEXT, &Registry).unwrap(), &o).contains("ConvInteger"));
+    }
+
+    #[test]
+    fn takes_asymmetric_and_unsigned_weights() {
+        let float = text::parse_model(TEXT, &Registry).unwrap();
+        let want = interp::run_tensors(&float.graph, &inputs()).unwrap();
+        for granularity in [Granularity::Token, Granularity::Tensor] {
+            let mut o = options(granularity, &["MatMul", "Gemm"]);
+            o.weights.symmetric = false;
+            o.weights.format = crate::scheme::NumberFormat::Uint8;
+            let got = interp::run_tensors(&quantized(&o).0.graph, &inputs()).unwrap();
+            let best = errors(&want[0], &got[0], 4).into_iter().fold(1f32, f32::min);
+            assert!(best < 0.03, "{granularity:?}: {best}");
+        }
+    }
+}

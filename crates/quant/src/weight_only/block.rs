@@ -1,0 +1,330 @@
+//! The codes, scale and zero point of one block of weights.
+
+use super::table::{E4M3_TABLE, NF4_TABLE, Table};
+use crate::approach::{Algorithm, BlockType, WeightOnlyOptions};
+
+/// `x ≈ (code − zero) · scale`; for fp8 and NF4, `x ≈ value(code) · scale`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Point {
+    pub scale: f32,
+    pub zero: i32,
+}
+
+/// Chooses scale and zero point of a block, and writes its codes (two's complement where they are signed).
+pub(super) fn quantize(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8]) -> Point {
+    let table: &Table = match options.codes {
+        BlockType::Nf4 => &NF4_TABLE,
+        BlockType::Fp8E4m3 => &E4M3_TABLE,
+        _ => return integers(x, options, codes),
+    };
+    let scale = table_scale(x, table, options.algorithm);
+    let inverse = 1.0 / scale;
+    codes.iter_mut().zip(x).for_each(|(c, &v)| *c = table.encode(v * inverse));
+    Point { scale, zero: 0 }
+}
+
+fn extremes(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((0f32, 0f32), |(lo, hi), &v| (lo.min(v), hi.max(v)))
+}
+
+/// A scale that divides: not 0, not infinite, with a finite inverse.
+fn usable(scale: f32) -> f32 {
+    if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
+}
+
+/// The scale that puts the greatest magnitude on the greatest value, or, by the least squared error, a smaller one.
+fn table_scale(x: &[f32], table: &Table, algorithm: Algorithm) -> f32 {
+    /// Shares of the greatest magnitude that are tried.
+    const SHARES: [f32; 8] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75];
+    let (lo, hi) = extremes(x);
+    let full = usable(hi.max(-lo) / table.top());
+    if algorithm != Algorithm::Mse {
+        return full;
+    }
+    let error = |scale: f32| {
+        let inverse = 1.0 / scale;
+        x.iter().map(|&v| (v - table.decode(table.encode(v * inverse)) * scale).powi(2)).sum::<f32>()
+    };
+    let tried = SHARES.iter().map(|s| full * s).map(|scale| (error(scale), scale));
+    tried.fold((f32::INFINITY, full), |best, t| if t.0 < best.0 { t } else { best }).1
+}
+
+/// The codes in use, less the zero point: what `x / scale` is rounded and held to.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    low: f32,
+    high: f32,
+}
+
+impl Bounds {
+    fn new((lo, hi): (i32, i32), zero: i32) -> Bounds {
+        Bounds { low: (lo - zero) as f32, high: (hi - zero) as f32 }
+    }
+
+    /// Rounds to the nearest, ties to even; both bounds are small.
+    #[inline(always)]
+    fn round(self, v: f32) -> f32 {
+        /// 1.5 · 2²³: where the last bit of a float is worth 1. `round_ties_even` is a call on processors that the
+        /// program may have to run on.
+        const MAGIC: f32 = 12_582_912.0;
+        (v.max(self.low).min(self.high) + MAGIC) - MAGIC
+    }
+}
+
+const LANES: usize = 8;
+
+/// Adds up a function of each element, in lanes that the compiler makes a vector of.
+#[inline(always)]
+fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().map(|&v| term(v)).sum();
+    for chunk in chunks {
+        for (l, &v) in lanes.iter_mut().zip(chunk) {
+            *l += term(v);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The sum of the squared errors.
+fn squared_error(x: &[f32], scale: f32, bounds: Bounds) -> f32 {
+    let inverse = 1.0 / scale;
+    sum(x, |v| {
+        let d = v - bounds.round(v * inverse) * scale;
+        d * d
+    })
+}
+
+/// The sum of the magnitudes of the errors.
+fn absolute_error(x: &[f32], scale: f32, bounds: Bounds) -> f32 {
+    let inverse = 1.0 / scale;
+    sum(x, |v| (v - bounds.round(v * inverse) * scale).abs())
+}
+
+fn integers(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8]) -> Point {
+    let range = options.codes.code_range().unwrap_or((-8, 7));
+    let asymmetric = options.codes.has_zero_point();
+    let p = match options.algorithm {
+        Algorithm::Hqq => hqq(x, range),
+        Algorithm::Mse if asymmetric => least_squares_asymmetric(x, range),
+        Algorithm::Mse => least_squares(x, range),
+        Algorithm::Rtn if asymmetric => asymmetric_point(extremes(x), range),
+        Algorithm::Rtn => Point { scale: symmetric_scale(extremes(x), range), zero: 0 },
+    };
+    let (bounds, inverse) = (Bounds::new(range, p.zero), 1.0 / p.scale);
+    for (c, &v) in codes.iter_mut().zip(x) {
+        *c = (bounds.round(v * inverse) as i32 + p.zero) as u8;
+    }
+    p
+}
+
+/// The least scale around zero at which nothing saturates; the codes are not symmetric, so that a negative extreme
+/// allows a smaller one.
+fn symmetric_scale((low, high): (f32, f32), (lo, hi): (i32, i32)) -> f32 {
+    usable((low / lo as f32).max(high / hi as f32))
+}
+
+/// `scale = (max − min) / (hi − lo)`, `zero = round(lo − min / scale)`, the range widened to hold 0.
+fn asymmetric_point((low, high): (f32, f32), (lo, hi): (i32, i32)) -> Point {
+    let scale = usable((high - low) / (hi - lo) as f32);
+    let zero = (lo as f32 - low / scale).round_ties_even().clamp(lo as f32, hi as f32);
+    Point { scale, zero: zero as i32 }
+}
+
+/// The shares of the full range that a search tries: few bits gain from saturating much, many bits do not.
+fn shares((lo, hi): (i32, i32)) -> impl Iterator<Item = f32> {
+    let (least, count) = match hi - lo {
+        0..=3 => (0.3, 28),
+        4..=15 => (0.5, 20),
+        _ => (0.8, 8),
+    };
+    (0..=count).map(move |i| 1.0 - (1.0 - least) * i as f32 / count as f32)
+}
+
+/// The scale around zero with the least squared error: a search over shares of the full range, then the exact optimum
+/// for the codes found, `Σ x·q / Σ q²`, as long as the error falls.
+fn least_squares(x: &[f32], range: (i32, i32)) -> Point {
+    let full = symmetric_scale(extremes(x), range);
+    let bounds = Bounds::new(range, 0);
+    let mut best = (squared_error(x, full, bounds), full);
+    for scale in shares(range).skip(1).map(|s| full * s).filter(|s| *s >= f32::MIN_POSITIVE) {
+        let error = squared_error(x, scale, bounds);
+        if error < best.0 {
+            best = (error, scale);
+        }
+    }
+    for _ in 0..3 {
+        let inverse = 1.0 / best.1;
+        let product = sum(x, |v| v * bounds.round(v * inverse));
+        let square = sum(x, |v| bounds.round(v * inverse).powi(2));
+        let scale = product / square;
+        if !(scale.is_finite() && scale >= f32::MIN_POSITIVE) {
+            break;
+        }
+        let error = squared_error(x, scale, bounds);
+        if error >= best.0 {
+            break;
+        }
+        best = (error, scale);
+    }
+    Point { scale: best.1, zero: 0 }
+}
+
+/// As [`least_squares`], with a zero point: both ends of the range are drawn in by the same share.
+fn least_squares_asymmetric(x: &[f32], range: (i32, i32)) -> Point {
+    let (low, high) = extremes(x);
+    let mut best = (f32::INFINITY, asymmetric_point((low, high), range));
+    for share in shares(range) {
+        let p = asymmetric_point((low * share, high * share), range);
+        let error = squared_error(x, p.scale, Bounds::new(range, p.zero));
+        if error < best.0 {
+            best = (error, p);
+        }
+    }
+    best.1
+}
+
+/// Half-quadratic quantization (Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"):
+/// the zero point minimises Σ|e|^0.7 of the errors by alternating `e ← shrink(x − (q − z)·s)` and
+/// `z ← mean(q − (x − e)/s)`, the weight β of the split growing from 10 by 1.01, 20 times at the most; the scale stays.
+///
+/// The published method keeps z real. ONNX zero points are codes: of the whole numbers beside the optimum and the one to
+/// begin with, that with the least mean error is taken.
+fn hqq(x: &[f32], range: (i32, i32)) -> Point {
+    const P: f32 = 0.7;
+    const KAPPA: f32 = 1.01;
+    const ITERATIONS: usize = 20;
+    let first = asymmetric_point(extremes(x), range);
+    let (scale, inverse) = (first.scale, 1.0 / first.scale);
+    let (lo, hi) = (range.0 as f32, range.1 as f32);
+    let (mut z, mut beta, mut least) = (first.zero as f32, 10f32, f32::INFINITY);
+    let mut best = z;
+    for _ in 0..ITERATIONS {
+        let code = |v: f32| (v * inverse + z).round_ties_even().clamp(lo, hi);
+        let (mut error, mut next) = (0f32, 0f32);
+        for &v in x {
+            let q = code(v);
+            let e = v - (q - z) * scale;
+            error += e.abs();
+            next += q - (v - shrink(e, beta, P)) * inverse;
+        }
+        if error >= least {
+            break;
+        }
+        (least, best) = (error, z);
+        z = next / x.len() as f32;
+        beta *= KAPPA;
+    }
+    let candidates = [first.zero, best.floor() as i32, best.ceil() as i32];
+    let candidates = candidates.map(|c| c.clamp(range.0, range.1));
+    let errors = candidates.map(|zero| (absolute_error(x, scale, Bounds::new(range, zero)), zero));
+    let zero = errors.into_iter().fold((f32::INFINITY, first.zero), |b, e| if e.0 < b.0 { e } else { b }).1;
+    Point { scale, zero }
+}
+
+/// The generalised soft threshold of the lp norm: `sign(e) · max(|e| − |e|^(p−1) / β, 0)`.
+fn shrink(e: f32, beta: f32, p: f32) -> f32 {
+    let magnitude = e.abs();
+    if magnitude == 0.0 { 0.0 } else { (magnitude - magnitude.powf(p - 1.0) / beta).max(0.0).copysign(e) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::approach::BlockFormat;
+
+    fn run(x: &[f32], codes: BlockType, algorithm: Algorithm) -> (Point, Vec<i32>) {
+        let options = WeightOnlyOptions { codes, block: 16, algorithm, format: BlockFormat::Qdq };
+        let mut out = vec![0u8; x.len()];
+        let p = quantize(x, &options, &mut out);
+        let signed = codes.code_range().is_some_and(|r| r.0 < 0);
+        (p, out.iter().map(|&c| if signed { i32::from(c as i8) } else { i32::from(c) }).collect())
+    }
+
+    /// The squared error of a block.
+    fn error(x: &[f32], codes: BlockType, algorithm: Algorithm) -> f32 {
+        let (p, q) = run(x, codes, algorithm);
+        x.iter().zip(q).map(|(v, q)| (v - (q - p.zero) as f32 * p.scale).powi(2)).sum()
+    }
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut r = narrowbit_tensor::SplitMix64::new(seed);
+        (0..n).map(|_| r.normal() as f32 * 0.1).collect()
+    }
+
+    #[test]
+    fn rounds_to_nearest_with_the_least_scale_that_saturates_nothing() {
+        // −1.6 on −8 needs 0.2; 1.4 on 7 needs 0.2.
+        let (p, q) = run(&[-1.6, 1.4, 0.35, -0.05], BlockType::Int4, Algorithm::Rtn);
+        assert!((p.scale - 0.2).abs() < 1e-7 && p.zero == 0);
+        assert_eq!(q, [-8, 7, 2, 0]);
+    }
+
+    #[test]
+    fn gives_unsigned_codes_a_zero_point() {
+        let (p, q) = run(&[-0.5, 1.0, 0.0], BlockType::Uint4, Algorithm::Rtn);
+        assert_eq!((p.scale, p.zero), (0.1, 5));
+        assert_eq!(q, [0, 15, 5]);
+        let (p, q) = run(&[2.0, 3.0], BlockType::Uint2, Algorithm::Rtn);
+        assert_eq!((p.scale, p.zero, q), (1.0, 0, vec![2, 3]));
+    }
+
+    #[test]
+    fn gives_a_block_of_zeros_scale_one() {
+        for codes in [BlockType::Int4, BlockType::Uint4, BlockType::Fp8E4m3, BlockType::Nf4] {
+            let (p, _) = run(&[0.0; 16], codes, Algorithm::Mse);
+            assert_eq!(p.scale, 1.0, "{codes}");
+        }
+        let (p, q) = run(&[0.0; 16], BlockType::Uint4, Algorithm::Hqq);
+        assert_eq!((p.scale, q[0]), (1.0, p.zero));
+    }
+
+    #[test]
+    fn searches_never_err_more_than_rounding() {
+        for seed in 0..20 {
+            let mut x = noise(32, seed);
+            x[3] *= 4.0;
+            for codes in [BlockType::Int8, BlockType::Int4, BlockType::Int2, BlockType::Uint4, BlockType::Uint2] {
+                let (rtn, mse) = (error(&x, codes, Algorithm::Rtn), error(&x, codes, Algorithm::Mse));
+                // The sums here run in another order.
+                assert!(mse <= rtn * 1.0001, "{codes}: {mse} > {rtn}");
+            }
+        }
+        let (rtn, mse): (f32, f32) = (0..20)
+            .map(|s| noise(32, s))
+            .map(|x| (error(&x, BlockType::Int2, Algorithm::Rtn), error(&x, BlockType::Int2, Algorithm::Mse)))
+            .fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert!(mse < 0.75 * rtn, "two bits gain much from saturating: {mse} of {rtn}");
+    }
+
+    #[test]
+    fn hqq_never_errs_more_than_its_beginning() {
+        let absolute = |x: &[f32], a: Algorithm| {
+            let (p, q) = run(x, BlockType::Uint4, a);
+            x.iter().zip(q).map(|(v, q)| (v - (q - p.zero) as f32 * p.scale).abs()).sum::<f32>()
+        };
+        for seed in 0..20 {
+            let mut x = noise(64, seed);
+            x[7] += 0.4;
+            let (rtn, hqq) = (absolute(&x, Algorithm::Rtn), absolute(&x, Algorithm::Hqq));
+            assert!(hqq <= rtn * 1.0001, "{hqq} > {rtn}");
+        }
+    }
+
+    #[test]
+    fn shrinks_errors_by_the_threshold_of_the_norm() {
+        // 0.5^(−0.3) = 1.231144; over β = 10: 0.1231144.
+        assert!((shrink(0.5, 10.0, 0.7) - (0.5 - 0.123_114_4)).abs() < 1e-6);
+        assert!((shrink(-0.5, 10.0, 0.7) + (0.5 - 0.123_114_4)).abs() < 1e-6);
+        assert_eq!((shrink(0.0, 10.0, 0.7), shrink(0.1, 10.0, 0.7)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn puts_the_extreme_of_floats_on_the_greatest_value() {
+        let (p, q) = run(&[-8.96, 4.48, 0.0], BlockType::Fp8E4m3, Algorithm::Rtn);
+        assert_eq!((p.scale, q[0], q[2]), (0.02, 0xfe, 0));
+        let (p, q) = run(&[-2.0, 2.0, 0.0, 1.12], BlockType::Nf4, Algorithm::Rtn);
+        assert_eq!((p.scale, q), (2.0, vec![0, 15, 7, 13]));
+    }
+}

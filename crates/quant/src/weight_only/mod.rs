@@ -1,0 +1,104 @@
+//! Weights in few bits, a scale for each block along the summed axis; operators compute on floats.
+//!
+//! A weight is written as a blocked DequantizeLinear before the product, which ONNX Runtime turns into its MatMulNBits
+//! when it loads the file, or as MatMulNBits outright. Codes, scales and zero points are those of [`block`], by one of
+//! three algorithms; NF4, which no operator knows, is a table of 16 numbers read by Gather.
+
+mod block;
+mod pack;
+mod table;
+mod write;
+
+use std::collections::BTreeMap;
+
+use narrowbit_ir::{ConstId, Model, Node, NodeId};
+use narrowbit_kernels::Exec;
+
+use crate::approach::{BlockFormat, BlockType, WeightOnlyOptions};
+use crate::options::{Matcher, QuantOptions};
+use crate::quantize::{Converted, NodeFate, QuantizeError};
+use crate::select::{Selection, select};
+
+/// Operator types whose weights are quantized unless the user names some.
+const USUAL: [&str; 2] = ["MatMul", "Gemm"];
+
+/// Quantizes the weights of a sanitized model in place, one after the other, so that floats of one weight at most are in
+/// memory.
+///
+/// # Errors
+/// When the settings can't be written, or the model is quantized already or holds nothing of the kind.
+pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
+    options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]).try_for_each(|w| w.check())?;
+    // Tables are quantized only where they are asked for: Gather among the operator types.
+    let options = QuantOptions { embeddings: true, ..options.clone() };
+    let mut found = select(model, &options, &USUAL)?;
+    let convolution = |id: &NodeId| model.graph.node(*id).op.name() == "Conv";
+    let convolutions: Vec<NodeId> = found.products.iter().copied().filter(convolution).collect();
+    found.products.retain(|id| !convolution(id));
+    found.reasons.extend(convolutions.into_iter().map(|id| (id, crate::plan::Reason::Form)));
+    if found.products.is_empty() && found.tables.is_empty() {
+        return Err(QuantizeError::Nothing(" (weights by blocks are those of MatMul, Gemm and Gather)".into()));
+    }
+    let matcher = Matcher::new(&options.overrides)?;
+    let of = |id: NodeId| matcher.of(model.graph.node(id)).find_map(|o| o.weight_only).unwrap_or(options.weight_only);
+    let jobs: Vec<Job> =
+        found.products.iter().chain(&found.tables).map(|&node| Job { node, options: of(node) }).collect();
+    let needed = jobs.iter().map(|j| j.options.opset()).max().unwrap_or(0);
+    if model.opset() < needed {
+        return Err(crate::approach::ApproachError::Opset(model.opset(), needed).into());
+    }
+    let fates = fates(model, &found, &jobs);
+    let warnings = warnings(&jobs);
+    write::all(model, &jobs, exec)?;
+    Ok(Converted { fates, warnings })
+}
+
+/// A node whose constant is quantized.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    node: NodeId,
+    options: WeightOnlyOptions,
+}
+
+/// What makes two nodes share a quantized constant: the constant, its orientation, and the settings.
+type Key = (ConstId, bool, String);
+
+fn fates(model: &Model, found: &Selection, jobs: &[Job]) -> Vec<NodeFate> {
+    let stored: BTreeMap<NodeId, String> = jobs.iter().map(|j| (j.node, j.options.codes.to_string())).collect();
+    let fate = |(id, node): (NodeId, &Node)| {
+        let reason = found.reasons.get(&id);
+        NodeFate {
+            node: node.name.clone(),
+            op: node.op.name().into(),
+            integer: false,
+            stored: stored.get(&id).cloned(),
+            reason: reason.map(|r| r.code()),
+            why: reason.map(|r| r.to_string()),
+        }
+    };
+    model.graph.nodes().map(fate).collect()
+}
+
+fn warnings(jobs: &[Job]) -> Vec<String> {
+    let qdq = |j: &Job| j.options.format == BlockFormat::Qdq;
+    let integers = |j: &Job| j.options.codes.code_range().is_some();
+    let mut all = Vec::new();
+    if jobs.iter().any(|j| qdq(j) && integers(j)) {
+        all.push(
+            "ONNX Runtime rounds the activations of such products to 8 bits unless the session sets \
+                  session.qdq_matmulnbits_accuracy_level to 1"
+                .to_owned(),
+        );
+    }
+    if jobs.iter().any(|j| j.options.codes == BlockType::Nf4) {
+        all.push(
+            "no ONNX operator knows nf4: other runtimes read the table when they load the file, and then hold \
+                  these weights as float32"
+                .to_owned(),
+        );
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;
