@@ -128,6 +128,16 @@ impl QuantOptions {
         })
     }
 
+    /// Checks that dynamic products have weights of the types that they multiply.
+    ///
+    /// # Errors
+    /// The first other type.
+    pub fn check_dynamic(&self) -> Result<(), SchemeError> {
+        let eight = |f: NumberFormat| matches!(f, NumberFormat::Int8 | NumberFormat::Uint8);
+        let mut all = self.overrides.iter().filter_map(|o| o.weights).chain([self.weights]);
+        all.try_for_each(|w| if eight(w.format) { w.check() } else { Err(SchemeError::Dynamic(w.format.name())) })
+    }
+
     /// The first version of ONNX's operator set that has all formats.
     pub fn least_opset(&self) -> i64 {
         let weights = self.overrides.iter().filter_map(|o| o.weights).chain([self.weights]).map(|w| w.format);

@@ -155,7 +155,10 @@ pub fn quantize(
 /// When the settings contradict each other or the model, the model is quantized already, or there is nothing to do.
 pub fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
     let done = match options.approach {
-        Approach::Dynamic => dynamic::quantize(model, options, exec)?,
+        Approach::Dynamic => {
+            options.check_dynamic()?;
+            dynamic::quantize(model, options, exec)?
+        }
         Approach::WeightOnly => weight_only::quantize(model, options, exec)?,
         Approach::Float16 | Approach::Bfloat16 => half::convert(model, options, exec)?,
         Approach::Static => return Err(QuantizeError::NeedsRanges),
@@ -170,7 +173,7 @@ pub fn opset(options: &QuantOptions) -> i64 {
     let blocks = || options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
     let rows = || options.overrides.iter().filter_map(|o| o.dynamic).chain([options.dynamic]);
     match options.approach {
-        Approach::Static => 13,
+        Approach::Static => options.least_opset(),
         // The blocks of QuantizeLinear.
         Approach::Dynamic if rows().any(|d| d.granularity == Granularity::Token) => 21,
         Approach::Dynamic => 13,

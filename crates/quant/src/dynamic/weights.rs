@@ -17,8 +17,8 @@ pub(super) type Key = (ConstId, bool, bool, [bool; 4]);
 /// The key of a job.
 pub(super) fn key(graph: &Graph, job: &Job) -> Option<Key> {
     let id = graph.const_id(graph.node(job.node).input(1)?)?;
-    let WeightScheme { int, symmetric, per_channel, reduce_range } = job.scheme;
-    let unsigned = int.code_range(false, false).0 == 0;
+    let WeightScheme { format, symmetric, per_channel, reduce_range, .. } = job.scheme;
+    let unsigned = !format.is_signed();
     Some((id, job.conv, job.transposed, [unsigned, symmetric, per_channel, reduce_range]))
 }
 

@@ -125,6 +125,11 @@ pub enum SchemeError {
     /// fp8 has neither zero points nor bits to leave out.
     #[error("{0} has no range to reduce and no bits to leave out\nhelp: leave --reduce-range and the bits away")]
     Float(&'static str),
+    /// Dynamic products multiply bytes.
+    #[error(
+        "dynamic products have weights of int8 or uint8, not {0}\nhelp: --approach static or weight-only have others"
+    )]
+    Dynamic(&'static str),
     /// Static quantization does not take the type for activations.
     #[error(
         "activations can't be {0}\nhelp: use int8 or uint8 with --activation-bits for narrower codes, or int16, uint16, fp8_e4m3, fp8_e5m2"
