@@ -172,7 +172,7 @@ fn one_sided(r: Range, format: NumberFormat, steps: f32) -> ScalePoint {
     ScalePoint { scale: (most / steps).max(f32::MIN_POSITIVE), zero_point: 0 }
 }
 
-/// The scale of an activation that TensorFlow's `QuantizeV2` has quantized in mode SCALED: it hands on the range
+/// The scale of an activation that TensorFlow's `QuantizeV2` has quantized in mode SCALED to int8: it hands on the range
 /// `n/(n/max)`, which is not always max, and whoever dequantizes divides that by n.
 pub(super) fn handed_on(r: Range, steps: f32) -> f32 {
     let most = abs_max(r);
@@ -220,21 +220,23 @@ fn inc_jax(r: Range, symmetric: bool, (qmin, qmax): (i32, i32)) -> ScalePoint {
     ScalePoint { scale, zero_point: clamp(f64::from(zero), (qmin, qmax)) }
 }
 
-/// TensorFlow Lite's converter (`GetAsymmetricQuantizationParams` of its `quantization_utils.cc`), in f32: the range
+/// TensorFlow Lite's converter (`getNudgedScaleAndZeroPoint` of its `FakeQuantSupport.cc`): the range
 /// widened to hold zero, `scale = (max − min)/(qmax − qmin)`, the zero point from the end of the range that gives
 /// the smaller error, rounded half away from zero. Symmetric: `scale = max|x|/127`.
 fn tflite(r: Range, symmetric: bool, (qmin, qmax): (i32, i32)) -> ScalePoint {
     let most = abs_max(r);
     let (lo, hi) = if symmetric { (-most, most) } else { (r.min.min(0.0) as f32, r.max.max(0.0) as f32) };
-    let (least, greatest) = (qmin as f32, qmax as f32);
+    // The scale that is stored comes from f32, the zero point from f64.
+    let stored = (hi - lo) / (qmax as f32 - qmin as f32);
+    let (lo, hi, least, greatest) = (f64::from(lo), f64::from(hi), f64::from(qmin), f64::from(qmax));
     let scale = (hi - lo) / (greatest - least);
-    if !scale.is_normal() {
+    if !stored.is_normal() {
         return ScalePoint { scale: 1.0, zero_point: 0.clamp(qmin, qmax) };
     }
     let (from_min, from_max) = (least - lo / scale, greatest - hi / scale);
     let (min_error, max_error) = (least.abs() + (lo / scale).abs(), greatest.abs() + (hi / scale).abs());
     let zero = if min_error < max_error { from_min } else { from_max };
-    ScalePoint { scale, zero_point: clamp(Rounding::HalfAway.round(zero.into()), (qmin, qmax)) }
+    ScalePoint { scale: stored, zero_point: clamp(Rounding::HalfAway.round(zero), (qmin, qmax)) }
 }
 
 /// The formulas of Intel Neural Compressor's "Quantization" guide, section "Quantization Fundamentals", as

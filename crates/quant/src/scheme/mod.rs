@@ -167,7 +167,7 @@ impl ActivationScheme {
     pub fn qparams(&self, range: Range) -> ScalePoint {
         let point = self.formula.point(range, self.format, self.symmetric, self.code_range());
         match self.formula {
-            Formula::Tensorflow if self.symmetric && !self.format.is_float() => {
+            Formula::Tensorflow if self.symmetric && self.format == NumberFormat::Int8 => {
                 ScalePoint { scale: formulas::handed_on(range, self.code_range().1 as f32), ..point }
             }
             _ => point,
@@ -239,13 +239,11 @@ impl WeightScheme {
         let point = self.formula.point(self.nudged(range), self.format, self.symmetric, self.code_range());
         match self.formula {
             // XLA makes a multiplication of the division of a vector by a constant.
-            Formula::IncJax if self.per_channel => match self.format.float_max() {
-                Some(most) => {
-                    let scale = (range.min.abs().max(range.max.abs()) as f32) * (1.0 / most);
-                    ScalePoint { scale: if scale.is_normal() { scale } else { 1.0 }, ..point }
-                }
-                None => point,
-            },
+            Formula::IncJax if self.per_channel && self.symmetric => {
+                let most = self.format.float_max().unwrap_or(self.code_range().1 as f32);
+                let scale = (range.min.abs().max(range.max.abs()) as f32) * (1.0 / most);
+                ScalePoint { scale: if scale.is_normal() { scale } else { 1.0 }, ..point }
+            }
             // The scale that integers multiply by has 8 bits; codes come from the exact one.
             Formula::Quantizeml if !self.format.is_float() => {
                 ScalePoint { scale: quantizeml::quantized_scale(self.divisor(range, point)), ..point }
