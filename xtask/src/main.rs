@@ -7,6 +7,7 @@ mod codegen;
 mod fixtures;
 mod layout;
 mod proc;
+mod schemes;
 mod stamp;
 mod venv;
 
@@ -33,7 +34,12 @@ enum Task {
     /// Check formatting, lints and documentation, then run all tests.
     Ci,
     /// Create or refresh the Python environment and the fixtures that the tests use.
-    Fixtures,
+    Fixtures {
+        /// Also run the tools that quantization schemes are named after (gigabytes of packages), and write their
+        /// scales, zero points and codes into the repository.
+        #[arg(long)]
+        schemes: bool,
+    },
     /// Regenerate the ONNX protobuf code from the pinned `onnx` package.
     Codegen,
 }
@@ -43,7 +49,8 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Test { cargo_args } => cargo::test(&layout, &cargo_args),
         Task::Ci => cargo::ci(&layout),
-        Task::Fixtures => fixtures::prepare(&layout).map(|_| ()),
+        Task::Fixtures { schemes: false } => fixtures::prepare(&layout).map(|_| ()),
+        Task::Fixtures { schemes: true } => schemes::make(&layout),
         Task::Codegen => codegen::run(&layout),
     }
 }

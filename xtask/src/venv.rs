@@ -28,9 +28,17 @@ impl Venv {
     /// # Errors
     /// When no suitable Python is on PATH or the packages cannot be installed.
     pub fn prepare(layout: &Layout) -> Result<Self> {
-        let venv = Self { dir: layout.target("venv") };
-        let list = layout.repo("tests/requirements.txt");
-        let requirements = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
+        Self::at(layout.target("venv"), &layout.repo("tests/requirements.txt"), &[])
+    }
+
+    /// Creates or refreshes `dir` from a list of packages with all their dependencies; `source` names those that are
+    /// published without a build.
+    ///
+    /// # Errors
+    /// When no suitable Python is on PATH or the packages cannot be installed.
+    pub fn at(dir: PathBuf, list: &Path, source: &[&str]) -> Result<Self> {
+        let venv = Self { dir };
+        let requirements = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
         let stamp = Stamp::new(venv.dir.join(".narrowbit-stamp"), &[&requirements]);
         if stamp.is_current() && venv.python().is_file() {
             return Ok(venv);
@@ -39,6 +47,7 @@ impl Venv {
         proc::run(
             Command::new(venv.python())
                 .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"])
+                .args(source.iter().map(|name| format!("--no-binary={name}")))
                 .args(["--disable-pip-version-check", "--no-deps", "-r"])
                 .arg(list),
         )?;

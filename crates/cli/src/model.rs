@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use narrowbit_data::InputSpec;
 use narrowbit_import::onnx;
 use narrowbit_ir::{Graph, Model, ValueId};
@@ -33,6 +33,23 @@ pub fn load_runnable(path: &Path) -> Result<Model> {
 /// Cleans a model's graph with the default passes.
 pub fn sanitize(model: &mut Model) -> Result<narrowbit_passes::Report> {
     Ok(narrowbit_passes::sanitize(model, &SanitizeOptions::default())?)
+}
+
+/// Checks that a model could be brought to a version of ONNX's operator set.
+pub fn check_opset(model: &Model, least: i64) -> Result<()> {
+    narrowbit_passes::sanitize::upgrade_opset::check(model, wanted(least))
+        .map_err(|e| anyhow!("the number format needs opset {least}: {e}"))
+}
+
+/// Brings a model to a version of ONNX's operator set that has its number formats.
+pub fn raise_opset(model: &mut Model, least: i64) -> Result<()> {
+    narrowbit_passes::sanitize::upgrade_opset::upgrade(model, wanted(least))
+        .map_err(|e| anyhow!("the number format needs opset {least}: {e}"))
+}
+
+/// Cleaning has brought models to 13 where that could be, and others do with what they have.
+fn wanted(least: i64) -> i64 {
+    if least > 13 { least } else { 0 }
 }
 
 /// A session over a model for running: cleaned, if it is a float model, so that it runs fast.

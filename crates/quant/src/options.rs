@@ -1,4 +1,4 @@
-//! What the user asks for: schemes, the range method, which nodes, overrides.
+//! What the user asks for: a preset, schemes, the range method, which nodes, overrides.
 
 use globset::{Glob, GlobMatcher};
 use narrowbit_ir::{Graph, Node};
@@ -6,13 +6,18 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::approach::{Approach, DynamicOptions, HalfOptions, WeightOnlyOptions};
-use crate::observe::Method;
-use crate::scheme::{ActivationScheme, WeightScheme};
+use crate::observe::{Method, Range};
+use crate::scheme::{
+    ActivationScheme, Formula, NumberFormat, Preset, SchemeError, Statistic, WeightScheme, check_pair, vitis,
+};
 
 /// The settings of a quantization, as resolved from defaults, a config file and flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct QuantOptions {
+    /// The preset that the other settings began with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Preset>,
     /// How the model is quantized; decides which of the other settings count.
     pub approach: Approach,
     /// How activations are represented.
@@ -21,6 +26,18 @@ pub struct QuantOptions {
     pub weights: WeightScheme,
     /// How ranges are chosen.
     pub method: Method,
+    /// How one fix position comes from those of the batches, for scales that are powers of two.
+    #[serde(skip_serializing_if = "is_default")]
+    pub statistic: Statistic,
+    /// Whose outputs have the range that their function has, whatever calibration saw.
+    #[serde(skip_serializing_if = "is_default")]
+    pub fixed_ranges: FixedRanges,
+    /// Whether activations have one position of the fraction each, where the scheme would have one per channel.
+    #[serde(skip_serializing_if = "is_default")]
+    pub per_tensor_activations: bool,
+    /// Bits of the codes of the first product's weights; as the others' if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_weight_bits: Option<u8>,
     /// Operator types to quantize; empty: all that have an integer form.
     pub op_types: Vec<String>,
     /// Whether the first Conv, Gemm or MatMul stays float.
@@ -43,10 +60,15 @@ pub struct QuantOptions {
 impl Default for QuantOptions {
     fn default() -> QuantOptions {
         QuantOptions {
+            scheme: None,
             approach: Approach::default(),
             activations: ActivationScheme::default(),
             weights: WeightScheme::default(),
             method: Method::default(),
+            statistic: Statistic::default(),
+            fixed_ranges: FixedRanges::default(),
+            per_tensor_activations: false,
+            input_weight_bits: None,
             op_types: Vec::new(),
             keep_first: false,
             keep_last: false,
@@ -56,6 +78,107 @@ impl Default for QuantOptions {
             half: HalfOptions::default(),
             overrides: Vec::new(),
         }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(x: &T) -> bool {
+    *x == T::default()
+}
+
+/// Functions whose outputs need no observation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum FixedRanges {
+    /// None: every range is observed.
+    #[default]
+    Off,
+    /// Softmax: 0 … 1.
+    Softmax,
+    /// Softmax, Sigmoid and HardSigmoid: 0 … 1; Tanh: −1 … 1.
+    All,
+}
+
+impl FixedRanges {
+    /// The range of an operator's output, by the operator's name.
+    pub fn of(self, op: &str) -> Option<Range> {
+        match (self, op) {
+            (FixedRanges::Off, _) => None,
+            (_, "Softmax") => Some(Range { min: 0.0, max: 1.0 }),
+            (FixedRanges::All, "Sigmoid" | "HardSigmoid") => Some(Range { min: 0.0, max: 1.0 }),
+            (FixedRanges::All, "Tanh") => Some(Range { min: -1.0, max: 1.0 }),
+            _ => None,
+        }
+    }
+}
+
+impl QuantOptions {
+    /// Checks that the schemes of every node can be computed with, those of overrides included.
+    ///
+    /// # Errors
+    /// The first pair of weights and activations that can't be multiplied.
+    pub fn check(&self) -> Result<(), SchemeError> {
+        check_pair(&self.activations, &self.weights)?;
+        self.activations.check_method(self.method)?;
+        WeightScheme { bits: self.input_weight_bits.or(self.weights.bits), ..self.weights }.check()?;
+        self.overrides.iter().filter(|o| o.float != Some(true)).try_for_each(|o| {
+            let activations = o.activations.unwrap_or(self.activations);
+            activations.check_method(o.method.unwrap_or(self.method))?;
+            check_pair(&activations, &o.weights.unwrap_or(self.weights))
+        })
+    }
+
+    /// Checks that dynamic products have weights of the types that they multiply.
+    ///
+    /// # Errors
+    /// The first other type.
+    pub fn check_dynamic(&self) -> Result<(), SchemeError> {
+        let eight = |f: NumberFormat| matches!(f, NumberFormat::Int8 | NumberFormat::Uint8);
+        let mut all = self.overrides.iter().filter_map(|o| o.weights).chain([self.weights]);
+        all.try_for_each(|w| if eight(w.format) { w.check() } else { Err(SchemeError::Dynamic(w.format.name())) })
+    }
+
+    /// The first version of ONNX's operator set that has all formats.
+    pub fn least_opset(&self) -> i64 {
+        let weights = self.overrides.iter().filter_map(|o| o.weights).chain([self.weights]).map(|w| w.format);
+        let activations = self.overrides.iter().filter_map(|o| o.activations).chain([self.activations]);
+        weights.chain(activations.map(|a| a.format)).map(|f| f.least_opset()).max().unwrap_or(13)
+    }
+
+    /// The bits of the codes whose fix positions calibration has to search, if a scheme asks for it.
+    pub fn position_bits(&self) -> Option<u8> {
+        let schemes = self.overrides.iter().filter_map(|o| o.activations).chain([self.activations]);
+        schemes.into_iter().find(|s| s.formula == Formula::Vitis).map(|s| vitis::bits_of(s.code_range()))
+    }
+
+    /// Whether every weight and activation is int8 or uint8.
+    pub fn is_8_bit_integer(&self) -> bool {
+        let eight = |f: NumberFormat| matches!(f, NumberFormat::Int8 | NumberFormat::Uint8);
+        let own =
+            |o: &Override| o.weights.is_none_or(|w| eight(w.format)) && o.activations.is_none_or(|a| eight(a.format));
+        eight(self.weights.format) && eight(self.activations.format) && self.overrides.iter().all(own)
+    }
+
+    /// What must be said of every model that is made with these settings.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let (a, w) = (self.activations.formula, self.weights.formula);
+        let second = Some(w).filter(|w| *w != a);
+        [Some(a), second].into_iter().flatten().filter_map(|f| f.warning(self.per_tensor_activations)).collect()
+    }
+
+    /// Fills in what a text in JSON leaves open from the preset that it names, or else from `preset`.
+    ///
+    /// # Errors
+    /// When a setting has the wrong type, or there is none of that name.
+    pub fn from_json(mut text: serde_json::Value, preset: Option<Preset>) -> Result<QuantOptions, serde_json::Error> {
+        let plain: QuantOptions = serde_json::from_value(text.clone())?;
+        let Some(preset) = preset.or(plain.scheme) else { return Ok(plain) };
+        let mut all = serde_json::to_value(preset.options())?;
+        if let (Some(all), Some(given)) = (all.as_object_mut(), text.as_object_mut()) {
+            given.remove("scheme");
+            all.extend(std::mem::take(given));
+        }
+        serde_json::from_value(all)
     }
 }
 
@@ -147,5 +270,38 @@ impl<'a> Matcher<'a> {
             let re = regex.as_ref().is_none_or(|r| r.is_match(&node.name));
             (op && name && re).then_some(*o)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lets_settings_stand_above_the_preset_that_they_name() {
+        let text = serde_json::json!({"scheme": "vitis-dpu", "method": "minmax", "keep-first": true});
+        let o = QuantOptions::from_json(text, None).unwrap();
+        assert_eq!((o.scheme, o.method, o.keep_first), (Some(Preset::VitisDpu), Method::Minmax, true));
+        assert_eq!(o.activations.formula, Formula::Vitis);
+        assert_eq!(QuantOptions::from_json(serde_json::to_value(&o).unwrap(), None).unwrap(), o);
+    }
+
+    #[test]
+    fn lets_a_preset_from_elsewhere_win_over_the_one_in_the_text() {
+        let text = serde_json::json!({"scheme": "vitis-dpu"});
+        let o = QuantOptions::from_json(text, Some(Preset::Pytorch)).unwrap();
+        assert_eq!(o, Preset::Pytorch.options());
+    }
+
+    #[test]
+    fn refuses_settings_that_do_not_exist() {
+        assert!(QuantOptions::from_json(serde_json::json!({"scheme": "nothing"}), None).is_err());
+        assert!(QuantOptions::from_json(serde_json::json!({"scheme": "pytorch", "mehtod": 1}), None).is_err());
+    }
+
+    #[test]
+    fn asks_for_the_opset_that_has_the_formats() {
+        assert_eq!(QuantOptions::default().least_opset(), 13);
+        assert_eq!(Preset::IncJaxFp8.options().least_opset(), 19);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use narrowbit_ir::{AttrMap, ConstId, Graph, NodeId, Op, OpError, Patch, PatchError, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_ops::Registry;
-use narrowbit_tensor::{DType, Tensor, TensorError};
+use narrowbit_tensor::{DType, Tensor, TensorError, minifloat};
 
 use crate::parallel::in_parallel;
 use crate::plan::{ActivationParams, Kind, QuantPlan, WeightError, WeightParams};
@@ -72,11 +72,12 @@ struct Writer<'a> {
     shared: BTreeMap<SharedKey, ValueId>,
 }
 
-/// A constant, the axis of its scales, and the bits of scales and zero points.
-type SharedKey = (ConstId, Option<usize>, Vec<(u32, i32)>);
+/// A constant, its new element type, the axis of its scales, and the bits of scales and zero points.
+type SharedKey = (ConstId, &'static str, Option<usize>, Vec<(u32, i32)>);
 
 fn key(id: ConstId, params: &WeightParams) -> SharedKey {
-    (id, params.axis, params.points.iter().map(|p| (p.scale.to_bits(), p.zero_point)).collect())
+    let bits = params.points.iter().map(|p| (p.scale.to_bits(), p.zero_point)).collect();
+    (id, params.scheme.format.name(), params.axis, bits)
 }
 
 /// The integers of all weights of the plan.
@@ -106,7 +107,7 @@ impl Writer<'_> {
     fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
         let name = self.graph.value(v).name.clone();
         let scale = self.patch.constant(&format!("{name}_scale"), Tensor::scalar(params.point.scale));
-        let zero = Tensor::from_i64s(params.scheme.int.dtype(), [], &[params.point.zero_point.into()])?;
+        let zero = Tensor::from_f64s(params.scheme.format.dtype(), [], &[params.point.zero_point.into()])?;
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
         let q = self.op("QuantizeLinear", None)?;
         let dq = self.op("DequantizeLinear", None)?;
@@ -118,10 +119,11 @@ impl Writer<'_> {
             self.redirect_integer_readers(v, out);
             return Ok(());
         }
+        let x = self.clipped(v, &name, params)?;
         let q = self.patch.node_outputs(
             &format!("{name}_QuantizeLinear"),
             q,
-            &[Some(v), Some(scale), Some(zero)],
+            &[Some(x), Some(scale), Some(zero)],
             &[Some(&format!("{name}_quantized"))],
         );
         let out = self.patch.node_outputs(
@@ -139,6 +141,19 @@ impl Writer<'_> {
             self.redirect_integer_readers(v, out);
         }
         Ok(())
+    }
+
+    /// The value within the codes in use, where QuantizeLinear would saturate at those of the type.
+    fn clipped(&mut self, v: ValueId, name: &str, params: &ActivationParams) -> Result<ValueId, QdqError> {
+        if !params.scheme.needs_clip() {
+            return Ok(v);
+        }
+        let (qmin, qmax) = params.scheme.code_range();
+        let value = |code: i32| (f64::from(code - params.point.zero_point) * f64::from(params.point.scale)) as f32;
+        let lo = self.patch.constant(&format!("{name}_least"), Tensor::scalar(value(qmin)));
+        let hi = self.patch.constant(&format!("{name}_greatest"), Tensor::scalar(value(qmax)));
+        let clip = self.op("Clip", None)?;
+        Ok(self.patch.node(&format!("{name}_Clip"), clip, &[Some(v), Some(lo), Some(hi)]))
     }
 
     fn makes_integers(&self, n: NodeId) -> bool {
@@ -226,10 +241,15 @@ impl Writer<'_> {
 /// The codes of a constant activation.
 fn quantize_constant(t: &Tensor, params: &ActivationParams) -> Result<Tensor, TensorError> {
     let (lo, hi) = params.scheme.code_range();
+    let (dtype, scale) = (params.scheme.format.dtype(), params.point.scale);
+    if params.scheme.format.is_float() {
+        let codes: Vec<u8> = t.to_f32s()?.iter().map(|&x| minifloat::encode(dtype, x / scale, true)).collect();
+        return Tensor::from_bytes(dtype, t.shape(), codes);
+    }
     let code = |&x: &f32| {
-        let q = f64::from((x / params.point.scale).round_ties_even()) + f64::from(params.point.zero_point);
+        let q = f64::from((x / scale).round_ties_even()) + f64::from(params.point.zero_point);
         q.clamp(f64::from(lo), f64::from(hi)) as i64
     };
     let codes: Vec<i64> = t.to_f32s()?.iter().map(code).collect();
-    Tensor::from_i64s(params.scheme.int.dtype(), t.shape(), &codes)
+    Tensor::from_i64s(dtype, t.shape(), &codes)
 }

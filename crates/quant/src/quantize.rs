@@ -12,6 +12,7 @@ use crate::options::{PatternError, QuantOptions};
 use crate::plan::{Kind, Layout, PlanError, QuantPlan};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
+use crate::scheme::SchemeError;
 use crate::{dynamic, half, weight_only};
 
 /// Why a model could not be quantized.
@@ -27,6 +28,9 @@ pub enum QuantizeError {
     /// A range method keeps an impossible share of the values.
     #[error("a percentile must be above 50 and at most 100, not {0}")]
     Percentile(f64),
+    /// The schemes contradict each other.
+    #[error(transparent)]
+    Scheme(#[from] SchemeError),
     /// The plan can't be made from the ranges.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -84,6 +88,7 @@ pub struct NodeFate {
 pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeError> {
     op_types::check(&options.op_types)?;
     check_percentiles(options)?;
+    options.check()?;
     let graph = &model.graph;
     refuse_quantized(graph)?;
     let facts = facts(model)?;
@@ -150,7 +155,10 @@ pub fn quantize(
 /// When the settings contradict each other or the model, the model is quantized already, or there is nothing to do.
 pub fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
     let done = match options.approach {
-        Approach::Dynamic => dynamic::quantize(model, options, exec)?,
+        Approach::Dynamic => {
+            options.check_dynamic()?;
+            dynamic::quantize(model, options, exec)?
+        }
         Approach::WeightOnly => weight_only::quantize(model, options, exec)?,
         Approach::Float16 | Approach::Bfloat16 => half::convert(model, options, exec)?,
         Approach::Static => return Err(QuantizeError::NeedsRanges),
@@ -165,7 +173,7 @@ pub fn opset(options: &QuantOptions) -> i64 {
     let blocks = || options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
     let rows = || options.overrides.iter().filter_map(|o| o.dynamic).chain([options.dynamic]);
     match options.approach {
-        Approach::Static => 13,
+        Approach::Static => options.least_opset(),
         // The blocks of QuantizeLinear.
         Approach::Dynamic if rows().any(|d| d.granularity == Granularity::Token) => 21,
         Approach::Dynamic => 13,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use narrowbit_ir::Graph;
 use serde::{Deserialize, Serialize};
 
-use crate::observe::{Histogram, MovingAverage, SavedHistogram, Stats};
+use crate::observe::{Histogram, MovingAverage, Peak, Positions, SavedHistogram, Stats};
 
 /// The value of the field `format`.
 pub const FORMAT: &str = "narrowbit-ranges/1";
@@ -84,8 +84,13 @@ struct Record {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     max: Option<f32>,
     average: MovingAverage,
+    /// Absent in files of older versions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    peak: Option<Peak>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     histogram: Option<SavedHistogram>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    positions: Option<Positions>,
 }
 
 /// Larger files are refused: no calibration of any real model writes one.
@@ -195,7 +200,9 @@ fn record(s: &Stats) -> Record {
         min: s.extremes.map(|e| e.0),
         max: s.extremes.map(|e| e.1),
         average: s.average,
+        peak: s.peak.value().map(|_| s.peak),
         histogram: s.histogram.as_ref().map(SavedHistogram::from),
+        positions: s.positions.clone(),
     }
 }
 
@@ -208,12 +215,24 @@ fn stats(r: Record) -> Result<Stats, String> {
     if !r.average.is_sound() {
         return Err("the moving average is no range of float32".into());
     }
+    let peak = r.peak.unwrap_or_default();
+    if !peak.is_sound() || r.positions.as_ref().is_some_and(|p| !p.is_sound()) {
+        return Err("the moving peak or the positions are out of range".into());
+    }
     let histogram = r.histogram.map(Histogram::try_from).transpose()?;
     let counted = histogram.as_ref().map(|h| h.counts().iter().try_fold(0u64, |n, &c| n.checked_add(c)));
     if counted.is_some_and(|n| n != Some(r.count)) {
         return Err("the histogram counts other values than the record".into());
     }
-    Ok(Stats { count: r.count, non_finite: r.non_finite, extremes, average: r.average, histogram })
+    Ok(Stats {
+        count: r.count,
+        non_finite: r.non_finite,
+        extremes,
+        average: r.average,
+        peak,
+        histogram,
+        positions: r.positions,
+    })
 }
 
 /// A hash of the graph's structure: operators, edges and names, constants by shape. Weights do not enter it,

@@ -99,6 +99,7 @@ impl Calibrate {
             threads: self.threads.threads,
             batch: self.data.batch,
             histograms: !self.no_histograms,
+            positions: options.position_bits(),
             skip,
             keep: false,
         };
@@ -150,6 +151,8 @@ pub struct Job {
     pub batch: usize,
     /// Whether to keep histograms.
     pub histograms: bool,
+    /// The bits of codes whose fix positions are searched in each batch, if a scheme asks for them.
+    pub positions: Option<u8>,
     /// Samples at the start to pass over: the record has them already.
     pub skip: u64,
     /// Whether to keep the first samples, to check the quantized model with.
@@ -175,7 +178,11 @@ impl Job {
         if !start.data.contains(&source) {
             start.data.push(source);
         }
-        let mut calibrator = Calibrator::new(&model.graph, &observed, self.histograms, self.threads, start)?;
+        let calibrator = Calibrator::new(&model.graph, &observed, self.histograms, self.threads, start)?;
+        let mut calibrator = match self.positions {
+            Some(bits) => calibrator.with_positions(bits),
+            None => calibrator,
+        };
         tracing::info!(
             "the records of {} tensors take {}",
             observed.len(),

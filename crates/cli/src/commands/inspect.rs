@@ -248,7 +248,8 @@ fn parameter<'a>(graph: &'a Graph, node: &Node, input: usize) -> Option<&'a narr
     };
     // Biases of integer products have 32 bits, and nothing else that is trained has.
     let bias = dtype == DType::I32 && matches!(op, "DequantizeLinear" | "QLinearConv" | "QGemm");
-    let number = dtype.is_float() || dtype.is_int() && dtype.bits() <= 8;
+    let wide = if op == "DequantizeLinear" { 16 } else { 8 };
+    let number = dtype.is_float() || dtype.is_int() && dtype.bits() <= wide;
     (data && (number || bias) && t.rank() > 0).then_some(t)
 }
 

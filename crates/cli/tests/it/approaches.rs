@@ -218,7 +218,7 @@ fn refuses_settings_of_another_approach() {
     for (flags, says) in [
         ("--approach dynamic --block 32", "--block has no meaning for --approach dynamic"),
         ("--approach weight-only --method mse", "--method has no meaning"),
-        ("--weights int4 --data calib.npz", "--approach weight-only stores narrower ones"),
+        ("--approach dynamic --weights int4", "--approach weight-only stores narrower ones"),
         ("--approach weight-only --block 24", "powers of two"),
         ("--approach weight-only --weights nf4 --format matmulnbits", "not nf4"),
         ("--approach weight-only --weights fp8_e4m3 --algorithm hqq", "does not have"),

@@ -13,4 +13,5 @@ mod json;
 mod models;
 mod onnxruntime;
 mod peers;
+mod schemes;
 mod shared;

@@ -35,6 +35,8 @@ struct Lane<'a> {
     observed: &'a BTreeMap<ValueId, Observed>,
     /// By place; empty without histograms.
     histograms: Vec<Histogram>,
+    /// The bits of codes whose fix positions are searched.
+    positions: Option<u8>,
 }
 
 /// As [`Calibrator::add`].
@@ -47,9 +49,10 @@ pub fn run<E: From<CalibrateError> + Send>(
     let samples = calibrator.ranges.samples;
     let failure = |error| E::from(CalibrateError::Run { sample: samples, error });
     let sessions = sessions(&calibrator.session, &first.0).map_err(failure)?;
-    let Calibrator { observed, ranges, histograms, .. } = calibrator;
+    let Calibrator { observed, ranges, histograms, positions, .. } = calibrator;
     let counted = if *histograms { observed.len() } else { 0 };
-    let lane = |session| Lane { session, observed, histograms: vec![Histogram::default(); counted] };
+    let lane =
+        |session| Lane { session, observed, histograms: vec![Histogram::default(); counted], positions: *positions };
     let mut lanes: Vec<Lane> = sessions.into_iter().map(lane).collect();
     let batches = std::iter::once(Ok(first)).chain(batches);
     let source = Mutex::new(Source { batches, taken: 0, samples, ended: false });
@@ -118,14 +121,15 @@ impl Lane<'_> {
     }
 
     fn run(&mut self, batch: Batch, sample: u64) -> Result<(Batch, Vec<Tensor>, Vec<Summary>), CalibrateError> {
-        let Lane { session, observed, histograms } = self;
+        let Lane { session, observed, histograms, positions } = self;
         let mut summaries = vec![Summary::EMPTY; observed.len()];
         let outputs = session.run_observed(&batch.0, &mut |v, view: View| {
             let Some(place) = observed.get(&v).map(|o| o.place).filter(|_| view.dtype == DType::F32) else {
                 return Ok(());
             };
             let values = view.slice::<f32>().map_err(|e| e.to_string())?;
-            summaries[place] = observe(session.exec(), values, histograms.get_mut(place)).map_err(|e| e.to_string())?;
+            summaries[place] =
+                observe(session.exec(), values, histograms.get_mut(place), *positions).map_err(|e| e.to_string())?;
             Ok(())
         });
         match outputs {

@@ -7,7 +7,7 @@ use narrowbit_kernels::{Exec, calibrate as kernels};
 use narrowbit_runtime::{Options, RunError, Session};
 use narrowbit_tensor::Tensor;
 
-use crate::observe::{Histogram, Stats, Summary};
+use crate::observe::{BatchPositions, Histogram, Positions, Stats, Summary};
 use crate::ranges::{Ranges, graph_hash};
 
 mod lanes;
@@ -20,6 +20,8 @@ pub struct Calibrator {
     observed: BTreeMap<ValueId, Observed>,
     ranges: Ranges,
     histograms: bool,
+    /// The bits of codes whose fix positions are searched in each batch.
+    positions: Option<u8>,
 }
 
 /// A value whose elements are recorded.
@@ -76,7 +78,17 @@ impl Calibrator {
         for name in observed.values().flat_map(|o| &o.names) {
             ranges.tensors.entry(name.clone()).or_insert_with(|| Stats::new(histograms));
         }
-        Ok(Calibrator { session, observed, ranges, histograms })
+        Ok(Calibrator { session, observed, ranges, histograms, positions: None })
+    }
+
+    /// Searches the fix positions of codes of `bits` in each batch too ([`crate::scheme::vitis`]). Records that have
+    /// samples without positions already do not get any.
+    pub fn with_positions(mut self, bits: u8) -> Calibrator {
+        self.positions = Some(bits);
+        for stats in self.ranges.tensors.values_mut().filter(|s| s.count == 0 && s.non_finite == 0) {
+            stats.positions = Some(Positions::new(bits));
+        }
+        self
     }
 
     /// Runs the batches and records them, several at a time where that is faster; each counts as one sample in the
@@ -140,6 +152,19 @@ fn observe(
     exec: &Exec,
     values: &[f32],
     histogram: Option<&mut Histogram>,
+    positions: Option<u8>,
+) -> Result<Summary, narrowbit_kernels::KernelError> {
+    let mut summary = extremes(exec, values, histogram)?;
+    if let Some(bits) = positions.filter(|_| summary.count > 0) {
+        summary.positions = Some(BatchPositions::of(values, summary.min, summary.max, bits));
+    }
+    Ok(summary)
+}
+
+fn extremes(
+    exec: &Exec,
+    values: &[f32],
+    histogram: Option<&mut Histogram>,
 ) -> Result<Summary, narrowbit_kernels::KernelError> {
     let Some(h) = histogram else {
         let r = kernels::min_max(exec, values);
@@ -162,7 +187,7 @@ fn observe(
 
 /// Which zero of two comes first depends on threads and lanes: −0 becomes 0.
 fn summary(len: usize, non_finite: u64, (min, max): (f32, f32)) -> Summary {
-    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0 }
+    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0, positions: None }
 }
 
 #[cfg(test)]
@@ -180,9 +205,10 @@ mod tests {
                 if i % 997 == 0 { f32::NAN } else { v * 2f32.powi(i % 25 - 12) }
             })
             .collect();
-        let (mut fast, mut plain) = (Stats::new(true), Stats::new(true));
+        let record = || Stats { positions: Some(Positions::new(8)), ..Stats::new(true) };
+        let (mut fast, mut plain) = (record(), record());
         for part in values.chunks(1000) {
-            let summary = observe(&exec, part, fast.histogram.as_mut()).unwrap();
+            let summary = observe(&exec, part, fast.histogram.as_mut(), Some(8)).unwrap();
             fast.add_summary(&summary);
             plain.add_sample(part);
         }

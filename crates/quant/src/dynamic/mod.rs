@@ -284,7 +284,7 @@ mod tests {
         for granularity in [Granularity::Token, Granularity::Tensor] {
             let mut o = options(granularity, &["MatMul", "Gemm"]);
             o.weights.symmetric = false;
-            o.weights.int = crate::scheme::IntType::Uint8;
+            o.weights.format = crate::scheme::NumberFormat::Uint8;
             let got = interp::run_tensors(&quantized(&o).0.graph, &inputs()).unwrap();
             let best = errors(&want[0], &got[0], 4).into_iter().fold(1f32, f32::min);
             assert!(best < 0.03, "{granularity:?}: {best}");

@@ -17,8 +17,8 @@ pub(super) type Key = (ConstId, bool, bool, [bool; 4]);
 /// The key of a job.
 pub(super) fn key(graph: &Graph, job: &Job) -> Option<Key> {
     let id = graph.const_id(graph.node(job.node).input(1)?)?;
-    let WeightScheme { int, symmetric, per_channel, reduce_range } = job.scheme;
-    let unsigned = int.code_range(false, false).0 == 0;
+    let WeightScheme { format, symmetric, per_channel, reduce_range, .. } = job.scheme;
+    let unsigned = !format.is_signed();
     Some((id, job.conv, job.transposed, [unsigned, symmetric, per_channel, reduce_range]))
 }
 
@@ -117,7 +117,12 @@ mod tests {
     fn sums_columns_without_their_zero_point() {
         let codes = Tensor::new([2, 2], vec![3i8, -1, 4, 5]).unwrap();
         let point = |zero_point| ScalePoint { scale: 1.0, zero_point };
-        let p = WeightParams { scheme: WeightScheme::default(), axis: Some(1), points: vec![point(1), point(-2)] };
+        let p = WeightParams {
+            scheme: WeightScheme::default(),
+            axis: Some(1),
+            points: vec![point(1), point(-2)],
+            divisors: vec![1.0; 2],
+        };
         assert_eq!(sums(&codes, &p), [3 + 4 - 2, -1 + 5 + 4]);
     }
 }

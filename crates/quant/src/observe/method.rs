@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Stats, entropy, mse, percentile};
-use crate::scheme::ActivationScheme;
+use super::{Stats, distribution, entropy, mse, percentile};
+use crate::scheme::{ActivationScheme, Formula, Statistic, vitis};
 
 /// How a range is chosen from what calibration has recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -21,12 +21,18 @@ pub enum Method {
     Entropy,
     /// The clipping with the least mean squared error.
     Mse,
+    /// The fp8 scale that spreads the values as the format's own are spread (ONNX Runtime's).
+    Distribution,
+    /// The power of two with the least squared error in each batch, over batches by a statistic (Vitis AI's).
+    Diffs,
+    /// The moving average of each sample's greatest magnitude, with a momentum of 0.9 (QuantizeML's).
+    MovingPeak,
 }
 
 impl Method {
     /// Whether the method needs a histogram.
     pub fn needs_histogram(self) -> bool {
-        !matches!(self, Method::Minmax | Method::MovingAverage)
+        !matches!(self, Method::Minmax | Method::MovingAverage | Method::Diffs | Method::MovingPeak)
     }
 }
 
@@ -47,13 +53,30 @@ impl Range {
 }
 
 impl Stats {
-    /// The range that a method gives, for the integers of `scheme`; `None` when nothing finite was
-    /// seen or the method needs a histogram that was not kept.
-    pub fn range(&self, method: Method, scheme: &ActivationScheme) -> Option<Range> {
+    /// The range that a method gives, for the codes of `scheme`; `None` when nothing finite was
+    /// seen, or the method needs a histogram or positions that were not kept. `search` is whether [`Method::Diffs`]
+    /// searches: Vitis does not for a model's inputs.
+    pub fn range(
+        &self,
+        method: Method,
+        scheme: &ActivationScheme,
+        statistic: Statistic,
+        search: bool,
+    ) -> Option<Range> {
         let (min, max) = self.extremes.map(|(a, b)| (f64::from(a), f64::from(b)))?;
         let full = Range { min, max };
         let cut = |r: Range| Range { min: r.min.max(min), max: r.max.min(max) };
         match method {
+            // Whatever the formula is called for: the positions are those of batches.
+            Method::Minmax | Method::Diffs if scheme.formula == Formula::Vitis => {
+                let positions = self.positions.as_ref()?;
+                let bits = vitis::bits_of(scheme.code_range());
+                let found = positions.position(search && method == Method::Diffs, statistic)?;
+                (positions.bits() == bits).then(|| vitis::range_of(vitis::limited(found, bits), bits))
+            }
+            Method::Diffs => None,
+            Method::MovingPeak => self.peak.value().map(|p| Range { min: -f64::from(p), max: p.into() }),
+            Method::Distribution => self.histogram.as_ref().and_then(|h| distribution::range(h, scheme.format)),
             Method::Minmax => Some(full),
             Method::MovingAverage => self.average.range().map(|(min, max)| Range { min, max }),
             Method::Percentile(p) => self.histogram.as_ref().map(|h| cut(percentile::range(h, p))),

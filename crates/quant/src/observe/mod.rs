@@ -1,16 +1,22 @@
 //! What calibration records of a tensor: constant memory however many samples pass,
 //! everything that any method needs from one pass, exactly mergeable.
 
+mod distribution;
 mod entropy;
 mod histogram;
 mod method;
 mod mse;
+mod peak;
 mod percentile;
+mod positions;
 
 use serde::{Deserialize, Serialize};
 
+pub use distribution::scale as distribution_scale;
 pub use histogram::{BINS, Histogram, Saved as SavedHistogram};
 pub use method::{Method, Range};
+pub use peak::Peak;
+pub use positions::{BatchPositions, Positions};
 
 /// How far a new sample moves the moving average of minimum and maximum
 /// (`averaging_constant` of PyTorch and ONNX Runtime).
@@ -27,8 +33,12 @@ pub struct Stats {
     pub extremes: Option<(f32, f32)>,
     /// The moving average of each sample's extremes.
     pub average: MovingAverage,
+    /// The moving average of each sample's greatest magnitude.
+    pub peak: Peak,
     /// Counts by value, where the calibration kept them.
     pub histogram: Option<Histogram>,
+    /// Fix positions by batch, where the calibration searched them.
+    pub positions: Option<Positions>,
 }
 
 /// The moving average of per-sample minima and maxima, in a form that concatenates.
@@ -95,11 +105,17 @@ impl Stats {
 
     /// Records one sample's values of the tensor.
     pub fn add_sample(&mut self, values: &[f32]) {
-        let summary = Summary::of(values);
+        let summary = Summary { positions: self.positions(values), ..Summary::of(values) };
         self.add_summary(&summary);
         if let (Some(h), true) = (&mut self.histogram, summary.count > 0) {
             h.add(values);
         }
+    }
+
+    /// The positions that values ask for, where the record has any.
+    fn positions(&self, values: &[f32]) -> Option<BatchPositions> {
+        let s = Summary::of(values);
+        self.positions.as_ref().filter(|_| s.count > 0).map(|p| BatchPositions::of(values, s.min, s.max, p.bits()))
     }
 
     /// Records one sample's summary, where the histogram is filled by the caller.
@@ -110,6 +126,12 @@ impl Stats {
             return;
         }
         self.average.add(s.min, s.max);
+        self.peak.add(s.min.abs().max(s.max.abs()));
+        match (&mut self.positions, s.positions) {
+            (Some(all), Some(batch)) => all.add(batch),
+            // Positions of a part of the samples would speak for all of them.
+            _ => self.positions = None,
+        }
         let (lo, hi) = self.extremes.unwrap_or((s.min, s.max));
         self.extremes = Some((lo.min(s.min), hi.max(s.max)));
     }
@@ -119,6 +141,7 @@ impl Stats {
         self.count = self.count.saturating_add(next.count);
         self.non_finite = self.non_finite.saturating_add(next.non_finite);
         self.average = self.average.concat(&next.average);
+        self.peak = self.peak.concat(&next.peak);
         self.extremes = match (self.extremes, next.extremes) {
             (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
             (a, b) => a.or(b),
@@ -129,6 +152,13 @@ impl Stats {
                 Some(a)
             }
             // A histogram of a part of the samples would speak for all of them.
+            _ => None,
+        };
+        self.positions = match (self.positions.take(), &next.positions) {
+            (Some(mut a), Some(b)) if a.bits() == b.bits() => {
+                a.merge(b);
+                Some(a)
+            }
             _ => None,
         };
     }
@@ -145,18 +175,21 @@ pub struct Summary {
     pub min: f32,
     /// The greatest finite element; −∞ where there is none.
     pub max: f32,
+    /// The fix positions that the sample asks for, where they were searched.
+    pub positions: Option<BatchPositions>,
 }
 
 impl Summary {
     /// The summary of no elements.
-    pub const EMPTY: Summary = Summary { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY };
+    pub const EMPTY: Summary =
+        Summary { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, positions: None };
 
     /// The summary of `values`.
     pub fn of(values: &[f32]) -> Summary {
         let finite = values.iter().copied().filter(|v| v.is_finite());
         let (count, min, max) =
             finite.fold((0, f32::INFINITY, f32::NEG_INFINITY), |(n, a, b), v| (n + 1, f32::min(a, v), f32::max(b, v)));
-        Summary { count, non_finite: values.len() as u64 - count, min, max }
+        Summary { count, non_finite: values.len() as u64 - count, min, max, positions: None }
     }
 }
 

@@ -1,5 +1,7 @@
+use narrowbit_tensor::minifloat;
+
 use super::{Histogram, Range};
-use crate::scheme::ActivationScheme;
+use crate::scheme::{ActivationScheme, NumberFormat};
 
 /// The clipping of least mean squared quantization error under the recorded distribution.
 ///
@@ -41,6 +43,9 @@ fn error(cells: &[(f64, f64)], width: f64, r: Range, scheme: &ActivationScheme, 
     let (qmin, qmax) = scheme.code_range();
     let q = scheme.qparams(r);
     let (step, zero) = (f64::from(q.scale), f64::from(q.zero_point));
+    if scheme.format.is_float() {
+        return float_error(cells, width, q.scale, scheme.format, limit);
+    }
     let mut sum = 0.0;
     for &(x, count) in cells {
         let code = (round(x / step) + zero).clamp(qmin as f64, qmax as f64);
@@ -49,6 +54,23 @@ fn error(cells: &[(f64, f64)], width: f64, r: Range, scheme: &ActivationScheme, 
         let inner =
             if width < step { miss * miss + width * width / 12.0 } else { (step * step / 12.0).max(clip(miss, step)) };
         sum += count * inner;
+        if sum > limit {
+            break;
+        }
+    }
+    sum
+}
+
+/// As [`error`], for fp8 with the given scale.
+fn float_error(cells: &[(f64, f64)], width: f64, scale: f32, format: NumberFormat, limit: f64) -> f64 {
+    let step = f64::from(scale);
+    let value = |x: f64| {
+        let code = minifloat::encode(format.dtype(), (x / step) as f32, true);
+        f64::from(minifloat::decode(format.dtype(), code)) * step
+    };
+    let mut sum = 0.0;
+    for &(x, count) in cells {
+        sum += count * ((x - value(x)).powi(2) + width * width / 12.0);
         if sum > limit {
             break;
         }

@@ -207,7 +207,8 @@ impl Planner<'_> {
             let fits = table.dtype() == DType::F32 && table.rank() == 2 && table.len() >= MIN_ELEMENTS;
             let axis_0 = node.op.attrs().int_or("axis", 0) == Ok(0);
             let only = node.input(0).is_some_and(|v| self.graph.uses(v).len() == 1);
-            if fits && axis_0 && only && all_finite(table) && self.check_options(node).is_ok() {
+            let fp8 = self.matcher.of(node).find_map(|o| o.weights).unwrap_or(self.options.weights).format.is_float();
+            if fits && !fp8 && axis_0 && only && all_finite(table) && self.check_options(node).is_ok() {
                 self.layout.kinds.insert(id, Kind::Embedding);
             }
         }
@@ -216,7 +217,14 @@ impl Planner<'_> {
     /// Whether a product's output is an integer too. Convolutions have only that form in other runtimes;
     /// Gemm and MatMul hand on floats unless integers are asked for.
     fn makes_integers(&self, id: NodeId) -> bool {
-        matches!(self.graph.node(id).op.name(), "Conv" | "ConvTranspose")
+        let node = self.graph.node(id);
+        matches!(node.op.name(), "Conv" | "ConvTranspose") && !self.makes_fp8(node)
+    }
+
+    /// Whether a node's operands are fp8: products of them are floats, and nothing but products takes them.
+    fn makes_fp8(&self, node: &Node) -> bool {
+        let own = self.matcher.of(node).find_map(|o| o.activations);
+        own.unwrap_or(self.options.activations).format.is_float()
     }
 
     /// The value that leaves an integer node: the output of the activation that folds into it, or its own.
@@ -275,7 +283,7 @@ impl Planner<'_> {
     }
 
     fn reached(&self, _id: NodeId, node: &Node, integer: &BTreeSet<ValueId>) -> Option<Kind> {
-        self.check_options(node).ok()?;
+        self.check_options(node).ok().filter(|()| !self.makes_fp8(node))?;
         let first = node.input(0).is_some_and(|v| integer.contains(&v));
         match node.op.quant() {
             QuantRole::Transparent => first.then_some(Kind::Movement),
@@ -352,7 +360,8 @@ impl Planner<'_> {
         let ids: Vec<NodeId> = self.graph.order().iter().rev().copied().collect();
         for id in ids {
             let node = self.graph.node(id);
-            let candidate = !self.layout.kinds.contains_key(&id) && ONE_TO_ONE.contains(&node.op.name());
+            let candidate =
+                !self.layout.kinds.contains_key(&id) && ONE_TO_ONE.contains(&node.op.name()) && !self.makes_fp8(node);
             let Some(out) = node.output(0).filter(|_| candidate) else { continue };
             let f32_out = self.facts.dtype(out) == Some(DType::F32);
             let uses = self.graph.uses(out);
@@ -384,7 +393,8 @@ impl Planner<'_> {
         }
         // A Gemm whose activation's output is quantized anyway rounds only once, at its end.
         for (id, _) in self.graph.nodes() {
-            if self.layout.kinds.get(&id) == Some(&Kind::Product) && !self.makes_integers(id) {
+            let floats = self.layout.kinds.get(&id) == Some(&Kind::Product) && !self.makes_integers(id);
+            if floats && !self.makes_fp8(self.graph.node(id)) {
                 let act = self.graph.node(id).output(0).and_then(|o| self.folded(o));
                 let out = act.and_then(|a| self.graph.node(a).output(0));
                 if let (Some(act), Some(out)) = (act, out)
@@ -443,7 +453,9 @@ impl Planner<'_> {
                 }
                 QuantRole::Transparent | QuantRole::Arithmetic { .. } => match self.check_options(node) {
                     Err(r) => r,
-                    Ok(()) if table && !self.options.embeddings => Reason::Excluded,
+                    Ok(()) if table && (!self.options.embeddings || self.options.weights.format.is_float()) => {
+                        Reason::Excluded
+                    }
                     Ok(()) if table => Reason::Table,
                     Ok(()) => Reason::FloatInput,
                 },

@@ -6,6 +6,7 @@
 
 mod layout;
 mod reason;
+mod shifts;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -20,10 +21,10 @@ pub use reason::Reason;
 pub(crate) use weights::params as weight_params;
 pub use weights::{BiasParams, WeightError, WeightParams};
 
-use crate::observe::{Method, Range, Stats};
+use crate::observe::{Method, Positions, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
 use crate::parallel::in_parallel;
-use crate::scheme::{ActivationScheme, ScalePoint};
+use crate::scheme::{ActivationScheme, Formula, ScalePoint};
 
 /// Scale and zero point of an activation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -67,6 +68,11 @@ pub enum PlanError {
         "the ranges hold no histogram of tensor \"{0}\", which this method needs\nhelp: calibrate again without --no-histograms"
     )]
     NoHistogram(String),
+    /// The scheme needs fix positions that the ranges do not have.
+    #[error(
+        "the ranges hold no fix positions of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, and with --method diffs or minmax"
+    )]
+    NoPositions(String),
     /// Calibration saw nothing finite in a tensor.
     #[error(
         "calibration saw no finite value in tensor \"{0}\"\nhelp: check the model on these samples with `narrowbit run`"
@@ -91,12 +97,14 @@ impl QuantPlan {
             layout.groups().map(|g| (g, distinct(graph, g, stats), settings(graph, g, &matcher, options))).collect();
         let values: Vec<_> = groups.iter().flat_map(|(_, own, s)| own.iter().map(move |&v| (v, *s))).collect();
         // A search over a histogram takes longer than all else here.
-        let ranges = in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, method, &scheme));
+        let ranges =
+            in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, options, method, &scheme));
         let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
         for (group, own, (scheme, _)) in groups {
             let own = ranges.by_ref().take(own.len()).collect::<Result<Vec<_>, _>>()?;
             let Some(range) = own.into_iter().reduce(Range::union) else { continue };
+            let scheme = scheme.of_tensor(range, group.iter().all(|&v| behind_relu(graph, v)));
             let params = ActivationParams { scheme, point: scheme.qparams(range), range };
             activations.extend(group.iter().map(|&v| (v, params)));
         }
@@ -117,21 +125,46 @@ fn range_of(
     graph: &Graph,
     v: ValueId,
     stats: &BTreeMap<String, Stats>,
+    options: &QuantOptions,
     method: Method,
     scheme: &ActivationScheme,
 ) -> Result<Range, PlanError> {
     let name = &graph.value(v).name;
+    let statistic = options.statistic;
     if let Some(t) = graph.constant(v) {
         // A constant operand needs no calibration: its content is known.
-        let mut s = Stats::new(false);
+        let positions = options.position_bits().map(Positions::new);
+        let mut s = Stats { positions, ..Stats::new(false) };
         s.add_sample(&t.to_f32s().unwrap_or_default());
-        return s.range(Method::Minmax, scheme).ok_or_else(|| PlanError::NothingFinite(name.clone()));
+        let range = s.range(Method::Minmax, scheme, statistic, false);
+        return range.ok_or_else(|| PlanError::NothingFinite(name.clone()));
+    }
+    let maker = graph.producer(v).map(|(n, _)| graph.node(n));
+    if let Some(range) = maker.and_then(|n| options.fixed_ranges.of(n.op.name())) {
+        return Ok(range);
     }
     let s = stats.get(name).ok_or_else(|| PlanError::NoRange(name.clone()))?;
     if s.extremes.is_none() {
         return Err(PlanError::NothingFinite(name.clone()));
     }
-    s.range(method, scheme).ok_or_else(|| PlanError::NoHistogram(name.clone()))
+    let positions = scheme.formula == Formula::Vitis && matches!(method, Method::Diffs | Method::Minmax);
+    s.range(method, scheme, statistic, maker.is_some()).ok_or_else(|| match positions {
+        true => PlanError::NoPositions(name.clone()),
+        false => PlanError::NoHistogram(name.clone()),
+    })
+}
+
+/// Whether a value is what a ReLU lets through.
+fn behind_relu(graph: &Graph, v: ValueId) -> bool {
+    let maker = graph.producer(v).map(|(n, _)| (n, graph.node(n)));
+    maker.is_some_and(|(id, n)| match n.op.name() {
+        "Relu" => true,
+        "Clip" => graph.const_input(id, 1).is_some_and(|lo| lo.to_f32s().is_ok_and(|lo| lo.first() == Some(&0.0))),
+        "MaxPool" | "Reshape" | "Transpose" | "Flatten" | "Squeeze" | "Unsqueeze" | "GlobalAveragePool" => {
+            n.input(0).is_some_and(|x| behind_relu(graph, x))
+        }
+        _ => false,
+    })
 }
 
 /// The scheme and method of values that share scale and zero point: an override of any node that makes

@@ -1,13 +1,13 @@
-use narrowbit_ir::{Graph, Node, NodeId, QuantRole};
-use narrowbit_kernels::quantize::{QuantScales, quantize};
+use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
+use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
-use narrowbit_tensor::{DType, Tensor, TensorError};
+use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, QuantPlan};
+use super::{Kind, QuantPlan, shifts};
 use crate::observe::Range;
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
-use crate::scheme::{IntType, ScalePoint, WeightScheme};
+use crate::scheme::{Formula, NumberFormat, Rounding, ScalePoint, WeightScheme, quantizeml, vitis};
 
 /// Scales and zero points of a constant weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +18,8 @@ pub struct WeightParams {
     pub axis: Option<usize>,
     /// One entry per index of the axis, or one in all.
     pub points: Vec<ScalePoint>,
+    /// What values are divided by to get codes, one per point: the scale, or what the formula takes instead.
+    pub divisors: Vec<f32>,
 }
 
 /// Scales of a constant bias, which is stored as int32 with zero point 0.
@@ -27,6 +29,8 @@ pub struct BiasParams {
     pub scales: Vec<f32>,
     /// Whether the weight has a scale for each channel, and the scales differ.
     pub per_channel: bool,
+    /// The codes, where the scheme rounds biases in a way of its own.
+    pub codes: Option<Vec<i32>>,
 }
 
 /// Why a weight could not be quantized.
@@ -56,8 +60,8 @@ struct Bias<'a> {
     /// The node and input that read it.
     key: (NodeId, usize),
     tensor: &'a Tensor,
-    /// The scale of the activation that the weight multiplies.
-    input_scale: f32,
+    /// The activation that the weight multiplies.
+    input: ValueId,
 }
 
 /// Chooses the scales of all weights and biases of the integer nodes.
@@ -65,16 +69,41 @@ pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, exe
     let kinds = plan.layout.kinds.iter();
     let jobs: Vec<Job> = kinds.filter_map(|(&id, &kind)| job(graph, matcher, options, plan, id, kind)).collect();
     let found = in_parallel(exec, &jobs, |j| params(exec, j.tensor, j.scheme, j.axis));
-    let (mut weights, mut biases) = (Vec::new(), Vec::new());
-    for (j, mut found) in jobs.iter().zip(found) {
-        if let Some(b) = &j.bias {
-            let scales = fit_bias(b.input_scale, &mut found, b.tensor);
-            biases.push((b.key, BiasParams { scales, per_channel: found.axis.is_some() }));
-        }
-        weights.push(((j.node, j.input), found));
+    let keys: Vec<_> = jobs.iter().map(|j| (j.node, j.input)).collect();
+    let biases: Vec<_> = jobs.into_iter().map(|j| j.bias).collect();
+    plan.weights.extend(keys.iter().copied().zip(found));
+    let shifted = shifts::correct(graph, plan);
+    for (key, b) in keys.iter().zip(biases) {
+        let Some(b) = b else { continue };
+        let (Some(input), Some(weight)) = (plan.activations.get(&b.input), plan.weights.get_mut(key)) else {
+            continue;
+        };
+        let made = bias(b.tensor, input.point.scale, weight, shifted.get(&key.0).copied());
+        plan.biases.insert(b.key, made);
     }
-    plan.weights.extend(weights);
-    plan.biases.extend(biases);
+}
+
+/// The scales, and where the scheme has its own way the codes, of a bias. `cut` is by how many bits the sums of the
+/// product are shifted to become its output, where that is known.
+fn bias(b: &Tensor, input: f32, weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
+    let per_channel = weight.axis.is_some();
+    let values = b.to_f32s().unwrap_or_default();
+    let scales_of = |weight: &WeightParams| -> Vec<f32> {
+        let scale = |i: usize| weight.points.get(i).or(weight.points.first()).map_or(1.0, |p| p.scale);
+        (0..values.len()).map(|i| (f64::from(input) * f64::from(scale(i))) as f32).collect()
+    };
+    match weight.scheme.formula {
+        Formula::Quantizeml => {
+            let codes = quantizeml::bias_codes(&values, &weight.divisors, quantizeml::frac_of(input));
+            BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
+        }
+        Formula::Vitis => {
+            let position = vitis::position_of(weight.points.first().map_or(1.0, |p| p.scale));
+            let codes = vitis::bias_codes(&values, position + vitis::position_of(input), cut.unwrap_or(0));
+            BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
+        }
+        _ => BiasParams { scales: fit_bias(input, weight, b), per_channel, codes: None },
+    }
 }
 
 fn job<'a>(
@@ -86,26 +115,48 @@ fn job<'a>(
     kind: Kind,
 ) -> Option<Job<'a>> {
     let node = graph.node(id);
-    let scheme = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
+    let own = matcher.of(node).find_map(|o| o.weights);
+    let scheme = own.unwrap_or(options.weights);
     match (kind, node.op.quant()) {
         (Kind::Embedding, _) => {
-            let scheme = WeightScheme { per_channel: false, ..scheme };
+            let scheme = table_scheme(scheme);
             Some(Job { node: id, input: 0, tensor: graph.const_input(id, 0)?, scheme, axis: None, bias: None })
         }
         (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
             let tensor = graph.const_input(id, weight)?;
+            let bits = options.input_weight_bits.filter(|_| own.is_none() && first_product(graph, plan) == Some(id));
+            let scheme = WeightScheme { bits: bits.or(scheme.bits), ..scheme };
             let axis = channel.resolve(tensor.rank()).filter(|_| scheme.per_channel);
             // Channels of a transposed convolution repeat in each group.
             let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
-            let input_scale = node.input(data).and_then(|v| plan.activations.get(&v)).map(|a| a.point.scale);
             let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
-            let bias = key.and_then(|key| {
-                Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input_scale: input_scale? })
-            });
+            // Sums of fp8 products are floats, and so is what is added to them.
+            let input = node.input(data).filter(|v| !scheme.format.is_float() && plan.activations.contains_key(v));
+            let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, bias })
         }
         _ => None,
     }
+}
+
+/// The scheme of a table: Gather moves neither 4-bit integers nor fp8.
+fn table_scheme(scheme: WeightScheme) -> WeightScheme {
+    match scheme.format {
+        NumberFormat::Int8 | NumberFormat::Uint8 | NumberFormat::Int16 | NumberFormat::Uint16 => {
+            WeightScheme { per_channel: false, ..scheme }
+        }
+        _ => WeightScheme { per_channel: false, ..WeightScheme::default() },
+    }
+}
+
+/// The first product with a constant weight: QuantizeML's input layer.
+fn first_product(graph: &Graph, plan: &QuantPlan) -> Option<NodeId> {
+    let product = |id: &NodeId| plan.layout.kinds.get(id) == Some(&Kind::Product);
+    let weighted = |id: &NodeId| match graph.node(*id).op.quant() {
+        QuantRole::Weighted { weight, .. } => graph.const_input(*id, weight).is_some(),
+        _ => false,
+    };
+    graph.nodes().map(|(id, _)| id).find(|id| product(id) && weighted(id))
 }
 
 /// The Add and its input that give a MatMul a bias: a constant vector along the output's last axis, added
@@ -132,14 +183,24 @@ fn groups(node: &Node) -> i64 {
 /// The scales and zero points of a constant: one for each index of the axis, or one in all.
 pub(crate) fn params(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
     let values = w.to_f32s().unwrap_or_default();
-    let ranges = ranges(exec, &values, w.shape(), axis);
+    let mut ranges = ranges(exec, &values, w.shape(), axis);
+    if let (Formula::Vitis, Some(r)) = (scheme.formula, ranges.first_mut()) {
+        let bits = vitis::bits_of(scheme.code_range());
+        *r = vitis::range_of(vitis::limited(vitis::diffs(&values, *r, bits, Rounding::HalfAway), bits), bits);
+    }
     let mut points: Vec<ScalePoint> = ranges.iter().map(|&r| scheme.qparams(r)).collect();
+    let divisors = |points: &[ScalePoint]| ranges.iter().zip(points).map(|(&r, &p)| scheme.divisor(r, p)).collect();
+    if scheme.formula != Formula::Narrowbit {
+        let divisors = divisors(&points);
+        return WeightParams { scheme, axis, points, divisors };
+    }
     // A dead channel has no range of its own: any scale represents it, the layer's largest keeps its bias in range.
     let largest = ranges.iter().zip(&points).filter(|(r, _)| !is_zero(r)).map(|(_, p)| p.scale).fold(0f32, f32::max);
     for (p, _) in points.iter_mut().zip(&ranges).filter(|(_, r)| is_zero(r) && largest > 0.0) {
         p.scale = largest;
     }
-    WeightParams { scheme, axis, points }
+    let divisors = divisors(&points);
+    WeightParams { scheme, axis, points, divisors }
 }
 
 fn is_zero(r: &Range) -> bool {
@@ -179,64 +240,102 @@ fn fit_bias(input: f32, weight: &mut WeightParams, bias: &Tensor) -> Vec<f32> {
     let input = f64::from(input);
     if weight.points.len() == 1 {
         let largest = values.iter().fold(0f64, |m, &b| m.max(f64::from(b).abs()));
-        enlarge(&mut weight.points[0], largest / LIMIT / input);
+        enlarge(&mut weight.points[0], &mut weight.divisors[0], largest / LIMIT / input);
         return vec![(input * f64::from(weight.points[0].scale)) as f32; values.len()];
     }
-    let pairs = values.iter().zip(weight.points.iter_mut());
+    let pairs = values.iter().zip(weight.points.iter_mut().zip(weight.divisors.iter_mut()));
     pairs
-        .map(|(&b, p)| {
-            enlarge(p, f64::from(b).abs() / LIMIT / input);
+        .map(|(&b, (p, d))| {
+            enlarge(p, d, f64::from(b).abs() / LIMIT / input);
             (input * f64::from(p.scale)) as f32
         })
         .collect()
 }
 
-fn enlarge(p: &mut ScalePoint, least: f64) {
+fn enlarge(p: &mut ScalePoint, divisor: &mut f32, least: f64) {
     if f64::from(p.scale) < least {
+        // Not all formulas divide by the scale, but all by something in proportion to it.
+        let is_scale = *divisor == p.scale;
+        *divisor = if is_scale { least as f32 } else { (f64::from(*divisor) * least / f64::from(p.scale)) as f32 };
         p.scale = least as f32;
     }
 }
 
 impl WeightParams {
-    /// The weight as an integer tensor, `saturate(round_half_even(w / scale) + zero_point)`.
+    /// The parameters for a weight, with a scale for each index of `axis`, or one in all.
+    pub fn new(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option<usize>) -> WeightParams {
+        params(exec, w, scheme, axis)
+    }
+
+    /// The weight as a tensor of codes, `saturate(round(w / scale) + zero_point)` with the formula's rounding.
     ///
     /// # Errors
     /// Never for a weight that the parameters were made for.
     pub fn tensor(&self, exec: &Exec, w: &Tensor) -> Result<Tensor, WeightError> {
         let values = w.to_f32s()?;
-        let scales: Vec<f32> = self.points.iter().map(|p| p.scale).collect();
-        let zero_points: Vec<i32> = self.points.iter().map(|p| p.zero_point).collect();
-        let shape = split(w.shape(), self.axis);
-        let params = QuantScales { scales: &scales, zero_points: &zero_points, shape };
         // Scales put every weight within the codes in use, so that saturating at the type's ends is enough.
-        Ok(match self.scheme.int {
-            IntType::Int8 => {
-                let mut codes = vec![0i8; values.len()];
-                quantize(exec, &values, &mut codes, &params)?;
-                Tensor::new(w.shape(), codes)?
+        let plain = self.scheme.formula.is_plain() && self.scheme.bits.is_none();
+        match self.scheme.format {
+            NumberFormat::Int8 if plain => self.kernel::<i8>(exec, &values, w.shape()),
+            NumberFormat::Uint8 if plain => self.kernel::<u8>(exec, &values, w.shape()),
+            NumberFormat::Int16 if plain => self.kernel::<i16>(exec, &values, w.shape()),
+            NumberFormat::Uint16 if plain => self.kernel::<u16>(exec, &values, w.shape()),
+            _ => self.coded(&values, w.shape()),
+        }
+    }
+
+    fn kernel<T: Quantized + Element>(
+        &self,
+        exec: &Exec,
+        values: &[f32],
+        dims: &[usize],
+    ) -> Result<Tensor, WeightError> {
+        let zero_points: Vec<i32> = self.points.iter().map(|p| p.zero_point).collect();
+        let params = QuantScales { scales: &self.divisors, zero_points: &zero_points, shape: split(dims, self.axis) };
+        let mut codes = vec![T::default(); values.len()];
+        quantize(exec, values, &mut codes, &params)?;
+        Ok(Tensor::new(dims, codes)?)
+    }
+
+    /// Value by value, for the formats and roundings that have no kernel.
+    fn coded(&self, values: &[f32], dims: &[usize]) -> Result<Tensor, WeightError> {
+        let [_, channels, inner] = split(dims, self.axis);
+        let dtype = self.scheme.format.dtype();
+        let code = |(i, &x): (usize, &f32)| {
+            let c = i / inner.max(1) % channels.max(1);
+            let (d, p) = (self.divisors[c], self.points[c]);
+            if self.scheme.format.is_float() {
+                i32::from(minifloat::encode(dtype, x / d, true))
+            } else {
+                self.scheme.code(x, d, p.zero_point)
             }
-            IntType::Uint8 => {
-                let mut codes = vec![0u8; values.len()];
-                quantize(exec, &values, &mut codes, &params)?;
-                Tensor::new(w.shape(), codes)?
-            }
+        };
+        let codes = values.iter().enumerate().map(code);
+        Ok(match dtype {
+            DType::I16 => Tensor::new(dims, codes.map(|c| c as i16).collect::<Vec<_>>())?,
+            DType::U16 => Tensor::new(dims, codes.map(|c| c as u16).collect::<Vec<_>>())?,
+            _ if dtype.is_packed() => Tensor::from_codes(dtype, dims, &codes.map(|c| c as u8).collect::<Vec<_>>())?,
+            _ => Tensor::from_bytes(dtype, dims, codes.map(|c| c as u8).collect::<Vec<_>>())?,
         })
     }
 
     /// Scales and zero points by name of their ONNX inputs: scalars, or vectors along the axis.
     pub fn tensors(&self) -> (Tensor, Tensor) {
         let scales: Vec<f32> = self.points.iter().map(|p| p.scale).collect();
-        let zeros: Vec<i64> = self.points.iter().map(|p| p.zero_point.into()).collect();
+        let zeros: Vec<f64> = self.points.iter().map(|p| p.zero_point.into()).collect();
         let shape: Vec<usize> = if self.axis.is_some() { vec![scales.len()] } else { Vec::new() };
-        let zeros = Tensor::from_i64s(self.scheme.int.dtype(), shape.clone(), &zeros);
+        let zeros = Tensor::from_f64s(self.scheme.format.dtype(), shape.clone(), &zeros);
         let scales = Tensor::new(shape, scales);
         (scales.unwrap_or_else(|_| Tensor::scalar(1f32)), zeros.unwrap_or_else(|_| Tensor::scalar(0u8)))
     }
 }
 
 impl BiasParams {
-    /// The bias as int32 codes, `round_half_even(b / scale)`.
+    /// The bias as int32 codes, `round_half_even(b / scale)` or as the scheme has it.
     pub fn quantize(&self, bias: &Tensor) -> Vec<i32> {
+        if let Some(codes) = &self.codes {
+            return codes.clone();
+        }
         let values = bias.to_f32s().unwrap_or_default();
         let code = |(&b, &s): (&f32, &f32)| {
             (f64::from(b) / f64::from(s)).round_ties_even().clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
@@ -280,7 +379,7 @@ mod tests {
         let mut p = params(&exec(), &w, WeightScheme::default(), Some(0));
         let b = Tensor::new([2], vec![100f32, 100.0]).unwrap();
         let scales = fit_bias(0.01, &mut p, &b);
-        let codes = BiasParams { scales: scales.clone(), per_channel: true }.quantize(&b);
+        let codes = BiasParams { scales: scales.clone(), per_channel: true, codes: None }.quantize(&b);
         for (c, s) in codes.iter().zip(&scales) {
             assert!((f64::from(*c) * f64::from(*s) - 100.0).abs() < 1e-3, "{c} * {s}");
             assert!(c.abs() <= 1 << 30);

@@ -1,5 +1,6 @@
 //! The command `quantize`: its arguments ([`scheme`]), the job, and what it says in the end ([`summary`]).
 
+mod preset;
 mod scheme;
 mod summary;
 mod without_ranges;
@@ -138,6 +139,14 @@ impl Quantize {
         Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }
 
+    /// Refuses early what could only fail after the calibration.
+    fn check_form(&self, model: &Model, options: &QuantOptions) -> Result<()> {
+        if self.format == Some(Format::Qoperator) && !options.is_8_bit_integer() {
+            bail!("--format qoperator has operators for int8 and uint8 only\nhelp: --format qdq holds every type");
+        }
+        model::check_opset(model, options.least_opset())
+    }
+
     /// The settings, the form of the graph among them.
     fn options(&self) -> Result<QuantOptions> {
         let mut options = self.scheme.resolve()?;
@@ -155,9 +164,12 @@ impl Quantize {
 
     fn with_ranges(&self, model: &mut Model, options: &QuantOptions) -> Result<Made> {
         let layout = quantize::layout(model, options)?;
+        self.check_form(model, options)?;
         let (ranges, check) = self.ranges(model, &layout, options)?;
-        let warnings = unmatched(model, options)?;
+        let mut warnings = unmatched(model, options)?;
+        warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let (_, fates) = quantize::quantize(model, layout, &ranges, options, &self.threads.exec()?)?;
+        model::raise_opset(model, options.least_opset())?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
         }
@@ -178,6 +190,7 @@ impl Quantize {
             threads: self.threads.threads,
             batch: self.data.batch,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
+            positions: options.position_bits(),
             skip: 0,
             keep: !self.no_check,
         };
@@ -233,8 +246,10 @@ fn describe(model: &mut Model, ranges: Option<&Ranges>, options: &QuantOptions) 
     let data: Vec<&str> =
         ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
     model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));
-    if ranges.random {
-        model.set_metadata("narrowbit.warning", "calibrated on random samples: accuracy is undefined");
+    let random = ranges.random.then_some("calibrated on random samples: accuracy is undefined");
+    let warnings: Vec<&str> = random.into_iter().chain(options.warnings()).collect();
+    if !warnings.is_empty() {
+        model.set_metadata("narrowbit.warning", warnings.join("; "));
     }
     Ok(())
 }

@@ -4,77 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use narrowbit_quant::approach::{Algorithm, Approach, BlockType, Compute, Granularity};
+use narrowbit_quant::approach::{Algorithm, Approach, Compute, Granularity};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
-use narrowbit_quant::scheme::IntType;
+use narrowbit_quant::scheme::Preset;
 
-/// An 8-bit integer type.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum IntArg {
-    /// −128 … 127
-    Int8,
-    /// 0 … 255
-    Uint8,
-}
-
-impl From<IntArg> for IntType {
-    fn from(i: IntArg) -> IntType {
-        match i {
-            IntArg::Int8 => IntType::Int8,
-            IntArg::Uint8 => IntType::Uint8,
-        }
-    }
-}
-
-/// A number format of weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WeightArg {
-    /// −128 … 127
-    Int8,
-    /// 0 … 255
-    Uint8,
-    /// −8 … 7, weight-only
-    Int4,
-    /// 0 … 15 with a zero point, weight-only
-    Uint4,
-    /// −2 … 1, weight-only
-    Int2,
-    /// 0 … 3 with a zero point, weight-only
-    Uint2,
-    /// 4 exponent and 3 mantissa bits, weight-only
-    #[value(name = "fp8_e4m3")]
-    Fp8E4m3,
-    /// Sixteen quantiles of the normal distribution, weight-only
-    Nf4,
-}
-
-impl WeightArg {
-    fn blocks(self) -> BlockType {
-        match self {
-            WeightArg::Int8 => BlockType::Int8,
-            WeightArg::Uint8 => BlockType::Uint8,
-            WeightArg::Int4 => BlockType::Int4,
-            WeightArg::Uint4 => BlockType::Uint4,
-            WeightArg::Int2 => BlockType::Int2,
-            WeightArg::Uint2 => BlockType::Uint2,
-            WeightArg::Fp8E4m3 => BlockType::Fp8E4m3,
-            WeightArg::Nf4 => BlockType::Nf4,
-        }
-    }
-
-    /// The type of weights that integer products multiply.
-    fn integers(self) -> Result<IntType> {
-        match self {
-            WeightArg::Int8 => Ok(IntType::Int8),
-            WeightArg::Uint8 => Ok(IntType::Uint8),
-            other => bail!(
-                "integer products have weights of int8 or uint8, not {}\nhelp: --approach weight-only stores narrower ones",
-                other.blocks()
-            ),
-        }
-    }
-}
+use super::preset::{ActivationArg, PresetArgs, WeightArg};
 
 /// How the model is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -145,6 +80,12 @@ pub enum MethodArg {
     Entropy,
     /// The least mean squared error
     Mse,
+    /// fp8: values spread as the format's own are
+    Distribution,
+    /// Powers of two: the least squared error of each batch
+    Diffs,
+    /// The moving average of each sample's greatest magnitude, momentum 0.9
+    MovingPeak,
 }
 
 /// What is quantized, and how.
@@ -153,12 +94,14 @@ pub struct SchemeArgs {
     /// Settings from a TOML or JSON file (see --show-config); flags take precedence
     #[arg(long, value_name = "FILE", help_heading = "Quantization")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    preset: PresetArgs,
     /// How the model is quantized [default: static]
     #[arg(long, value_enum, help_heading = "Quantization")]
     approach: Option<ApproachArg>,
-    /// The integer type of activations [default: uint8]
+    /// The type of activations [default: uint8]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
-    activations: Option<IntArg>,
+    activations: Option<ActivationArg>,
     /// The type of weights [default: int8; weight-only: int4]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
     weights: Option<WeightArg>,
@@ -219,24 +162,25 @@ pub struct SchemeArgs {
 }
 
 impl SchemeArgs {
-    /// Flags over the file over the defaults.
+    /// Flags over the file over the preset over the defaults.
     pub fn resolve(&self) -> Result<QuantOptions> {
         let mut o = match &self.config {
-            Some(path) => read_config(path)?,
-            None => QuantOptions::default(),
+            Some(path) => read_config(path, self.preset.preset())?,
+            None => self.preset.preset().map(Preset::options).unwrap_or_default(),
         };
         if let Some(a) = self.approach {
             o.approach = a.into();
         }
         self.check_flags(o.approach)?;
         if let Some(t) = self.activations {
-            o.activations.int = t.into();
+            o.activations.format = t.into();
         }
         match self.weights {
-            Some(t) if o.approach == Approach::WeightOnly => o.weight_only.codes = t.blocks(),
-            Some(t) => o.weights.int = t.integers()?,
+            Some(t) if o.approach == Approach::WeightOnly => o.weight_only.codes = t.blocks()?,
+            Some(t) => o.weights.format = t.format(o.approach)?,
             None => {}
         }
+        self.preset.apply(&mut o);
         self.resolve_approach(&mut o);
         o.activations.symmetric |= self.symmetric;
         o.weights.symmetric &= !self.asymmetric_weights;
@@ -278,7 +222,8 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 14] = [
+        let all: [(bool, &str, &[Approach]); 15] = [
+            (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
             (self.method.is_some(), "--method", &[Static]),
@@ -321,6 +266,9 @@ impl SchemeArgs {
             Some(MethodArg::Percentile) => Method::Percentile(percentile),
             Some(MethodArg::Entropy) => Method::Entropy,
             Some(MethodArg::Mse) => Method::Mse,
+            Some(MethodArg::Distribution) => Method::Distribution,
+            Some(MethodArg::Diffs) => Method::Diffs,
+            Some(MethodArg::MovingPeak) => Method::MovingPeak,
         })
     }
 
@@ -333,15 +281,19 @@ impl SchemeArgs {
     }
 }
 
-fn read_config(path: &Path) -> Result<QuantOptions> {
+fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    // Once as it is, for errors that tell the line, and once above what the preset says.
     let parsed = if json {
-        serde_json::from_str(&text).map_err(anyhow::Error::from)
+        let plain = serde_json::from_str::<QuantOptions>(&text).and_then(|_| serde_json::from_str(&text));
+        plain.map_err(anyhow::Error::from)
     } else {
-        toml::from_str(&text).map_err(anyhow::Error::from)
+        let plain = toml::from_str::<QuantOptions>(&text).and_then(|_| toml::from_str(&text));
+        plain.map_err(anyhow::Error::from)
     };
-    parsed.map_err(|e| {
+    let whole = parsed.and_then(|text| QuantOptions::from_json(text, preset).map_err(anyhow::Error::from));
+    whole.map_err(|e| {
         let problem = e.to_string();
         let (path, problem) = (path.display(), problem.trim_end());
         anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")

@@ -1,0 +1,266 @@
+//! The arguments that name a scheme, a number format or a part of one.
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use narrowbit_quant::approach::{Approach, BlockType};
+use narrowbit_quant::options::{FixedRanges, QuantOptions};
+use narrowbit_quant::scheme::{NumberFormat, Preset, Statistic};
+
+/// A type of activations.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ActivationArg {
+    /// −128 … 127
+    Int8,
+    /// 0 … 255
+    Uint8,
+    /// −32768 … 32767
+    Int16,
+    /// 0 … 65535
+    Uint16,
+    /// 8-bit float up to 448
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+    /// 8-bit float up to 57344
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+}
+
+impl From<ActivationArg> for NumberFormat {
+    fn from(a: ActivationArg) -> NumberFormat {
+        match a {
+            ActivationArg::Int8 => NumberFormat::Int8,
+            ActivationArg::Uint8 => NumberFormat::Uint8,
+            ActivationArg::Int16 => NumberFormat::Int16,
+            ActivationArg::Uint16 => NumberFormat::Uint16,
+            ActivationArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
+            ActivationArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
+        }
+    }
+}
+
+/// A type of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightArg {
+    /// −128 … 127
+    Int8,
+    /// 0 … 255
+    Uint8,
+    /// −8 … 7
+    Int4,
+    /// 0 … 15 with a zero point
+    Uint4,
+    /// −2 … 1, weight-only
+    Int2,
+    /// 0 … 3 with a zero point, weight-only
+    Uint2,
+    /// −32768 … 32767, static
+    Int16,
+    /// 8-bit float up to 448
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+    /// 8-bit float up to 57344, static
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+    /// Sixteen quantiles of the normal distribution, weight-only
+    Nf4,
+}
+
+impl WeightArg {
+    /// The type of the blocks of weight-only quantization.
+    pub fn blocks(self) -> Result<BlockType> {
+        Ok(match self {
+            WeightArg::Int8 => BlockType::Int8,
+            WeightArg::Uint8 => BlockType::Uint8,
+            WeightArg::Int4 => BlockType::Int4,
+            WeightArg::Uint4 => BlockType::Uint4,
+            WeightArg::Int2 => BlockType::Int2,
+            WeightArg::Uint2 => BlockType::Uint2,
+            WeightArg::Fp8E4m3 => BlockType::Fp8E4m3,
+            WeightArg::Nf4 => BlockType::Nf4,
+            WeightArg::Int16 | WeightArg::Fp8E5m2 => {
+                bail!(
+                    "--approach weight-only has no blocks of that type\nhelp: int16 and fp8_e5m2 are for --approach static"
+                )
+            }
+        })
+    }
+
+    /// The type of the weights of products.
+    pub fn format(self, approach: Approach) -> Result<NumberFormat> {
+        if approach == Approach::Dynamic && !matches!(self, WeightArg::Int8 | WeightArg::Uint8) {
+            bail!(
+                "--approach dynamic has weights of int8 or uint8\nhelp: --approach weight-only stores narrower ones, --approach static has others"
+            );
+        }
+        Ok(match self {
+            WeightArg::Int8 => NumberFormat::Int8,
+            WeightArg::Uint8 => NumberFormat::Uint8,
+            WeightArg::Int4 => NumberFormat::Int4,
+            WeightArg::Uint4 => NumberFormat::Uint4,
+            WeightArg::Int16 => NumberFormat::Int16,
+            WeightArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
+            WeightArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
+            WeightArg::Int2 | WeightArg::Uint2 | WeightArg::Nf4 => {
+                bail!("products have no weights of that type\nhelp: --approach weight-only stores int2, uint2 and nf4")
+            }
+        })
+    }
+}
+
+/// A tool to quantize as.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PresetArg {
+    /// Intel Neural Compressor on TensorFlow: symmetric, uint8 where nothing is negative
+    Tensorflow,
+    /// PyTorch's MinMax observers: asymmetric uint8, weights of max/127.5
+    Pytorch,
+    /// Intel Extension for PyTorch: symmetric, uint8 where nothing is negative
+    Ipex,
+    /// MXNet: symmetric, uint8 where nothing is negative
+    Mxnet,
+    /// ONNX Runtime's quantize_static: asymmetric int8, one scale per weight
+    Onnxruntime,
+    /// Intel Neural Compressor on JAX: fp8 e4m3, softmax fixed to 0 … 1
+    IncJaxFp8,
+    /// Intel Neural Compressor on JAX: asymmetric int8
+    IncJaxInt8,
+    /// Vitis AI for a DPU: powers of two, searched per batch
+    VitisDpu,
+    /// QuantizeML: fixed point with 8-bit scales
+    Quantizeml,
+    /// TensorFlow Lite's converter: asymmetric int8
+    Tflite,
+    /// The printed formulas of Intel Neural Compressor's guide, mistakes included; for comparison only
+    IncDoc,
+}
+
+impl From<PresetArg> for Preset {
+    fn from(p: PresetArg) -> Preset {
+        match p {
+            PresetArg::Tensorflow => Preset::Tensorflow,
+            PresetArg::Pytorch => Preset::Pytorch,
+            PresetArg::Ipex => Preset::Ipex,
+            PresetArg::Mxnet => Preset::Mxnet,
+            PresetArg::Onnxruntime => Preset::Onnxruntime,
+            PresetArg::IncJaxFp8 => Preset::IncJaxFp8,
+            PresetArg::IncJaxInt8 => Preset::IncJaxInt8,
+            PresetArg::VitisDpu => Preset::VitisDpu,
+            PresetArg::Quantizeml => Preset::Quantizeml,
+            PresetArg::Tflite => Preset::Tflite,
+            PresetArg::IncDoc => Preset::IncDoc,
+        }
+    }
+}
+
+/// How one power of two comes from those of the batches.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StatisticArg {
+    /// The most frequent one
+    Modal,
+    /// The finest step
+    Max,
+    /// The mean, rounded
+    Mean,
+    /// The median
+    Median,
+}
+
+impl From<StatisticArg> for Statistic {
+    fn from(s: StatisticArg) -> Statistic {
+        match s {
+            StatisticArg::Modal => Statistic::Modal,
+            StatisticArg::Max => Statistic::Max,
+            StatisticArg::Mean => Statistic::Mean,
+            StatisticArg::Median => Statistic::Median,
+        }
+    }
+}
+
+/// Whose outputs have a fixed range.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FixedArg {
+    /// None
+    Off,
+    /// Softmax: 0 … 1
+    Softmax,
+    /// Softmax, Sigmoid, HardSigmoid: 0 … 1; Tanh: −1 … 1
+    All,
+}
+
+impl From<FixedArg> for FixedRanges {
+    fn from(f: FixedArg) -> FixedRanges {
+        match f {
+            FixedArg::Off => FixedRanges::Off,
+            FixedArg::Softmax => FixedRanges::Softmax,
+            FixedArg::All => FixedRanges::All,
+        }
+    }
+}
+
+/// A named scheme, and what varies within one.
+#[derive(Debug, Clone, Args)]
+pub struct PresetArgs {
+    /// Quantize as another tool does: its formulas, rounding, types and range method, which other flags override
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Quantization")]
+    scheme: Option<PresetArg>,
+    /// Bits of the codes of weights, in a wider type
+    #[arg(short = 'w', long, value_name = "BITS", help_heading = "Quantization")]
+    weight_bits: Option<u8>,
+    /// Bits of the codes of activations, in a wider type
+    #[arg(short = 'a', long, value_name = "BITS", help_heading = "Quantization")]
+    activation_bits: Option<u8>,
+    /// Bits of the codes of the first product's weights [default: as the others']
+    #[arg(short = 'i', long, value_name = "BITS", help_heading = "Quantization")]
+    input_bits: Option<u8>,
+    /// One position of the fraction per activation, which is what a standard file can hold (--scheme quantizeml)
+    #[arg(long, help_heading = "Quantization")]
+    per_tensor_activations: bool,
+    /// How one power of two comes from those of the batches [default: modal]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Quantization")]
+    statistic: Option<StatisticArg>,
+    /// Whose outputs have the range of their function, whatever calibration saw [default: off]
+    #[arg(long, value_enum, value_name = "WHICH", help_heading = "Quantization")]
+    fixed_ranges: Option<FixedArg>,
+}
+
+impl PresetArgs {
+    /// The preset, if one is named.
+    pub fn preset(&self) -> Option<Preset> {
+        self.scheme.map(Preset::from)
+    }
+
+    /// Whether any of them is given.
+    pub fn is_given(&self) -> bool {
+        let bits = self.weight_bits.or(self.activation_bits).or(self.input_bits);
+        self.scheme.is_some() || bits.is_some() || self.statistic.is_some() || self.fixed_ranges.is_some()
+    }
+
+    /// Puts the flags above the options.
+    pub fn apply(&self, o: &mut QuantOptions) {
+        if let Some(bits) = self.weight_bits {
+            o.weights.format = with_room(o.weights.format, bits);
+            o.weights.bits = Some(bits);
+        }
+        if let Some(bits) = self.activation_bits {
+            o.activations.format = with_room(o.activations.format, bits);
+            o.activations.bits = Some(bits);
+        }
+        o.input_weight_bits = self.input_bits.or(o.input_weight_bits);
+        o.per_tensor_activations |= self.per_tensor_activations;
+        if let Some(s) = self.statistic {
+            o.statistic = s.into();
+        }
+        if let Some(f) = self.fixed_ranges {
+            o.fixed_ranges = f.into();
+        }
+    }
+}
+
+/// The type of 8 bits, or of 16 where codes need them.
+fn with_room(format: NumberFormat, bits: u8) -> NumberFormat {
+    match format {
+        NumberFormat::Int8 if bits > 8 => NumberFormat::Int16,
+        NumberFormat::Uint8 if bits > 8 => NumberFormat::Uint16,
+        f => f,
+    }
+}
