@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 /// The variable that forces a tier, for example `NARROWBIT_ISA=avx2`.
 pub const ISA_VARIABLE: &str = "NARROWBIT_ISA";
+/// What [`ISA_VARIABLE`] may hold for tests: [`Isa::emulated`].
+const EMULATED: &str = "amx-emulated";
 
 /// A level of vector instructions; a later tier includes the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,13 +85,29 @@ pub enum IsaError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa {
     tier: Tier,
+    emulates_tiles: bool,
 }
 
 impl Isa {
     /// The highest tier of this machine; asks the CPU once per process.
     pub fn detect() -> Isa {
         static BEST: OnceLock<Tier> = OnceLock::new();
-        Isa { tier: *BEST.get_or_init(detect_tier) }
+        Isa::of(*BEST.get_or_init(detect_tier))
+    }
+
+    fn of(tier: Tier) -> Isa {
+        Isa { tier, emulates_tiles: false }
+    }
+
+    /// The machine's vectors, with a model of AMX tiles in the place of integer products: the same walk over
+    /// memory as with tiles, in plain Rust, thousands of times slower. For tests (`NARROWBIT_ISA=amx-emulated`).
+    pub fn emulated() -> Isa {
+        Isa { tier: Isa::detect().tier.min(Tier::Vnni), emulates_tiles: true }
+    }
+
+    /// Whether tiles are emulated.
+    pub(crate) fn emulates_tiles(self) -> bool {
+        self.emulates_tiles
     }
 
     /// The tier named by `NARROWBIT_ISA`, or the detected one when it is unset or empty.
@@ -98,6 +116,7 @@ impl Isa {
     /// The name is unknown, or the machine lacks the tier.
     pub fn from_env() -> Result<Isa, IsaError> {
         match std::env::var(ISA_VARIABLE) {
+            Ok(name) if name == EMULATED => Ok(Isa::emulated()),
             Ok(name) if !name.is_empty() => Isa::with_tier(name.parse()?),
             _ => Ok(Isa::detect()),
         }
@@ -109,7 +128,7 @@ impl Isa {
     /// The machine lacks the tier.
     pub fn with_tier(tier: Tier) -> Result<Isa, IsaError> {
         let best = Isa::detect().tier;
-        if tier <= best { Ok(Isa { tier }) } else { Err(IsaError::Unavailable { tier, best }) }
+        if tier <= best { Ok(Isa::of(tier)) } else { Err(IsaError::Unavailable { tier, best }) }
     }
 
     /// The tier that this value proves.
@@ -120,7 +139,7 @@ impl Isa {
     /// Every tier that this machine can run, best first.
     pub fn available() -> Vec<Isa> {
         let best = Isa::detect().tier;
-        Tier::ALL.into_iter().rev().filter(|&tier| tier <= best).map(|tier| Isa { tier }).collect()
+        Tier::ALL.into_iter().rev().filter(|&tier| tier <= best).map(Isa::of).collect()
     }
 }
 
@@ -132,7 +151,7 @@ impl Default for Isa {
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tier.fmt(f)
+        if self.emulates_tiles { f.write_str(EMULATED) } else { self.tier.fmt(f) }
     }
 }
 
@@ -151,10 +170,22 @@ fn detect_tier() -> Tier {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512cd");
     match (avx512, avx512 && is_x86_feature_detected!("avx512vnni")) {
+        (_, true) if has_tiles() => Tier::Amx,
         (_, true) => Tier::Vnni,
         (true, _) => Tier::Avx512,
         _ => Tier::Avx2,
     }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tiles() -> bool {
+    crate::panel::amx::hardware::is_usable()
+}
+
+/// Other systems have their own ways to ask for tiles.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_tiles() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -232,6 +263,26 @@ impl Vnni {
     }
 }
 
+/// Proof that the CPU has AMX tiles of 8-bit integers, and that the system lets this process use them.
+#[derive(Clone, Copy, Debug)]
+pub struct Amx(());
+
+impl Amx {
+    /// The token, if `isa` reaches this tier.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.tier >= Tier::Amx).then_some(Amx(()))
+    }
+
+    /// The token, without asking.
+    ///
+    /// # Safety
+    /// The CPU has this tier, and the system's permission was given.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) const unsafe fn assume() -> Self {
+        Amx(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,7 +302,7 @@ mod tests {
         for tier in Tier::ALL {
             assert_eq!(Isa::with_tier(tier).is_ok(), tier <= best);
         }
-        assert!(Avx512::new(Isa { tier: Tier::Avx2 }).is_none());
+        assert!(Avx512::new(Isa::of(Tier::Avx2)).is_none());
     }
 
     #[test]

@@ -6,9 +6,12 @@
 //! integers or one float at each step. A window of a convolution is a few runs of
 //! contiguous bytes ([`conv2d_nhwc`]).
 
+pub(crate) mod amx;
 mod conv;
 mod drive;
 mod finish;
+mod gather;
+mod lines;
 mod matmul;
 mod pack;
 mod table;

@@ -77,6 +77,8 @@ pub(crate) struct PanelsView<'a> {
     pub steps: usize,
     /// Groups one after another.
     pub data: &'a [f32],
+    /// See [`Panels::starts`]; none where the kernel takes no i8 rows.
+    pub starts: &'a [i32],
 }
 
 impl PanelsView<'_> {
@@ -86,6 +88,12 @@ impl PanelsView<'_> {
         let per_panel = self.runs * self.steps;
         let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
         &self.data[start..start + self.columns.width(p) * per_panel]
+    }
+
+    /// What the sums of i8 rows start from, so that they are those of the rows with 128 added: a number for each column
+    /// of the panel in memory.
+    pub fn starts(&self, group: usize, p: usize) -> &[i32] {
+        &self.starts[group * self.columns.padded() + p * self.columns.nr..][..self.columns.width(p)]
     }
 }
 
@@ -103,6 +111,8 @@ pub struct Panels {
     data: Buffer,
     /// By group and column, for integers.
     sums: Vec<i32>,
+    /// 128 times the sums of the columns in memory, for kernels that take i8 rows.
+    starts: Vec<i32>,
 }
 
 impl Panels {
@@ -118,7 +128,7 @@ impl Panels {
         let kernel = PanelKernel::best(T::table(), exec.isa());
         crate::error::require(NAME, groups * n * runs * run_len > 0, "the weights are empty")?;
         let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
-        let steps = run_len.div_ceil(T::PER_STEP);
+        let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
         let words = product(NAME, &[groups, runs, steps, columns.padded()])?;
         let mut data = Buffer::new(words);
         let out = crate::buffer::SharedMut::new(&mut data);
@@ -142,12 +152,19 @@ impl Panels {
                 }
             }
         });
-        Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums })
+        let mut starts = Vec::new();
+        if kernel.takes_signed() {
+            starts.resize(groups * columns.padded(), 0);
+            for (to, from) in starts.chunks_exact_mut(columns.padded()).zip(sums.chunks_exact(n)) {
+                to.iter_mut().zip(from).for_each(|(to, sum)| *to = sum.wrapping_mul(128));
+            }
+        }
+        Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums, starts })
     }
 
     pub(crate) fn view(&self) -> PanelsView<'_> {
         let Panels { kernel, columns, runs, run_len, steps, .. } = *self;
-        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data }
+        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data, starts: &self.starts }
     }
 
     /// The sum of each column of integer weights, groups one after another.
@@ -227,7 +244,7 @@ impl<T: PanelElement> Lines<T> for RowMajor<'_, T> {
     }
 }
 
-fn column_sums(panel: &[f32], width: usize, sums: &mut [i32]) {
+pub(crate) fn column_sums(panel: &[f32], width: usize, sums: &mut [i32]) {
     for row in panel.chunks_exact(width) {
         for (sum, word) in sums.iter_mut().zip(row) {
             let bytes = word.to_bits().to_le_bytes().map(|b| i32::from(b as i8));

@@ -1,5 +1,6 @@
 //! The tables of panel kernels, best first. Dispatch, tests and benches read them.
 
+use super::amx::{self, Unit};
 use super::tile::{Floats, PortableInts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -18,20 +19,57 @@ pub struct PanelKernel {
     pub nr: usize,
     /// Columns per vector; narrower panels are multiples of it.
     pub lanes: usize,
-    /// Indexed by `(rows − 1) · nr / lanes + vectors − 1`.
-    tiles: &'static [TileFn],
+    /// Bytes of each row in a step; panels are padded to whole steps.
+    pub depth: usize,
+    pub(crate) body: Body,
+}
+
+/// What a kernel consists of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Body {
+    /// Functions, indexed by `(rows − 1) · nr / lanes + vectors − 1`.
+    Vectors(&'static [TileFn]),
+    /// Blocks of tiles.
+    Tiles(Unit),
 }
 
 impl PanelKernel {
     /// The kernel for a tile of `rows` by `width` (a multiple of `lanes`).
     #[inline]
     pub(crate) fn tile(&self, rows: usize, width: usize) -> TileFn {
-        self.tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1]
+        match self.body {
+            Body::Vectors(tiles) => tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1],
+            // `Sweep::walk` sends blocks of tiles elsewhere.
+            Body::Tiles(_) => no_tile,
+        }
     }
 
     /// The best kernel of `isa` in a table.
     pub(crate) fn best(table: &'static [PanelKernel], isa: Isa) -> &'static PanelKernel {
-        table.iter().find(|kernel| kernel.tier <= isa.tier()).unwrap_or(&table[table.len() - 1])
+        table.iter().find(|kernel| kernel.runs_on(isa)).unwrap_or(&table[table.len() - 1])
+    }
+
+    /// The best kernel of `isa` in a table that multiplies by vectors and reads panels of this kernel.
+    pub(crate) fn by_vectors(&self, table: &'static [PanelKernel], isa: Isa) -> Option<&'static PanelKernel> {
+        let alike = |k: &PanelKernel| (k.nr, k.lanes) == (self.nr, self.lanes) && matches!(k.body, Body::Vectors(_));
+        table.iter().find(|kernel| kernel.runs_on(isa) && alike(kernel))
+    }
+
+    fn runs_on(&self, isa: Isa) -> bool {
+        match self.body {
+            Body::Tiles(Unit::Emulated) => isa.emulates_tiles(),
+            _ => self.tier <= isa.tier(),
+        }
+    }
+
+    /// Whether i8 rows are read as they are.
+    pub(crate) fn takes_signed(&self) -> bool {
+        matches!(self.body, Body::Tiles(_))
+    }
+
+    /// Whether the last step of each row may lie elsewhere.
+    pub(crate) fn takes_tails(&self) -> bool {
+        matches!(self.body, Body::Tiles(_))
     }
 }
 
@@ -59,6 +97,8 @@ mod avx {
     }
 }
 
+unsafe fn no_tile(_: &Tile) {}
+
 unsafe fn scalar_ints<const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller vouches for the tile.
     unsafe { run_tile::<_, MR, NV>(PortableInts, 1, t) }
@@ -83,6 +123,26 @@ macro_rules! family {
 
 /// Kernels of u8 rows and i8 columns with i32 results, best first. All give the same bits.
 pub static INT_KERNELS: &[PanelKernel] = &[
+    // Only where it is asked for: see `Isa::emulated`.
+    PanelKernel {
+        name: "panel_u8i8i32_32x32_amx_emulated",
+        tier: Tier::Scalar,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        body: Body::Tiles(Unit::Emulated),
+    },
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    PanelKernel {
+        name: "panel_u8i8i32_32x32_amx",
+        tier: Tier::Amx,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        body: Body::Tiles(Unit::Hardware),
+    },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
         name: "panel_u8i8i32_14x32_vnni",
@@ -90,7 +150,8 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 14,
         nr: 32,
         lanes: 16,
-        tiles: x86::vnni::TILES,
+        depth: 4,
+        body: Body::Vectors(x86::vnni::TILES),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
@@ -99,7 +160,8 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 8,
         nr: 32,
         lanes: 16,
-        tiles: family!(avx::ints512, 2, [1 2 3 4 5 6 7 8]),
+        depth: 4,
+        body: Body::Vectors(family!(avx::ints512, 2, [1 2 3 4 5 6 7 8])),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
@@ -108,7 +170,8 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 4,
         nr: 16,
         lanes: 8,
-        tiles: family!(avx::ints256, 2, [1 2 3 4]),
+        depth: 4,
+        body: Body::Vectors(family!(avx::ints256, 2, [1 2 3 4])),
     },
     PanelKernel {
         name: "panel_u8i8i32_4x4_scalar",
@@ -116,7 +179,8 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 4,
         nr: 4,
         lanes: 1,
-        tiles: family!(scalar_ints, 4, [1 2 3 4]),
+        depth: 4,
+        body: Body::Vectors(family!(scalar_ints, 4, [1 2 3 4])),
     },
 ];
 
@@ -129,7 +193,8 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         mr: 14,
         nr: 32,
         lanes: 16,
-        tiles: x86::fma512::TILES,
+        depth: 4,
+        body: Body::Vectors(x86::fma512::TILES),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
@@ -138,7 +203,8 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         mr: 6,
         nr: 16,
         lanes: 8,
-        tiles: family!(avx::floats256, 2, [1 2 3 4 5 6]),
+        depth: 4,
+        body: Body::Vectors(family!(avx::floats256, 2, [1 2 3 4 5 6])),
     },
     PanelKernel {
         name: "panel_f32_4x4_scalar",
@@ -146,6 +212,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         mr: 4,
         nr: 4,
         lanes: 1,
-        tiles: family!(scalar_floats, 4, [1 2 3 4]),
+        depth: 4,
+        body: Body::Vectors(family!(scalar_floats, 4, [1 2 3 4])),
     },
 ];
