@@ -86,23 +86,55 @@ pub enum IsaError {
 pub struct Isa {
     tier: Tier,
     emulates_tiles: bool,
+    bf16: Bf16,
+}
+
+/// What multiplies bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum Bf16 {
+    /// Nothing.
+    #[default]
+    None,
+    /// AVX512-BF16, which some processors with VNNI have.
+    Vectors,
+    /// AMX-BF16.
+    Tiles,
 }
 
 impl Isa {
     /// The highest tier of this machine; asks the CPU once per process.
     pub fn detect() -> Isa {
-        static BEST: OnceLock<Tier> = OnceLock::new();
-        Isa::of(*BEST.get_or_init(detect_tier))
+        static BEST: OnceLock<(Tier, Bf16)> = OnceLock::new();
+        let (tier, bf16) = *BEST.get_or_init(|| {
+            let tier = detect_tier();
+            (tier, detect_bf16(tier))
+        });
+        Isa { tier, emulates_tiles: false, bf16 }
     }
 
+    /// A tier up to the machine's.
     fn of(tier: Tier) -> Isa {
-        Isa { tier, emulates_tiles: false }
+        let most = match tier {
+            Tier::Amx => Bf16::Tiles,
+            Tier::Vnni => Bf16::Vectors,
+            _ => Bf16::None,
+        };
+        Isa { tier, emulates_tiles: false, bf16: Isa::detect().bf16.min(most) }
+    }
+
+    /// Whether products of bfloat16 have an instruction (AVX512-BF16 or AMX-BF16), or an emulated one.
+    pub fn multiplies_bf16(self) -> bool {
+        self.emulates_tiles || self.bf16 > Bf16::None
+    }
+
+    pub(crate) fn bf16(self) -> Bf16 {
+        self.bf16
     }
 
     /// The machine's vectors, with a model of AMX tiles in the place of integer products: the same walk over
     /// memory as with tiles, in plain Rust, thousands of times slower. For tests (`NARROWBIT_ISA=amx-emulated`).
     pub fn emulated() -> Isa {
-        Isa { tier: Isa::detect().tier.min(Tier::Vnni), emulates_tiles: true }
+        Isa { emulates_tiles: true, ..Isa::of(Isa::detect().tier.min(Tier::Vnni)) }
     }
 
     /// Whether tiles are emulated.
@@ -175,6 +207,21 @@ fn detect_tier() -> Tier {
         (true, _) => Tier::Avx512,
         _ => Tier::Avx2,
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect_bf16(tier: Tier) -> Bf16 {
+    #[cfg(target_os = "linux")]
+    if tier >= Tier::Amx && crate::panel::amx::hardware::takes_bf16() {
+        return Bf16::Tiles;
+    }
+    let vectors = tier >= Tier::Vnni && is_x86_feature_detected!("avx512bf16");
+    if vectors { Bf16::Vectors } else { Bf16::None }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect_bf16(_: Tier) -> Bf16 {
+    Bf16::None
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

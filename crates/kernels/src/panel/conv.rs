@@ -6,13 +6,14 @@ use std::ops::Range;
 use super::drive::{Lines, Rows, SERIAL, Source, Sweep, flat, part, parts};
 use super::finish::{Epilogue, Target};
 use super::gather::{self, Windows};
-use super::lines::{SLACK, copy_flipped, spread};
+use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
 use super::table::PanelKernel;
 use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::isa::Isa;
 
 const NAME: &str = "conv2d nhwc";
 
@@ -48,8 +49,8 @@ pub fn conv2d_nhwc_fits(p: &Conv2dParams, size: usize) -> bool {
 fn runs_of(p: &Conv2dParams, kernel: &PanelKernel, size: usize) -> (usize, usize) {
     let channels = p.c / p.groups.max(1);
     let (runs, len) = if joins_taps(p) { (p.kh, p.kw * channels) } else { (p.kh * p.kw, channels) };
-    // Runs that do not fill steps of many bytes are one: the windows are copied then.
-    let padded = kernel.takes_tails() && !(len * size).is_multiple_of(kernel.depth);
+    // Runs that do not fill steps of many bytes, or of two floats, are one: the windows are copied then.
+    let padded = (kernel.takes_tails() || size == 2) && !(len * size).is_multiple_of(kernel.depth);
     if padded { (1, runs * len) } else { (runs, len) }
 }
 
@@ -83,6 +84,14 @@ pub fn conv2d_nhwc_pack<T: PanelElement>(exec: &Exec, p: &Conv2dParams, w: &[T])
         }
     };
     Panels::pack(exec, (p.groups, n, runs, run_len), &ByColumn(column))
+}
+
+/// As [`conv2d_nhwc_pack`], of floats that are rounded to bfloat16, half to even; the image is rounded on the way.
+///
+/// # Errors
+/// As [`conv2d_nhwc_pack`].
+pub fn conv2d_nhwc_pack_bf16(exec: &Exec, p: &Conv2dParams, w: &[f32]) -> Result<Panels> {
+    conv2d_nhwc_pack(exec, p, &super::rounded(w))
 }
 
 /// `y = epilogue(conv(x, w))` for NHWC `x` and `y`; `pad` is the element that padding
@@ -119,10 +128,10 @@ pub fn conv2d_nhwc(
         let dense = (sh, sw) == (1, 1);
         return flat(exec, x, pixels, &start, dense.then_some(p.c), weights, epilogue, y);
     }
-    let conv = Conv::new(p, x, pad, [oh, ow], weights);
+    let conv = Conv::new(exec.isa(), p, x, pad, [oh, ow], weights);
     let out = y.shared();
     let offsets = conv.runs(weights);
-    let (ints, signed) = (x.ints(), x.signed() && conv.flip == 0);
+    let (ints, signed) = (x.ints(), x.signed() && conv.copy == Copying::Flip(0));
     let sweep =
         Sweep { isa: exec.isa(), panels: weights.view(), runs: &offsets, epilogue, ints, signed, out, ld: p.oc };
     conv.run(exec, &sweep, weights.bytes());
@@ -132,10 +141,13 @@ pub fn conv2d_nhwc(
 struct Conv<'a> {
     p: &'a Conv2dParams,
     out: [usize; 2],
+    isa: Isa,
+    /// Bytes of an element as the kernel reads it, and in the image.
     size: usize,
+    source_size: usize,
     /// Byte that padding holds, after the flip.
     fill: u8,
-    flip: u8,
+    copy: Copying,
     x: Source,
     copies: bool,
     /// Whether each window is copied into a row of its own.
@@ -144,24 +156,28 @@ struct Conv<'a> {
 }
 
 impl<'a> Conv<'a> {
-    fn new(p: &'a Conv2dParams, x: Rows<'_>, pad: i32, out: [usize; 2], weights: &Panels) -> Conv<'a> {
-        let size = x.size();
+    fn new(isa: Isa, p: &'a Conv2dParams, x: Rows<'_>, pad: i32, out: [usize; 2], weights: &Panels) -> Conv<'a> {
+        let (size, source_size) = (weights.size, x.size());
         let reach = |i: usize, k: usize| (out[i] - 1) * p.strides[i] + (k - 1) * p.dilations[i] + 1;
         let reach = [reach(0, p.kh), reach(1, p.kw)];
         let padded = p.pads[0] + p.pads[1] > 0 || reach[0] > p.h || reach[1] > p.w;
         let aliased = (p.strides[1] * p.c * size).is_multiple_of(2048) && out[1] > 4;
-        let (kernel, flip) = (weights.kernel, x.flip_for(weights.kernel));
+        let (kernel, copy) = (weights.kernel, x.copying(weights.kernel, size));
         let (runs, _) = runs_of(p, kernel, size);
         let ragged = !(weights.run_len * size).is_multiple_of(kernel.depth);
-        let copies = padded || aliased && !joins_taps(p) || ragged || flip != 0;
-        let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1);
+        let copies = padded || aliased && !joins_taps(p) || ragged || copy != Copying::Flip(0);
+        // What follows a run is multiplied by zeros, which must not be NaN.
+        let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1) || copy == Copying::Bf16 && ragged;
         let dense = p.c * size;
         // Joined taps need their pixels side by side.
         let pixel = if copies && !joins_taps(p) { spread(dense, 4) } else { dense };
         let width = if copies { reach[1] } else { p.w };
-        let fill = if x.ints() { (pad as u8) ^ flip } else { 0 };
+        let fill = match copy {
+            Copying::Flip(flip) if x.ints() => (pad as u8) ^ flip,
+            _ => 0,
+        };
         let geometry = Geometry { pixel, pitch: width * pixel, reach };
-        Conv { p, out, size, fill, flip, x: Source(x.ptr()), copies, gathers, geometry }
+        Conv { p, out, isa, size, source_size, fill, copy, x: Source(x.ptr()), copies, gathers, geometry }
     }
 
     fn runs(&self, weights: &Panels) -> Vec<usize> {
@@ -198,7 +214,15 @@ impl<'a> Conv<'a> {
     }
 
     fn windows(&self) -> Windows<'_> {
-        Windows { p: self.p, size: self.size, fill: self.fill, joins_taps: joins_taps(self.p) }
+        Windows {
+            p: self.p,
+            isa: self.isa,
+            size: self.size,
+            source_size: self.source_size,
+            fill: self.fill,
+            copy: self.copy,
+            joins_taps: joins_taps(self.p),
+        }
     }
 
     /// As [`Conv::band`], with a copy of each window.
@@ -207,7 +231,7 @@ impl<'a> Conv<'a> {
         let (kernel, count) = (sweep.panels.kernel, sweep.panels.columns.count());
         let (bytes, rows) = (windows.bytes(), band.len() * ow);
         let pitch = spread(bytes, kernel.depth);
-        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.size);
+        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.source_size);
         with_scratch((rows * pitch + SLACK).div_ceil(4), |scratch| {
             let base = scratch.as_mut_ptr().cast::<u8>();
             let mut at_column = columns.start;
@@ -254,7 +278,7 @@ impl<'a> Conv<'a> {
                 }
             });
         };
-        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.size);
+        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.source_size);
         if !self.copies {
             tiles(source.wrapping_add(band.start * p.strides[0] * g.pitch));
             return;
@@ -264,7 +288,7 @@ impl<'a> Conv<'a> {
             let base = scratch.as_mut_ptr().cast::<u8>();
             for i in 0..lines {
                 let y = (band.start * p.strides[0] + i).wrapping_sub(p.pads[0]);
-                let line = (y < p.h).then(|| source.wrapping_add(y * p.w * p.c * self.size));
+                let line = (y < p.h).then(|| source.wrapping_add(y * p.w * p.c * self.source_size));
                 // SAFETY: the scratch has `pitch` bytes for the line.
                 unsafe { self.copy_line(line, base.add(i * g.pitch)) };
             }
@@ -278,7 +302,7 @@ impl<'a> Conv<'a> {
     /// `line`, if any, is a row of the image; `dst` covers `pitch` bytes.
     unsafe fn copy_line(&self, line: Option<*const u8>, dst: *mut u8) {
         let (p, g) = (self.p, &self.geometry);
-        let (width, dense) = (g.reach[1], p.c * self.size);
+        let (width, dense, source) = (g.reach[1], p.c * self.size, p.c * self.source_size);
         let left = p.pads[1].min(width);
         let real = if line.is_some() { p.w.min(width - left) } else { 0 };
         let filled = if line.is_some() { left } else { 0 };
@@ -288,10 +312,10 @@ impl<'a> Conv<'a> {
             let body = dst.add(filled * g.pixel);
             if let Some(line) = line {
                 if g.pixel == dense {
-                    copy_flipped(line, body, real * dense, self.flip);
+                    self.copy.copy(self.isa, line, body, real * dense);
                 } else {
                     for x in 0..real {
-                        copy_flipped(line.add(x * dense), body.add(x * g.pixel), dense, self.flip);
+                        self.copy.copy(self.isa, line.add(x * source), body.add(x * g.pixel), dense);
                     }
                 }
             }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::amx::{self, Unit};
 use super::finish::{Epilogue, Finish, Out, Target};
-use super::lines::{Placed, byte_sum};
+use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
 use super::table::Body;
 use super::tile::Tile;
@@ -299,14 +299,14 @@ pub(crate) fn flat(
     if m == 0 {
         return Ok(());
     }
-    let (size, row, kernel) = (x.size(), k * x.size(), weights.kernel);
-    let flip = x.flip_for(kernel);
+    let (size, row, kernel) = (x.size(), k * weights.size, weights.kernel);
+    let copy = x.copying(kernel, weights.size);
     let direct = step.map(|s| s * size).filter(|&s| {
         let aliased = s.is_multiple_of(2048) && m > 4 && weights.columns.count() > 1;
-        flip == 0 && (row.is_multiple_of(4) || kernel.takes_tails()) && !aliased
+        copy == Copying::Flip(0) && (row.is_multiple_of(4) || kernel.takes_tails()) && !aliased
     });
     let out = y.shared();
-    let (ints, signed) = (x.ints(), x.signed() && flip == 0);
+    let (ints, signed) = (x.ints(), x.signed() && copy == Copying::Flip(0));
     let sweep = Sweep { isa: exec.isa(), panels: weights.view(), runs: &[0], epilogue, ints, signed, out, ld: n };
     let count = weights.columns.count();
     let work = m.saturating_mul(n).saturating_mul(k) / if x.ints() { 4 } else { 1 };
@@ -316,7 +316,7 @@ pub(crate) fn flat(
     exec.pool().run_if(work >= SERIAL, down * across, &|task| {
         let (rows, columns) = (part(m, down, task / across), part(count, across, task % across));
         let first = |i: usize| source.ptr().wrapping_add(start(rows.start + i) * size);
-        let placed = Placed { start: &first, bytes: row, direct, flip };
+        let placed = Placed { start: &first, bytes: row, direct, copy };
         let body = |lines: Lines| {
             sweep.walk(|walk| {
                 for p in columns.clone() {
@@ -326,7 +326,7 @@ pub(crate) fn flat(
             });
         };
         // SAFETY: all rows lie in `x`.
-        unsafe { placed.with(kernel, rows.len(), body) };
+        unsafe { placed.with(exec.isa(), kernel, rows.len(), body) };
     });
     Ok(())
 }

@@ -1,30 +1,35 @@
 //! Windows of a convolution copied into rows, one after another: for kernels that take many rows of many bytes at
 //! a time, where the lines of the output are short or the runs of a window are.
 
+use super::lines::Copying;
 use super::table::PanelKernel;
 use crate::conv::Conv2dParams;
+use crate::isa::Isa;
 
 /// Whether windows are copied: `ow` is the length of an output line, and all windows or none of a set of weights are
 /// copied where its panels have one run for several of the image.
 pub(crate) fn pays(kernel: &PanelKernel, p: &Conv2dParams, ow: usize, joined: bool) -> bool {
-    if !kernel.takes_tails() {
-        return false;
+    if joined || !kernel.takes_tails() {
+        return joined;
     }
     // Tiles of 16 rows for each line, which wait for each other where one holds the line, against full tiles and
     // a copy: 32 bytes a cycle, while the product of 64 bytes by 16 columns takes one.
     let tiles = ow.div_ceil(16) * 16;
     let lines = if ow <= 16 { tiles * 8 / 5 } else { tiles };
     let columns = p.oc / p.groups;
-    joined || lines * columns > ow * (columns + 32)
+    lines * columns > ow * (columns + 32)
 }
 
 /// Copies windows of a padded image of bytes with its channels last.
 pub(crate) struct Windows<'a> {
     pub p: &'a Conv2dParams,
-    /// Bytes of an element.
+    pub isa: Isa,
+    /// Bytes of an element in a row, and in the image.
     pub size: usize,
+    pub source_size: usize,
     /// What padding holds.
     pub fill: u8,
+    pub copy: Copying,
     /// Whether the taps of a row lie side by side.
     pub joins_taps: bool,
 }
@@ -46,7 +51,10 @@ impl Windows<'_> {
         let (taps, at_once) = if self.joins_taps { (1, p.kw) } else { (p.kw, 1) };
         for ky in 0..p.kh {
             let y = (oy * p.strides[0] + ky * p.dilations[0]).wrapping_sub(p.pads[0]);
-            let line = (y < p.h).then(|| image.wrapping_add(y * p.w * p.c * self.size + group * tap));
+            let line = (y < p.h).then(|| {
+                let channel = y * p.w * p.c + group * (p.c / p.groups);
+                image.wrapping_add(channel * self.source_size)
+            });
             for kx in 0..taps {
                 let x = ox * p.strides[1] + kx * p.dilations[1];
                 // SAFETY: passed on to the caller.
@@ -61,7 +69,7 @@ impl Windows<'_> {
     /// # Safety
     /// `line`, if any, is a row of the image from the group's first channel on; `to` covers the pixels.
     unsafe fn segment(&self, line: Option<*const u8>, x: usize, n: usize, to: *mut u8) {
-        let (p, pixel) = (self.p, self.p.c * self.size);
+        let (p, pixel) = (self.p, self.p.c * self.source_size);
         let tap = p.c / p.groups * self.size;
         // Pixels before the image, and in it.
         let left = p.pads[1].saturating_sub(x).min(n);
@@ -74,7 +82,7 @@ impl Windows<'_> {
             to.write_bytes(self.fill, left * tap);
             let body = to.add(left * tap);
             if let Some(line) = line.filter(|_| real > 0) {
-                std::ptr::copy_nonoverlapping(line.wrapping_add(first * pixel), body, real * tap);
+                self.copy.copy(self.isa, line.wrapping_add(first * pixel), body, real * tap);
             }
             body.add(real * tap).write_bytes(self.fill, (n - left - real) * tap);
         }

@@ -4,7 +4,7 @@ use super::drive::{Lines, Rows};
 use super::table::PanelKernel;
 use crate::buffer::with_scratch;
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, low_bits};
 
 /// Bytes that a read of a whole step may pass the end of a copied row.
 pub(crate) const SLACK: usize = 64;
@@ -17,8 +17,62 @@ pub(crate) struct Placed<'a> {
     pub bytes: usize,
     /// Bytes between rows where they are read in place.
     pub direct: Option<usize>,
-    /// What a copy is combined with.
-    pub flip: u8,
+    /// How they are copied.
+    pub copy: Copying,
+}
+
+/// What becomes of elements that are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copying {
+    /// Bytes are combined with this one.
+    Flip(u8),
+    /// Floats are rounded to bfloat16, half to even.
+    Bf16,
+}
+
+impl Copying {
+    /// Copies to `bytes` bytes at `dst`.
+    ///
+    /// # Safety
+    /// `dst` covers them and `src` as many elements; they don't overlap.
+    pub unsafe fn copy(self, isa: Isa, src: *const u8, dst: *mut u8, bytes: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Copying::Flip(flip) => copy_flipped(src, dst, bytes, flip),
+                Copying::Bf16 => isa.dispatch(ToBf16 { src: src.cast(), dst: dst.cast(), len: bytes / 2 }),
+            }
+        }
+    }
+}
+
+struct ToBf16 {
+    src: *const f32,
+    dst: *mut u16,
+    len: usize,
+}
+
+impl Kernel for ToBf16 {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut i = 0;
+        while i < self.len {
+            let n = (self.len - i).min(S::LANES);
+            // SAFETY: `n` elements are left of both.
+            unsafe {
+                let v = s.load_bits(self.src.add(i), low_bits(n));
+                let bits = s.to_bits(v);
+                let odd = s.and_i(s.sar_i::<16>(bits), s.splat_i(1));
+                let rounded = s.float_of(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))));
+                let nan = s.float_of(s.splat_i(0x7fc0_0000));
+                let rounded = s.to_bits(s.select(s.unordered(v, v), nan, rounded));
+                s.store_low16_n(self.dst.add(i), s.sar_i::<16>(rounded), n);
+            }
+            i += S::LANES;
+        }
+    }
 }
 
 impl Placed<'_> {
@@ -31,7 +85,7 @@ impl Placed<'_> {
     ///
     /// # Safety
     /// Each row has its bytes.
-    pub unsafe fn with(&self, kernel: &PanelKernel, count: usize, body: impl FnOnce(Lines)) {
+    pub unsafe fn with(&self, isa: Isa, kernel: &PanelKernel, count: usize, body: impl FnOnce(Lines)) {
         let (pitch, rest) = (self.pitch(kernel), self.bytes % kernel.depth);
         let row = |i: usize| (self.start)(i);
         if self.direct.is_some() && rest == 0 {
@@ -56,7 +110,10 @@ impl Placed<'_> {
             let base = scratch.as_mut_ptr().cast::<u8>();
             for i in 0..count {
                 // SAFETY: the row has that many bytes, and the scratch has `pitch` bytes for it.
-                unsafe { copy_flipped(row(i), base.add(i * pitch), self.bytes, self.flip) };
+                unsafe {
+                    self.copy.copy(isa, row(i), base.add(i * pitch), self.bytes);
+                    base.add(i * pitch + self.bytes).write_bytes(0, pitch - self.bytes);
+                }
             }
             body(Lines { a: base, stride: pitch, count, tail: std::ptr::null() });
         });
@@ -67,6 +124,11 @@ impl Rows<'_> {
     /// What a copy for `kernel` is combined with bit by bit: i8 + 128 as u8, where it takes no i8.
     pub(crate) fn flip_for(&self, kernel: &PanelKernel) -> u8 {
         if kernel.takes_signed() { 0 } else { self.flip() }
+    }
+
+    /// How rows are copied for panels whose elements have `size` bytes.
+    pub(crate) fn copying(&self, kernel: &PanelKernel, size: usize) -> Copying {
+        if size == 2 { Copying::Bf16 } else { Copying::Flip(self.flip_for(kernel)) }
     }
 }
 

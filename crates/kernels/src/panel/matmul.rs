@@ -2,7 +2,7 @@
 
 use super::drive::{Lines, Rows, SERIAL, Source, Sweep, part};
 use super::finish::{Epilogue, Residual, Target};
-use super::lines::Placed;
+use super::lines::{Copying, Placed};
 use super::pack::{Columns, PanelsView};
 use super::table::{INT_KERNELS, PanelKernel};
 use super::tile::Tile;
@@ -138,9 +138,9 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
                     }
                 });
             };
-            let placed = Placed { start: &first, bytes: k, direct, flip: a_flip };
+            let placed = Placed { start: &first, bytes: k, direct, copy: Copying::Flip(a_flip) };
             // SAFETY: `check` covered the operand.
-            unsafe { placed.with(kernel, rows.len(), body) };
+            unsafe { placed.with(exec.isa(), kernel, rows.len(), body) };
         });
     });
     Ok(())

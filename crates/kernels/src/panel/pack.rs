@@ -1,5 +1,7 @@
 //! Weights in panels: for each panel, run and step, a word of each column.
 
+use half::bf16;
+
 use super::table::PanelKernel;
 use crate::buffer::Buffer;
 use crate::error::{Result, product};
@@ -38,6 +40,17 @@ impl PanelElement for f32 {
     #[inline(always)]
     fn word(elements: impl Fn(usize) -> f32) -> u32 {
         elements(0).to_bits()
+    }
+}
+
+impl PanelElement for bf16 {
+    const PER_STEP: usize = 2;
+    fn table() -> &'static [PanelKernel] {
+        super::table::BF16_KERNELS
+    }
+    #[inline(always)]
+    fn word(elements: impl Fn(usize) -> bf16) -> u32 {
+        u32::from(elements(0).to_bits()) | u32::from(elements(1).to_bits()) << 16
     }
 }
 
@@ -108,6 +121,8 @@ pub struct Panels {
     /// Elements of a run, and the steps that take them.
     pub(crate) run_len: usize,
     pub(crate) steps: usize,
+    /// Bytes of an element.
+    pub(crate) size: usize,
     data: Buffer,
     /// By group and column, for integers.
     sums: Vec<i32>,
@@ -153,13 +168,13 @@ impl Panels {
             }
         });
         let mut starts = Vec::new();
-        if kernel.takes_signed() {
+        if kernel.takes_signed() && T::PER_STEP == 4 {
             starts.resize(groups * columns.padded(), 0);
             for (to, from) in starts.chunks_exact_mut(columns.padded()).zip(sums.chunks_exact(n)) {
                 to.iter_mut().zip(from).for_each(|(to, sum)| *to = sum.wrapping_mul(128));
             }
         }
-        Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums, starts })
+        Ok(Panels { kernel, columns, groups, runs, run_len, steps, size: 4 / T::PER_STEP, data, sums, starts })
     }
 
     pub(crate) fn view(&self) -> PanelsView<'_> {

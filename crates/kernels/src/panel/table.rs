@@ -1,10 +1,10 @@
 //! The tables of panel kernels, best first. Dispatch, tests and benches read them.
 
 use super::amx::{self, Unit};
-use super::tile::{Floats, PortableInts, Tile, TileFn, run_tile};
+use super::tile::{Floats, PortableBf16, PortableInts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
-use crate::isa::{Isa, Scalar, Tier};
+use crate::isa::{Bf16, Isa, Scalar, Tier};
 
 /// A family of register tiles: every height up to `mr` and width up to `nr`.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub struct PanelKernel {
     pub lanes: usize,
     /// Bytes of each row in a step; panels are padded to whole steps.
     pub depth: usize,
+    pub(crate) bf16: Bf16,
     pub(crate) body: Body,
 }
 
@@ -58,7 +59,7 @@ impl PanelKernel {
     fn runs_on(&self, isa: Isa) -> bool {
         match self.body {
             Body::Tiles(Unit::Emulated) => isa.emulates_tiles(),
-            _ => self.tier <= isa.tier(),
+            _ => self.tier <= isa.tier() && self.bf16 <= isa.bf16(),
         }
     }
 
@@ -109,6 +110,11 @@ unsafe fn scalar_floats<const MR: usize, const NV: usize>(t: &Tile) {
     unsafe { run_tile::<_, MR, NV>(Floats(Scalar::new()), 1, t) }
 }
 
+unsafe fn scalar_bf16<const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller vouches for the tile.
+    unsafe { run_tile::<_, MR, NV>(PortableBf16, 1, t) }
+}
+
 /// Flattens height × width into one array of function pointers.
 macro_rules! family {
     ($family:path, 2, [$($mr:literal)*]) => {{
@@ -131,6 +137,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         nr: amx::WIDE,
         lanes: 16,
         depth: amx::GRANULE,
+        bf16: Bf16::None,
         body: Body::Tiles(Unit::Emulated),
     },
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -141,6 +148,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         nr: amx::WIDE,
         lanes: 16,
         depth: amx::GRANULE,
+        bf16: Bf16::None,
         body: Body::Tiles(Unit::Hardware),
     },
     #[cfg(target_arch = "x86_64")]
@@ -151,6 +159,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         nr: 32,
         lanes: 16,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(x86::vnni::TILES),
     },
     #[cfg(target_arch = "x86_64")]
@@ -161,6 +170,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         nr: 32,
         lanes: 16,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(family!(avx::ints512, 2, [1 2 3 4 5 6 7 8])),
     },
     #[cfg(target_arch = "x86_64")]
@@ -171,6 +181,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         nr: 16,
         lanes: 8,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(family!(avx::ints256, 2, [1 2 3 4])),
     },
     PanelKernel {
@@ -180,6 +191,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         nr: 4,
         lanes: 1,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(family!(scalar_ints, 4, [1 2 3 4])),
     },
 ];
@@ -194,6 +206,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         nr: 32,
         lanes: 16,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(x86::fma512::TILES),
     },
     #[cfg(target_arch = "x86_64")]
@@ -204,6 +217,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         nr: 16,
         lanes: 8,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(family!(avx::floats256, 2, [1 2 3 4 5 6])),
     },
     PanelKernel {
@@ -213,6 +227,53 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         nr: 4,
         lanes: 1,
         depth: 4,
+        bf16: Bf16::None,
         body: Body::Vectors(family!(scalar_floats, 4, [1 2 3 4])),
+    },
+];
+
+/// Kernels of bfloat16 rows and columns with f32 results, best first. Their sums differ in order, and so in bits.
+pub static BF16_KERNELS: &[PanelKernel] = &[
+    PanelKernel {
+        name: "panel_bf16f32_32x32_amx_emulated",
+        tier: Tier::Scalar,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        bf16: Bf16::None,
+        body: Body::Tiles(Unit::Emulated),
+    },
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    PanelKernel {
+        name: "panel_bf16f32_32x32_amx",
+        tier: Tier::Amx,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        bf16: Bf16::Tiles,
+        body: Body::Tiles(Unit::Hardware),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_bf16f32_14x32_vnni",
+        tier: Tier::Vnni,
+        mr: 14,
+        nr: 32,
+        lanes: 16,
+        depth: 4,
+        bf16: Bf16::Vectors,
+        body: Body::Vectors(x86::bf16::TILES),
+    },
+    PanelKernel {
+        name: "panel_bf16f32_4x4_scalar",
+        tier: Tier::Scalar,
+        mr: 4,
+        nr: 4,
+        lanes: 1,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(scalar_bf16, 4, [1 2 3 4])),
     },
 ];

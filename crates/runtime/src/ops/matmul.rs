@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use narrowbit_kernels::gemm::{BatchDim, Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
+use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack_bf16};
 use narrowbit_kernels::{Activation, KernelError};
 use narrowbit_tensor::{DType, Tensor, shape};
 
@@ -14,6 +15,9 @@ use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 /// The kernel of a matrix product with its epilogue.
 pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let (Some(a), Some(b), Some(out)) = (cx.f32_shape(0), cx.f32_shape(1), f.output) else { return Ok(None) };
+    if let Some(built) = super::blocks::dequantized(cx, f)? {
+        return Ok(Some(built));
+    }
     let problem = match cx.node.op.name() {
         "Gemm" => gemm_problem(cx, &a, &b),
         _ => matmul_problem(&a, &b),
@@ -24,7 +28,16 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     if !p.set_bias(cx, f, &mut ins) {
         return Ok(None);
     }
-    if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
+    let shared = cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0);
+    if shared && cx.exec.bf16() && p.batch.is_empty() && !p.trans_a && p.alpha == 1.0 && p.bias_at.is_none() {
+        let pack = |w: &[f32]| panel_gemm_pack_bf16(cx.exec, (p.k, p.n), w, p.trans_b);
+        let weights = cx.packed("gemm-bf16", pack)?;
+        ins.extend(f.residual);
+        let (bias, residual) = (p.bias.unwrap_or_default(), f.residual.is_some());
+        let rounded = Rounded { m: p.m, k: p.k, weights, bias, residual, activation: p.activation };
+        return Ok(Some(Built { kernel: Box::new(rounded), ins, outs: vec![out] }));
+    }
+    if shared {
         p.packed = Some(cx.packed("b", |w| PackedB::new(cx.exec, view(w, p.trans_b, p.k, p.n), (p.k, p.n), (1, 0)))?);
     } else {
         p.b_at = ins.len();
@@ -129,6 +142,29 @@ fn matmul_problem(a: &[usize], b: &[usize]) -> Option<Product> {
     let (sa, sb, sc) = (steps(a_batch, m * k), steps(b_batch, k * n), steps(&out, m * n));
     let batch = (0..out.len()).map(|i| BatchDim { len: out[i], a: sa[i], b: sb[i], c: sc[i], bias: 0 });
     Some(Product { batch: batch.collect(), ..Product::new(m, n, k) })
+}
+
+/// A product whose operands are rounded to bfloat16, with sums in f32.
+struct Rounded {
+    m: usize,
+    k: usize,
+    weights: Arc<Panels>,
+    bias: Vec<f32>,
+    residual: bool,
+    activation: Activation,
+}
+
+impl Kernel for Rounded {
+    fn name(&self) -> &str {
+        self.weights.kernel().name
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let residual = if self.residual { Residual::F32(cx.f32s(1)?) } else { Residual::None };
+        let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
+        let (exec, x, shape) = (cx.exec, Rows::F32(cx.f32s(0)?), (self.m, self.k, self.k));
+        Ok(panel_gemm(exec, x, shape, &self.weights, &epilogue, Target::F32(cx.out_f32s()?))?)
+    }
 }
 
 /// The shape of a batched product of row-major matrices.

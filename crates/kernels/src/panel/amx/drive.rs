@@ -159,7 +159,11 @@ impl<'a, T: Tiles> Work<'_, 'a, T> {
             start_stride,
             out,
         };
-        let product = if self.sweep.signed { Product::I8I8 } else { Product::U8I8 };
+        let product = match (self.sweep.ints, self.sweep.signed) {
+            (true, false) => Product::U8I8,
+            (true, true) => Product::I8I8,
+            (false, _) => Product::Bf16,
+        };
         // SAFETY: the caller vouches for the rows, `panel` for the columns; the slot holds the largest block.
         unsafe { self.tiles.multiply(product, &block) };
     }

@@ -52,6 +52,9 @@ impl Emulated {
         assert!(sums != a && sums != b && a != b, "an operand is named twice");
         assert_eq!((self.rows[sums], self.rows[b]), (self.rows[a], HALF), "the tiles' rows do not fit");
         self.check(sums);
+        if product == Product::Bf16 {
+            return self.dot_bf16(sums, a, b);
+        }
         for m in 0..self.rows[sums] {
             let mut line = self.tiles[sums][m];
             for (x, columns) in self.tiles[a][m].chunks_exact(4).zip(&self.tiles[b]) {
@@ -64,9 +67,35 @@ impl Emulated {
         }
     }
 
+    /// TDPBF16PS: even and odd elements are summed apart over the tile, then together, then onto the sums. Each step
+    /// rounds half to even; denormals are 0 before and after it, whatever MXCSR says.
+    fn dot_bf16(&mut self, sums: usize, a: usize, b: usize) {
+        let word = |w: &[u8]| u32::from_le_bytes([w[0], w[1], w[2], w[3]]);
+        let pair = |w: &[u8]| [f32::from_bits(word(w) << 16), f32::from_bits(word(w) & 0xffff_0000)].map(flush);
+        for m in 0..self.rows[sums] {
+            let mut apart = [[0f32; 2]; GRANULE / 4];
+            for (x, columns) in self.tiles[a][m].chunks_exact(4).zip(&self.tiles[b]) {
+                let x = pair(x);
+                for (sum, y) in apart.iter_mut().zip(columns.chunks_exact(4)) {
+                    let y = pair(y);
+                    *sum = [flush(x[0].mul_add(y[0], sum[0])), flush(x[1].mul_add(y[1], sum[1]))];
+                }
+            }
+            for (c, [even, odd]) in self.tiles[sums][m].chunks_exact_mut(4).zip(apart) {
+                let sum = flush(flush(f32::from_bits(word(c))) + flush(even + odd));
+                c.copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+    }
+
     fn check(&self, tile: usize) {
         assert!(self.rows[tile] > 0, "tile {tile} is not configured");
     }
+}
+
+/// A denormal is 0 of its sign.
+fn flush(v: f32) -> f32 {
+    if v.is_subnormal() { 0f32.copysign(v) } else { v }
 }
 
 /// DPBD: four products of bytes, each extended by its sign or by zeros.
@@ -75,7 +104,7 @@ fn word(product: Product, sum: i32, x: &[u8], y: &[u8]) -> i32 {
         Product::U8I8 => (false, true),
         Product::I8I8 => (true, true),
         Product::I8U8 => (true, false),
-        Product::U8U8 => (false, false),
+        Product::U8U8 | Product::Bf16 => (false, false),
     };
     let extend = |signed: bool, v: u8| if signed { i32::from(v as i8) } else { i32::from(v) };
     x.iter().zip(y).fold(sum, |sum, (&x, &y)| sum.wrapping_add(extend(signed_x, x) * extend(signed_y, y)))

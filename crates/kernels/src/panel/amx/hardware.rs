@@ -12,6 +12,7 @@ use crate::isa::Amx;
 /// Leaf 7, register EDX: AMX-BF16, AMX-TILE, AMX-INT8.
 const AMX_TILE: u32 = 1 << 24;
 const AMX_INT8: u32 = 1 << 25;
+const AMX_BF16: u32 = 1 << 22;
 /// XCR0: the system saves tile configuration and tile data.
 const XCR0_TILES: u64 = 0b11 << 17;
 /// Asks Linux for a component of the processor's state (arch_prctl(2)): tile data, which makes each thread's saved
@@ -34,20 +35,42 @@ pub(crate) fn is_usable() -> bool {
     right
 }
 
+/// Whether tiles that are usable multiply bfloat16 too.
+pub(crate) fn takes_bf16() -> bool {
+    if leaf7_edx() & AMX_BF16 == 0 {
+        return false;
+    }
+    // SAFETY: the caller found the tiles usable.
+    let right = trial::passes_bf16(&mut Hardware::new(unsafe { Amx::assume() }));
+    if !right {
+        tracing::warn!("the processor's AMX tiles give wrong products of bfloat16; they are not used for them");
+    }
+    right
+}
+
 fn has_tiles() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::arch::x86_64::__cpuid;
     // SAFETY (older compilers ask for it): every x86-64 processor has CPUID.
     #[allow(unused_unsafe)]
     // SAFETY: as above.
-    let (most, features, edx) = unsafe { (__cpuid(0).eax, __cpuid(1).ecx, __cpuid_count(7, 0).edx) };
+    let (most, features) = unsafe { (__cpuid(0).eax, __cpuid(1).ecx) };
     const OSXSAVE: u32 = 1 << 27;
-    if most < 7 || features & OSXSAVE == 0 || edx & (AMX_TILE | AMX_INT8) != AMX_TILE | AMX_INT8 {
+    if most < 7 || features & OSXSAVE == 0 || leaf7_edx() & (AMX_TILE | AMX_INT8) != AMX_TILE | AMX_INT8 {
         return false;
     }
     let (low, high): (u32, u32);
     // SAFETY: OSXSAVE says that the system has enabled XGETBV.
     unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
     (u64::from(high) << 32 | u64::from(low)) & XCR0_TILES == XCR0_TILES
+}
+
+/// Features of leaf 7, which the processor has.
+fn leaf7_edx() -> u32 {
+    #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 processor has CPUID.
+    unsafe {
+        std::arch::x86_64::__cpuid_count(7, 0).edx
+    }
 }
 
 fn is_permitted() -> bool {
@@ -118,6 +141,7 @@ impl Tiles for Hardware {
             Product::I8I8 => i8i8::BLOCKS,
             Product::I8U8 => i8u8::BLOCKS,
             Product::U8U8 => u8u8::BLOCKS,
+            Product::Bf16 => bf16::BLOCKS,
         };
         // SAFETY: passed on to the caller; the tiles are configured.
         unsafe { blocks[index](block) }
@@ -311,3 +335,4 @@ blocks!(u8i8, "tdpbusd");
 blocks!(i8i8, "tdpbssd");
 blocks!(i8u8, "tdpbsud");
 blocks!(u8u8, "tdpbuud");
+blocks!(bf16, "tdpbf16ps");

@@ -66,6 +66,8 @@ pub(crate) enum Product {
     /// `tdpbuud`; as above.
     #[cfg_attr(not(test), allow(dead_code))]
     U8U8,
+    /// `tdpbf16ps`: pairs of bfloat16, with sums in f32.
+    Bf16,
 }
 
 /// One block of work: row `i` of run `r` starts at `a + runs[r] + i · stride`.

@@ -5,6 +5,29 @@ fn emulates_products_of_all_signs_and_shapes() {
     assert!(trial::passes(&mut Emulated::new()));
 }
 
+#[test]
+fn emulates_products_of_bfloat16() {
+    assert!(trial::passes_bf16(&mut Emulated::new()));
+}
+
+#[test]
+fn flushes_denormals_of_bfloat16() {
+    let mut tiles = Emulated::new();
+    tiles.configure(Shape::new(1, 1));
+    // Rows: the least normal number and a denormal; columns: one half and one.
+    let (a, b) = ([0x0080u16, 0x0040].repeat(16), [0x3f00u16, 0x3f80].repeat(256));
+    let mut out = [1f32; 16];
+    // SAFETY: as many rows as are configured.
+    unsafe {
+        tiles.load(0, [0u8; GRANULE].as_ptr(), 0);
+        tiles.load(4, a.as_ptr().cast(), 0);
+        tiles.load(6, b.as_ptr().cast(), GRANULE);
+        tiles.dot(Product::Bf16, 0, 4, 6);
+        tiles.store(0, out.as_mut_ptr().cast(), 0);
+    }
+    assert_eq!(out, [0.0; 16]);
+}
+
 /// Tiles that get one product in a thousand wrong.
 struct Broken(Emulated, usize);
 

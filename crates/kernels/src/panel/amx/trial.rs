@@ -31,6 +31,51 @@ pub(crate) fn passes(tiles: &mut impl Tiles) -> bool {
     })
 }
 
+/// Whether products of bfloat16 come out right: sums of tiles differ from exact ones by their rounding alone.
+pub(crate) fn passes_bf16(tiles: &mut impl Tiles) -> bool {
+    let mut state = 0x9e37_79b9u32;
+    // −2 to 2, without the bits that bfloat16 has not.
+    let mut value = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from_bits(((state >> 8) as f32 / (1 << 22) as f32 - 2.0).to_bits() & 0xffff_0000)
+    };
+    let pair = |v: [f32; 2]| v[0].to_bits() >> 16 | v[1].to_bits();
+    let mut words = |n: usize| -> Vec<u32> { (0..n).map(|_| pair([value(), value()])).collect() };
+    let (a, b) = (words(TALL * GRANULE / 4), words(HALF * WIDE));
+    let parts = |w: u32| [f32::from_bits(w << 16), f32::from_bits(w & 0xffff_0000)].map(f64::from);
+    [(32, 2), (29, 2), (16, 1), (1, 1)].into_iter().all(|(rows, vectors)| {
+        let columns = 16 * vectors;
+        let start: Vec<f32> = (0..columns).map(|i| i as f32).collect();
+        let mut out = vec![0f32; rows * columns];
+        tiles.configure(Shape::new(rows, vectors));
+        let block = Block {
+            a: a.as_ptr().cast(),
+            stride: GRANULE,
+            runs: [0].as_ptr(),
+            n_runs: 1,
+            granules: 1,
+            tail: std::ptr::null(),
+            b: b.as_ptr(),
+            start: start.as_ptr().cast(),
+            start_stride: 0,
+            out: out.as_mut_ptr().cast(),
+        };
+        // SAFETY: 32 rows of a granule, as many columns, and the results are there.
+        unsafe { tiles.multiply(Product::Bf16, &block) };
+        out.iter().enumerate().all(|(i, &got)| {
+            let (row, column) = (i / columns, i % columns);
+            let mut want = (f64::from(start[column]), f64::from(start[column]));
+            for k in 0..HALF {
+                let (x, y) = (parts(a[row * HALF + k]), parts(b[k * columns + column]));
+                let terms = [x[0] * y[0], x[1] * y[1]];
+                want = (want.0 + terms[0] + terms[1], want.1 + terms[0].abs() + terms[1].abs());
+            }
+            // 33 roundings to 24 bits.
+            (f64::from(got) - want.0).abs() <= 2e-6 * want.1
+        })
+    })
+}
+
 struct Case<'a> {
     a: &'a [u8],
     tail: &'a [u8],
@@ -103,7 +148,7 @@ impl Case<'_> {
             Product::U8I8 => (false, true),
             Product::I8I8 => (true, true),
             Product::I8U8 => (true, false),
-            Product::U8U8 => (false, false),
+            Product::U8U8 | Product::Bf16 => (false, false),
         };
         x.iter().enumerate().fold(sum, |sum, (k, &x)| {
             let word = self.b[(granule * HALF + k / 4) * self.columns + column];
