@@ -4,16 +4,26 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::pages::{self, Pages};
 
 /// Bytes to which every buffer is aligned.
 pub const ALIGNMENT: usize = 64;
-/// Buffers of at least this many bytes ask for huge pages.
-const HUGE: usize = 4 << 20;
 
 /// A zero-initialised, 64-byte aligned array of f32.
 pub struct Buffer {
     data: NonNull<f32>,
     len: usize,
+    home: Home,
+}
+
+/// Where a buffer's memory comes from.
+enum Home {
+    /// The allocator.
+    Heap,
+    /// Pages of the system, which may be huge ones; kept until no buffer in them is left.
+    Pages { _kept: Arc<Pages> },
 }
 
 // SAFETY: the buffer owns its memory like a `Box<[f32]>`.
@@ -24,26 +34,31 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// `len` zeros. Aborts, like `Vec`, when the system has no memory left.
     pub fn new(len: usize) -> Buffer {
+        Self::within(len, pages::alone)
+    }
+
+    /// As [`Buffer::new`], for contents that stay as long as a model: small ones share huge pages, so that reading one
+    /// after the other does not miss the TLB at each.
+    pub(crate) fn lasting(len: usize) -> Buffer {
+        Self::within(len, pages::shared)
+    }
+
+    fn within(len: usize, pages: impl FnOnce(usize) -> Option<(NonNull<u8>, Arc<Pages>)>) -> Buffer {
         if len == 0 {
-            return Buffer { data: NonNull::dangling(), len };
+            return Buffer { data: NonNull::dangling(), len, home: Home::Heap };
         }
         let layout = Self::layout(len);
+        if let Some((start, kept)) = pages(layout.size()) {
+            return Buffer { data: start.cast(), len, home: Home::Pages { _kept: kept } };
+        }
         // SAFETY: the layout has a size above zero.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(data) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
-        #[cfg(target_os = "linux")]
-        if layout.size() >= HUGE {
-            // SAFETY: the range is ours; the call is only a hint.
-            unsafe { libc::madvise(raw.cast(), layout.size(), libc::MADV_HUGEPAGE) };
-        }
-        Buffer { data, len }
+        Buffer { data, len, home: Home::Heap }
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len.saturating_mul(size_of::<f32>());
-        // Large buffers start on a huge page boundary.
-        let align = if bytes >= HUGE { 2 << 20 } else { ALIGNMENT };
-        match Layout::from_size_align(bytes, align) {
+        match Layout::from_size_align(len.saturating_mul(size_of::<f32>()), ALIGNMENT) {
             Ok(layout) => layout,
             Err(_) => handle_alloc_error(Layout::new::<f32>()),
         }
@@ -52,8 +67,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `new` with the same layout.
+        if self.len > 0 && matches!(self.home, Home::Heap) {
+            // SAFETY: allocated in `within` with the same layout.
             unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
         }
     }

@@ -352,15 +352,17 @@ fn count(exec: &Exec, x: &[f32], scale: Scale, bins: &mut [u64]) -> Counted {
     let grain = x.len().div_ceil(2 * exec.threads()).max(2 * CHUNK);
     exec.split(x.len(), grain, &|range| {
         with_counters((scale.bins + EXTRA) * WAYS, |counts| {
-            // A part of at most 2^30 elements can't overflow its counters.
-            for part in x[range.clone()].chunks(1 << 30) {
-                let (min, max) = exec.isa().dispatch(Count { x: part, scale, counts });
+            for part in x[range.clone()].chunks(PART) {
+                let Part { min, max, zeros } = exec.isa().dispatch(Count { x: part, scale, counts });
                 let mut guard = total.lock().unwrap_or_else(PoisonError::into_inner);
                 let (bins, found) = &mut *guard;
                 let (inside, extra) = counts.split_at_mut(scale.bins * WAYS);
                 let used = scale.used(min, max);
                 let inside = inside[used.start * WAYS..used.end * WAYS].chunks_exact_mut(WAYS);
                 bins[used].iter_mut().zip(inside).for_each(|(bin, ways)| *bin += take(ways));
+                if zeros > 0 {
+                    bins_of_zero(scale, bins, &mut found.outside, zeros);
+                }
                 let mut extra = extra.chunks_exact_mut(WAYS).map(take);
                 let mut next = || extra.next().unwrap_or_default();
                 found.outside.below += next();
@@ -373,8 +375,17 @@ fn count(exec: &Exec, x: &[f32], scale: Scale, bins: &mut [u64]) -> Counted {
     total.into_inner().unwrap_or_else(PoisonError::into_inner).1
 }
 
+/// Counts `zeros` zeros where they belong.
+fn bins_of_zero(scale: Scale, bins: &mut [u64], outside: &mut Outside, zeros: u64) {
+    match scale.used(0.0, 0.0).next() {
+        _ if scale.low > 0.0 => outside.below += zeros,
+        _ if scale.high < 0.0 => outside.above += zeros,
+        bin => bin.into_iter().for_each(|bin| bins[bin] += zeros),
+    }
+}
+
 /// The sum of a bin's counters, which are left at zero.
-fn take(ways: &mut [u32]) -> u64 {
+fn take(ways: &mut [u16]) -> u64 {
     let sum = ways.iter().map(|&c| u64::from(c)).sum();
     ways.fill(0);
     sum
@@ -382,9 +393,9 @@ fn take(ways: &mut [u32]) -> u64 {
 
 /// Lends this thread's counters, `len` zeros; `body` leaves them at zero. They are kept, because
 /// clearing them for each tensor would cost as much as counting a small one.
-fn with_counters(len: usize, body: impl FnOnce(&mut [u32])) {
+fn with_counters(len: usize, body: impl FnOnce(&mut [u16])) {
     thread_local! {
-        static COUNTERS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+        static COUNTERS: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
     }
     // A panic in `body` drops the vector: the next call starts with a new one.
     let mut counters = COUNTERS.take();
@@ -397,9 +408,11 @@ fn with_counters(len: usize, body: impl FnOnce(&mut [u32])) {
 
 /// Counters beyond the bins: below, above, NaN.
 const EXTRA: usize = 3;
-/// Counters of each bin, side by side: neighbouring elements, which often fall in the same bin (the zeros of
-/// a ReLU), take turns and do not wait for each other.
-const WAYS: usize = 8;
+/// Counters of each bin, side by side: neighbouring elements, which often fall in the same bin, take turns and do
+/// not wait for each other.
+const WAYS: usize = 4;
+/// Elements of a part: few enough that no counter overflows, even where all fall in one bin.
+const PART: usize = 1 << 17;
 /// Elements whose bins are computed before they are counted: the one is vector work, the other is not.
 const BLOCK: usize = 1024;
 
@@ -407,23 +420,33 @@ struct Count<'a> {
     x: &'a [f32],
     scale: Scale,
     /// `WAYS` for each of the bins and of `EXTRA`.
-    counts: &'a mut [u32],
+    counts: &'a mut [u16],
+}
+
+/// What a part has beside its counts.
+struct Part {
+    /// The least element that is a number.
+    min: f32,
+    /// The greatest.
+    max: f32,
+    /// Zeros, which are counted here and not in a bin.
+    zeros: u64,
 }
 
 impl Kernel for Count<'_> {
-    /// The least and the greatest element that is a number.
-    type Out = (f32, f32);
+    type Out = Part;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Self::Out {
+    fn run<S: Simd>(self, s: S) -> Part {
         let Count { x, scale, counts } = self;
-        assert!(counts.len() >= (scale.bins + EXTRA) * WAYS);
+        assert!(counts.len() >= (scale.bins + EXTRA) * WAYS && x.len() <= PART);
         let ways = s.splat(WAYS as f32);
+        let mut zeros = 0;
         let (mut min, mut max) = (s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY));
         // Room for the lanes beyond a last block that is no multiple of them.
         let mut cells = [0i32; BLOCK + 16];
         for block in x.chunks(BLOCK) {
-            let mut i = 0;
+            let (mut i, mut kept) = (0, 0);
             while i < block.len() {
                 let len = (block.len() - i).min(S::LANES);
                 // SAFETY: `len` elements are left; up to 16 lanes beyond `i < BLOCK` fit in `cells`; a prefetch may
@@ -442,11 +465,14 @@ impl Kernel for Count<'_> {
                         }
                     }
                     let cell = s.to_i32(s.mul(scale.bin(s, v), ways));
-                    s.store_i32_n(cells.as_mut_ptr().add(i), cell, S::LANES);
+                    // Only zeros are less than the least subnormal. They come by the half behind a ReLU.
+                    let zero = s.mask_bits(s.lt(s.abs(v), s.splat(f32::from_bits(1)))) & low_bits(len);
+                    zeros += u64::from(zero.count_ones());
+                    kept += s.store_i32_of(cells.as_mut_ptr().add(kept), cell, low_bits(len) & !zero);
                 }
                 i += S::LANES;
             }
-            let (groups, rest) = cells[..block.len()].as_chunks::<WAYS>();
+            let (groups, rest) = cells[..kept].as_chunks::<WAYS>();
             for group in groups {
                 for (way, &cell) in group.iter().enumerate() {
                     // SAFETY: `Scale::bin` gives 0 … bins − 1 or one of `EXTRA` for any float, and `counts` has
@@ -456,7 +482,7 @@ impl Kernel for Count<'_> {
             }
             rest.iter().for_each(|&cell| counts[cell as usize] += 1);
         }
-        (s.hmin(min), s.hmax(max))
+        Part { min: s.hmin(min), max: s.hmax(max), zeros }
     }
 }
 

@@ -192,7 +192,8 @@ fn detect_tier() -> Tier {
     let avx2 = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c")
-        && is_x86_feature_detected!("bmi2");
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt");
     if !avx2 {
         return Tier::Scalar;
     }

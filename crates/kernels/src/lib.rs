@@ -22,6 +22,7 @@ pub mod integer;
 pub mod isa;
 mod math;
 pub mod movement;
+mod pages;
 pub mod panel;
 pub mod peak;
 pub mod pool;

@@ -123,7 +123,9 @@ impl Core {
             return Ok((e.program.clone(), e.idle.pop()));
         }
         let facts = self.facts(inputs);
-        let program = match compile::compile(&self.graph, &facts, &self.observe, exec, &self.weights) {
+        let compiled = compile::compile(&self.graph, &facts, &self.observe, exec, &self.weights);
+        self.weights.drop_scratch();
+        let program = match compiled {
             Ok(plan) => Program::Plan(Arc::new(plan)),
             Err(CompileError::Dynamic) => Program::Stages(Arc::new(Stages::new(self, &facts)?)),
             Err(CompileError::Run(e)) => return Err(e),

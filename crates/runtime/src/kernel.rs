@@ -151,7 +151,15 @@ impl BuildCx<'_> {
     ) -> Result<Arc<T>, StepError> {
         self.weights.get(self.id, form, || {
             let tensor = self.weight(1)?;
-            let packed = pack(&tensor.to_f32s()?)?;
+            let packed = match tensor.aligned::<f32>() {
+                Some(floats) => pack(floats)?,
+                // In a file, floats seldom stand where they can be read in place.
+                None if tensor.dtype() == DType::F32 => self.weights.with_scratch(tensor.len(), |floats| {
+                    narrowbit_kernels::movement::floats_of(self.exec, tensor.bytes(), floats)?;
+                    pack(floats)
+                })?,
+                None => pack(&tensor.to_f32s()?)?,
+            };
             tensor.release();
             Ok(packed)
         })

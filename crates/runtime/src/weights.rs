@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use narrowbit_ir::NodeId;
+use narrowbit_kernels::Buffer;
 
 /// A packed operand of any type, by its node and form.
 type Packed = HashMap<(NodeId, &'static str), Arc<dyn Any + Send + Sync>>;
@@ -10,16 +11,35 @@ type Packed = HashMap<(NodeId, &'static str), Arc<dyn Any + Send + Sync>>;
 /// Constant operands in the layout of their kernels, made once per session and shared by
 /// all plans and threads.
 #[derive(Default)]
-pub struct Weights(Mutex<Packed>);
+pub struct Weights {
+    packed: Mutex<Packed>,
+    /// Unpacked floats on their way, kept from one operand to the next while a plan is made.
+    scratch: Mutex<Option<Buffer>>,
+}
 
 impl Weights {
+    /// Calls `body` with `len` floats of any content.
+    pub fn with_scratch<R>(&self, len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if scratch.as_ref().is_none_or(|b| b.len() < len) {
+            // The old one goes first.
+            *scratch = None;
+        }
+        body(&mut scratch.get_or_insert_with(|| Buffer::new(len))[..len])
+    }
+
+    /// Frees what was needed only for packing.
+    pub fn drop_scratch(&self) {
+        *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The packed operand of a node, made by `pack` the first time.
     pub fn get<T, E>(&self, node: NodeId, form: &'static str, pack: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E>
     where
         T: Any + Send + Sync,
     {
         // A poisoned lock only means that another thread's packing panicked; the map is whole.
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Ok(found)) = map.get(&(node, form)).cloned().map(Arc::downcast) {
             return Ok(found);
         }
@@ -31,7 +51,7 @@ impl Weights {
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let n = self.0.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let n = self.packed.lock().unwrap_or_else(PoisonError::into_inner).len();
         write!(f, "Weights({n} packed)")
     }
 }

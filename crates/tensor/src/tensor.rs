@@ -230,6 +230,14 @@ impl Tensor {
         })
     }
 
+    /// The elements where they can be read in place; `None` for other types and for bytes that are not aligned.
+    pub fn aligned<T: Element>(&self) -> Option<&[T]> {
+        match &self.data {
+            Data::Bytes(b) if T::reads(self.dtype) => bytemuck::try_cast_slice(b).ok(),
+            _ => None,
+        }
+    }
+
     /// The strings.
     ///
     /// # Errors

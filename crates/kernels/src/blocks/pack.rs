@@ -94,8 +94,8 @@ impl Blocks {
         let columns = shape.panels() * PANEL;
         let mut packed = Blocks {
             shape,
-            words: Buffer::new(product(NAME, &[shape.words(), columns])?),
-            scales: Buffer::new(product(NAME, &[shape.blocks(), columns])?),
+            words: Buffer::lasting(product(NAME, &[shape.words(), columns])?),
+            scales: Buffer::lasting(product(NAME, &[shape.blocks(), columns])?),
             shifts: Buffer::new(if zeros.is_some() { product(NAME, &[shape.blocks(), columns])? } else { 0 }),
         };
         let out = [&mut packed.words, &mut packed.scales, &mut packed.shifts].map(|b| SharedMut::new(b));

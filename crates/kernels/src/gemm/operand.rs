@@ -155,7 +155,7 @@ impl PackedA {
         let total = product(NAME, &[size, count])?;
         let extra = product(NAME, &[count.saturating_sub(1), step])?;
         view.check("a", rows, k, extra)?;
-        let mut data = Buffer::new(total);
+        let mut data = Buffer::lasting(total);
         if total == 0 {
             return Ok(PackedA { data, kernel, rows, k, count });
         }
@@ -240,7 +240,7 @@ impl PackedB {
         let total = product(NAME, &[size, count])?;
         let extra = product(NAME, &[count.saturating_sub(1), step])?;
         view.check("b", k, columns, extra)?;
-        let mut data = Buffer::new(total);
+        let mut data = Buffer::lasting(total);
         if total == 0 {
             return Ok(PackedB { data, kernel, k, columns, count });
         }

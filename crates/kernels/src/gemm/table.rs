@@ -29,14 +29,14 @@ impl GemmKernel {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2,popcnt")]
 unsafe fn avx512<const MR: usize, const NV: usize>(tile: &Tile) {
     // SAFETY: the caller vouches for the tier and the tile.
     unsafe { run_tile::<_, MR, NV>(crate::isa::Avx512::assume(), tile) }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,bmi2")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
 unsafe fn avx2<const MR: usize, const NV: usize>(tile: &Tile) {
     // SAFETY: the caller vouches for the tier and the tile.
     unsafe { run_tile::<_, MR, NV>(crate::isa::Avx2::assume(), tile) }

@@ -184,7 +184,8 @@ impl<'a> Sweep<'a> {
             let rows = even + usize::from(t < longer);
             let a = a.wrapping_add(from * stride);
             let (runs, n_runs, steps) = (self.runs.as_ptr(), panels.runs, panels.steps);
-            let tile = Tile { a, stride, runs, n_runs, steps, b, out };
+            let ahead = ahead(b, n_runs * steps, width, t);
+            let tile = Tile { a, stride, runs, n_runs, steps, b, ahead, out };
             // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
             // tier was proven when it was chosen.
             unsafe { panels.kernel.tile(rows, width)(&tile) };
@@ -226,6 +227,16 @@ impl<'a> Sweep<'a> {
             }
         }
     }
+}
+
+/// What tile `t` of a panel of `steps` steps fetches ahead: its part of the panel behind this one.
+///
+/// Weights come from memory, which takes longer than the first tile has; all tiles of a panel have the time. What is
+/// fetched by the first four tiles is a whole panel; the others go over their own panel again, which costs nothing.
+fn ahead(panel: *const u32, steps: usize, width: usize, t: usize) -> *const u32 {
+    const WORDS_EACH_FOUR: usize = 32;
+    let (words, part) = (steps * width, steps / 4 * WORDS_EACH_FOUR);
+    if t * part < words { panel.wrapping_add(words + t * part) } else { panel }
 }
 
 /// How rows and panels divide into tasks: parts of the rows, parts of the panels.

@@ -209,6 +209,7 @@ unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], width: usiz
             runs: runs.as_ptr(),
             n_runs: block.len() / width,
             steps: 1,
+            ahead: std::ptr::null(),
             b: block.as_ptr().cast(),
             out: out.as_mut_ptr(),
         };

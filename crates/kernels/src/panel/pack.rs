@@ -145,7 +145,7 @@ impl Panels {
         let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
         let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
         let words = product(NAME, &[groups, runs, steps, columns.padded()])?;
-        let mut data = Buffer::new(words);
+        let mut data = Buffer::lasting(words);
         let out = crate::buffer::SharedMut::new(&mut data);
         let per_panel = runs * steps;
         let mut sums = vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }];

@@ -79,19 +79,19 @@ mod avx {
     use super::*;
     use crate::isa::Avx2;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2,popcnt")]
     pub unsafe fn ints512<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
         unsafe { run_tile::<_, MR, NV>(x86::Pairs512::assume(), 16, t) }
     }
 
-    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
     pub unsafe fn ints256<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
         unsafe { run_tile::<_, MR, NV>(x86::Pairs256::assume(), 8, t) }
     }
 
-    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
     pub unsafe fn floats256<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
         unsafe { run_tile::<_, MR, NV>(Floats(Avx2::assume()), 8, t) }

@@ -19,6 +19,9 @@ pub(crate) struct Tile {
     pub steps: usize,
     /// The panel: runs × steps × width words.
     pub b: *const u32,
+    /// Where memory lies that is wanted next: twice 64 bytes of it are fetched into the L2 cache in each 4 steps. Need not
+    /// be valid.
+    pub ahead: *const u32,
     /// Receives the accumulators: rows × width words.
     pub out: *mut u32,
 }

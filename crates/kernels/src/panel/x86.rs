@@ -56,8 +56,8 @@ macro_rules! row {
 
 /// One step of all rows: `$da` bytes into the rows, `$b0` and `$b1` into the panel.
 ///
-/// A panel comes from memory for the first rows of a product. The processor's own prefetcher stops at the end of each
-/// page; a page ahead is about 450 cycles of a full tile.
+/// A panel comes from the L2 cache, into which the panel before brought it ([`Tile::ahead`]), or from memory if it is the
+/// first. The processor's own prefetcher stops at the end of each page; a page ahead is about 450 cycles of a full tile.
 macro_rules! step {
     (2, $dot:literal, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
         concat!(
@@ -82,15 +82,21 @@ macro_rules! advance {
     };
 }
 
+macro_rules! ahead {
+    () => {
+        "prefetcht1 [r15]\nprefetcht1 [r15+64]\nadd r15, 128\n"
+    };
+}
+
 /// Four steps at once (their offsets into a panel of 32 or 16 columns), then the rest.
 macro_rules! four {
     (2, $dot:literal, $($rows:tt)*) => { concat!(
         step!(2, $dot, 0, 0, 64, $($rows)*), step!(2, $dot, 4, 128, 192, $($rows)*),
-        step!(2, $dot, 8, 256, 320, $($rows)*), step!(2, $dot, 12, 384, 448, $($rows)*), advance!(16, 512)
+        step!(2, $dot, 8, 256, 320, $($rows)*), step!(2, $dot, 12, 384, 448, $($rows)*), advance!(16, 512), ahead!()
     ) };
     (1, $dot:literal, $($rows:tt)*) => { concat!(
         step!(1, $dot, 0, 0, 0, $($rows)*), step!(1, $dot, 4, 64, 0, $($rows)*),
-        step!(1, $dot, 8, 128, 0, $($rows)*), step!(1, $dot, 12, 192, 0, $($rows)*), advance!(16, 256)
+        step!(1, $dot, 8, 128, 0, $($rows)*), step!(1, $dot, 12, 192, 0, $($rows)*), advance!(16, 256), ahead!()
     ) };
 }
 macro_rules! one {
@@ -157,6 +163,7 @@ macro_rules! tile {
                     inout("rsi") t.runs => _,
                     inout("rdi") t.n_runs => _,
                     inout("rdx") t.b => _,
+                    inout("r15") t.ahead => _,
                     inout("r13") t.out => _,
                     out("rax") _, out("rcx") _, out("r8") _, out("r9") _, out("r10") _,
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,

@@ -7,7 +7,7 @@ use crate::isa::Avx2;
 
 /// Runs a kernel compiled for this tier.
 pub(super) fn run<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
-    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
     fn inner<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
         kernel.run(token)
     }

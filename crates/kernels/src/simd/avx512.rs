@@ -7,7 +7,7 @@ use crate::isa::Avx512;
 
 /// Runs a kernel compiled for this tier.
 pub(super) fn run<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2,popcnt")]
     fn inner<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
         kernel.run(token)
     }
@@ -278,6 +278,13 @@ impl Simd for Avx512 {
         }
         store_i32_n(p: *mut i32, v: I, n: usize) {
             _mm512_mask_storeu_epi32(p, low_bits(n) as __mmask16, v)
+        }
+        store_i32_of(p: *mut i32, v: I, bits: u32) -> usize {
+            {
+                let v = if bits == 0xffff { v } else { _mm512_maskz_compress_epi32(bits as __mmask16, v) };
+                _mm512_storeu_epi32(p, v);
+                bits.count_ones() as usize
+            }
         }
         store_low8_n(p: *mut u8, v: I, n: usize) {
             _mm_mask_storeu_epi8(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi8(v))

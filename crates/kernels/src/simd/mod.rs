@@ -102,6 +102,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_u16_n(self, p: *const u16, n: usize) -> Self::I;
     unsafe fn load_i16_n(self, p: *const i16, n: usize) -> Self::I;
     unsafe fn store_i32_n(self, p: *mut i32, v: Self::I, n: usize);
+    /// Stores the lanes of `bits` one after the other and returns how many they are; up to `LANES` elements are written.
+    #[inline(always)]
+    unsafe fn store_i32_of(self, p: *mut i32, v: Self::I, bits: u32) -> usize {
+        if bits == low_bits(Self::LANES) {
+            // SAFETY: passed on to the caller.
+            unsafe { self.store_i32_n(p, v, Self::LANES) };
+            return Self::LANES;
+        }
+        let mut lanes = [0i32; 16];
+        // SAFETY: at most 16 lanes.
+        unsafe { self.store_i32_n(lanes.as_mut_ptr(), v, Self::LANES) };
+        let mut n = 0;
+        for (i, lane) in lanes[..Self::LANES].iter().enumerate() {
+            // SAFETY: the caller vouches for `LANES` elements, and `n` is at most `i`.
+            unsafe { *p.add(n) = *lane };
+            n += (bits >> i & 1) as usize;
+        }
+        n
+    }
     /// Stores the low 8 bits of each lane.
     unsafe fn store_low8_n(self, p: *mut u8, v: Self::I, n: usize);
     /// Stores the low 16 bits of each lane.

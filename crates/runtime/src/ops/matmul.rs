@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use narrowbit_kernels::gemm::{BatchDim, Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
-use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack_bf16};
+use narrowbit_kernels::panel::{
+    Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack, panel_gemm_pack_bf16,
+};
 use narrowbit_kernels::{Activation, KernelError};
 use narrowbit_tensor::{DType, Tensor, shape};
 
@@ -28,17 +30,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     if !p.set_bias(cx, f, &mut ins) {
         return Ok(None);
     }
-    let shared = cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0);
-    if shared && cx.exec.bf16() && p.batch.is_empty() && !p.trans_a && p.alpha == 1.0 && p.bias_at.is_none() {
-        let pack = |w: &[f32]| panel_gemm_pack_bf16(cx.exec, (p.k, p.n), w, p.trans_b);
-        let weights = cx.packed("gemm-bf16", pack)?;
-        ins.extend(f.residual);
-        let (bias, residual) = (p.bias.unwrap_or_default(), f.residual.is_some());
-        let rounded = Rounded { m: p.m, k: p.k, weights, bias, residual, activation: p.activation };
-        return Ok(Some(Built { kernel: Box::new(rounded), ins, outs: vec![out] }));
-    }
-    if shared {
-        p.packed = Some(cx.packed("b", |w| PackedB::new(cx.exec, view(w, p.trans_b, p.k, p.n), (p.k, p.n), (1, 0)))?);
+    if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
+        p.packed = Some(p.pack(cx)?);
     } else {
         p.b_at = ins.len();
         ins.push(cx.node.inputs[1].unwrap_or(out));
@@ -50,6 +43,17 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     Ok(Some(Built { kernel: Box::new(p), ins, outs: vec![out] }))
 }
 
+/// A constant right operand.
+enum Packed {
+    /// For rows read in place.
+    Panels(Arc<Panels>),
+    /// For rows that are packed too; both in blocks of the depth.
+    Blocks(Arc<PackedB>),
+}
+
+/// Up to this depth a panel, the one behind it and the rows of a task fit into the L2 cache.
+const DEEPEST: usize = 2048;
+
 struct Product {
     m: usize,
     n: usize,
@@ -58,7 +62,7 @@ struct Product {
     trans_b: bool,
     alpha: f32,
     batch: Vec<BatchDim>,
-    packed: Option<Arc<PackedB>>,
+    packed: Option<Packed>,
     b_at: usize,
     bias: Option<Vec<f32>>,
     bias_at: Option<usize>,
@@ -83,6 +87,21 @@ impl Product {
             residual_at: None,
             activation: Activation::None,
         }
+    }
+
+    fn pack(&self, cx: &BuildCx) -> Result<Packed, StepError> {
+        let (k, n) = (self.k, self.n);
+        let plain = !self.trans_a && self.alpha == 1.0 && self.batch.is_empty() && self.bias_at.is_none();
+        if plain && cx.exec.bf16() && k * n > 0 {
+            let packed = cx.packed("panels", |w| panel_gemm_pack_bf16(cx.exec, (k, n), w, self.trans_b))?;
+            return Ok(Packed::Panels(packed));
+        }
+        if plain && (1..=DEEPEST).contains(&k) && n > 0 {
+            let packed = cx.packed("panels", |w| panel_gemm_pack(cx.exec, (k, n), w, self.trans_b))?;
+            return Ok(Packed::Panels(packed));
+        }
+        let packed = cx.packed("b", |w| PackedB::new(cx.exec, view(w, self.trans_b, k, n), (k, n), (1, 0)))?;
+        Ok(Packed::Blocks(packed))
     }
 
     /// Takes the bias from Gemm's third input or the fusion; false where its form has no kernel.
@@ -144,29 +163,6 @@ fn matmul_problem(a: &[usize], b: &[usize]) -> Option<Product> {
     Some(Product { batch: batch.collect(), ..Product::new(m, n, k) })
 }
 
-/// A product whose operands are rounded to bfloat16, with sums in f32.
-struct Rounded {
-    m: usize,
-    k: usize,
-    weights: Arc<Panels>,
-    bias: Vec<f32>,
-    residual: bool,
-    activation: Activation,
-}
-
-impl Kernel for Rounded {
-    fn name(&self) -> &str {
-        self.weights.kernel().name
-    }
-
-    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let residual = if self.residual { Residual::F32(cx.f32s(1)?) } else { Residual::None };
-        let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
-        let (exec, x, shape) = (cx.exec, Rows::F32(cx.f32s(0)?), (self.m, self.k, self.k));
-        Ok(panel_gemm(exec, x, shape, &self.weights, &epilogue, Target::F32(cx.out_f32s()?))?)
-    }
-}
-
 /// The shape of a batched product of row-major matrices.
 pub(super) struct Problem {
     pub shape: [usize; 3],
@@ -186,17 +182,26 @@ fn view(data: &[f32], transposed: bool, rows: usize, columns: usize) -> MatrixVi
 impl Kernel for Product {
     fn name(&self) -> &str {
         match &self.packed {
-            Some(b) => b.kernel().name,
+            Some(Packed::Blocks(b)) => b.kernel().name,
+            Some(Packed::Panels(b)) => b.kernel().name,
             None => "gemm_f32_unpacked",
         }
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let a = Lhs::View(view(cx.f32s(0)?, self.trans_a, self.m, self.k));
+        let x = cx.f32s(0)?;
         let b = match &self.packed {
-            Some(p) => Rhs::Packed(p),
+            Some(Packed::Panels(w)) => {
+                let bias = self.bias.as_deref().unwrap_or_default();
+                let residual = self.residual_at.map(|i| cx.f32s(i)).transpose()?.map_or(Residual::None, Residual::F32);
+                let epilogue = Epilogue { bias, residual, activation: self.activation, ..Epilogue::default() };
+                let (exec, shape) = (cx.exec, (self.m, self.k, self.k));
+                return Ok(panel_gemm(exec, Rows::F32(x), shape, w, &epilogue, Target::F32(cx.out_f32s()?))?);
+            }
+            Some(Packed::Blocks(p)) => Rhs::Packed(p),
             None => Rhs::View(view(cx.f32s(self.b_at)?, self.trans_b, self.k, self.n)),
         };
+        let a = Lhs::View(view(x, self.trans_a, self.m, self.k));
         let bias = match (self.bias_at, &self.bias) {
             (Some(i), _) => Bias::Column(cx.f32s(i)?),
             (None, Some(b)) => Bias::Column(b),

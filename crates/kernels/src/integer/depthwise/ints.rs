@@ -65,7 +65,7 @@ impl Plan {
         at: &dyn Fn(usize, usize) -> i32,
     ) -> Result<Buffer> {
         let planes = if bytes { 1 } else { 2 };
-        let mut data = Buffer::new(product(NAME, &[self.words_before(self.rows), planes, padded])?);
+        let mut data = Buffer::lasting(product(NAME, &[self.words_before(self.rows), planes, padded])?);
         let mut words = data.chunks_exact_mut(padded.max(1));
         for i in 0..self.rows {
             for quad in self.quads_of(i) {
@@ -224,7 +224,7 @@ mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx2,fma,f16c,bmi2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx2,fma,f16c,bmi2,popcnt")]
     pub(super) fn run(token: Avx512, vnni: Vnni, job: Block<'_>) {
         job.run_with(token, Bytes(vnni));
     }

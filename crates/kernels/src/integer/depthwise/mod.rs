@@ -102,7 +102,7 @@ pub fn depthwise_nhwc_pack<T: DepthwiseElement>(
     let padded = p.c.next_multiple_of(LANES);
     let shape = [p.c, p.kh, p.kw];
     if !T::INTEGER {
-        let mut data = Buffer::new(product(NAME, &[window, padded])?);
+        let mut data = Buffer::lasting(product(NAME, &[window, padded])?);
         for (t, row) in data.chunks_exact_mut(padded.max(1)).enumerate() {
             for (c, value) in row[..p.c].iter_mut().enumerate() {
                 *value = w[c * window + t].float();
