@@ -114,7 +114,7 @@ pub fn conv2d_nhwc(
     exact(NAME, "x", x.len(), product(NAME, &[p.n, p.h, p.w, p.c])?)?;
     exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
     let packed = (weights.groups, weights.columns.n, weights.runs, weights.run_len);
-    let (runs, run_len) = runs_of(p, weights.kernel, x.size());
+    let (runs, run_len) = runs_of(p, weights.kernel, weights.size);
     require(NAME, packed == (p.groups, p.oc / p.groups, runs, run_len), "the weights were packed for another shape")?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "image and weights have different types")?;
     epilogue.check(NAME, x.ints(), p.oc, y.len())?;
