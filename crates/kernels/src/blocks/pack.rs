@@ -105,7 +105,7 @@ impl Blocks {
             for panel in range {
                 for c in 0..PANEL.min(shape.n - panel * PANEL) {
                     codes(panel * PANEL + c, &mut column[..shape.k]);
-                    // SAFETY (of all three): each task has panels of its own, which lie in the buffers.
+                    // SAFETY: each task has panels of its own, which lie in the buffers.
                     let to = unsafe { out[0].slice(panel * PANEL * words, PANEL * words) };
                     for (line, codes) in to.chunks_exact_mut(PANEL).zip(column.chunks_exact(shape.per_word())) {
                         let word = codes.iter().enumerate().map(|(i, &code)| u32::from(code) << shape.bit(i));

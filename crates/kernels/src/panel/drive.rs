@@ -134,13 +134,12 @@ impl Walk<'_, '_> {
             Walk::Vectors(sweep) => unsafe { sweep.vector_rows(lines, (group, p), at) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Walk::Hardware(sweep, state, tiles) => {
-                let work = amx::Work { sweep: *sweep, tiles, state: &mut **state, lines, group, panel: p, at };
+                let work = amx::Work { sweep, tiles, state, lines, group, panel: p, at };
                 // SAFETY: passed on to the caller.
                 unsafe { work.run() };
             }
             Walk::Emulated(sweep, state, tiles) => {
-                let work =
-                    amx::Work { sweep: *sweep, tiles: &mut **tiles, state: &mut **state, lines, group, panel: p, at };
+                let work = amx::Work { sweep, tiles: &mut **tiles, state, lines, group, panel: p, at };
                 // SAFETY: passed on to the caller.
                 unsafe { work.run() };
             }

@@ -159,11 +159,11 @@ fn multiplies_bfloat16_as_floats_on_every_tier() {
 fn rounds_rows_to_bfloat16_half_to_even() {
     for exec in execs() {
         let weights = panel_gemm_pack_bf16(&exec, (1, 1), &[1.0], false).unwrap();
-        let x = [1.003_906_25, 1.011_718_75, -3.0, 1.004, f32::NAN];
+        let x = [257.0 / 256.0, 259.0 / 256.0, -3.0, 1.004, f32::NAN];
         let mut y = [0f32; 5];
         let plain = Epilogue::default();
         panel_gemm(&exec, Rows::F32(&x), (5, 1, 1), &weights, &plain, Target::F32(&mut y)).unwrap();
-        assert_eq!(y[..4], [1.0, 1.015_625, -3.0, 1.007_812_5]);
+        assert_eq!(y[..4], [1.0, 260.0 / 256.0, -3.0, 258.0 / 256.0]);
         assert!(y[4].is_nan());
     }
 }

@@ -119,7 +119,7 @@ impl Case<'_> {
         };
         // SAFETY: as above.
         unsafe { tiles.multiply(product, &again) };
-        (0..out.len()).all(|i| out[i] == self.products(product, first[i], i, 0, &self.a[..], (PITCH, 0, GRANULES)))
+        (0..out.len()).all(|i| out[i] == self.products(product, first[i], i, 0, self.a, (PITCH, 0, GRANULES)))
     }
 
     /// Result `i` of the first product.
