@@ -9,12 +9,23 @@ use crate::pool::Pool;
 pub struct Exec {
     isa: Isa,
     pool: Pool,
+    bf16: bool,
 }
 
 impl Exec {
     /// Kernels of tier `isa` on `threads` threads, the caller's included.
     pub fn new(isa: Isa, threads: usize) -> Exec {
-        Exec { isa, pool: Pool::new(threads) }
+        Exec { isa, pool: Pool::new(threads), bf16: false }
+    }
+
+    /// The same, where products of floats may round their operands to bfloat16.
+    pub fn with_bf16(self, bf16: bool) -> Exec {
+        Exec { bf16, ..self }
+    }
+
+    /// Whether products of floats may round their operands to bfloat16; sums stay f32.
+    pub fn bf16(&self) -> bool {
+        self.bf16
     }
 
     /// The instruction-set tier.

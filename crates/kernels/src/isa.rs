@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 /// The variable that forces a tier, for example `NARROWBIT_ISA=avx2`.
 pub const ISA_VARIABLE: &str = "NARROWBIT_ISA";
+/// What [`ISA_VARIABLE`] may hold for tests: [`Isa::emulated`].
+const EMULATED: &str = "amx-emulated";
 
 /// A level of vector instructions; a later tier includes the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,13 +85,61 @@ pub enum IsaError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa {
     tier: Tier,
+    emulates_tiles: bool,
+    bf16: Bf16,
+}
+
+/// What multiplies bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum Bf16 {
+    /// Nothing.
+    #[default]
+    None,
+    /// AVX512-BF16, which some processors with VNNI have.
+    Vectors,
+    /// AMX-BF16.
+    Tiles,
 }
 
 impl Isa {
     /// The highest tier of this machine; asks the CPU once per process.
     pub fn detect() -> Isa {
-        static BEST: OnceLock<Tier> = OnceLock::new();
-        Isa { tier: *BEST.get_or_init(detect_tier) }
+        static BEST: OnceLock<(Tier, Bf16)> = OnceLock::new();
+        let (tier, bf16) = *BEST.get_or_init(|| {
+            let tier = detect_tier();
+            (tier, detect_bf16(tier))
+        });
+        Isa { tier, emulates_tiles: false, bf16 }
+    }
+
+    /// A tier up to the machine's.
+    fn of(tier: Tier) -> Isa {
+        let most = match tier {
+            Tier::Amx => Bf16::Tiles,
+            Tier::Vnni => Bf16::Vectors,
+            _ => Bf16::None,
+        };
+        Isa { tier, emulates_tiles: false, bf16: Isa::detect().bf16.min(most) }
+    }
+
+    /// Whether products of bfloat16 have an instruction (AVX512-BF16 or AMX-BF16), or an emulated one.
+    pub fn multiplies_bf16(self) -> bool {
+        self.emulates_tiles || self.bf16 > Bf16::None
+    }
+
+    pub(crate) fn bf16(self) -> Bf16 {
+        self.bf16
+    }
+
+    /// The machine's vectors, with a model of AMX tiles in the place of integer products: the same walk over
+    /// memory as with tiles, in plain Rust, thousands of times slower. For tests (`NARROWBIT_ISA=amx-emulated`).
+    pub fn emulated() -> Isa {
+        Isa { emulates_tiles: true, ..Isa::of(Isa::detect().tier.min(Tier::Vnni)) }
+    }
+
+    /// Whether tiles are emulated.
+    pub(crate) fn emulates_tiles(self) -> bool {
+        self.emulates_tiles
     }
 
     /// The tier named by `NARROWBIT_ISA`, or the detected one when it is unset or empty.
@@ -98,6 +148,7 @@ impl Isa {
     /// The name is unknown, or the machine lacks the tier.
     pub fn from_env() -> Result<Isa, IsaError> {
         match std::env::var(ISA_VARIABLE) {
+            Ok(name) if name == EMULATED => Ok(Isa::emulated()),
             Ok(name) if !name.is_empty() => Isa::with_tier(name.parse()?),
             _ => Ok(Isa::detect()),
         }
@@ -109,7 +160,7 @@ impl Isa {
     /// The machine lacks the tier.
     pub fn with_tier(tier: Tier) -> Result<Isa, IsaError> {
         let best = Isa::detect().tier;
-        if tier <= best { Ok(Isa { tier }) } else { Err(IsaError::Unavailable { tier, best }) }
+        if tier <= best { Ok(Isa::of(tier)) } else { Err(IsaError::Unavailable { tier, best }) }
     }
 
     /// The tier that this value proves.
@@ -120,7 +171,7 @@ impl Isa {
     /// Every tier that this machine can run, best first.
     pub fn available() -> Vec<Isa> {
         let best = Isa::detect().tier;
-        Tier::ALL.into_iter().rev().filter(|&tier| tier <= best).map(|tier| Isa { tier }).collect()
+        Tier::ALL.into_iter().rev().filter(|&tier| tier <= best).map(Isa::of).collect()
     }
 }
 
@@ -132,7 +183,7 @@ impl Default for Isa {
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tier.fmt(f)
+        if self.emulates_tiles { f.write_str(EMULATED) } else { self.tier.fmt(f) }
     }
 }
 
@@ -152,10 +203,37 @@ fn detect_tier() -> Tier {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512cd");
     match (avx512, avx512 && is_x86_feature_detected!("avx512vnni")) {
+        (_, true) if has_tiles() => Tier::Amx,
         (_, true) => Tier::Vnni,
         (true, _) => Tier::Avx512,
         _ => Tier::Avx2,
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect_bf16(tier: Tier) -> Bf16 {
+    #[cfg(target_os = "linux")]
+    if tier >= Tier::Amx && crate::panel::amx::hardware::takes_bf16() {
+        return Bf16::Tiles;
+    }
+    let vectors = tier >= Tier::Vnni && is_x86_feature_detected!("avx512bf16");
+    if vectors { Bf16::Vectors } else { Bf16::None }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect_bf16(_: Tier) -> Bf16 {
+    Bf16::None
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tiles() -> bool {
+    crate::panel::amx::hardware::is_usable()
+}
+
+/// Other systems have their own ways to ask for tiles.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_tiles() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -233,6 +311,26 @@ impl Vnni {
     }
 }
 
+/// Proof that the CPU has AMX tiles of 8-bit integers, and that the system lets this process use them.
+#[derive(Clone, Copy, Debug)]
+pub struct Amx(());
+
+impl Amx {
+    /// The token, if `isa` reaches this tier.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.tier >= Tier::Amx).then_some(Amx(()))
+    }
+
+    /// The token, without asking.
+    ///
+    /// # Safety
+    /// The CPU has this tier, and the system's permission was given.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) const unsafe fn assume() -> Self {
+        Amx(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,7 +350,7 @@ mod tests {
         for tier in Tier::ALL {
             assert_eq!(Isa::with_tier(tier).is_ok(), tier <= best);
         }
-        assert!(Avx512::new(Isa { tier: Tier::Avx2 }).is_none());
+        assert!(Avx512::new(Isa::of(Tier::Avx2)).is_none());
     }
 
     #[test]

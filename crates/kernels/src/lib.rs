@@ -9,6 +9,7 @@ mod testing;
 
 mod activation;
 pub mod attention;
+pub mod blocks;
 mod buffer;
 pub mod calibrate;
 pub mod conv;

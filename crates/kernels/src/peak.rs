@@ -175,6 +175,14 @@ impl Kernel for Stream<'_> {
 
 /// The loops, best first for each arithmetic.
 pub static PEAK_KERNELS: &[PeakKernel] = &[
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    PeakKernel {
+        name: "peak_int8_tdpbusd_amx",
+        tier: Tier::Amx,
+        arithmetic: Arithmetic::Int8,
+        multiply_adds: 6 * 16 * 16 * 64,
+        turns: x86::int8_amx,
+    },
     #[cfg(target_arch = "x86_64")]
     PeakKernel {
         name: "peak_int8_vpdpbusd_vnni",
@@ -383,6 +391,43 @@ mod x86 {
                  "xmm15"]
             );
         };
+    }
+
+    /// Six tiles of sums, one of rows and one of columns.
+    #[cfg(target_os = "linux")]
+    pub(super) unsafe fn int8_amx(turns: u64) {
+        // LDTILECFG: palette 1, then bytes (64) and rows (16) of each tile.
+        let mut config = Operands([[0; 16]; 2]);
+        let config = config.0.as_flattened_mut();
+        config[0] = 1;
+        config[4..8].fill(64 << 16 | 64);
+        config[12..14].fill(0x1010_1010);
+        // SAFETY: reads the configuration and the operands (one row for all), leaves no tile behind; the caller
+        // vouches for the tier.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                "tileloadd tmm6, [{operands} + {zero}]",
+                "tileloadd tmm7, [{operands} + {zero} + 64]",
+                "2:",
+                "tdpbusd tmm0, tmm6, tmm7",
+                "tdpbusd tmm1, tmm6, tmm7",
+                "tdpbusd tmm2, tmm6, tmm7",
+                "tdpbusd tmm3, tmm6, tmm7",
+                "tdpbusd tmm4, tmm6, tmm7",
+                "tdpbusd tmm5, tmm6, tmm7",
+                "dec {turns}",
+                "jnz 2b",
+                "tilerelease",
+                config = in(reg) config.as_ptr(),
+                operands = in(reg) BYTES.0.as_ptr(),
+                zero = in(reg) 0usize,
+                turns = inout(reg) turns.max(1) => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
     }
 
     zmm!(int8_vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", BYTES, fused "vpdpbusd");

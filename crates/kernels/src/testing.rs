@@ -32,9 +32,13 @@ impl Random {
     }
 }
 
-/// Each tier of this machine, with one and with three threads.
+/// Each tier of this machine, and emulated tiles, with one and with three threads.
 pub(crate) fn execs() -> Vec<Exec> {
-    Isa::available().into_iter().flat_map(|isa| [Exec::new(isa, 1), Exec::new(isa, 3)]).collect()
+    Isa::available()
+        .into_iter()
+        .chain([Isa::emulated()])
+        .flat_map(|isa| [Exec::new(isa, 1), Exec::new(isa, 3)])
+        .collect()
 }
 
 /// Asserts `|got − want| ≤ tolerance · max(1, |want|)`.

@@ -45,6 +45,14 @@ pub enum RunError {
     /// The instruction set that the environment asks for is not there.
     #[error(transparent)]
     Isa(#[from] narrowbit_kernels::IsaError),
+    /// No instruction multiplies bfloat16.
+    #[error(
+        "this machine has no products of bfloat16 (AVX512-BF16 or AMX-BF16) at instruction set \"{isa}\"\nhelp: run floats in 32 bits"
+    )]
+    NoBf16 {
+        /// The instruction set.
+        isa: String,
+    },
     /// An observer gave up.
     #[error("{0}")]
     Observer(String),

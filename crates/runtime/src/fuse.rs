@@ -78,7 +78,8 @@ pub fn find(graph: &Graph, facts: &Facts, keep: &BTreeSet<ValueId>) -> BTreeMap<
         }
     }
     for (id, node) in graph.nodes() {
-        if matches!(node.op.name(), "Conv" | "ConvTranspose" | "MatMul" | "Gemm") && !finder.taken.contains(&id) {
+        let product = matches!(node.op.name(), "Conv" | "ConvTranspose" | "MatMul" | "MatMulNBits" | "Gemm");
+        if product && !finder.taken.contains(&id) {
             finder.product(id, node);
         }
     }
@@ -136,7 +137,7 @@ impl<'a> Finder<'a> {
         }
         let operands = lower::product_operands(self.graph, self.facts, node);
         let mut f = Fusion { nodes: vec![root], ..Fusion::default() };
-        if node.op.name() == "MatMul"
+        if matches!(node.op.name(), "MatMul" | "MatMulNBits")
             && let Some((id, bias, y)) = self.bias(out)
         {
             f.nodes.push(id);

@@ -22,5 +22,5 @@ mod view;
 mod weights;
 
 pub use error::RunError;
-pub use session::{Options, Profile, ProfileRow, Session};
+pub use session::{Float, Options, Profile, ProfileRow, Session};
 pub use view::View;

@@ -21,6 +21,16 @@ pub struct Options {
     pub observe: BTreeSet<ValueId>,
 }
 
+/// How convolutions, and products with constant weights, of floats are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Float {
+    /// In 32 bits.
+    #[default]
+    F32,
+    /// With operands that are rounded to bfloat16, and sums in 32 bits: a relative error of up to 2⁻⁹ for each operand.
+    Bf16,
+}
+
 /// A graph ready to run. Plans for several input shapes are kept; packed weights are shared by all of
 /// them and by concurrent runs.
 #[derive(Debug)]
@@ -83,11 +93,24 @@ impl Session {
         Ok(Session { core: Arc::new(Core::new(graph, options.observe, None)), exec })
     }
 
+    /// The same graph with another arithmetic of floats; nothing that was packed for the old one is used.
+    ///
+    /// # Errors
+    /// The instruction set has no bfloat16, where that is asked for.
+    pub fn with_float(self, float: Float) -> Result<Session, RunError> {
+        let (isa, bf16) = (self.exec.isa(), float == Float::Bf16);
+        if bf16 && !isa.multiplies_bf16() {
+            return Err(RunError::NoBf16 { isa: isa.to_string() });
+        }
+        let core = Core::new(self.core.graph.clone(), self.core.observe.clone(), None);
+        Ok(Session { core: Arc::new(core), exec: self.exec.with_bf16(bf16) })
+    }
+
     /// The same session on threads of its own: graph, weights and plans are shared.
     ///
     /// Runs of both at the same time do not wait for each other. Results do not depend on the number of threads.
     pub fn fork(&self, threads: usize) -> Session {
-        Session { core: self.core.clone(), exec: Exec::new(self.exec.isa(), threads) }
+        Session { core: self.core.clone(), exec: Exec::new(self.exec.isa(), threads).with_bf16(self.exec.bf16()) }
     }
 
     /// The graph that runs: unless values are observed, half precision is float32, operators on integers (QLinearConv,

@@ -104,6 +104,11 @@ fn check(g: &Gemm<'_>, c_len: usize) -> Result<usize> {
             exact(NAME, "columns of the image columns", image.columns(), g.n)?;
             at_least(NAME, "image", data.len(), image.len() + b_reach)?;
         }
+        Rhs::Blocks(weights) => {
+            exact(NAME, "rows of the block weights", weights.shape().k, g.k)?;
+            exact(NAME, "columns of the block weights", weights.shape().n, g.n)?;
+            require(NAME, b_reach == 0, "block weights have no batch")?;
+        }
     }
     Ok(batches)
 }
@@ -131,7 +136,7 @@ fn kernel_of(exec: &Exec, g: &Gemm<'_>) -> Result<&'static GemmKernel> {
     let b = match g.b {
         Rhs::Packed(packed) => Some(packed.kernel),
         Rhs::Borrowed(packed) => Some(packed.kernel),
-        Rhs::View(_) | Rhs::Image(..) => None,
+        Rhs::View(_) | Rhs::Image(..) | Rhs::Blocks(_) => None,
     };
     match (a, b) {
         (Some(a), Some(b)) if !std::ptr::eq(a, b) => {
@@ -184,8 +189,13 @@ enum SourceB<'a> {
 
 impl<'a> Driver<'a> {
     fn new(exec: &Exec, g: &Gemm<'a>, kernel: &'static GemmKernel, c: *mut f32) -> Self {
-        // Whole windows per block when B is an image.
-        let unit = if let Rhs::Image(image, _) = g.b { image.kh * image.kw } else { 1 };
+        let unit = match g.b {
+            // Whole windows per block.
+            Rhs::Image(image, _) => image.kh * image.kw,
+            // Whole words.
+            Rhs::Blocks(_) => 16,
+            _ => 1,
+        };
         let units = g.k.div_ceil(unit);
         let blocks = g.k.div_ceil(KC).max(1);
         let kc = units.div_ceil(blocks).max(1) * unit;
@@ -253,6 +263,7 @@ impl<'a> Driver<'a> {
                 Rhs::Packed(packed) => SourceB::Packed(&packed.data[b * packed.k * self.columns.padded()..]),
                 Rhs::Borrowed(packed) => SourceB::Packed(packed.data),
                 Rhs::View(view) => SourceB::Raw(RawB::View(offset(view.raw(), b))),
+                Rhs::Blocks(weights) => SourceB::Raw(RawB::Blocks(weights)),
                 Rhs::Image(image, data) => SourceB::Raw(RawB::Image(image, data.as_ptr().wrapping_add(b))),
             }),
             c: self.c.ptr().wrapping_add(c),

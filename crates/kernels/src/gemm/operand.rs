@@ -3,6 +3,7 @@
 use super::image::ImageColumns;
 use super::pack::{ColumnPanels, PackA, PackB, RawView, RowPanels};
 use super::table::GemmKernel;
+use crate::blocks::Blocks;
 use crate::buffer::{Buffer, SharedMut};
 use crate::error::{KernelError, Result, at_least, product, span};
 use crate::exec::Exec;
@@ -65,6 +66,8 @@ pub enum Rhs<'a> {
     Packed(&'a PackedB),
     /// The windows of a convolution over an NCHW image.
     Image(&'a ImageColumns, &'a [f32]),
+    /// Codes that share scales by blocks, unpacked as they are used.
+    Blocks(&'a Blocks),
     /// Packed into borrowed memory, for one call.
     #[doc(hidden)]
     Borrowed(&'a PackedHeads<'a>),

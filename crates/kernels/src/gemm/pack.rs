@@ -5,6 +5,7 @@
 //! are shared out evenly, so that no panel is much shorter than the others.
 
 use super::image::ImageColumns;
+use crate::blocks::{Blocks, Unpack};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -202,6 +203,7 @@ unsafe fn gather(src: *const f32, rs: usize, cs: usize, rows: usize, cols: usize
 pub(crate) enum RawB<'a> {
     View(RawView),
     Image(&'a ImageColumns, *const f32),
+    Blocks(&'a Blocks),
 }
 
 /// Packs rows `k0..k0 + k`, panel columns `n0..n0 + n`.
@@ -225,5 +227,6 @@ pub(crate) unsafe fn pack_b(
         RawB::Image(image, data) => {
             isa.dispatch(super::image::PackImage { image, data, rows: (k0, k), columns: (n0, n), width, dst })
         }
+        RawB::Blocks(weights) => isa.dispatch(Unpack { weights, rows: (k0, k), column: n0, width, dst }),
     }
 }

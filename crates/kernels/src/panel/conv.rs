@@ -1,13 +1,19 @@
 //! Convolution of NHWC images with packed weights: no copy of the image where its rows can
 //! be read in place, else one padded copy of a band of it.
 
-use super::drive::{Rows, SERIAL, SLACK, Source, Sweep, copy_flipped, flat, part, parts, spread};
+use std::ops::Range;
+
+use super::drive::{Lines, Rows, SERIAL, Source, Sweep, flat, part, parts};
 use super::finish::{Epilogue, Target};
+use super::gather::{self, Windows};
+use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
+use super::table::PanelKernel;
 use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::isa::Isa;
 
 const NAME: &str = "conv2d nhwc";
 
@@ -39,9 +45,13 @@ pub fn conv2d_nhwc_fits(p: &Conv2dParams, size: usize) -> bool {
     lines.zip(pixel).and_then(|(n, pixel)| n.checked_mul(pixel)).is_some_and(|bytes| bytes <= MOST_BYTES)
 }
 
-fn runs_of(p: &Conv2dParams) -> (usize, usize) {
+/// The runs of a window, and the elements of each; `size` is that of an element in bytes.
+fn runs_of(p: &Conv2dParams, kernel: &PanelKernel, size: usize) -> (usize, usize) {
     let channels = p.c / p.groups.max(1);
-    if joins_taps(p) { (p.kh, p.kw * channels) } else { (p.kh * p.kw, channels) }
+    let (runs, len) = if joins_taps(p) { (p.kh, p.kw * channels) } else { (p.kh * p.kw, channels) };
+    // Runs that do not fill steps of many bytes, or of two floats, are one: the windows are copied then.
+    let padded = (kernel.takes_tails() || size == 2) && !(len * size).is_multiple_of(kernel.depth);
+    if padded { (1, runs * len) } else { (runs, len) }
 }
 
 /// Whether the taps of a row of the window lie side by side, so that they are one run.
@@ -56,8 +66,8 @@ fn joins_taps(p: &Conv2dParams) -> bool {
 pub fn conv2d_nhwc_pack<T: PanelElement>(exec: &Exec, p: &Conv2dParams, w: &[T]) -> Result<Panels> {
     exact(NAME, "weights", w.len(), p.weight_len()?)?;
     let (channels, n) = (p.c / p.groups, p.oc / p.groups);
-    let (runs, run_len) = runs_of(p);
-    let (joined, taps) = (joins_taps(p), p.kh * p.kw);
+    let (runs, run_len) = runs_of(p, PanelKernel::best(T::table(), exec.isa()), size_of::<T>());
+    let (joined, taps) = (joins_taps(p) || runs == 1, p.kh * p.kw);
     let column = |part: Part, column: usize, from: usize, out: &mut [T]| {
         let w = &w[(part.group * n + column) * channels * taps..][..channels * taps];
         if taps == 1 {
@@ -74,6 +84,14 @@ pub fn conv2d_nhwc_pack<T: PanelElement>(exec: &Exec, p: &Conv2dParams, w: &[T])
         }
     };
     Panels::pack(exec, (p.groups, n, runs, run_len), &ByColumn(column))
+}
+
+/// As [`conv2d_nhwc_pack`], of floats that are rounded to bfloat16, half to even; the image is rounded on the way.
+///
+/// # Errors
+/// As [`conv2d_nhwc_pack`].
+pub fn conv2d_nhwc_pack_bf16(exec: &Exec, p: &Conv2dParams, w: &[f32]) -> Result<Panels> {
+    conv2d_nhwc_pack(exec, p, &super::rounded(w))
 }
 
 /// `y = epilogue(conv(x, w))` for NHWC `x` and `y`; `pad` is the element that padding
@@ -96,7 +114,7 @@ pub fn conv2d_nhwc(
     exact(NAME, "x", x.len(), product(NAME, &[p.n, p.h, p.w, p.c])?)?;
     exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
     let packed = (weights.groups, weights.columns.n, weights.runs, weights.run_len);
-    let (runs, run_len) = runs_of(p);
+    let (runs, run_len) = runs_of(p, weights.kernel, weights.size);
     require(NAME, packed == (p.groups, p.oc / p.groups, runs, run_len), "the weights were packed for another shape")?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "image and weights have different types")?;
     epilogue.check(NAME, x.ints(), p.oc, y.len())?;
@@ -110,11 +128,12 @@ pub fn conv2d_nhwc(
         let dense = (sh, sw) == (1, 1);
         return flat(exec, x, pixels, &start, dense.then_some(p.c), weights, epilogue, y);
     }
-    let conv = Conv::new(p, x, pad, [oh, ow]);
+    let conv = Conv::new(exec.isa(), p, x, pad, [oh, ow], weights);
     let out = y.shared();
-    let offsets = conv.runs();
+    let offsets = conv.runs(weights);
+    let (ints, signed) = (x.ints(), x.signed() && conv.copy == Copying::Flip(0));
     let sweep =
-        Sweep { isa: exec.isa(), panels: weights.view(), runs: &offsets, epilogue, ints: x.ints(), out, ld: p.oc };
+        Sweep { isa: exec.isa(), panels: weights.view(), runs: &offsets, epilogue, ints, signed, out, ld: p.oc };
     conv.run(exec, &sweep, weights.bytes());
     Ok(())
 }
@@ -122,36 +141,50 @@ pub fn conv2d_nhwc(
 struct Conv<'a> {
     p: &'a Conv2dParams,
     out: [usize; 2],
+    isa: Isa,
+    /// Bytes of an element as the kernel reads it, and in the image.
     size: usize,
+    source_size: usize,
     /// Byte that padding holds, after the flip.
     fill: u8,
-    flip: u8,
+    copy: Copying,
     x: Source,
     copies: bool,
+    /// Whether each window is copied into a row of its own.
+    gathers: bool,
     geometry: Geometry,
 }
 
 impl<'a> Conv<'a> {
-    fn new(p: &'a Conv2dParams, x: Rows<'_>, pad: i32, out: [usize; 2]) -> Conv<'a> {
-        let size = x.size();
+    fn new(isa: Isa, p: &'a Conv2dParams, x: Rows<'_>, pad: i32, out: [usize; 2], weights: &Panels) -> Conv<'a> {
+        let (size, source_size) = (weights.size, x.size());
         let reach = |i: usize, k: usize| (out[i] - 1) * p.strides[i] + (k - 1) * p.dilations[i] + 1;
         let reach = [reach(0, p.kh), reach(1, p.kw)];
         let padded = p.pads[0] + p.pads[1] > 0 || reach[0] > p.h || reach[1] > p.w;
         let aliased = (p.strides[1] * p.c * size).is_multiple_of(2048) && out[1] > 4;
-        let (_, run_len) = runs_of(p);
-        let ragged = !(run_len * size).is_multiple_of(4);
-        let copies = padded || aliased && !joins_taps(p) || ragged || x.flip() != 0;
+        let (kernel, copy) = (weights.kernel, x.copying(weights.kernel, size));
+        let (runs, _) = runs_of(p, kernel, size);
+        let ragged = !(weights.run_len * size).is_multiple_of(kernel.depth);
+        let copies = padded || aliased && !joins_taps(p) || ragged || copy != Copying::Flip(0);
+        // What follows a run is multiplied by zeros, which must not be NaN.
+        let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1) || copy == Copying::Bf16 && ragged;
         let dense = p.c * size;
         // Joined taps need their pixels side by side.
-        let pixel = if copies && !joins_taps(p) { spread(dense) } else { dense };
+        let pixel = if copies && !joins_taps(p) { spread(dense, 4) } else { dense };
         let width = if copies { reach[1] } else { p.w };
-        let fill = if x.ints() { (pad as u8) ^ x.flip() } else { 0 };
+        let fill = match copy {
+            Copying::Flip(flip) if x.ints() => (pad as u8) ^ flip,
+            _ => 0,
+        };
         let geometry = Geometry { pixel, pitch: width * pixel, reach };
-        Conv { p, out, size, fill, flip: x.flip(), x: Source(x.ptr()), copies, geometry }
+        Conv { p, out, isa, size, source_size, fill, copy, x: Source(x.ptr()), copies, gathers, geometry }
     }
 
-    fn runs(&self) -> Vec<usize> {
+    fn runs(&self, weights: &Panels) -> Vec<usize> {
         let (p, g) = (self.p, &self.geometry);
+        if self.gathers {
+            return (0..weights.runs).map(|run| run * weights.run_len * self.size).collect();
+        }
         let row = |r: usize| r * p.dilations[0] * g.pitch;
         if joins_taps(p) {
             return (0..p.kh).map(row).collect();
@@ -164,7 +197,8 @@ impl<'a> Conv<'a> {
         let lines = p.n * oh;
         let count = panels.columns.count() * p.groups;
         let work = (lines * ow).saturating_mul(p.oc).saturating_mul(panels.runs * panels.steps);
-        let line = p.strides[0] * self.geometry.pitch;
+        let window = spread(self.windows().bytes(), panels.kernel.depth);
+        let line = if self.gathers { ow * window } else { p.strides[0] * self.geometry.pitch };
         let (mut down, across) = parts(exec, work, (lines, line, 1), (count, bytes));
         // A band must not span images.
         let bands = down.div_ceil(p.n).min(oh);
@@ -172,27 +206,79 @@ impl<'a> Conv<'a> {
         exec.pool().run_if(work >= SERIAL, down * across, &|task| {
             let (index, columns) = (task / across, part(count, across, task % across));
             let (image, band) = (index / bands, part(oh, bands, index % bands));
-            self.band(sweep, image, band, columns);
+            match self.gathers {
+                true => self.gathered_band(sweep, image, band, columns),
+                false => self.band(sweep, image, band, columns),
+            }
         });
     }
 
-    fn band(&self, sweep: &Sweep<'_>, image: usize, band: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
+    fn windows(&self) -> Windows<'_> {
+        Windows {
+            p: self.p,
+            isa: self.isa,
+            size: self.size,
+            source_size: self.source_size,
+            fill: self.fill,
+            copy: self.copy,
+            joins_taps: joins_taps(self.p),
+        }
+    }
+
+    /// As [`Conv::band`], with a copy of each window.
+    fn gathered_band(&self, sweep: &Sweep<'_>, image: usize, band: Range<usize>, columns: Range<usize>) {
+        let (p, windows, [oh, ow]) = (self.p, self.windows(), self.out);
+        let (kernel, count) = (sweep.panels.kernel, sweep.panels.columns.count());
+        let (bytes, rows) = (windows.bytes(), band.len() * ow);
+        let pitch = spread(bytes, kernel.depth);
+        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.source_size);
+        with_scratch((rows * pitch + SLACK).div_ceil(4), |scratch| {
+            let base = scratch.as_mut_ptr().cast::<u8>();
+            let mut at_column = columns.start;
+            while at_column < columns.end {
+                let group = at_column / count;
+                let panels = at_column % count..(columns.end - group * count).min(count);
+                at_column += panels.len();
+                for i in 0..rows {
+                    let (pixel, to) = ((band.start + i / ow, i % ow), base.wrapping_add(i * pitch));
+                    // SAFETY: the image was checked by the caller; the scratch has `pitch` bytes for each row.
+                    unsafe {
+                        windows.copy(source, pixel, group, to);
+                        to.add(bytes).write_bytes(0, pitch - bytes);
+                    }
+                }
+                let lines = Lines { a: base, stride: pitch, count: rows, tail: std::ptr::null() };
+                let at = (image * oh + band.start) * ow * p.oc + group * sweep.panels.columns.n;
+                sweep.walk(|walk| {
+                    for panel in panels.clone() {
+                        // SAFETY: the rows are whole steps; tasks write disjoint tiles.
+                        unsafe { walk.rows(lines, (group, panel), at) };
+                    }
+                });
+            }
+        });
+    }
+
+    fn band(&self, sweep: &Sweep<'_>, image: usize, band: Range<usize>, columns: Range<usize>) {
         let (p, g, [oh, ow]) = (self.p, &self.geometry, self.out);
         let count = sweep.panels.columns.count();
         let tiles = |base: *const u8| {
-            for c in columns.clone() {
-                let (group, panel) = (c / count, c % count);
-                let channels = group * (p.c / p.groups) * self.size;
-                for (i, oy) in band.clone().enumerate() {
-                    let a = base.wrapping_add(i * p.strides[0] * g.pitch + channels);
-                    let at = ((image * oh + oy) * ow) * p.oc + group * sweep.panels.columns.n;
-                    // SAFETY: the windows of the band lie in the image, or in its copy with
-                    // slack; tasks write disjoint tiles.
-                    unsafe { sweep.rows(a, p.strides[1] * g.pixel, ow, (group, panel), at) };
+            sweep.walk(|walk| {
+                for c in columns.clone() {
+                    let (group, panel) = (c / count, c % count);
+                    let channels = group * (p.c / p.groups) * self.size;
+                    for (i, oy) in band.clone().enumerate() {
+                        let a = base.wrapping_add(i * p.strides[0] * g.pitch + channels);
+                        let lines = Lines { a, stride: p.strides[1] * g.pixel, count: ow, tail: std::ptr::null() };
+                        let at = ((image * oh + oy) * ow) * p.oc + group * sweep.panels.columns.n;
+                        // SAFETY: the windows of the band lie in the image, or in its copy with
+                        // slack; tasks write disjoint tiles.
+                        unsafe { walk.rows(lines, (group, panel), at) };
+                    }
                 }
-            }
+            });
         };
-        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.size);
+        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.source_size);
         if !self.copies {
             tiles(source.wrapping_add(band.start * p.strides[0] * g.pitch));
             return;
@@ -202,7 +288,7 @@ impl<'a> Conv<'a> {
             let base = scratch.as_mut_ptr().cast::<u8>();
             for i in 0..lines {
                 let y = (band.start * p.strides[0] + i).wrapping_sub(p.pads[0]);
-                let line = (y < p.h).then(|| source.wrapping_add(y * p.w * p.c * self.size));
+                let line = (y < p.h).then(|| source.wrapping_add(y * p.w * p.c * self.source_size));
                 // SAFETY: the scratch has `pitch` bytes for the line.
                 unsafe { self.copy_line(line, base.add(i * g.pitch)) };
             }
@@ -216,7 +302,7 @@ impl<'a> Conv<'a> {
     /// `line`, if any, is a row of the image; `dst` covers `pitch` bytes.
     unsafe fn copy_line(&self, line: Option<*const u8>, dst: *mut u8) {
         let (p, g) = (self.p, &self.geometry);
-        let (width, dense) = (g.reach[1], p.c * self.size);
+        let (width, dense, source) = (g.reach[1], p.c * self.size, p.c * self.source_size);
         let left = p.pads[1].min(width);
         let real = if line.is_some() { p.w.min(width - left) } else { 0 };
         let filled = if line.is_some() { left } else { 0 };
@@ -226,10 +312,10 @@ impl<'a> Conv<'a> {
             let body = dst.add(filled * g.pixel);
             if let Some(line) = line {
                 if g.pixel == dense {
-                    copy_flipped(line, body, real * dense, self.flip);
+                    self.copy.copy(self.isa, line, body, real * dense);
                 } else {
                     for x in 0..real {
-                        copy_flipped(line.add(x * dense), body.add(x * g.pixel), dense, self.flip);
+                        self.copy.copy(self.isa, line.add(x * source), body.add(x * g.pixel), dense);
                     }
                 }
             }

@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
+use super::amx::{self, Unit};
 use super::finish::{Epilogue, Finish, Out, Target};
+use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
+use super::table::Body;
 use super::tile::Tile;
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "panel product";
 
@@ -19,8 +21,6 @@ pub(crate) const CHUNK: usize = 448 << 10;
 pub(crate) const SERIAL: usize = 1 << 19;
 /// Words of the largest tile.
 const TILE_WORDS: usize = 14 * 32;
-/// Bytes that a read of a whole step may pass the end of a copied row.
-pub(crate) const SLACK: usize = 64;
 
 /// The left operand: activations in memory.
 #[derive(Clone, Copy, Debug)]
@@ -55,9 +55,12 @@ impl Rows<'_> {
     pub(crate) fn ints(&self) -> bool {
         !matches!(self, Rows::F32(_))
     }
-    /// What a copy is combined with bit by bit: i8 + 128 as u8.
+    pub(crate) fn signed(&self) -> bool {
+        matches!(self, Rows::I8(_))
+    }
+    /// What a copy as u8 is combined with bit by bit: i8 + 128.
     pub(crate) fn flip(&self) -> u8 {
-        if matches!(self, Rows::I8(_)) { 0x80 } else { 0 }
+        if self.signed() { 0x80 } else { 0 }
     }
 }
 
@@ -82,22 +85,91 @@ pub(crate) struct Sweep<'a> {
     pub runs: &'a [usize],
     pub epilogue: &'a Epilogue<'a>,
     pub ints: bool,
+    /// Whether the rows are i8 and read as such, with 128 times the column sums added to start from.
+    pub signed: bool,
     pub out: Out,
     /// Elements between rows of the result.
     pub ld: usize,
 }
 
+/// Rows at a constant distance.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    /// The first row.
+    pub a: *const u8,
+    /// Bytes between rows.
+    pub stride: usize,
+    /// The number of rows.
+    pub count: usize,
+    /// The last step of each row with zeros after it, one step apart, where the rows themselves are shorter; else null.
+    pub tail: *const u8,
+}
+
 #[repr(align(64))]
 struct Accumulators([std::mem::MaybeUninit<u32>; TILE_WORDS]);
 
-impl Sweep<'_> {
-    /// Splits `count` rows that are `stride` bytes apart into tiles of even height by panel
-    /// `p` of a group. `at` is the place in the result of the first row's first column of
-    /// the group.
+/// What multiplies rows by panels on one thread.
+pub(crate) enum Walk<'s, 'a> {
+    /// Vectors.
+    Vectors(&'s Sweep<'a>),
+    /// The processor's tiles.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Hardware(&'s Sweep<'a>, &'s mut amx::State<'a>, amx::hardware::Hardware),
+    /// A model of them.
+    Emulated(&'s Sweep<'a>, &'s mut amx::State<'a>, Box<amx::Emulated>),
+}
+
+impl Walk<'_, '_> {
+    /// Multiplies rows by panel `p` of a group. `at` is the place in the result of the first row's first column of the
+    /// group. The results are there when the walk ends.
     ///
     /// # Safety
-    /// The rows' runs are readable in whole steps, and nobody else uses the results.
-    pub unsafe fn rows(&self, a: *const u8, stride: usize, count: usize, (group, p): (usize, usize), at: usize) {
+    /// The rows' runs are readable in whole steps, or there is a tail, until the walk ends, and nobody else uses the results.
+    pub unsafe fn rows(&mut self, lines: Lines, (group, p): (usize, usize), at: usize) {
+        if lines.count == 0 {
+            return;
+        }
+        match self {
+            // SAFETY: passed on to the caller.
+            Walk::Vectors(sweep) => unsafe { sweep.vector_rows(lines, (group, p), at) },
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Walk::Hardware(sweep, state, tiles) => {
+                let work = amx::Work { sweep, tiles, state, lines, group, panel: p, at };
+                // SAFETY: passed on to the caller.
+                unsafe { work.run() };
+            }
+            Walk::Emulated(sweep, state, tiles) => {
+                let work = amx::Work { sweep, tiles: &mut **tiles, state, lines, group, panel: p, at };
+                // SAFETY: passed on to the caller.
+                unsafe { work.run() };
+            }
+        }
+    }
+}
+
+impl<'a> Sweep<'a> {
+    /// Calls `body` with what multiplies rows on this thread.
+    pub fn walk(&self, body: impl FnOnce(&mut Walk<'_, 'a>)) {
+        let Body::Tiles(unit) = self.panels.kernel.body else { return body(&mut Walk::Vectors(self)) };
+        with_scratch(amx::State::WORDS, |sums| {
+            // SAFETY: the scratch is ours in here.
+            let mut state = unsafe { amx::State::new(self.isa, sums.as_mut_ptr().cast()) };
+            match unit {
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                Unit::Hardware => {
+                    // No token: the panels were packed for another machine's kernel, which no path does.
+                    let Some(token) = crate::isa::Amx::new(self.isa) else { return };
+                    body(&mut Walk::Hardware(self, &mut state, amx::hardware::Hardware::new(token)));
+                }
+                Unit::Emulated => body(&mut Walk::Emulated(self, &mut state, Box::new(amx::Emulated::new()))),
+            }
+            state.flush();
+        });
+    }
+
+    /// Splits rows into tiles of even height.
+    unsafe fn vector_rows(&self, lines: Lines, (group, p): (usize, usize), at: usize) {
+        let Lines { a, stride, count, .. } = lines;
         let (panels, columns) = (self.panels, &self.panels.columns);
         let b = panels.panel(group, p).as_ptr().cast();
         let (width, n, column) = (columns.width(p), columns.valid(p), group * columns.n + p * columns.nr);
@@ -138,14 +210,19 @@ impl Sweep<'_> {
         }
     }
 
-    unsafe fn row_sums(&self, a: *const u8, stride: usize, sums: &mut [i32]) {
+    /// The sums of the rows' elements, 128 added to signed ones.
+    ///
+    /// # Safety
+    /// The rows' runs are readable.
+    pub(crate) unsafe fn row_sums(&self, a: *const u8, stride: usize, sums: &mut [i32]) {
+        let flip = if self.signed { 0x80 } else { 0 };
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = 0;
             for &run in self.runs {
                 let start = a.wrapping_add(i * stride + run);
                 // SAFETY: the caller vouches for the run.
                 let bytes = unsafe { std::slice::from_raw_parts(start, self.panels.run_len) };
-                *sum = sum.wrapping_add(self.isa.dispatch(ByteSum { bytes }));
+                *sum = sum.wrapping_add(byte_sum(self.isa, bytes, flip));
             }
         }
     }
@@ -159,62 +236,6 @@ fn ahead(panel: *const u32, steps: usize, width: usize, t: usize) -> *const u32 
     const WORDS_EACH_FOUR: usize = 32;
     let (words, part) = (steps * width, steps / 4 * WORDS_EACH_FOUR);
     if t * part < words { panel.wrapping_add(words + t * part) } else { panel }
-}
-
-/// The sum of bytes.
-struct ByteSum<'a> {
-    bytes: &'a [u8],
-}
-
-impl Kernel for ByteSum<'_> {
-    type Out = i32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> i32 {
-        let (bytes, mut i) = (self.bytes, 0);
-        let mut sums = [s.splat_i(0); 4];
-        // SAFETY: four vectors of bytes are left, then `n` bytes.
-        unsafe {
-            while i + 4 * S::LANES <= bytes.len() {
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.add_i(*sum, s.load_u8_n(bytes.as_ptr().add(i + v * S::LANES), S::LANES));
-                }
-                i += 4 * S::LANES;
-            }
-            while i < bytes.len() {
-                let n = (bytes.len() - i).min(S::LANES);
-                sums[0] = s.add_i(sums[0], s.load_u8_n(bytes.as_ptr().add(i), n));
-                i += n;
-            }
-            let all = s.add_i(s.add_i(sums[0], sums[1]), s.add_i(sums[2], sums[3]));
-            let mut lanes = [0i32; 64];
-            s.store_i32_n(lanes.as_mut_ptr(), all, S::LANES);
-            lanes[..S::LANES].iter().fold(0, |sum, &x| sum.wrapping_add(x))
-        }
-    }
-}
-
-/// Copies `bytes` from `src` to `dst`, each combined with `flip`.
-///
-/// # Safety
-/// Both cover `bytes` and don't overlap.
-pub(crate) unsafe fn copy_flipped(src: *const u8, dst: *mut u8, bytes: usize, flip: u8) {
-    // SAFETY: passed on to the caller.
-    unsafe {
-        if flip == 0 {
-            std::ptr::copy_nonoverlapping(src, dst, bytes);
-        } else {
-            for i in 0..bytes {
-                *dst.add(i) = *src.add(i) ^ flip;
-            }
-        }
-    }
-}
-
-/// A distance between rows at which fourteen of them do not fall into the same cache sets.
-pub(crate) fn spread(bytes: usize) -> usize {
-    let bytes = bytes.next_multiple_of(4);
-    if bytes.is_multiple_of(2048) { bytes + 64 } else { bytes }
 }
 
 /// How rows and panels divide into tasks: parts of the rows, parts of the panels.
@@ -288,39 +309,34 @@ pub(crate) fn flat(
     if m == 0 {
         return Ok(());
     }
-    let (size, row) = (x.size(), k * x.size());
+    let (size, row, kernel) = (x.size(), k * weights.size, weights.kernel);
+    let copy = x.copying(kernel, weights.size);
     let direct = step.map(|s| s * size).filter(|&s| {
         let aliased = s.is_multiple_of(2048) && m > 4 && weights.columns.count() > 1;
-        x.flip() == 0 && row.is_multiple_of(4) && !aliased
+        copy == Copying::Flip(0) && (row.is_multiple_of(4) || kernel.takes_tails()) && !aliased
     });
-    let pitch = direct.unwrap_or_else(|| spread(row));
     let out = y.shared();
-    let sweep = Sweep { isa: exec.isa(), panels: weights.view(), runs: &[0], epilogue, ints: x.ints(), out, ld: n };
+    let (ints, signed) = (x.ints(), x.signed() && copy == Copying::Flip(0));
+    let sweep = Sweep { isa: exec.isa(), panels: weights.view(), runs: &[0], epilogue, ints, signed, out, ld: n };
     let count = weights.columns.count();
     let work = m.saturating_mul(n).saturating_mul(k) / if x.ints() { 4 } else { 1 };
-    let (down, across) = parts(exec, work, (m, pitch, 2 * weights.kernel.mr), (count, weights.bytes()));
-    let (source, flip) = (Source(x.ptr()), x.flip());
+    let pitch = direct.unwrap_or(row);
+    let (down, across) = parts(exec, work, (m, pitch, 2 * kernel.mr), (count, weights.bytes()));
+    let source = Source(x.ptr());
     exec.pool().run_if(work >= SERIAL, down * across, &|task| {
         let (rows, columns) = (part(m, down, task / across), part(count, across, task % across));
-        let sweep_rows = |a: *const u8| {
-            for p in columns.clone() {
-                // SAFETY: the rows were checked by the caller or copied below with slack;
-                // tasks write disjoint tiles.
-                unsafe { sweep.rows(a, pitch, rows.len(), (0, p), rows.start * n) };
-            }
+        let first = |i: usize| source.ptr().wrapping_add(start(rows.start + i) * size);
+        let placed = Placed { start: &first, bytes: row, direct, copy };
+        let body = |lines: Lines| {
+            sweep.walk(|walk| {
+                for p in columns.clone() {
+                    // SAFETY: the rows were checked by the caller or copied with slack; tasks write disjoint tiles.
+                    unsafe { walk.rows(lines, (0, p), rows.start * n) };
+                }
+            });
         };
-        if direct.is_some() {
-            sweep_rows(source.ptr().wrapping_add(start(rows.start) * size));
-            return;
-        }
-        with_scratch((rows.len() * pitch + SLACK).div_ceil(4), |scratch| {
-            let base = scratch.as_mut_ptr().cast::<u8>();
-            for (i, r) in rows.clone().enumerate() {
-                // SAFETY: row `r` lies in `x`, and the scratch has `pitch` bytes for it.
-                unsafe { copy_flipped(source.ptr().add(start(r) * size), base.add(i * pitch), row, flip) };
-            }
-            sweep_rows(base);
-        });
+        // SAFETY: all rows lie in `x`.
+        unsafe { placed.with(exec.isa(), kernel, rows.len(), body) };
     });
     Ok(())
 }

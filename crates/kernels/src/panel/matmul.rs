@@ -1,7 +1,8 @@
 //! Products of two integer activations: the right one is packed on the way.
 
-use super::drive::{Rows, SERIAL, SLACK, Source, Sweep, copy_flipped, part, spread};
+use super::drive::{Lines, Rows, SERIAL, Source, Sweep, part};
 use super::finish::{Epilogue, Residual, Target};
+use super::lines::{Copying, Placed};
 use super::pack::{Columns, PanelsView};
 use super::table::{INT_KERNELS, PanelKernel};
 use super::tile::Tile;
@@ -10,6 +11,7 @@ use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
 use crate::gemm::BatchDim;
+use crate::isa::Isa;
 use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "panel matmul";
@@ -71,15 +73,20 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
     let [m, k, n] = p.shape;
     let kernel = PanelKernel::best(INT_KERNELS, exec.isa());
     let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
-    let steps = k.div_ceil(4);
+    let steps = k.div_ceil(4).next_multiple_of(kernel.depth / 4);
     let per_matrix = steps * columns.padded();
     let (a, b) = (Source(p.a.0.ptr()), Source(p.b.0.ptr()));
     let work = batches * m * n * steps;
     let scales = vec![p.scale; n];
-    // Kernels see i8 rows with 128 added, and u8 columns with 128 taken off.
-    let a_zero = p.a.1 + if p.a.0.flip() != 0 { 128 } else { 0 };
-    let b_flip = p.b.0.flip() ^ 0x80;
+    // Most kernels see i8 rows with 128 added, and all see u8 columns with 128 taken off.
+    let a_flip = p.a.0.flip_for(kernel);
+    let a_zero = p.a.1 + if a_flip != 0 { 128 } else { 0 };
+    let b_flip = if p.b.0.signed() { 0 } else { 0x80 };
     let b_zero = p.b.1 - if b_flip != 0 { 128 } else { 0 };
+    let signed = p.a.0.signed() && a_flip == 0;
+    let starts = vec![0i32; if signed { columns.padded() } else { 0 }];
+    // Row sums are those of rows with 128 added.
+    let sum_zero = a_zero + if signed { 128 } else { 0 };
     let zeros = if b_zero == 0 { Vec::new() } else { vec![b_zero; n] };
     let mut offsets = vec![0i32; batches * n];
     let out = y.shared();
@@ -94,13 +101,13 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
                 let words = to.slice(index * per_matrix + panel * columns.nr * steps, width * steps);
                 let sums = sums.slice(index * n + panel * columns.nr, valid);
                 exec.isa().dispatch(Interleave { source, ld: n, k, valid, width, flip: b_flip, words });
-                column_sums(kernel, words, (steps, width), sums);
-                let whole = (k as i32).wrapping_mul(a_zero).wrapping_mul(b_zero);
+                column_sums(exec.isa(), kernel, words, width, sums);
+                let whole = (k as i32).wrapping_mul(sum_zero).wrapping_mul(b_zero);
                 sums.iter_mut().for_each(|s| *s = whole.wrapping_sub(a_zero.wrapping_mul(*s)));
             }
         });
-        let direct = p.a.0.flip() == 0 && k.is_multiple_of(4) && !k.is_multiple_of(2048);
-        let pitch = if direct { k } else { spread(k) };
+        let whole_steps = k.is_multiple_of(4) || kernel.takes_tails();
+        let direct = (a_flip == 0 && whole_steps && !k.is_multiple_of(2048)).then_some(k);
         // Parts of the rows, so that few products keep all threads busy.
         let parts = (4 * exec.threads()).div_ceil(batches).min(m.div_ceil(2 * kernel.mr)).max(1);
         exec.pool().run_if(work >= SERIAL, batches * parts, &|task| {
@@ -119,28 +126,22 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
                 activation: p.activation,
                 rows: None,
             };
-            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data };
-            let sweep = Sweep { isa: exec.isa(), panels, runs: &[0], epilogue: &epilogue, ints: true, out, ld: n };
-            let source = a.ptr().wrapping_add(p.starts(index).0 + rows.start * k);
+            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts: &starts };
+            let (isa, epilogue) = (exec.isa(), &epilogue);
+            let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: true, signed, out, ld: n };
+            let first = |i: usize| a.ptr().wrapping_add(p.starts(index).0 + (rows.start + i) * k);
             let at = (index * m + rows.start) * n;
-            let tiles = |base: *const u8| {
-                for panel in 0..columns.count() {
-                    // SAFETY: the rows lie in `a` or in the copy with slack; tasks write
-                    // disjoint rows.
-                    unsafe { sweep.rows(base, pitch, rows.len(), (0, panel), at) };
-                }
+            let body = |lines: Lines| {
+                sweep.walk(|walk| {
+                    for panel in 0..columns.count() {
+                        // SAFETY: the rows lie in `a` or in the copy with slack; tasks write disjoint rows.
+                        unsafe { walk.rows(lines, (0, panel), at) };
+                    }
+                });
             };
-            if direct {
-                return tiles(source);
-            }
-            with_scratch((rows.len() * pitch + SLACK).div_ceil(4), |copy| {
-                let base = copy.as_mut_ptr().cast::<u8>();
-                for i in 0..rows.len() {
-                    // SAFETY: row `i` lies in `a`, and the scratch has `pitch` bytes for it.
-                    unsafe { copy_flipped(source.wrapping_add(i * k), base.add(i * pitch), k, p.a.0.flip()) };
-                }
-                tiles(base);
-            });
+            let placed = Placed { start: &first, bytes: k, direct, copy: Copying::Flip(a_flip) };
+            // SAFETY: `check` covered the operand.
+            unsafe { placed.with(exec.isa(), kernel, rows.len(), body) };
         });
     });
     Ok(())
@@ -191,11 +192,15 @@ impl Kernel for Interleave<'_> {
 /// The sums of a panel's columns: one row of ones, multiplied.
 ///
 /// # Safety
-/// The kernel's tier is that of the machine.
-unsafe fn column_sums(kernel: &PanelKernel, words: &[f32], (steps, width): (usize, usize), sums: &mut [i32]) {
+/// The tier of `isa` is that of the machine.
+unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], width: usize, sums: &mut [i32]) {
+    let mut total = [0i32; 64];
+    let Some(kernel) = kernel.by_vectors(INT_KERNELS, isa) else {
+        super::pack::column_sums(words, width, &mut total[..width]);
+        return sums.copy_from_slice(&total[..sums.len()]);
+    };
     let ones = [1u8; 4];
     let mut out = [0u32; 64];
-    let mut total = [0i32; 64];
     // One step at a time would read the same four ones for each: a run is a step.
     let runs = [0usize; 64];
     for block in words.chunks(runs.len() * width) {
@@ -213,6 +218,5 @@ unsafe fn column_sums(kernel: &PanelKernel, words: &[f32], (steps, width): (usiz
         unsafe { kernel.tile(1, width)(&tile) };
         total.iter_mut().zip(&out[..width]).for_each(|(t, &o)| *t = t.wrapping_add(o as i32));
     }
-    debug_assert_eq!(words.len(), steps * width);
     sums.copy_from_slice(&total[..sums.len()]);
 }

@@ -6,9 +6,12 @@
 //! integers or one float at each step. A window of a convolution is a few runs of
 //! contiguous bytes ([`conv2d_nhwc`]).
 
+pub(crate) mod amx;
 mod conv;
 mod drive;
 mod finish;
+mod gather;
+mod lines;
 mod matmul;
 mod pack;
 mod table;
@@ -16,13 +19,13 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack};
+pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, RowParams, Stage, Target};
 pub(crate) use finish::{Kind, Out, Rounding};
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
-pub use table::{FLOAT_KERNELS, INT_KERNELS, PanelKernel};
+pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 
 use crate::error::{Result, exact};
 use crate::exec::Exec;
@@ -45,6 +48,19 @@ pub fn panel_gemm_pack<T: PanelElement>(
     let column =
         |_, column: usize, from: usize, out: &mut [T]| out.copy_from_slice(&w[column * k + from..][..out.len()]);
     Panels::pack(exec, (1, n, 1, k), &ByColumn(column))
+}
+
+/// As [`panel_gemm_pack`], of floats that are rounded to bfloat16, half to even. [`panel_gemm`] rounds its rows, which
+/// are [`Rows::F32`], on the way.
+///
+/// # Errors
+/// As [`panel_gemm_pack`].
+pub fn panel_gemm_pack_bf16(exec: &Exec, shape: (usize, usize), w: &[f32], transposed: bool) -> Result<Panels> {
+    panel_gemm_pack(exec, shape, &rounded(w), transposed)
+}
+
+fn rounded(w: &[f32]) -> Vec<half::bf16> {
+    w.iter().copied().map(half::bf16::from_f32).collect()
 }
 
 #[cfg(test)]

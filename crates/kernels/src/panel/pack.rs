@@ -1,5 +1,7 @@
 //! Weights in panels: for each panel, run and step, a word of each column.
 
+use half::bf16;
+
 use super::table::PanelKernel;
 use crate::buffer::Buffer;
 use crate::error::{Result, product};
@@ -41,6 +43,17 @@ impl PanelElement for f32 {
     }
 }
 
+impl PanelElement for bf16 {
+    const PER_STEP: usize = 2;
+    fn table() -> &'static [PanelKernel] {
+        super::table::BF16_KERNELS
+    }
+    #[inline(always)]
+    fn word(elements: impl Fn(usize) -> bf16) -> u32 {
+        u32::from(elements(0).to_bits()) | u32::from(elements(1).to_bits()) << 16
+    }
+}
+
 /// How the columns of a product divide into panels of at most `nr`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Columns {
@@ -77,6 +90,8 @@ pub(crate) struct PanelsView<'a> {
     pub steps: usize,
     /// Groups one after another.
     pub data: &'a [f32],
+    /// See [`Panels::starts`]; none where the kernel takes no i8 rows.
+    pub starts: &'a [i32],
 }
 
 impl PanelsView<'_> {
@@ -86,6 +101,12 @@ impl PanelsView<'_> {
         let per_panel = self.runs * self.steps;
         let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
         &self.data[start..start + self.columns.width(p) * per_panel]
+    }
+
+    /// What the sums of i8 rows start from, so that they are those of the rows with 128 added: a number for each column
+    /// of the panel in memory.
+    pub fn starts(&self, group: usize, p: usize) -> &[i32] {
+        &self.starts[group * self.columns.padded() + p * self.columns.nr..][..self.columns.width(p)]
     }
 }
 
@@ -100,9 +121,13 @@ pub struct Panels {
     /// Elements of a run, and the steps that take them.
     pub(crate) run_len: usize,
     pub(crate) steps: usize,
+    /// Bytes of an element.
+    pub(crate) size: usize,
     data: Buffer,
     /// By group and column, for integers.
     sums: Vec<i32>,
+    /// 128 times the sums of the columns in memory, for kernels that take i8 rows.
+    starts: Vec<i32>,
 }
 
 impl Panels {
@@ -118,7 +143,7 @@ impl Panels {
         let kernel = PanelKernel::best(T::table(), exec.isa());
         crate::error::require(NAME, groups * n * runs * run_len > 0, "the weights are empty")?;
         let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
-        let steps = run_len.div_ceil(T::PER_STEP);
+        let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
         let words = product(NAME, &[groups, runs, steps, columns.padded()])?;
         let mut data = Buffer::lasting(words);
         let out = crate::buffer::SharedMut::new(&mut data);
@@ -142,12 +167,19 @@ impl Panels {
                 }
             }
         });
-        Ok(Panels { kernel, columns, groups, runs, run_len, steps, data, sums })
+        let mut starts = Vec::new();
+        if kernel.takes_signed() && T::PER_STEP == 4 {
+            starts.resize(groups * columns.padded(), 0);
+            for (to, from) in starts.chunks_exact_mut(columns.padded()).zip(sums.chunks_exact(n)) {
+                to.iter_mut().zip(from).for_each(|(to, sum)| *to = sum.wrapping_mul(128));
+            }
+        }
+        Ok(Panels { kernel, columns, groups, runs, run_len, steps, size: 4 / T::PER_STEP, data, sums, starts })
     }
 
     pub(crate) fn view(&self) -> PanelsView<'_> {
         let Panels { kernel, columns, runs, run_len, steps, .. } = *self;
-        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data }
+        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data, starts: &self.starts }
     }
 
     /// The sum of each column of integer weights, groups one after another.
@@ -227,7 +259,7 @@ impl<T: PanelElement> Lines<T> for RowMajor<'_, T> {
     }
 }
 
-fn column_sums(panel: &[f32], width: usize, sums: &mut [i32]) {
+pub(crate) fn column_sums(panel: &[f32], width: usize, sums: &mut [i32]) {
     for row in panel.chunks_exact(width) {
         for (sum, word) in sums.iter_mut().zip(row) {
             let bytes = word.to_bits().to_le_bytes().map(|b| i32::from(b as i8));

@@ -1,9 +1,10 @@
 //! The tables of panel kernels, best first. Dispatch, tests and benches read them.
 
-use super::tile::{Floats, PortableInts, Tile, TileFn, run_tile};
+use super::amx::{self, Unit};
+use super::tile::{Floats, PortableBf16, PortableInts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
-use crate::isa::{Isa, Scalar, Tier};
+use crate::isa::{Bf16, Isa, Scalar, Tier};
 
 /// A family of register tiles: every height up to `mr` and width up to `nr`.
 #[derive(Debug)]
@@ -18,20 +19,58 @@ pub struct PanelKernel {
     pub nr: usize,
     /// Columns per vector; narrower panels are multiples of it.
     pub lanes: usize,
-    /// Indexed by `(rows − 1) · nr / lanes + vectors − 1`.
-    tiles: &'static [TileFn],
+    /// Bytes of each row in a step; panels are padded to whole steps.
+    pub depth: usize,
+    pub(crate) bf16: Bf16,
+    pub(crate) body: Body,
+}
+
+/// What a kernel consists of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Body {
+    /// Functions, indexed by `(rows − 1) · nr / lanes + vectors − 1`.
+    Vectors(&'static [TileFn]),
+    /// Blocks of tiles.
+    Tiles(Unit),
 }
 
 impl PanelKernel {
     /// The kernel for a tile of `rows` by `width` (a multiple of `lanes`).
     #[inline]
     pub(crate) fn tile(&self, rows: usize, width: usize) -> TileFn {
-        self.tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1]
+        match self.body {
+            Body::Vectors(tiles) => tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1],
+            // `Sweep::walk` sends blocks of tiles elsewhere.
+            Body::Tiles(_) => no_tile,
+        }
     }
 
     /// The best kernel of `isa` in a table.
     pub(crate) fn best(table: &'static [PanelKernel], isa: Isa) -> &'static PanelKernel {
-        table.iter().find(|kernel| kernel.tier <= isa.tier()).unwrap_or(&table[table.len() - 1])
+        table.iter().find(|kernel| kernel.runs_on(isa)).unwrap_or(&table[table.len() - 1])
+    }
+
+    /// The best kernel of `isa` in a table that multiplies by vectors and reads panels of this kernel.
+    pub(crate) fn by_vectors(&self, table: &'static [PanelKernel], isa: Isa) -> Option<&'static PanelKernel> {
+        let alike = |k: &PanelKernel| (k.nr, k.lanes) == (self.nr, self.lanes) && matches!(k.body, Body::Vectors(_));
+        table.iter().find(|kernel| kernel.runs_on(isa) && alike(kernel))
+    }
+
+    fn runs_on(&self, isa: Isa) -> bool {
+        match self.body {
+            Body::Tiles(Unit::Emulated) => isa.emulates_tiles(),
+            _ => self.tier <= isa.tier() && self.bf16 <= isa.bf16(),
+        }
+    }
+
+    /// Whether i8 rows are read as they are.
+    pub(crate) fn takes_signed(&self) -> bool {
+        matches!(self.body, Body::Tiles(_))
+    }
+
+    /// Whether the last step of each row may lie elsewhere.
+    pub(crate) fn takes_tails(&self) -> bool {
+        matches!(self.body, Body::Tiles(_))
     }
 }
 
@@ -59,6 +98,8 @@ mod avx {
     }
 }
 
+unsafe fn no_tile(_: &Tile) {}
+
 unsafe fn scalar_ints<const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller vouches for the tile.
     unsafe { run_tile::<_, MR, NV>(PortableInts, 1, t) }
@@ -67,6 +108,11 @@ unsafe fn scalar_ints<const MR: usize, const NV: usize>(t: &Tile) {
 unsafe fn scalar_floats<const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller vouches for the tile.
     unsafe { run_tile::<_, MR, NV>(Floats(Scalar::new()), 1, t) }
+}
+
+unsafe fn scalar_bf16<const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller vouches for the tile.
+    unsafe { run_tile::<_, MR, NV>(PortableBf16, 1, t) }
 }
 
 /// Flattens height × width into one array of function pointers.
@@ -83,6 +129,28 @@ macro_rules! family {
 
 /// Kernels of u8 rows and i8 columns with i32 results, best first. All give the same bits.
 pub static INT_KERNELS: &[PanelKernel] = &[
+    // Only where it is asked for: see `Isa::emulated`.
+    PanelKernel {
+        name: "panel_u8i8i32_32x32_amx_emulated",
+        tier: Tier::Scalar,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        bf16: Bf16::None,
+        body: Body::Tiles(Unit::Emulated),
+    },
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    PanelKernel {
+        name: "panel_u8i8i32_32x32_amx",
+        tier: Tier::Amx,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        bf16: Bf16::None,
+        body: Body::Tiles(Unit::Hardware),
+    },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
         name: "panel_u8i8i32_14x32_vnni",
@@ -90,7 +158,9 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 14,
         nr: 32,
         lanes: 16,
-        tiles: x86::vnni::TILES,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(x86::vnni::TILES),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
@@ -99,7 +169,9 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 8,
         nr: 32,
         lanes: 16,
-        tiles: family!(avx::ints512, 2, [1 2 3 4 5 6 7 8]),
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::ints512, 2, [1 2 3 4 5 6 7 8])),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
@@ -108,7 +180,9 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 4,
         nr: 16,
         lanes: 8,
-        tiles: family!(avx::ints256, 2, [1 2 3 4]),
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::ints256, 2, [1 2 3 4])),
     },
     PanelKernel {
         name: "panel_u8i8i32_4x4_scalar",
@@ -116,7 +190,9 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         mr: 4,
         nr: 4,
         lanes: 1,
-        tiles: family!(scalar_ints, 4, [1 2 3 4]),
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(scalar_ints, 4, [1 2 3 4])),
     },
 ];
 
@@ -129,7 +205,9 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         mr: 14,
         nr: 32,
         lanes: 16,
-        tiles: x86::fma512::TILES,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(x86::fma512::TILES),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {
@@ -138,7 +216,9 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         mr: 6,
         nr: 16,
         lanes: 8,
-        tiles: family!(avx::floats256, 2, [1 2 3 4 5 6]),
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::floats256, 2, [1 2 3 4 5 6])),
     },
     PanelKernel {
         name: "panel_f32_4x4_scalar",
@@ -146,6 +226,54 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         mr: 4,
         nr: 4,
         lanes: 1,
-        tiles: family!(scalar_floats, 4, [1 2 3 4]),
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(scalar_floats, 4, [1 2 3 4])),
+    },
+];
+
+/// Kernels of bfloat16 rows and columns with f32 results, best first. Their sums differ in order, and so in bits.
+pub static BF16_KERNELS: &[PanelKernel] = &[
+    PanelKernel {
+        name: "panel_bf16f32_32x32_amx_emulated",
+        tier: Tier::Scalar,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        bf16: Bf16::None,
+        body: Body::Tiles(Unit::Emulated),
+    },
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    PanelKernel {
+        name: "panel_bf16f32_32x32_amx",
+        tier: Tier::Amx,
+        mr: amx::TALL,
+        nr: amx::WIDE,
+        lanes: 16,
+        depth: amx::GRANULE,
+        bf16: Bf16::Tiles,
+        body: Body::Tiles(Unit::Hardware),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_bf16f32_14x32_vnni",
+        tier: Tier::Vnni,
+        mr: 14,
+        nr: 32,
+        lanes: 16,
+        depth: 4,
+        bf16: Bf16::Vectors,
+        body: Body::Vectors(x86::bf16::TILES),
+    },
+    PanelKernel {
+        name: "panel_bf16f32_4x4_scalar",
+        tier: Tier::Scalar,
+        mr: 4,
+        nr: 4,
+        lanes: 1,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(scalar_bf16, 4, [1 2 3 4])),
     },
 ];

@@ -164,6 +164,63 @@ fn convolves_as_the_reference_on_every_tier() {
     }
 }
 
+/// Elements that bfloat16 holds, and so do their products.
+fn halves(random: &mut Random, len: usize) -> Vec<f32> {
+    (0..len).map(|_| (random.below(33) as f32 - 16.0) / 16.0).collect()
+}
+
+#[test]
+fn multiplies_bfloat16_as_floats_on_every_tier() {
+    let mut random = Random::new(41);
+    for (m, k, n) in [(1, 1, 1), (3, 5, 7), (17, 64, 32), (33, 66, 33), (60, 2048, 40)] {
+        let (x, w, bias) = (halves(&mut random, m * k), halves(&mut random, k * n), halves(&mut random, n));
+        let dot = |i: usize| (0..k).map(|q| x[i / n * k + q] * w[q * n + i % n]).sum::<f32>();
+        let want: Vec<f32> = (0..m * n).map(|i| dot(i) + bias[i % n]).collect();
+        for exec in execs() {
+            let weights = panel_gemm_pack_bf16(&exec, (k, n), &w, false).unwrap();
+            let epilogue = Epilogue { bias: &bias, ..Epilogue::default() };
+            let mut y = vec![0f32; m * n];
+            panel_gemm(&exec, Rows::F32(&x), (m, k, k), &weights, &epilogue, Target::F32(&mut y)).unwrap();
+            // Multiples of 1/256 below 2¹⁶: exact in any order.
+            assert_eq!(y, want, "{m}×{k}×{n} {}", weights.kernel().name);
+        }
+    }
+}
+
+#[test]
+fn rounds_rows_to_bfloat16_half_to_even() {
+    for exec in execs() {
+        let weights = panel_gemm_pack_bf16(&exec, (1, 1), &[1.0], false).unwrap();
+        let x = [257.0 / 256.0, 259.0 / 256.0, -3.0, 1.004, f32::NAN];
+        let mut y = [0f32; 5];
+        let plain = Epilogue::default();
+        panel_gemm(&exec, Rows::F32(&x), (5, 1, 1), &weights, &plain, Target::F32(&mut y)).unwrap();
+        assert_eq!(y[..4], [1.0, 260.0 / 256.0, -3.0, 258.0 / 256.0]);
+        assert!(y[4].is_nan());
+    }
+}
+
+#[test]
+fn convolves_bfloat16_as_the_reference_on_every_tier() {
+    let mut random = Random::new(42);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let x = halves(&mut random, p.n * p.c * p.h * p.w);
+        let w = halves(&mut random, p.weight_len().unwrap());
+        let want = nhwc(&crate::conv::conv2d_reference(&p, &x, &w, None), (p.n, p.oc, oh * ow));
+        let x = nhwc(&x, (p.n, p.c, p.h * p.w));
+        for exec in execs() {
+            let weights = conv2d_nhwc_pack_bf16(&exec, &p, &w).unwrap();
+            let mut y = vec![0f32; want.len()];
+            let plain = Epilogue::default();
+            // What lies around the windows is not a number: it must not count.
+            crate::buffer::with_scratch(1 << 20, |scratch| scratch.fill(f32::NAN));
+            conv2d_nhwc(&exec, &p, Rows::F32(&x), 0, &weights, &plain, Target::F32(&mut y)).unwrap();
+            assert_eq!(y, want, "{p:?} {}", weights.kernel().name);
+        }
+    }
+}
+
 #[test]
 fn refuses_weights_of_another_shape_and_short_slices() {
     let exec = &execs()[0];

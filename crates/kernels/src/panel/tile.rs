@@ -117,6 +117,40 @@ impl Dot for PortableInts {
     }
 }
 
+/// Pairs of bfloat16 on the portable tier: the second product first, as VDPBF16PS.
+#[derive(Clone, Copy)]
+pub(crate) struct PortableBf16;
+
+impl Dot for PortableBf16 {
+    type Acc = f32;
+    type A = [f32; 2];
+    type B = [f32; 2];
+    #[inline(always)]
+    fn zero(self) -> f32 {
+        0.0
+    }
+    #[inline(always)]
+    unsafe fn row(self, p: *const u8) -> [f32; 2] {
+        // SAFETY: passed on to the caller.
+        let word = unsafe { p.cast::<u32>().read_unaligned() };
+        [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
+    }
+    #[inline(always)]
+    unsafe fn column(self, p: *const u32) -> [f32; 2] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.row(p.cast()) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: f32, a: [f32; 2], b: [f32; 2]) -> f32 {
+        a[0].mul_add(b[0], a[1].mul_add(b[1], acc))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32, acc: f32) {
+        // SAFETY: passed on to the caller.
+        unsafe { *p = acc.to_bits() }
+    }
+}
+
 /// Computes one tile; inlined into a function with the tier's features.
 ///
 /// # Safety

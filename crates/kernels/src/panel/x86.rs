@@ -216,6 +216,7 @@ macro_rules! tiles {
 }
 
 tiles!(vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", "vpdpbusd");
+tiles!(bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", "vdpbf16ps");
 tiles!(fma512, "avx512f,avx512bw,avx512dq,avx512vl", "vfmadd231ps");
 
 /// Exact dot products of 8-bit integers without VNNI: even and odd bytes apart, as 16-bit

@@ -139,6 +139,7 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type M = F;
+    type Table = [F; 2];
 
     lanewise! {
         splat(x: f32) -> F { _mm256_set1_ps(x) }
@@ -189,6 +190,14 @@ impl Simd for Avx2 {
         and_i(a: I, b: I) -> I { _mm256_and_si256(a, b) }
         xor_i(a: I, b: I) -> I { _mm256_xor_si256(a, b) }
         madd_i(a: I, b: I) -> I { _mm256_madd_epi16(a, b) }
+        table(values: &[f32; 16]) -> [F; 2] {
+            [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))]
+        }
+        look_up(table: [F; 2], index: I) -> F {{
+            let (low, high) = (_mm256_permutevar8x32_ps(table[0], index), _mm256_permutevar8x32_ps(table[1], index));
+            // The sign of each lane chooses.
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+        }}
     }
 
     #[inline(always)]

@@ -194,6 +194,7 @@ impl Simd for Avx512 {
     type F = F;
     type I = I;
     type M = __mmask16;
+    type Table = F;
 
     lanewise! {
         splat(x: f32) -> F { _mm512_set1_ps(x) }
@@ -234,6 +235,8 @@ impl Simd for Avx512 {
         and_i(a: I, b: I) -> I { _mm512_and_si512(a, b) }
         xor_i(a: I, b: I) -> I { _mm512_xor_si512(a, b) }
         madd_i(a: I, b: I) -> I { _mm512_madd_epi16(a, b) }
+        table(values: &[f32; 16]) -> F { _mm512_loadu_ps(values.as_ptr()) }
+        look_up(table: F, index: I) -> F { _mm512_permutexvar_ps(index, table) }
     }
 
     #[inline(always)]

@@ -28,6 +28,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// A truth value per lane.
     type M: Copy;
+    /// Sixteen floats.
+    type Table: Copy;
 
     fn splat(self, x: f32) -> Self::F;
     fn splat_i(self, x: i32) -> Self::I;
@@ -88,6 +90,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn xor_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a.low · b.low + a.high · b.high` of the signed 16-bit halves of each lane.
     fn madd_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn table(self, values: &[f32; 16]) -> Self::Table;
+    /// The value that the low four bits of each lane name; the other bits don't count.
+    fn look_up(self, table: Self::Table, index: Self::I) -> Self::F;
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// Shifts the sign in.
     fn sar_i<const N: u32>(self, a: Self::I) -> Self::I;

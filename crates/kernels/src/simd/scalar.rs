@@ -8,6 +8,16 @@ impl Simd for Scalar {
     type F = f32;
     type I = i32;
     type M = bool;
+    type Table = [f32; 16];
+
+    #[inline(always)]
+    fn table(self, values: &[f32; 16]) -> [f32; 16] {
+        *values
+    }
+    #[inline(always)]
+    fn look_up(self, table: [f32; 16], index: i32) -> f32 {
+        table[(index & 15) as usize]
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {

@@ -9,7 +9,7 @@ use narrowbit_kernels::conv::{
 
 use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::panel::{
-    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack,
+    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16,
 };
 
 use super::Maybe;
@@ -203,7 +203,8 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
     let weights = if depthwise {
         NhwcWeights::Depthwise(cx.packed("depthwise-nhwc", |w| depthwise_nhwc_pack(cx.exec, p, w, &[]))?)
     } else {
-        NhwcWeights::Panels(cx.packed("conv-nhwc", |w| conv2d_nhwc_pack(cx.exec, p, w))?)
+        let pack = if cx.exec.bf16() { conv2d_nhwc_pack_bf16 } else { conv2d_nhwc_pack::<f32> };
+        NhwcWeights::Panels(cx.packed("conv-nhwc", |w| pack(cx.exec, p, w))?)
     };
     let mut ins = vec![(cx.channels_last)(x)];
     ins.extend(f.residual.map(cx.channels_last));

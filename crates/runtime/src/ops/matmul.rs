@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use narrowbit_kernels::gemm::{BatchDim, Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
-use narrowbit_kernels::panel::{Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack};
+use narrowbit_kernels::panel::{
+    Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack, panel_gemm_pack_bf16,
+};
 use narrowbit_kernels::{Activation, KernelError};
 use narrowbit_tensor::{DType, Tensor, shape};
 
@@ -15,6 +17,9 @@ use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 /// The kernel of a matrix product with its epilogue.
 pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let (Some(a), Some(b), Some(out)) = (cx.f32_shape(0), cx.f32_shape(1), f.output) else { return Ok(None) };
+    if let Some(built) = super::blocks::dequantized(cx, f)? {
+        return Ok(Some(built));
+    }
     let problem = match cx.node.op.name() {
         "Gemm" => gemm_problem(cx, &a, &b),
         _ => matmul_problem(&a, &b),
@@ -87,6 +92,10 @@ impl Product {
     fn pack(&self, cx: &BuildCx) -> Result<Packed, StepError> {
         let (k, n) = (self.k, self.n);
         let plain = !self.trans_a && self.alpha == 1.0 && self.batch.is_empty() && self.bias_at.is_none();
+        if plain && cx.exec.bf16() && k * n > 0 {
+            let packed = cx.packed("panels", |w| panel_gemm_pack_bf16(cx.exec, (k, n), w, self.trans_b))?;
+            return Ok(Packed::Panels(packed));
+        }
         if plain && (1..=DEEPEST).contains(&k) && n > 0 {
             let packed = cx.packed("panels", |w| panel_gemm_pack(cx.exec, (k, n), w, self.trans_b))?;
             return Ok(Packed::Panels(packed));

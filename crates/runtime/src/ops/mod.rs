@@ -2,6 +2,7 @@
 //! types runs on the reference implementation, under the name `reference`.
 
 mod attention;
+mod blocks;
 mod conv;
 mod elementwise;
 mod integer;
@@ -56,6 +57,7 @@ fn fused(cx: &BuildCx, f: &Fusion) -> Maybe {
         _ if f.attention.is_some() => attention::build(cx, f),
         "Conv" | "ConvTranspose" => conv::build(cx, f),
         "MatMul" | "Gemm" => matmul::build(cx, f),
+        "MatMulNBits" => blocks::build(cx, f),
         _ => Ok(None),
     }
 }
@@ -65,6 +67,7 @@ fn fast(cx: &BuildCx) -> Maybe {
     match cx.node.op.name() {
         "Conv" | "ConvTranspose" => conv::build(cx, &alone),
         "MatMul" | "Gemm" => matmul::build(cx, &alone),
+        "MatMulNBits" => blocks::build(cx, &alone),
         "LayerNormalization"
         | "RMSNormalization"
         | "InstanceNormalization"
