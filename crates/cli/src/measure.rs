@@ -356,7 +356,7 @@ mod tests {
 
     fn speed(ratio: f64, slower: Vec<Slower>) -> Speed {
         let (float_ms, int8_ms, pays) = (10.0, 10.0 * ratio, ratio < PAYS);
-        Speed { threads: 1, isa: "avx2".into(), runs: 9, float_ms, int8_ms, ratio, pays, slower }
+        Speed { format: "int8".into(), threads: 1, isa: "avx2".into(), runs: 9, float_ms, int8_ms, ratio, pays, slower }
     }
 
     const FLOAT: &str = "input %x: f32[2,2]\nconst %w: f32[2,2] = random(1)\n\

@@ -105,7 +105,7 @@ mod tests {
             // Half a unit of eight bits, of which the leading one is used.
             assert!((q / s - 1.0).abs() <= 1.0 / 256.0 + 1e-6, "{s}: {q}");
         }
-        assert_eq!(quantized_scale(0.5), 0.498046875); // ⌈log2⌉ is −1: 256 saturates at 255.
+        assert_eq!(quantized_scale(0.5), 0.498_046_88); // ⌈log2⌉ is −1: 256 saturates at 255.
     }
 
     #[test]

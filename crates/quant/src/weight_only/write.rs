@@ -119,7 +119,7 @@ impl Writer<'_> {
     /// The floats of a weight, `[k, n]`.
     fn dequantized(&mut self, name: &str, b: &Blocks) -> Result<ValueId, QdqError> {
         if b.options.codes == BlockType::Nf4 {
-            return self.from_table(name, b);
+            return self.by_table(name, b);
         }
         let codes = self.patch.constant(&format!("{name}_quantized"), b.codes_by_row()?);
         let scale = self.patch.constant(&format!("{name}_scale"), b.scales(false)?);
@@ -134,7 +134,7 @@ impl Writer<'_> {
     }
 
     /// `table[codes] · scale`, block by block, without what fills up the last block.
-    fn from_table(&mut self, name: &str, b: &Blocks) -> Result<ValueId, QdqError> {
+    fn by_table(&mut self, name: &str, b: &Blocks) -> Result<ValueId, QdqError> {
         let zero = NF4_TABLE.encode(0.0);
         let codes = self.patch.constant(&format!("{name}_quantized"), b.codes_in_blocks(zero)?);
         let scales = b.scales(false)?.reshaped([b.blocks(), 1, b.n])?;
@@ -266,7 +266,7 @@ impl Writer<'_> {
     /// The whole table as floats.
     fn table_floats(&mut self, name: &str, b: &Blocks) -> Result<ValueId, QdqError> {
         if b.options.codes == BlockType::Nf4 {
-            let floats = self.from_table(name, b)?;
+            let floats = self.by_table(name, b)?;
             let attrs = AttrMap::new().with("perm", narrowbit_ir::Attr::Ints(vec![1, 0]));
             return Ok(self.node(&format!("{name}_Transpose"), "Transpose", attrs, &[Some(floats)])?);
         }

@@ -282,7 +282,10 @@ mod tests {
         let end = |g: &Graph| g.outputs().iter().map(|&v| g.value(v).name.clone()).collect::<Vec<_>>();
         assert_eq!(end(&wide), end(&g));
         let x = Tensor::new([2, 4], (0..8).map(|i| i as f32 * 0.3 - 1.0).collect()).unwrap();
-        let (want, got) = (interp::run_tensors(&g, &[x.clone()]).unwrap(), interp::run_tensors(&wide, &[x]).unwrap());
+        let (want, got) = (
+            interp::run_tensors(&g, std::slice::from_ref(&x)).unwrap(),
+            interp::run_tensors(&wide, std::slice::from_ref(&x)).unwrap(),
+        );
         for (w, g) in want.iter().zip(&got) {
             assert_eq!((w.dtype(), w.shape()), (g.dtype(), g.shape()));
             let (w, g) = (w.to_f64s().unwrap(), g.to_f64s().unwrap());

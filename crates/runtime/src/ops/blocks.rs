@@ -128,6 +128,8 @@ fn finish(cx: &BuildCx, f: &Fusion, mut bias: Vec<f32>, source: impl FnOnce() ->
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
 }
 
+/// Writes what belongs to a column.
+type ByColumn<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 /// The packed weight, and whether rows are rounded; made once per session.
 type Packed = Arc<(Blocks, bool)>;
 
@@ -161,7 +163,7 @@ fn pack(cx: &BuildCx, source: &Source) -> Result<Blocks, StepError> {
             zeros.copy(column, to);
         }
     };
-    let zeros: Option<&(dyn Fn(usize, &mut [f32]) + Sync)> = source.zeros.is_some().then_some(&zeros);
+    let zeros: Option<ByColumn> = source.zeros.is_some().then_some(&zeros);
     Ok(Blocks::pack(cx.exec, source.shape, &codes, &scales, zeros)?)
 }
 
