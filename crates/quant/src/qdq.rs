@@ -107,7 +107,7 @@ impl Writer<'_> {
     fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
         let name = self.graph.value(v).name.clone();
         let scale = self.patch.constant(&format!("{name}_scale"), Tensor::scalar(params.point.scale));
-        let zero = Tensor::from_f64s(params.scheme.format.dtype(), [], &[params.point.zero_point.into()])?;
+        let zero = params.scheme.format.zero_points(&[], &[params.point.zero_point])?;
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
         let q = self.op("QuantizeLinear", None)?;
         let dq = self.op("DequantizeLinear", None)?;
