@@ -107,7 +107,7 @@ impl Writer<'_> {
     fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
         let name = self.graph.value(v).name.clone();
         let scale = self.patch.constant(&format!("{name}_scale"), Tensor::scalar(params.point.scale));
-        let zero = Tensor::from_f64s(params.scheme.format.dtype(), [], &[params.point.zero_point.into()])?;
+        let zero = params.scheme.format.zero_points(&[], &[params.point.zero_point])?;
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
         let q = self.op("QuantizeLinear", None)?;
         let dq = self.op("DequantizeLinear", None)?;
@@ -145,6 +145,12 @@ impl Writer<'_> {
 
     /// The value within the codes in use, where QuantizeLinear would saturate at those of the type.
     fn clipped(&mut self, v: ValueId, name: &str, params: &ActivationParams) -> Result<ValueId, QdqError> {
+        if params.scheme.format.is_float() && behind_clip(self.graph, v) {
+            // ONNX Runtime 1.31.1 refuses to optimize a model with fp8 codes of what a Relu or Clip makes
+            // (clip_quantizelinear.cc); their magnitude is the same number.
+            let abs = self.op("Abs", None)?;
+            return Ok(self.patch.node(&format!("{name}_Abs"), abs, &[Some(v)]));
+        }
         if !params.scheme.needs_clip() {
             return Ok(v);
         }
@@ -235,6 +241,17 @@ impl Writer<'_> {
         let out_name = self.graph.value(out).name.clone();
         self.patch.rename(out, &format!("{out_name}_quantized"));
         Ok(())
+    }
+}
+
+/// Whether a value is what a Relu, or a Clip to what is not negative, makes.
+fn behind_clip(graph: &Graph, v: ValueId) -> bool {
+    let Some((id, _)) = graph.producer(v) else { return false };
+    let least = || graph.const_input(id, 1).and_then(|t| t.to_f32s().ok()?.first().copied());
+    match graph.node(id).op.name() {
+        "Relu" => true,
+        "Clip" => least().is_some_and(|lo| lo >= 0.0),
+        _ => false,
     }
 }
 

@@ -322,9 +322,9 @@ impl WeightParams {
     /// Scales and zero points by name of their ONNX inputs: scalars, or vectors along the axis.
     pub fn tensors(&self) -> (Tensor, Tensor) {
         let scales: Vec<f32> = self.points.iter().map(|p| p.scale).collect();
-        let zeros: Vec<f64> = self.points.iter().map(|p| p.zero_point.into()).collect();
+        let zeros: Vec<i32> = self.points.iter().map(|p| p.zero_point).collect();
         let shape: Vec<usize> = if self.axis.is_some() { vec![scales.len()] } else { Vec::new() };
-        let zeros = Tensor::from_f64s(self.scheme.format.dtype(), shape.clone(), &zeros);
+        let zeros = self.scheme.format.zero_points(&shape, &zeros);
         let scales = Tensor::new(shape, scales);
         (scales.unwrap_or_else(|_| Tensor::scalar(1f32)), zeros.unwrap_or_else(|_| Tensor::scalar(0u8)))
     }

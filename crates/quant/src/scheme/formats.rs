@@ -1,6 +1,6 @@
 //! The number formats that ONNX can carry between QuantizeLinear and DequantizeLinear.
 
-use narrowbit_tensor::{DType, minifloat};
+use narrowbit_tensor::{DType, Tensor, TensorError, minifloat};
 use serde::{Deserialize, Serialize};
 
 /// The element type that quantized values are stored in.
@@ -80,6 +80,18 @@ impl NumberFormat {
                 let most = self.float_max().unwrap_or_default() as i32;
                 (-most, most)
             }
+        }
+    }
+
+    /// Zero points as a tensor of the type: integers, or the zeros of a float type.
+    ///
+    /// # Errors
+    /// When there are not as many as `shape` asks for.
+    pub fn zero_points(self, shape: &[usize], values: &[i32]) -> Result<Tensor, TensorError> {
+        let wide = |&v: &i32| i64::from(v);
+        match self.is_float() {
+            true => Tensor::zeros(self.dtype(), shape),
+            false => Tensor::from_i64s(self.dtype(), shape, &values.iter().map(wide).collect::<Vec<_>>()),
         }
     }
 
