@@ -19,11 +19,15 @@ import onnx
 
 import cases
 
+FP8 = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
+
 
 def with_all_outputs(path):
-    """The model with every tensor that a node makes as an output."""
+    """The model with every tensor that a node makes as an output, but for codes of fp8, which numpy has no type for."""
     model = onnx.load(path)
     known = {o.name for o in model.graph.output}
+    fp8 = {t.name for t in model.graph.initializer if t.data_type in FP8}
+    known |= {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear" and fp8.intersection(n.input[2:])}
     made = [o for node in model.graph.node for o in node.output if o and o not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
     return model.SerializeToString()
@@ -63,6 +67,13 @@ def dequantized_weights(graph):
     return sum(n.op_type == "DequantizeLinear" and n.input[0] in constants for n in graph.node)
 
 
+def fp8_product(path):
+    """Whether a model holds fp8 numbers and a MatMul."""
+    graph = onnx.load(path).graph
+    fp8 = any(t.data_type in FP8 for t in graph.initializer)
+    return fp8 and any(n.op_type == "MatMul" for n in graph.node)
+
+
 def main(path, folder):
     folder = Path(folder)
     names = json.loads((folder / "names.json").read_text())
@@ -79,14 +90,16 @@ def main(path, folder):
     (folder / "theirs.json").write_text(json.dumps(described))
     report["tensors"] = len(codes)
     report["missing"] = [n for n in codes if n not in ours]
-    optimized = cases.session(path)
-    outputs = [o.name for o in optimized.get_outputs()]
-    fast = dict(zip(outputs, optimized.run(None, feeds)))
+    outputs = [o.name for o in onnx.load(path).graph.output]
     report["plain_sqnr_db"] = min(cases.sqnr_db(theirs[n], ours[n]) for n in outputs)
-    report["optimized_sqnr_db"] = min(cases.sqnr_db(fast[n], ours[n]) for n in outputs)
-    graph = optimized_graph(path)
-    report["operators"] = dict(collections.Counter(node.op_type for node in graph.node))
-    report["dequantized_weights"] = dequantized_weights(graph)
+    # Its optimizations take a product of fp8 for one of integers, and then refuse the model: `quantize` says so.
+    if not fp8_product(path):
+        optimized = cases.session(path)
+        fast = dict(zip(outputs, optimized.run(None, feeds)))
+        report["optimized_sqnr_db"] = min(cases.sqnr_db(fast[n], ours[n]) for n in outputs)
+        graph = optimized_graph(path)
+        report["operators"] = dict(collections.Counter(node.op_type for node in graph.node))
+        report["dequantized_weights"] = dequantized_weights(graph)
     print(json.dumps({k: (1e9 if v == float("inf") else v) for k, v in report.items()}))
 
 

@@ -112,6 +112,9 @@ impl FixedRanges {
     }
 }
 
+/// What must be said of fp8 files.
+const FP8: &str = "ONNX Runtime 1.31.1 refuses matrix products of fp8 with its optimizations on: set the session option session.disable_quant_qdq to 1 there";
+
 impl QuantOptions {
     /// Checks that the schemes of every node can be computed with, those of overrides included.
     ///
@@ -163,7 +166,9 @@ impl QuantOptions {
     pub fn warnings(&self) -> Vec<&'static str> {
         let (a, w) = (self.activations.formula, self.weights.formula);
         let second = Some(w).filter(|w| *w != a);
-        [Some(a), second].into_iter().flatten().filter_map(|f| f.warning(self.per_tensor_activations)).collect()
+        let formulas = [Some(a), second].into_iter().flatten().filter_map(|f| f.warning(self.per_tensor_activations));
+        let fp8 = self.activations.format.is_float().then_some(FP8);
+        formulas.chain(fp8).collect()
     }
 
     /// Fills in what a text in JSON leaves open from the preset that it names, or else from `preset`.

@@ -69,7 +69,7 @@ fn says_what_is_wrong_with_formats_and_schemes() {
         "--activations fp8_e4m3 --weights fp8_e4m3 --reduce-range",
         "--method distribution",
         "--method diffs",
-        "--weight-bits 9 --weights int8",
+        "--weight-bits 17 --weights int8",
         "--activations int16 --format qoperator",
         "--scheme vitis-dpu --activations uint8",
         "--scheme nothing",

@@ -284,16 +284,14 @@ impl SchemeArgs {
 fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
-    // Once as it is, for errors that tell the line, and once above what the preset says.
-    let parsed = if json {
-        let plain = serde_json::from_str::<QuantOptions>(&text).and_then(|_| serde_json::from_str(&text));
-        plain.map_err(anyhow::Error::from)
-    } else {
-        let plain = toml::from_str::<QuantOptions>(&text).and_then(|_| toml::from_str(&text));
-        plain.map_err(anyhow::Error::from)
+    // Once as it is, for errors that tell the line; again above the preset, where there is one.
+    let over = |preset: Preset, text: serde_json::Value| QuantOptions::from_json(text, Some(preset));
+    let read = || -> Result<QuantOptions> {
+        let plain: QuantOptions = if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? };
+        let Some(preset) = preset.or(plain.scheme) else { return Ok(plain) };
+        Ok(over(preset, if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? })?)
     };
-    let whole = parsed.and_then(|text| QuantOptions::from_json(text, preset).map_err(anyhow::Error::from));
-    whole.map_err(|e| {
+    read().map_err(|e| {
         let problem = e.to_string();
         let (path, problem) = (path.display(), problem.trim_end());
         anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")
