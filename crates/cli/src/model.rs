@@ -7,6 +7,8 @@ use narrowbit_data::InputSpec;
 use narrowbit_import::onnx;
 use narrowbit_ir::{Graph, Model, ValueId};
 use narrowbit_passes::SanitizeOptions;
+use narrowbit_quant::approach::Approach;
+use narrowbit_quant::options::QuantOptions;
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::DType;
 
@@ -33,6 +35,15 @@ pub fn load_runnable(path: &Path) -> Result<Model> {
 /// Cleans a model's graph with the default passes.
 pub fn sanitize(model: &mut Model) -> Result<narrowbit_passes::Report> {
     Ok(narrowbit_passes::sanitize(model, &SanitizeOptions::default())?)
+}
+
+/// Cleans a model's graph and evens out its channels, as the options ask for; gives the normalisations that were smoothed.
+pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<usize> {
+    sanitize(model)?;
+    if !options.smooth || !matches!(options.approach, Approach::Static | Approach::Dynamic) {
+        return Ok(0);
+    }
+    Ok(narrowbit_passes::equalize(model)?.rewrites())
 }
 
 /// Checks that a model could be brought to a version of ONNX's operator set.

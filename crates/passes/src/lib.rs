@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attention;
+pub mod equalize;
 mod error;
 pub mod fuse;
 mod manager;
@@ -55,7 +56,21 @@ pub fn passes() -> &'static [&'static dyn Pass] {
         &fuse::rms_norm::RmsNorm,
         &fuse::gelu::Gelu,
         &fuse::hard_swish::HardSwish,
+        &equalize::smooth_norm::SmoothNorm,
     ]
+}
+
+/// Prepares a clean model for quantization, by the passes of [`Stage::Equalize`]: the function stays the same, the
+/// ranges of channels come closer to each other.
+///
+/// # Errors
+/// When a node contradicts its operator.
+pub fn equalize(model: &mut Model) -> Result<Report, PassError> {
+    let options = SanitizeOptions::default();
+    let names: Vec<&str> = passes().iter().filter(|p| p.stage() == Stage::Equalize).map(|p| p.name()).collect();
+    let report = Manager::only(&names, &options)?.run(model)?;
+    infer::annotate(&mut model.graph)?;
+    Ok(report)
 }
 
 /// Brings a model into a clean form with the same outputs up to float rounding: one operator set, no

@@ -36,7 +36,8 @@ impl<'a> Manager<'a> {
             check_name(all, name)?;
         }
         let on = |p: &&&'static dyn Pass| {
-            (options.fuse || p.stage() != Stage::Fuse) && !options.disabled.iter().any(|d| d == p.name())
+            let stage = p.stage() != Stage::Equalize && (options.fuse || p.stage() != Stage::Fuse);
+            stage && !options.disabled.iter().any(|d| d == p.name())
         };
         Ok(Manager::of(all.iter().filter(on).copied().collect(), options))
     }
@@ -70,6 +71,7 @@ impl<'a> Manager<'a> {
         for stages in [&[Stage::Prepare][..], &[Stage::Prepare, Stage::Sanitize], &[Stage::Sanitize, Stage::Fuse]] {
             self.fixed_point(model, stages)?;
         }
+        self.fixed_point(model, &[Stage::Equalize])?;
         self.report.stopped = self.budget == 0;
         (self.report.nodes_after, self.report.opset_after) = (model.graph.node_count(), model.opset());
         Ok(self.report)

@@ -17,6 +17,8 @@ pub enum Stage {
     Sanitize,
     /// Recognises functions that are written in primitive operators.
     Fuse,
+    /// Makes a clean model easier to quantize; only by [`crate::equalize()`].
+    Equalize,
 }
 
 /// A named rewrite of graphs.

@@ -46,6 +46,9 @@ pub struct QuantOptions {
     pub keep_last: bool,
     /// Whether tables read by Gather (embeddings) are stored in 8 bits.
     pub embeddings: bool,
+    /// Whether factors of channels move from normalisations into the weights behind them, where channels stand out
+    /// (static and dynamic quantization).
+    pub smooth: bool,
     /// Settings of dynamic quantization.
     pub dynamic: DynamicOptions,
     /// Settings of weights by blocks.
@@ -73,6 +76,7 @@ impl Default for QuantOptions {
             keep_first: false,
             keep_last: false,
             embeddings: true,
+            smooth: true,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),
             half: HalfOptions::default(),

@@ -64,11 +64,11 @@ impl Calibrate {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         interrupt::install();
         let mut model = model::load_runnable(&self.model)?;
-        model::sanitize(&mut model)?;
         let options = self.scheme.resolve()?;
         if !options.approach.needs_ranges() {
             bail!("this approach needs no ranges\nhelp: run `narrowbit quantize` right away");
         }
+        model::prepare(&mut model, &options)?;
         let mut start = Ranges { graph: narrowbit_quant::ranges::graph_hash(&model.graph), ..Ranges::default() };
         for path in &self.merge {
             start.merge(&Ranges::load(path)?).with_context(|| path.display().to_string())?;

@@ -101,8 +101,8 @@ impl Demo {
         output::note(format!("{}: cleaning, calibrating, quantizing, measuring …", e.name));
         let mut float = onnx::parse(e.model, None)?;
         let nodes_before = float.graph.node_count();
-        model::sanitize(&mut float)?;
         let options = QuantOptions::default();
+        model::prepare(&mut float, &options)?;
         let calib = self.open(e, "calib.npz", e.calib, &float)?;
         let job =
             Job { threads: self.threads.threads, batch: 1, histograms: false, positions: None, skip: 0, keep: false };

@@ -22,7 +22,7 @@ pass! {
 }
 
 /// The permutation of a Transpose, with its default resolved.
-pub(super) fn perm(view: &View, id: NodeId) -> Found<Vec<usize>> {
+pub(crate) fn perm(view: &View, id: NodeId) -> Found<Vec<usize>> {
     let op = view.node(id).op.downcast::<Transpose>().or_no()?;
     let rank = view.input(id, 0).ok().and_then(|x| view.rank(x)).or(op.perm.as_ref().map(Vec::len)).or_no()?;
     Ok(op.perm(rank)?)

@@ -100,7 +100,9 @@ impl Preset {
         };
         let jax = matches!(self, Preset::IncJaxFp8 | Preset::IncJaxInt8);
         let fixed_ranges = if jax { FixedRanges::Softmax } else { FixedRanges::Off };
-        QuantOptions { scheme: Some(self), activations, weights, method, fixed_ranges, ..QuantOptions::default() }
+        // The tools quantize the weights that they are given.
+        let smooth = false;
+        QuantOptions { scheme: Some(self), activations, weights, method, fixed_ranges, smooth, ..Default::default() }
     }
 }
 

@@ -108,7 +108,7 @@ impl Quantize {
         interrupt::install();
         let start = Instant::now();
         let mut model = model::load_runnable(&self.model)?;
-        model::sanitize(&mut model)?;
+        let smoothed = model::prepare(&mut model, &options)?;
         let mut made = match options.approach.needs_ranges() {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
@@ -127,6 +127,7 @@ impl Quantize {
         staged.commit()?;
         let speed = self.speed(inputs, &made.fates, &options, start.elapsed().as_secs_f64())?;
         let mut summary = self.summary(global, &options, made, error, seconds)?;
+        summary.smoothed = smoothed;
         summary.warnings.extend(speed.warning());
         let skipped = matches!(speed, Outcome::TooSlow);
         summary.speed = speed.measured();

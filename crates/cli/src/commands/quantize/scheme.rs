@@ -144,6 +144,11 @@ pub struct SchemeArgs {
     /// Keep embedding tables in 32 bits
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
+    /// Whether to divide channels that stand out behind a normalisation between it and the weights that follow, exactly;
+    /// static, dynamic [default: yes; no with --scheme]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    smooth: Option<bool>,
     /// What shares a scale of an activation: dynamic [default: token]
     #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
     granularity: Option<GranularityArg>,
@@ -189,6 +194,7 @@ impl SchemeArgs {
         o.keep_first |= self.keep_first;
         o.keep_last |= self.keep_last;
         o.embeddings &= !self.float_embeddings;
+        o.smooth = self.smooth.unwrap_or(o.smooth);
         if !self.op_types.is_empty() {
             o.op_types.clone_from(&self.op_types);
         }
@@ -222,7 +228,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 15] = [
+        let all: [(bool, &str, &[Approach]); 16] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -233,6 +239,7 @@ impl SchemeArgs {
             (self.per_tensor, "--per-tensor", &[Static, Dynamic]),
             (self.reduce_range, "--reduce-range", &[Static, Dynamic]),
             (self.keep_first || self.keep_last, "--keep-first and --keep-last", &[Static, Dynamic, WeightOnly]),
+            (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),
             (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),

@@ -29,6 +29,8 @@ pub struct Summary {
     /// That type, or int8.
     format: String,
     nodes: usize,
+    /// Normalisations whose channels were evened out with the weights behind them.
+    pub smoothed: usize,
     /// Why the others do not: number of nodes by operator and reason.
     pub float: Vec<FloatGroup>,
     /// Bytes on disk.
@@ -89,6 +91,7 @@ impl Quantize {
             stored_nodes: fates.iter().filter(|f| f.stored.is_some()).count(),
             integer_nodes: fates.iter().filter(|f| f.integer).count(),
             nodes: fates.len(),
+            smoothed: 0,
             float: groups(&fates),
             bytes_before: model::size_on_disk(&self.model)?,
             bytes_after: model::size_on_disk(&self.output)?,
@@ -160,6 +163,12 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
         let count: usize = groups.iter().map(|g| g.count).sum();
         let ops: Vec<String> = groups.iter().map(|g| format!("{} {}", g.count, g.op)).collect();
         out.push_str(&format!("          {count} {rest}, {why}:\n            {}\n", ops.join(", ")));
+    }
+    if s.smoothed > 0 {
+        out.push_str(&format!(
+            "  smooth  {} normalisations: channels that stand out moved into the weights behind them (--smooth=no leaves them)\n",
+            s.smoothed
+        ));
     }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;
     out.push_str(&format!(
