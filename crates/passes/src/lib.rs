@@ -41,6 +41,7 @@ pub fn passes() -> &'static [&'static dyn Pass] {
         &sanitize::merge_reshapes::MergeReshapes,
         &sanitize::merge_slices::MergeSlices,
         &sanitize::push_transposes::PushTransposes,
+        &sanitize::select_early::SelectEarly,
         &sanitize::batchnorm_into_conv::BatchnormIntoConv,
         &sanitize::conv_add_bias::ConvAddBias,
         &sanitize::scalar_into_weights::ScalarIntoWeights,

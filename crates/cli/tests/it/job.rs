@@ -4,6 +4,7 @@ use narrowbit_data::{DataOptions, Dataset};
 use serde_json::Value;
 
 use crate::home::{EXAMPLES, Home, preprocess, python};
+use crate::models;
 
 /// What an example may lose: half a point, or as much of a correlation.
 const MOST_LOSS: f64 = 0.005;
@@ -44,6 +45,29 @@ fn keeps_the_accuracy_of_the_examples() {
         let agreement = both["agreement"]["cosine"].as_f64().expect("a cosine");
         assert!(agreement > 0.999, "{example}: the formats agree only to {agreement}");
     }
+}
+
+#[test]
+fn keeps_the_accuracy_of_a_model_with_outlier_channels() {
+    let home = Home::new();
+    models::save_outliers(&home.path("model.onnx"));
+    models::save_features(&home.path("data.npz"), 64);
+    let made = |flags: &str| {
+        let summary = home.json(&format!("quantize model.onnx --data data.npz {flags} -o out.onnx"));
+        (summary["smoothed"].as_u64(), summary["error"]["sqnr_db"].as_f64().expect("decibels"))
+    };
+    for approach in ["static", "dynamic"] {
+        let (on, with) = made(&format!("--approach {approach}"));
+        let (off, without) = made(&format!("--approach {approach} --smooth=no"));
+        assert_eq!((on, off), (Some(1), Some(0)), "{approach}");
+        // 256 times finer steps for eight of ten channels; one scale per token helps the other a little.
+        assert!(with > 30.0 && with > without + 15.0, "{approach}: {with} dB smoothed, {without} dB as it was");
+    }
+    home.ok("calibrate model.onnx --data data.npz -o ranges.json");
+    home.ok("quantize model.onnx --ranges ranges.json -o ranges.onnx");
+    home.ok("quantize model.onnx --data data.npz --no-check -o data.onnx");
+    assert!(home.read("data.onnx") == home.read("ranges.onnx"));
+    home.run("quantize model.onnx --approach weight-only --smooth -o out.onnx").expect(2);
 }
 
 #[test]

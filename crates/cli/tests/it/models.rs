@@ -21,6 +21,22 @@ pub fn save_linear(path: &Path) {
     onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
 }
 
+/// `x [n, 10] → LayerNormalization → MatMul → y [n, 6]`, where the normalisation makes two channels 256 times larger and
+/// the weights behind it take that back.
+pub fn save_outliers(path: &Path) {
+    const CHANNELS: usize = 10;
+    let gain = |c: usize| if c % 5 == 2 { 256.0 } else { 1.0 };
+    let mut g = GraphBuilder::new(17);
+    let x = g.input("x", &[-1, CHANNELS as i64]);
+    let scale = g.constant("scale", Tensor::vector((0..CHANNELS).map(|c| gain(c) as f32).collect::<Vec<_>>()));
+    let normal = g.named("normal", "", "LayerNormalization", &[x, scale], AttrMap::default()).expect("a norm");
+    let weight = |i: usize| ((i as f32 * 0.77).sin() / gain(i / 6) as f32) * 0.5;
+    let w = g.constant("w", Tensor::new([CHANNELS, 6], (0..60).map(weight).collect::<Vec<_>>()).expect("a tensor"));
+    let y = g.named("y", "", "MatMul", &[normal, w], AttrMap::default()).expect("MatMul");
+    g.output(y);
+    onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
+}
+
 /// `x [n, 2] → MatMul → Relu → y [n, 1]`, and an output whose shape depends on how many elements of y are not zero.
 pub fn save_counting(path: &Path) {
     let mut g = GraphBuilder::new(17);

@@ -155,9 +155,7 @@ fn keeps_last_axis(view: &View, id: NodeId, input: ValueId, n: usize) -> Found<(
             let axes = view.ints(view.input(id, 3)?).or_no()?;
             when(axes.iter().all(|&a| shape::axis(a, before).is_some_and(|a| a + 1 < before)))
         }
-        "Transpose" => {
-            when(crate::sanitize::merge_transposes::perm(view, id)?.last() == Some(&before.wrapping_sub(1)))
-        }
+        "Transpose" => when(crate::sanitize::merge_transposes::perm(view, id)?.last() == Some(&before.wrapping_sub(1))),
         _ => when(after > 0),
     }
 }

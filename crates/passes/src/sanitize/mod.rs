@@ -18,6 +18,7 @@ pub mod min_max_to_clip;
 pub mod pad_into_window;
 pub mod push_transposes;
 pub mod scalar_into_weights;
+pub mod select_early;
 pub mod shape_computations;
 pub mod transposed_constant;
 pub mod upgrade_opset;
