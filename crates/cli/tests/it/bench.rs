@@ -86,7 +86,7 @@ fn profiles_every_step_once() {
     assert_eq!(Some(integers(&v[1])), v[1]["integers"]["integer_macs"].as_u64());
     assert!(v[1]["integers"]["integer_macs"].as_u64() < v[1]["integers"]["macs"].as_u64());
     let float: Vec<&Value> = rows(&v[1]["integers"], "float_nodes").iter().map(|n| &n["op"]).collect();
-    assert_eq!(float, ["Gemm"]);
+    assert!(!float.is_empty() && float.iter().all(|op| **op == "Gemm"), "{float:?}");
 }
 
 #[track_caller]

@@ -111,7 +111,7 @@ fn shows_the_scales_of_every_number_format() {
         home.ok(&format!("quantize model.onnx --data calib.npz {p} {flags} --no-check -o q.onnx"));
         let about = home.json("inspect q.onnx");
         let nodes = about["nodes"].as_array().expect("nodes");
-        let product = |n: &&Value| n["op"] == "MatMul" && !n["w_scale"].is_null();
+        let product = |n: &&Value| (n["op"] == "MatMul" || n["op"] == "Gemm") && !n["w_scale"].is_null();
         let found: Vec<&Value> = nodes.iter().filter(product).collect();
         // Four products with weights in each of three layers.
         assert!(found.len() >= 12, "{flags}: {about}");
