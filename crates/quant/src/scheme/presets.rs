@@ -100,7 +100,18 @@ impl Preset {
         };
         let jax = matches!(self, Preset::IncJaxFp8 | Preset::IncJaxInt8);
         let fixed_ranges = if jax { FixedRanges::Softmax } else { FixedRanges::Off };
-        QuantOptions { scheme: Some(self), activations, weights, method, fixed_ranges, ..QuantOptions::default() }
+        // include_cle and include_bias_corr of Vitis' default configuration.
+        let vitis = self == Preset::VitisDpu;
+        QuantOptions {
+            scheme: Some(self),
+            activations,
+            weights,
+            method,
+            fixed_ranges,
+            equalize: vitis,
+            bias_correction: vitis,
+            ..QuantOptions::default()
+        }
     }
 }
 
