@@ -66,5 +66,7 @@ pub enum Command {
     Compare(commands::compare::Compare),
     Bench(commands::bench::Bench),
     Convert(commands::convert::Convert),
+    Explain(commands::explain::Explain),
+    ExportEncodings(commands::export_encodings::ExportEncodings),
     Completions(commands::completions::Completions),
 }

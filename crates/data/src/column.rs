@@ -31,6 +31,11 @@ pub(crate) trait Column: Send + Sync {
     /// Where sample `index` comes from, for messages.
     fn place(&self, index: usize) -> Place;
 
+    /// The name that the file has for sample `index`, where samples have names.
+    fn name(&self, _index: usize) -> Option<&str> {
+        None
+    }
+
     /// Gives up buffers.
     fn release(&self) {}
 

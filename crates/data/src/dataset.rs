@@ -306,6 +306,14 @@ impl Dataset {
         self.bindings.iter().flatten().map(Binding::describe).collect()
     }
 
+    /// The name of the sample with an index in the file (see [`Batch::indices`]): where the file names its samples, as HDF5
+    /// groups do, that; else the index in six digits.
+    pub fn sample_name(&self, index: usize) -> String {
+        let bound = self.bindings.iter().flatten().find_map(|b| b.column.name(index));
+        let named = bound.or_else(|| self.data.iter().find_map(|(_, c)| c.name(index)));
+        named.map_or_else(|| format!("{index:06}"), str::to_owned)
+    }
+
     /// Sample `index` as `(name, [1, …])` tensors.
     ///
     /// # Errors

@@ -378,6 +378,10 @@ impl Column for Items {
         stack(pieces, &self.place(start))
     }
 
+    fn name(&self, index: usize) -> Option<&str> {
+        self.names.get(index).map(String::as_str)
+    }
+
     fn place(&self, index: usize) -> Place {
         let path = self.names.get(index).map(|_| self.path(index).trim_start_matches('/').to_owned());
         self.handle.place.array(path.unwrap_or_default()).sample(index)

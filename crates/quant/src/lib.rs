@@ -8,6 +8,9 @@
 pub mod approach;
 pub mod calibrate;
 mod dynamic;
+pub mod encodings;
+pub mod equalize;
+pub mod explain;
 mod half;
 pub mod observe;
 pub mod op_types;
@@ -20,4 +23,5 @@ pub mod quantize;
 pub mod ranges;
 pub mod scheme;
 mod select;
+pub mod target;
 mod weight_only;

@@ -10,6 +10,7 @@ use crate::observe::{Method, Range};
 use crate::scheme::{
     ActivationScheme, Formula, NumberFormat, Preset, SchemeError, Statistic, WeightScheme, check_pair, vitis,
 };
+use crate::target::Target;
 
 /// The settings of a quantization, as resolved from defaults, a config file and flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct QuantOptions {
     /// The preset that the other settings began with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheme: Option<Preset>,
+    /// The runtime that the file is for, if its limits are to be kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
     /// How the model is quantized; decides which of the other settings count.
     pub approach: Approach,
     /// How activations are represented.
@@ -49,6 +53,15 @@ pub struct QuantOptions {
     /// Whether factors of channels move from normalisations into the weights behind them, where channels stand out
     /// (static and dynamic quantization).
     pub smooth: bool,
+    /// Whether biases of integer products stay float, for runtimes that dequantize no int32.
+    #[serde(skip_serializing_if = "is_default")]
+    pub float_biases: bool,
+    /// Whether channels between convolutions get the same range in both weights ([`crate::equalize`]).
+    #[serde(skip_serializing_if = "is_default")]
+    pub equalize: bool,
+    /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
+    #[serde(skip_serializing_if = "is_default")]
+    pub bias_correction: bool,
     /// Settings of dynamic quantization.
     pub dynamic: DynamicOptions,
     /// Settings of weights by blocks.
@@ -64,6 +77,7 @@ impl Default for QuantOptions {
     fn default() -> QuantOptions {
         QuantOptions {
             scheme: None,
+            target: None,
             approach: Approach::default(),
             activations: ActivationScheme::default(),
             weights: WeightScheme::default(),
@@ -77,6 +91,9 @@ impl Default for QuantOptions {
             keep_last: false,
             embeddings: true,
             smooth: true,
+            float_biases: false,
+            equalize: false,
+            bias_correction: false,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),
             half: HalfOptions::default(),

@@ -1,15 +1,20 @@
 //! The whole job on a sanitized model: layout, plan, QDQ graph, metadata, facts for the summary.
 
+use std::collections::BTreeMap;
+
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Graph, Model, NodeError, ValueType};
+use narrowbit_ir::{Graph, Model, NodeError, ValueId, ValueType};
 use narrowbit_kernels::Exec;
 use serde::Serialize;
 
 use crate::approach::{Approach, ApproachError, Compute, Granularity};
+use crate::calibrate::ChannelAxis;
+use crate::encodings::{Applied, Encodings};
+use crate::equalize::{self, Equalized};
 use crate::observe::Method;
 use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
-use crate::plan::{Kind, Layout, PlanError, QuantPlan};
+use crate::plan::{Kind, Layout, PlanError, QuantPlan, correction};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
 use crate::scheme::SchemeError;
@@ -128,6 +133,30 @@ pub(crate) fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
+/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions, and gives
+/// products a bias that correction can move. `calibrate` and `quantize` both do this, so that they have one graph.
+///
+/// # Errors
+/// Never for a graph that holds together.
+pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equalized>, QuantizeError> {
+    if !options.approach.needs_ranges() {
+        return Ok(None);
+    }
+    let equalized = match options.equalize {
+        true => Some(equalize::equalize(&mut model.graph).map_err(QdqError::from)?),
+        false => None,
+    };
+    if options.bias_correction {
+        correction::add_biases(&mut model.graph).map_err(QdqError::from)?;
+    }
+    Ok(equalized)
+}
+
+/// The values whose means by channel calibration has to record for these settings.
+pub fn channels(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTreeMap<ValueId, ChannelAxis> {
+    if options.bias_correction { correction::channels(graph, layout) } else { BTreeMap::new() }
+}
+
 /// Quantizes a sanitized model in place, on the threads of `exec`, as its [`layout`] with the same options says.
 ///
 /// # Errors
@@ -139,14 +168,34 @@ pub fn quantize(
     options: &QuantOptions,
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
-    ranges.check(&model.graph)?;
-    let plan = QuantPlan::new(&model.graph, layout, &ranges.tensors, options, exec)?;
+    let none = Encodings::default();
+    let (plan, fates, _) = quantize_with(model, layout, ranges, &none, options, exec)?;
+    Ok((plan, fates))
+}
+
+/// As [`quantize`], with the numbers of another tool's file where it has some; ranges that hold nothing do for a file
+/// about every tensor.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_with(
+    model: &mut Model,
+    layout: Layout,
+    ranges: &Ranges,
+    given: &Encodings,
+    options: &QuantOptions,
+    exec: &Exec,
+) -> Result<(QuantPlan, Vec<NodeFate>, Applied), QuantizeError> {
+    if !ranges.tensors.is_empty() || given.tensors.is_empty() {
+        ranges.check(&model.graph)?;
+    }
+    let (plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &ranges.tensors, given, options, exec)?;
     let fates = fates(model, &plan);
     let opset = model.opset();
     qdq::insert(&mut model.graph, &plan, opset, exec)?;
     forget_types(model);
     infer::annotate(&mut model.graph)?;
-    Ok((plan, fates))
+    Ok((plan, fates, applied))
 }
 
 /// Quantizes a sanitized model in place by an approach that needs no ranges.

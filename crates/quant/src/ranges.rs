@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use narrowbit_ir::Graph;
 use serde::{Deserialize, Serialize};
 
-use crate::observe::{Histogram, MovingAverage, Peak, Positions, SavedHistogram, Stats};
+use crate::observe::{Histogram, Means, MovingAverage, Peak, Positions, SavedHistogram, Stats};
 
 /// The value of the field `format`.
 pub const FORMAT: &str = "narrowbit-ranges/1";
@@ -58,7 +58,7 @@ pub enum RangesError {
         found: String,
         /// The hash of the model.
         expected: String,
-        /// The first tensor that is missing, as the rest of a sentence.
+        /// What differs, as the rest of a sentence.
         detail: String,
     },
 }
@@ -91,6 +91,8 @@ struct Record {
     histogram: Option<SavedHistogram>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     positions: Option<Positions>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    means: Option<Means>,
 }
 
 /// Larger files are refused: no calibration of any real model writes one.
@@ -187,9 +189,35 @@ impl Ranges {
         if self.graph == expected {
             return Ok(());
         }
-        let missing = self.tensors.keys().find(|n| graph.value_named(n).is_none());
-        let detail = missing.map(|n| format!("; it has no tensor \"{n}\"")).unwrap_or_default();
+        let detail = self.difference(graph);
         Err(RangesError::OtherModel { found: self.graph.clone(), expected, detail })
+    }
+}
+
+impl Ranges {
+    /// Which tensors the ranges and a graph do not share, as the rest of a message.
+    fn difference(&self, graph: &Graph) -> String {
+        let made = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied());
+        let own: std::collections::BTreeSet<&str> =
+            graph.inputs().iter().copied().chain(made).map(|v| graph.value(v).name.as_str()).collect();
+        let gone: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !own.contains(n)).collect();
+        // Not all tensors of a graph are observed: only where names differ is it worth telling which are new.
+        let new: Vec<&str> = own.iter().copied().filter(|n| !self.tensors.contains_key(*n)).collect();
+        if gone.is_empty() {
+            return "; every tensor of the ranges is in this model, but operators, edges or shapes of constants differ"
+                .into();
+        }
+        format!("\n  only in the ranges: {}\n  only in this model: {}", some(&gone), some(&new))
+    }
+}
+
+/// The first names of a list, and how many more.
+fn some(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let first = names.iter().take(SHOWN).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
 
@@ -203,6 +231,7 @@ fn record(s: &Stats) -> Record {
         peak: s.peak.value().map(|_| s.peak),
         histogram: s.histogram.as_ref().map(SavedHistogram::from),
         positions: s.positions.clone(),
+        means: s.means.clone(),
     }
 }
 
@@ -219,6 +248,9 @@ fn stats(r: Record) -> Result<Stats, String> {
     if !peak.is_sound() || r.positions.as_ref().is_some_and(|p| !p.is_sound()) {
         return Err("the moving peak or the positions are out of range".into());
     }
+    if r.means.as_ref().is_some_and(|m| !m.is_sound()) {
+        return Err("the sums by channel are no numbers".into());
+    }
     let histogram = r.histogram.map(Histogram::try_from).transpose()?;
     let counted = histogram.as_ref().map(|h| h.counts().iter().try_fold(0u64, |n, &c| n.checked_add(c)));
     if counted.is_some_and(|n| n != Some(r.count)) {
@@ -232,6 +264,7 @@ fn stats(r: Record) -> Result<Stats, String> {
         peak,
         histogram,
         positions: r.positions,
+        means: r.means,
     })
 }
 

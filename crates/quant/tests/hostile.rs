@@ -5,6 +5,7 @@ use std::path::Path;
 use narrowbit_ir::text;
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_ops::Registry;
+use narrowbit_quant::encodings::{Encodings, Format};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::quantize;
@@ -55,6 +56,19 @@ fn exercise_ranges(bytes: &[u8], exec: &Exec) -> bool {
     true
 }
 
+/// Whatever can be done with encodings; they are taken for those of the model.
+fn exercise_encodings(bytes: &[u8], exec: &Exec) -> bool {
+    let Ok(given) = Encodings::parse(bytes, Path::new("encodings.json")) else { return false };
+    for format in [Format::Vitis, Format::Aimet, Format::AimetV0, Format::Ort] {
+        let _ = given.write(format, "hash");
+    }
+    let mut model = model();
+    let options = QuantOptions::default();
+    let layout = quantize::layout(&model, &options).unwrap();
+    let _ = quantize::quantize_with(&mut model, layout, &Ranges::default(), &given, &options, exec);
+    true
+}
+
 fn replay(target: &str, exercise: impl Fn(&[u8]) -> bool) {
     for (name, bytes) in hostile::corpus(target) {
         assert_ne!(exercise(&bytes), name.starts_with("bad_"), "{name}");
@@ -73,6 +87,7 @@ fn replays_the_corpus() {
     let exec = Exec::new(Isa::detect(), 1);
     replay("quant_config", exercise_config);
     replay("ranges", |bytes| exercise_ranges(bytes, &exec));
+    replay("encodings", |bytes| exercise_encodings(bytes, &exec));
 }
 
 #[test]
@@ -84,4 +99,10 @@ fn survives_damaged_settings() {
 fn survives_damaged_ranges() {
     let exec = Exec::new(Isa::detect(), 1);
     storm("ranges", 19, ROUNDS, |bytes| exercise_ranges(bytes, &exec));
+}
+
+#[test]
+fn survives_damaged_encodings() {
+    let exec = Exec::new(Isa::detect(), 1);
+    storm("encodings", 23, ROUNDS / 2, |bytes| exercise_encodings(bytes, &exec));
 }

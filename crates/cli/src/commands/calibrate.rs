@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -5,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use narrowbit_data::{Dataset, Split};
-use narrowbit_ir::Model;
-use narrowbit_quant::calibrate::Calibrator;
+use narrowbit_ir::{Graph, Model, ValueId};
+use narrowbit_quant::calibrate::{Calibrator, ChannelAxis, mask};
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize;
@@ -41,11 +42,40 @@ pub struct Calibrate {
     #[arg(long)]
     no_histograms: bool,
     #[command(flatten)]
+    mask: MaskArgs,
+    #[command(flatten)]
     scheme: SchemeArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
     threads: Threads,
+}
+
+/// Which positions of a sequence count.
+#[derive(Debug, Clone, Args)]
+pub struct MaskArgs {
+    /// The input, [samples, positions], whose zeros mark padding: such positions are not recorded; `off` records all
+    /// [default: attention_mask, if the model has it]
+    #[arg(long, value_name = "INPUT", help_heading = "Data")]
+    mask: Option<String>,
+}
+
+impl MaskArgs {
+    /// The place of the mask among the inputs, if there is one.
+    pub fn input(&self, graph: &Graph) -> Result<Option<usize>> {
+        let named = |name: &str| graph.inputs().iter().position(|&v| graph.value(v).name == name);
+        match self.mask.as_deref() {
+            Some("off") => Ok(None),
+            None => Ok(named(mask::USUAL_NAME)),
+            Some(name) => match named(name) {
+                Some(i) => Ok(Some(i)),
+                None => {
+                    let inputs: Vec<&str> = graph.inputs().iter().map(|&v| graph.value(v).name.as_str()).collect();
+                    bail!("--mask: the model has no input \"{name}\"\nhelp: it has {}", inputs.join(", "))
+                }
+            },
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -69,6 +99,7 @@ impl Calibrate {
             bail!("this approach needs no ranges\nhelp: run `narrowbit quantize` right away");
         }
         model::prepare(&mut model, &options)?;
+        quantize::prepare(&mut model, &options)?;
         let mut start = Ranges { graph: narrowbit_quant::ranges::graph_hash(&model.graph), ..Ranges::default() };
         for path in &self.merge {
             start.merge(&Ranges::load(path)?).with_context(|| path.display().to_string())?;
@@ -95,15 +126,19 @@ impl Calibrate {
             start.check(&model.graph)?;
         }
         let dataset = self.data.open(&model.graph, Split::Calibration)?;
+        let layout = quantize::layout(model, options)?;
+        let channels = quantize::channels(&model.graph, &layout, options);
         let job = Job {
             threads: self.threads.threads,
             batch: self.data.batch,
             histograms: !self.no_histograms,
             positions: options.position_bits(),
+            channels,
+            mask: self.mask.input(&model.graph)?,
             skip,
             keep: false,
         };
-        let done = job.run(model, &quantize::layout(model, options)?, &dataset, start)?;
+        let done = job.run(model, &layout, &dataset, start)?;
         Ok((done.ranges, done.stopped))
     }
 
@@ -153,6 +188,10 @@ pub struct Job {
     pub histograms: bool,
     /// The bits of codes whose fix positions are searched in each batch, if a scheme asks for them.
     pub positions: Option<u8>,
+    /// The values whose sums by channel are kept.
+    pub channels: BTreeMap<ValueId, ChannelAxis>,
+    /// The input whose zeros mark positions that are not recorded.
+    pub mask: Option<usize>,
     /// Samples at the start to pass over: the record has them already.
     pub skip: u64,
     /// Whether to keep the first samples, to check the quantized model with.
@@ -178,11 +217,15 @@ impl Job {
         if !start.data.contains(&source) {
             start.data.push(source);
         }
-        let calibrator = Calibrator::new(&model.graph, &observed, self.histograms, self.threads, start)?;
+        let calibrator =
+            Calibrator::with_channels(&model.graph, &observed, &self.channels, self.histograms, self.threads, start)?;
         let mut calibrator = match self.positions {
             Some(bits) => calibrator.with_positions(bits),
             None => calibrator,
         };
+        if let Some(mask) = self.mask {
+            calibrator = calibrator.with_mask(mask);
+        }
         tracing::info!(
             "the records of {} tensors take {}",
             observed.len(),

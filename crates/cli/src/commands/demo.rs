@@ -104,8 +104,16 @@ impl Demo {
         let options = QuantOptions::default();
         model::prepare(&mut float, &options)?;
         let calib = self.open(e, "calib.npz", e.calib, &float)?;
-        let job =
-            Job { threads: self.threads.threads, batch: 1, histograms: false, positions: None, skip: 0, keep: false };
+        let job = Job {
+            threads: self.threads.threads,
+            batch: 1,
+            histograms: false,
+            positions: None,
+            channels: Default::default(),
+            mask: None,
+            skip: 0,
+            keep: false,
+        };
         let layout = quantize::layout(&float, &options)?;
         let ranges: Ranges = job.run(&float, &layout, &calib, Ranges::default())?.ranges;
         let mut int8 = float.clone();

@@ -7,6 +7,8 @@ pub mod completions;
 pub mod convert;
 pub mod demo;
 pub mod eval;
+pub mod explain;
+pub mod export_encodings;
 pub mod inspect;
 pub mod quantize;
 pub mod run;
@@ -32,6 +34,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Compare(c) => c.run(global),
         Command::Bench(c) => c.run(global),
         Command::Convert(c) => c.run(global),
+        Command::Explain(c) => c.run(global),
+        Command::ExportEncodings(c) => c.run(global),
         Command::Completions(c) => c.run(),
     }
 }

@@ -1,9 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use narrowbit_data::{NpzWriter, Split};
+use narrowbit_data::{H5Writer, NpzWriter, Split};
+use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::{Global, Threads};
@@ -12,14 +13,15 @@ use crate::{interrupt, model, output};
 
 /// Run a model on data and save its outputs
 ///
-/// Writes an .npz with one array per output of the model, samples along the first axis. The model may be
-/// float or quantized, by narrowbit or another tool.
+/// Writes an .npz with one array per output of the model, samples along the first axis; or an .h5 with one dataset per
+/// sample, named as in the .h5 that the samples are from. The model may be float or quantized, by narrowbit or
+/// another tool.
 #[derive(Debug, Args)]
 pub struct Run {
     /// The model (.onnx)
     model: PathBuf,
-    /// Where to write the outputs (.npz)
-    #[arg(short, long, value_name = "OUT.npz")]
+    /// Where to write the outputs (.npz or .h5)
+    #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
     #[arg(long)]
@@ -50,7 +52,7 @@ impl Run {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let runner = model::Runner::new(&self.model, self.threads.threads, self.interpret)?;
         let dataset = self.data.open(runner.graph(), Split::Test)?;
-        let mut out = NpzWriter::create(&self.output)?;
+        let mut out = Sink::create(&self.output, runner.output_names())?;
         let bar = output::progress("running", dataset.len());
         interrupt::install();
         let names = runner.output_names();
@@ -61,9 +63,10 @@ impl Run {
             }
             let batch = batch?;
             let n = batch.indices.len();
+            let samples: Vec<String> = batch.indices.iter().map(|&i| dataset.sample_name(i)).collect();
             let results = runner.run(&data::tensors(batch))?;
+            out.append(&samples, &results)?;
             for (name, t) in names.iter().zip(&results) {
-                out.append(name, t)?;
                 // One value per batch, where an output has no dimensions.
                 let shape = if t.rank() == 0 { vec![1] } else { t.shape().to_vec() };
                 match shapes.iter_mut().find(|r| r.name == *name) {
@@ -91,4 +94,66 @@ impl Run {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Where outputs go.
+enum Sink {
+    /// Rows of an array for each output.
+    Npz(NpzWriter, Vec<String>),
+    /// A dataset for each sample, and for each output where there are several.
+    H5(H5Writer, Vec<String>),
+}
+
+impl Sink {
+    fn create(path: &Path, outputs: Vec<String>) -> Result<Sink> {
+        let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        Ok(match ending.as_str() {
+            "h5" | "hdf5" => Sink::H5(H5Writer::create(path)?, outputs),
+            _ => Sink::Npz(NpzWriter::create(path)?, outputs),
+        })
+    }
+
+    /// The outputs of a batch of samples.
+    fn append(&mut self, samples: &[String], results: &[Tensor]) -> Result<()> {
+        match self {
+            Sink::Npz(out, names) => {
+                for (name, t) in names.iter().zip(results) {
+                    out.append(name, t)?;
+                }
+            }
+            Sink::H5(out, names) => {
+                for (name, t) in names.iter().zip(results) {
+                    for (sample, row) in samples.iter().zip(rows(t, samples.len(), name)?) {
+                        // Slashes would make groups.
+                        let output = name.replace('/', "_");
+                        let dataset = if names.len() == 1 { sample.clone() } else { format!("{sample}.{output}") };
+                        out.add(&dataset, &row)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Sink::Npz(out, _) => out.finish()?,
+            Sink::H5(out, _) => out.finish()?,
+        }
+        Ok(())
+    }
+}
+
+/// The `[1, …]` results of each of `n` samples.
+fn rows(t: &Tensor, n: usize, name: &str) -> Result<Vec<Tensor>> {
+    if n == 1 {
+        return Ok(vec![t.clone()]);
+    }
+    let Some((_, row)) = t.shape().split_first().filter(|(first, _)| **first == n) else {
+        bail!("output \"{name}\" has shape {:?} for {n} samples\nhelp: --batch 1 runs them one by one", t.shape());
+    };
+    let shape: Vec<usize> = std::iter::once(1).chain(row.iter().copied()).collect();
+    let bytes = t.bytes();
+    let len = bytes.len() / n;
+    (0..n).map(|i| Ok(Tensor::from_bytes(t.dtype(), shape.clone(), bytes[i * len..][..len].to_vec())?)).collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::home::Home;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "inspect",
     "sanitize",
@@ -13,6 +13,8 @@ const COMMANDS: [&str; 11] = [
     "compare",
     "bench",
     "convert",
+    "explain",
+    "export-encodings",
     "completions",
 ];
 

@@ -4,8 +4,11 @@
 mod approaches;
 mod bench;
 mod calibration;
+mod encodings;
 mod errors;
+mod explain;
 mod files;
+mod flow;
 mod help;
 mod home;
 mod job;
@@ -15,3 +18,4 @@ mod onnxruntime;
 mod peers;
 mod schemes;
 mod shared;
+mod targets;

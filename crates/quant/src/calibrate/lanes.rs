@@ -10,8 +10,9 @@ use narrowbit_ir::ValueId;
 use narrowbit_runtime::{RunError, Session, View};
 use narrowbit_tensor::{DType, Tensor};
 
-use super::{Batch, CalibrateError, Calibrator, Observed, observe};
-use crate::observe::{Histogram, Summary};
+use super::mask::Mask;
+use super::{Batch, CalibrateError, Calibrator, ChannelAxis, Observed, observe};
+use crate::observe::{Histogram, Means, Summary, channel_sums};
 
 /// Bytes that the tensors of the runs beside the first one may take.
 const ARENAS: usize = 256 << 20;
@@ -37,6 +38,8 @@ struct Lane<'a> {
     histograms: Vec<Histogram>,
     /// The bits of codes whose fix positions are searched.
     positions: Option<u8>,
+    /// The input that is the mask.
+    mask: Option<usize>,
 }
 
 /// As [`Calibrator::add`].
@@ -49,10 +52,15 @@ pub fn run<E: From<CalibrateError> + Send>(
     let samples = calibrator.ranges.samples;
     let failure = |error| E::from(CalibrateError::Run { sample: samples, error });
     let sessions = sessions(&calibrator.session, &first.0).map_err(failure)?;
-    let Calibrator { observed, ranges, histograms, positions, .. } = calibrator;
+    let Calibrator { observed, ranges, histograms, positions, mask, .. } = calibrator;
     let counted = if *histograms { observed.len() } else { 0 };
-    let lane =
-        |session| Lane { session, observed, histograms: vec![Histogram::default(); counted], positions: *positions };
+    let lane = |session| Lane {
+        session,
+        observed,
+        histograms: vec![Histogram::default(); counted],
+        positions: *positions,
+        mask: *mask,
+    };
     let mut lanes: Vec<Lane> = sessions.into_iter().map(lane).collect();
     let batches = std::iter::once(Ok(first)).chain(batches);
     let source = Mutex::new(Source { batches, taken: 0, samples, ended: false });
@@ -121,15 +129,20 @@ impl Lane<'_> {
     }
 
     fn run(&mut self, batch: Batch, sample: u64) -> Result<(Batch, Vec<Tensor>, Vec<Summary>), CalibrateError> {
-        let Lane { session, observed, histograms, positions } = self;
+        let Lane { session, observed, histograms, positions, mask } = self;
+        let mask = mask.and_then(|i| Mask::new(batch.0.get(i)?));
         let mut summaries = vec![Summary::EMPTY; observed.len()];
         let outputs = session.run_observed(&batch.0, &mut |v, view: View| {
-            let Some(place) = observed.get(&v).map(|o| o.place).filter(|_| view.dtype == DType::F32) else {
-                return Ok(());
-            };
-            let values = view.slice::<f32>().map_err(|e| e.to_string())?;
+            let Some(o) = observed.get(&v).filter(|_| view.dtype == DType::F32) else { return Ok(()) };
+            let place = o.place;
+            let all = view.slice::<f32>().map_err(|e| e.to_string())?;
+            // Values with their channels last in memory are images, which have no such positions.
+            let kept = mask.as_ref().filter(|_| !view.channels_last).and_then(|m| m.kept(view.shape, all));
+            let values = kept.as_deref().unwrap_or(all);
             summaries[place] =
                 observe(session.exec(), values, histograms.get_mut(place), *positions).map_err(|e| e.to_string())?;
+            summaries[place].means =
+                o.channels.and_then(|axis| means(&view, if axis == ChannelAxis::Last { values } else { all }, axis));
             Ok(())
         });
         match outputs {
@@ -137,6 +150,26 @@ impl Lane<'_> {
             Err(error) => Err(CalibrateError::Run { sample, error }),
         }
     }
+}
+
+/// The sums by channel of a value.
+fn means(view: &View, values: &[f32], axis: ChannelAxis) -> Option<Means> {
+    let last = view.shape.len().checked_sub(1)?;
+    let axis = match axis {
+        ChannelAxis::Second => 1,
+        ChannelAxis::Last => last,
+    };
+    let channels = view.shape.get(axis).copied().filter(|&c| c > 0)?;
+    let after = |from: usize| view.shape.get(from..).unwrap_or_default().iter().product::<usize>();
+    let inner = match (view.channels_last, axis) {
+        (true, 1) => 1,
+        // The second axis lies behind all others.
+        (true, _) => after(axis + 1) * view.shape.get(1).copied().unwrap_or(1),
+        (false, _) => after(axis + 1),
+    };
+    let mut means = Means::default();
+    means.add((values.len() / channels) as u64, &channel_sums(values, channels, inner));
+    Some(means)
 }
 
 impl<E, I: Iterator<Item = Result<Batch, E>>> Source<I> {

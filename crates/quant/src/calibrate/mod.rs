@@ -7,10 +7,11 @@ use narrowbit_kernels::{Exec, calibrate as kernels};
 use narrowbit_runtime::{Options, RunError, Session};
 use narrowbit_tensor::Tensor;
 
-use crate::observe::{BatchPositions, Histogram, Positions, Stats, Summary};
+use crate::observe::{BatchPositions, Histogram, Means, Positions, Stats, Summary};
 use crate::ranges::{Ranges, graph_hash};
 
 mod lanes;
+pub mod mask;
 mod same;
 
 /// A model with observers on some of its values.
@@ -22,6 +23,17 @@ pub struct Calibrator {
     histograms: bool,
     /// The bits of codes whose fix positions are searched in each batch.
     positions: Option<u8>,
+    /// The input whose zeros mark positions that are not observed.
+    mask: Option<usize>,
+}
+
+/// The axis of the channels whose sums are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelAxis {
+    /// The second, as of images.
+    Second,
+    /// The last, as of rows.
+    Last,
 }
 
 /// A value whose elements are recorded.
@@ -30,6 +42,8 @@ struct Observed {
     place: usize,
     /// The tensors with these elements; the first one's record is kept, the others' are copies of it.
     names: Vec<String>,
+    /// The axis by whose index its elements are summed up.
+    channels: Option<ChannelAxis>,
 }
 
 /// What calibration found wrong with one sample.
@@ -64,11 +78,30 @@ impl Calibrator {
         values: &[ValueId],
         histograms: bool,
         threads: usize,
+        ranges: Ranges,
+    ) -> Result<Calibrator, CalibrateError> {
+        Calibrator::with_channels(graph, values, &BTreeMap::new(), histograms, threads, ranges)
+    }
+
+    /// As [`Calibrator::new`], and sums up the elements of some of the values by channel.
+    ///
+    /// # Errors
+    /// As [`Calibrator::new`].
+    pub fn with_channels(
+        graph: &Graph,
+        values: &[ValueId],
+        channels: &BTreeMap<ValueId, ChannelAxis>,
+        histograms: bool,
+        threads: usize,
         mut ranges: Ranges,
     ) -> Result<Calibrator, CalibrateError> {
         let mut observed: BTreeMap<ValueId, Observed> = BTreeMap::new();
         for (v, at) in same::representatives(graph, values) {
-            let entry = observed.entry(at).or_insert_with(|| Observed { place: 0, names: Vec::new() });
+            // The same elements in another order have other channels.
+            let axis = channels.get(&v).copied();
+            let at = if axis.is_some() { v } else { at };
+            let entry = observed.entry(at).or_insert_with(|| Observed { place: 0, names: Vec::new(), channels: None });
+            entry.channels = entry.channels.or(axis);
             entry.names.push(graph.value(v).name.clone());
         }
         observed.values_mut().enumerate().for_each(|(i, o)| o.place = i);
@@ -78,7 +111,13 @@ impl Calibrator {
         for name in observed.values().flat_map(|o| &o.names) {
             ranges.tensors.entry(name.clone()).or_insert_with(|| Stats::new(histograms));
         }
-        Ok(Calibrator { session, observed, ranges, histograms, positions: None })
+        for o in observed.values().filter(|o| o.channels.is_some()) {
+            let new = o.names.iter().filter_map(|n| ranges.tensors.get(n)).all(|s| s.count == 0 && s.non_finite == 0);
+            for n in o.names.iter().filter(|_| new) {
+                ranges.tensors.entry(n.clone()).and_modify(|s| s.means = Some(Means::default()));
+            }
+        }
+        Ok(Calibrator { session, observed, ranges, histograms, positions: None, mask: None })
     }
 
     /// Searches the fix positions of codes of `bits` in each batch too ([`crate::scheme::vitis`]). Records that have
@@ -88,6 +127,14 @@ impl Calibrator {
         for stats in self.ranges.tensors.values_mut().filter(|s| s.count == 0 && s.non_finite == 0) {
             stats.positions = Some(Positions::new(bits));
         }
+        self
+    }
+
+    /// Leaves positions out where an input of the model, `[samples, positions]`, is 0: padding says nothing of the values
+    /// that count. Values are matched by shape ([`mask`]); those without such an axis are recorded whole.
+    #[must_use]
+    pub fn with_mask(mut self, input: usize) -> Calibrator {
+        self.mask = Some(input);
         self
     }
 
@@ -187,7 +234,7 @@ fn extremes(
 
 /// Which zero of two comes first depends on threads and lanes: −0 becomes 0.
 fn summary(len: usize, non_finite: u64, (min, max): (f32, f32)) -> Summary {
-    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0, positions: None }
+    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0, positions: None, means: None }
 }
 
 #[cfg(test)]

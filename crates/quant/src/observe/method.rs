@@ -16,6 +16,8 @@ pub enum Method {
     /// Cuts off the given share of elements in percent: 99.999 leaves out one in 100,000,
     /// half of them on each side.
     Percentile(f64),
+    /// The percentile, of those that are usual, with the least mean squared error: one for each tensor.
+    PercentileSearch,
     /// The clipping with the least Kullback-Leibler divergence of the distribution after quantization
     /// (the TensorRT method).
     Entropy,
@@ -80,6 +82,7 @@ impl Stats {
             Method::Minmax => Some(full),
             Method::MovingAverage => self.average.range().map(|(min, max)| Range { min, max }),
             Method::Percentile(p) => self.histogram.as_ref().map(|h| cut(percentile::range(h, p))),
+            Method::PercentileSearch => self.histogram.as_ref().map(|h| percentile::search(h, full, scheme)),
             Method::Entropy => self.histogram.as_ref().map(|h| cut(entropy::range(h, full, scheme))),
             Method::Mse => self.histogram.as_ref().map(|h| cut(mse::range(h, full, scheme))),
         }

@@ -4,6 +4,7 @@
 mod distribution;
 mod entropy;
 mod histogram;
+mod means;
 mod method;
 mod mse;
 mod peak;
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use distribution::scale as distribution_scale;
 pub use histogram::{BINS, Histogram, Saved as SavedHistogram};
+pub use means::Means;
+pub(crate) use means::sums as channel_sums;
 pub use method::{Method, Range};
 pub use peak::Peak;
 pub use positions::{BatchPositions, Positions};
@@ -39,6 +42,8 @@ pub struct Stats {
     pub histogram: Option<Histogram>,
     /// Fix positions by batch, where the calibration searched them.
     pub positions: Option<Positions>,
+    /// Sums by channel, where the calibration kept them.
+    pub means: Option<Means>,
 }
 
 /// The moving average of per-sample minima and maxima, in a form that concatenates.
@@ -132,6 +137,10 @@ impl Stats {
             // Positions of a part of the samples would speak for all of them.
             _ => self.positions = None,
         }
+        match (&mut self.means, &s.means) {
+            (Some(all), Some(batch)) => all.merge(batch),
+            _ => self.means = None,
+        }
         let (lo, hi) = self.extremes.unwrap_or((s.min, s.max));
         self.extremes = Some((lo.min(s.min), hi.max(s.max)));
     }
@@ -161,11 +170,29 @@ impl Stats {
             }
             _ => None,
         };
+        self.means = match (self.means.take(), &next.means) {
+            (Some(mut a), Some(b)) => {
+                a.merge(b);
+                Some(a)
+            }
+            _ => None,
+        };
     }
 }
 
-/// One sample's extremes of a tensor.
+/// What quantizing recorded values costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Loss {
+    /// The mean squared error, in the tensor's unit squared.
+    pub mse: f64,
+    /// Signal to quantization noise, in decibels.
+    pub sqnr_db: f64,
+    /// The share of values beyond the codes.
+    pub saturated: f64,
+}
+
+/// One sample's extremes of a tensor.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// Finite elements.
     pub count: u64,
@@ -177,19 +204,21 @@ pub struct Summary {
     pub max: f32,
     /// The fix positions that the sample asks for, where they were searched.
     pub positions: Option<BatchPositions>,
+    /// The sums by channel, where they are kept.
+    pub means: Option<Means>,
 }
 
 impl Summary {
     /// The summary of no elements.
     pub const EMPTY: Summary =
-        Summary { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, positions: None };
+        Summary { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, positions: None, means: None };
 
     /// The summary of `values`.
     pub fn of(values: &[f32]) -> Summary {
         let finite = values.iter().copied().filter(|v| v.is_finite());
         let (count, min, max) =
             finite.fold((0, f32::INFINITY, f32::NEG_INFINITY), |(n, a, b), v| (n + 1, f32::min(a, v), f32::max(b, v)));
-        Summary { count, non_finite: values.len() as u64 - count, min, max, positions: None }
+        Summary { count, non_finite: values.len() as u64 - count, min, max, positions: None, means: None }
     }
 }
 

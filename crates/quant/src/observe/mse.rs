@@ -30,6 +30,11 @@ pub fn range(h: &Histogram, full: Range, scheme: &ActivationScheme) -> Range {
     at(lo, hi)
 }
 
+/// The summed squared error of a range under the recorded distribution.
+pub fn cost(h: &Histogram, r: Range, scheme: &ActivationScheme) -> f64 {
+    error(&cells(h), h.width(), r, scheme, f64::INFINITY)
+}
+
 /// The middle and the count of each bin that is not empty.
 fn cells(h: &Histogram) -> Vec<(f64, f64)> {
     let half = h.width() / 2.0;

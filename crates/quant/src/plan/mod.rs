@@ -4,6 +4,8 @@
 //! ranges: which nodes compute on integers and which values carry them; it tells calibration what
 //! to observe. [`QuantPlan`] adds scales and zero points.
 
+pub(crate) mod correction;
+mod given;
 mod layout;
 mod reason;
 mod shifts;
@@ -15,12 +17,14 @@ use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
 use serde::Serialize;
 
+use given::{Used, fixed};
 pub(crate) use layout::ARITHMETIC;
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
 pub(crate) use weights::params as weight_params;
 pub use weights::{BiasParams, WeightError, WeightParams};
 
+use crate::encodings::{Applied, Encodings};
 use crate::observe::{Method, Positions, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
 use crate::parallel::in_parallel;
@@ -73,6 +77,11 @@ pub enum PlanError {
         "the ranges hold no fix positions of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, and with --method diffs or minmax"
     )]
     NoPositions(String),
+    /// Bias correction needs means that the ranges do not have.
+    #[error(
+        "the ranges hold no means of tensor \"{0}\", which bias correction needs\nhelp: calibrate again with the same --scheme or with --bias-correction, or quantize with --bias-correction=no"
+    )]
+    NoMeans(String),
     /// Calibration saw nothing finite in a tensor.
     #[error(
         "calibration saw no finite value in tensor \"{0}\"\nhelp: check the model on these samples with `narrowbit run`"
@@ -92,16 +101,49 @@ impl QuantPlan {
         options: &QuantOptions,
         exec: &Exec,
     ) -> Result<QuantPlan, PlanError> {
+        let none = Encodings::default();
+        Ok(QuantPlan::with_encodings(graph, layout, stats, &none, options, exec)?.0)
+    }
+
+    /// As [`QuantPlan::new`], with the scales, zero points, ranges and types of another tool's file where it has some for a
+    /// tensor; values that share a scale take the first entry that one of them has. Says what became of the entries.
+    ///
+    /// # Errors
+    /// When the records lack a tensor without an entry, or what the method needs.
+    pub fn with_encodings(
+        graph: &Graph,
+        layout: Layout,
+        stats: &BTreeMap<String, Stats>,
+        given: &Encodings,
+        options: &QuantOptions,
+        exec: &Exec,
+    ) -> Result<(QuantPlan, Applied), PlanError> {
         let matcher = Matcher::new(&options.overrides)?;
-        let groups: Vec<_> =
-            layout.groups().map(|g| (g, distinct(graph, g, stats), settings(graph, g, &matcher, options))).collect();
-        let values: Vec<_> = groups.iter().flat_map(|(_, own, s)| own.iter().map(move |&v| (v, *s))).collect();
+        let mut used = Used::new(given);
+        let groups: Vec<_> = layout
+            .groups()
+            .map(|g| {
+                let (scheme, method) = settings(graph, g, &matcher, options);
+                match used.activation(graph, g, scheme) {
+                    // Nothing to look up.
+                    Some((scheme, Some(value))) => (g, Vec::new(), (scheme, method), Some(value)),
+                    Some((scheme, None)) => (g, distinct(graph, g, stats), (scheme, method), None),
+                    None => (g, distinct(graph, g, stats), (scheme, method), None),
+                }
+            })
+            .collect();
+        let values: Vec<_> = groups.iter().flat_map(|(_, own, s, _)| own.iter().map(move |&v| (v, *s))).collect();
         // A search over a histogram takes longer than all else here.
         let ranges =
             in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, options, method, &scheme));
         let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
-        for (group, own, (scheme, _)) in groups {
+        for (group, own, (scheme, _), value) in groups {
+            if let Some(value) = value {
+                let params = fixed(scheme, value);
+                activations.extend(group.iter().map(|&v| (v, params)));
+                continue;
+            }
             let own = ranges.by_ref().take(own.len()).collect::<Result<Vec<_>, _>>()?;
             let Some(range) = own.into_iter().reduce(Range::union) else { continue };
             let scheme = scheme.of_tensor(range, group.iter().all(|&v| behind_relu(graph, v)));
@@ -109,8 +151,8 @@ impl QuantPlan {
             activations.extend(group.iter().map(|&v| (v, params)));
         }
         let mut plan = QuantPlan { layout, activations, weights: BTreeMap::new(), biases: BTreeMap::new() };
-        weights::plan(graph, &matcher, options, exec, &mut plan);
-        Ok(plan)
+        weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
+        Ok((plan, used.finish()))
     }
 }
 

@@ -1,10 +1,12 @@
+use std::collections::BTreeMap;
+
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
 use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, QuantPlan, shifts};
-use crate::observe::Range;
+use super::{Kind, PlanError, QuantPlan, Used, correction, shifts};
+use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
 use crate::scheme::{Formula, NumberFormat, Rounding, ScalePoint, WeightScheme, quantizeml, vitis};
@@ -52,35 +54,60 @@ struct Job<'a> {
     tensor: &'a Tensor,
     scheme: WeightScheme,
     axis: Option<usize>,
+    /// The axis of the output channels, if they can have a scale each.
+    channel: Option<usize>,
     bias: Option<Bias<'a>>,
 }
 
 /// The bias that goes with a weight.
-struct Bias<'a> {
+pub(super) struct Bias<'a> {
     /// The node and input that read it.
     key: (NodeId, usize),
-    tensor: &'a Tensor,
+    pub tensor: &'a Tensor,
     /// The activation that the weight multiplies.
-    input: ValueId,
+    pub input: ValueId,
 }
 
 /// Chooses the scales of all weights and biases of the integer nodes.
-pub(super) fn plan(graph: &Graph, matcher: &Matcher, options: &QuantOptions, exec: &Exec, plan: &mut QuantPlan) {
+pub(super) fn plan(
+    graph: &Graph,
+    matcher: &Matcher,
+    stats: &BTreeMap<String, Stats>,
+    options: &QuantOptions,
+    exec: &Exec,
+    used: &mut Used,
+    plan: &mut QuantPlan,
+) -> Result<(), PlanError> {
     let kinds = plan.layout.kinds.iter();
     let jobs: Vec<Job> = kinds.filter_map(|(&id, &kind)| job(graph, matcher, options, plan, id, kind)).collect();
     let found = in_parallel(exec, &jobs, |j| params(exec, j.tensor, j.scheme, j.axis));
+    let given = |(j, own): (&Job, WeightParams)| {
+        let name = graph.node(j.node).input(j.input).map_or("", |v| graph.value(v).name.as_str());
+        used.weight(exec, name, j.tensor, j.scheme, j.channel).unwrap_or(own)
+    };
+    let found: Vec<WeightParams> = jobs.iter().zip(found).map(given).collect();
     let keys: Vec<_> = jobs.iter().map(|j| (j.node, j.input)).collect();
     let biases: Vec<_> = jobs.into_iter().map(|j| j.bias).collect();
     plan.weights.extend(keys.iter().copied().zip(found));
     let shifted = shifts::correct(graph, plan);
     for (key, b) in keys.iter().zip(biases) {
-        let Some(b) = b else { continue };
+        let Some(b) = b.filter(|_| !options.float_biases) else { continue };
         let (Some(input), Some(weight)) = (plan.activations.get(&b.input), plan.weights.get_mut(key)) else {
             continue;
         };
-        let made = bias(b.tensor, input.point.scale, weight, shifted.get(&key.0).copied());
+        let cut = shifted.get(&key.0).copied();
+        let made = match options.bias_correction {
+            false => bias(b.tensor, input.point.scale, weight, cut),
+            true => {
+                let corrected = correction::bias(graph, *key, &b, weight, stats, exec)?;
+                let made = bias(&corrected, input.point.scale, weight, cut);
+                let codes = Some(made.quantize(&corrected));
+                BiasParams { codes, ..made }
+            }
+        };
         plan.biases.insert(b.key, made);
     }
+    Ok(())
 }
 
 /// The scales, and where the scheme has its own way the codes, of a bias. `cut` is by how many bits the sums of the
@@ -120,20 +147,22 @@ fn job<'a>(
     match (kind, node.op.quant()) {
         (Kind::Embedding, _) => {
             let scheme = table_scheme(scheme);
-            Some(Job { node: id, input: 0, tensor: graph.const_input(id, 0)?, scheme, axis: None, bias: None })
+            let tensor = graph.const_input(id, 0)?;
+            Some(Job { node: id, input: 0, tensor, scheme, axis: None, channel: None, bias: None })
         }
         (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
             let tensor = graph.const_input(id, weight)?;
             let bits = options.input_weight_bits.filter(|_| own.is_none() && first_product(graph, plan) == Some(id));
             let scheme = WeightScheme { bits: bits.or(scheme.bits), ..scheme };
-            let axis = channel.resolve(tensor.rank()).filter(|_| scheme.per_channel);
             // Channels of a transposed convolution repeat in each group.
-            let axis = axis.filter(|_| node.op.name() != "ConvTranspose" || groups(node) == 1);
+            let whole = node.op.name() != "ConvTranspose" || groups(node) == 1;
+            let channel = channel.resolve(tensor.rank()).filter(|_| whole);
+            let axis = channel.filter(|_| scheme.per_channel);
             let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
             // Sums of fp8 products are floats, and so is what is added to them.
             let input = node.input(data).filter(|v| !scheme.format.is_float() && plan.activations.contains_key(v));
             let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
-            Some(Job { node: id, input: weight, tensor, scheme, axis, bias })
+            Some(Job { node: id, input: weight, tensor, scheme, axis, channel, bias })
         }
         _ => None,
     }

@@ -43,6 +43,12 @@ impl NumberFormat {
         }
     }
 
+    /// The format whose codes have an element type.
+    pub fn of_dtype(dtype: DType) -> Option<NumberFormat> {
+        use NumberFormat::{Fp8E4m3, Fp8E5m2, Int4, Int8, Int16, Uint4, Uint8, Uint16};
+        [Int4, Uint4, Int8, Uint8, Int16, Uint16, Fp8E4m3, Fp8E5m2].into_iter().find(|f| f.dtype() == dtype)
+    }
+
     /// The name in options and messages.
     pub fn name(self) -> &'static str {
         match self {

@@ -100,9 +100,20 @@ impl Preset {
         };
         let jax = matches!(self, Preset::IncJaxFp8 | Preset::IncJaxInt8);
         let fixed_ranges = if jax { FixedRanges::Softmax } else { FixedRanges::Off };
-        // The tools quantize the weights that they are given.
-        let smooth = false;
-        QuantOptions { scheme: Some(self), activations, weights, method, fixed_ranges, smooth, ..Default::default() }
+        // include_cle and include_bias_corr of Vitis' default configuration.
+        let vitis = self == Preset::VitisDpu;
+        QuantOptions {
+            scheme: Some(self),
+            activations,
+            weights,
+            method,
+            fixed_ranges,
+            // The tools quantize the weights that they are given.
+            smooth: false,
+            equalize: vitis,
+            bias_correction: vitis,
+            ..QuantOptions::default()
+        }
     }
 }
 

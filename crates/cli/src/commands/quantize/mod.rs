@@ -13,20 +13,23 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use narrowbit_data::Split;
 use narrowbit_import::onnx;
-use narrowbit_ir::Model;
+use narrowbit_ir::{Model, ValueId};
 use narrowbit_quant::approach::{Approach, BlockFormat};
+use narrowbit_quant::encodings::{Applied, Encodings};
+use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_quant::ranges::Ranges;
+use narrowbit_quant::target::{self, Fitted};
 use narrowbit_tensor::Tensor;
 pub use scheme::SchemeArgs;
 use summary::{text, unasked};
 
 use crate::args::{Global, Threads};
 use crate::check::Check;
-use crate::commands::calibrate::Job;
+use crate::commands::calibrate::{Job, MaskArgs};
 use crate::data::DataArgs;
 use crate::measure::{Outcome, When};
 use crate::{interrupt, measure, model, output};
@@ -48,6 +51,10 @@ pub struct Quantize {
     /// Ranges from `narrowbit calibrate`, instead of --data
     #[arg(long, value_name = "RANGES.json")]
     ranges: Option<PathBuf>,
+    /// Scales, zero points, ranges and types of tensors from another tool's file: Vitis' quant_info.json, AIMET's
+    /// encodings, ONNX Runtime's TensorQuantOverrides; samples or ranges are needed only for tensors that it leaves out
+    #[arg(long, value_name = "FILE.json")]
+    encodings: Option<PathBuf>,
     /// The form of the quantized graph [default: qdq]
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -64,6 +71,8 @@ pub struct Quantize {
     /// Print the settings as resolved from defaults, --config and flags, and stop
     #[arg(long)]
     show_config: bool,
+    #[command(flatten)]
+    mask: MaskArgs,
     #[command(flatten)]
     scheme: SchemeArgs,
     #[command(flatten)]
@@ -93,12 +102,15 @@ struct Made {
     ranges: Option<Ranges>,
     check: Option<Check>,
     warnings: Vec<String>,
+    /// What became of the entries of another tool's file.
+    encodings: Option<Applied>,
+    equalized: Option<Equalized>,
 }
 
 impl Quantize {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
-        let options = self.options()?;
+        let mut options = self.options()?;
         if self.show_config {
             let text =
                 if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
@@ -109,6 +121,7 @@ impl Quantize {
         let start = Instant::now();
         let mut model = model::load_runnable(&self.model)?;
         let smoothed = model::prepare(&mut model, &options)?;
+        let fitted = self.fit(&mut options, &model)?;
         let mut made = match options.approach.needs_ranges() {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
@@ -128,6 +141,8 @@ impl Quantize {
         let speed = self.speed(inputs, &made.fates, &options, start.elapsed().as_secs_f64())?;
         let mut summary = self.summary(global, &options, made, error, seconds)?;
         summary.smoothed = smoothed;
+        summary.adapted = fitted.adapted;
+        summary.warnings.extend(fitted.notes);
         summary.warnings.extend(speed.warning());
         let skipped = matches!(speed, Outcome::TooSlow);
         summary.speed = speed.measured();
@@ -138,6 +153,15 @@ impl Quantize {
             output::print(&text(&summary, &self.data, skipped))?;
         }
         Ok(if strict { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+
+    /// Makes the settings such that the target, if there is one, runs the file.
+    fn fit(&self, options: &mut QuantOptions, model: &Model) -> Result<Fitted> {
+        let fitted = target::fit(options, &model.graph, self.format == Some(Format::Qoperator))?;
+        if let Some(target) = options.target {
+            target.check_opset(model.opset().max(quantize::opset(options)))?;
+        }
+        Ok(fitted)
     }
 
     /// Refuses early what could only fail after the calibration.
@@ -164,21 +188,42 @@ impl Quantize {
     }
 
     fn with_ranges(&self, model: &mut Model, options: &QuantOptions) -> Result<Made> {
+        let equalized = quantize::prepare(model, options)?;
         let layout = quantize::layout(model, options)?;
         self.check_form(model, options)?;
-        let (ranges, check) = self.ranges(model, &layout, options)?;
+        let given = self.encodings.as_deref().map(Encodings::load).transpose()?;
+        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref())?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
-        let (_, fates) = quantize::quantize(model, layout, &ranges, options, &self.threads.exec()?)?;
+        let exec = self.threads.exec()?;
+        let none = Encodings::default();
+        let (_, fates, applied) =
+            quantize::quantize_with(model, layout, &ranges, given.as_ref().unwrap_or(&none), options, &exec)?;
         model::raise_opset(model, options.least_opset())?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
         }
-        Ok(Made { fates, ranges: Some(ranges), check, warnings })
+        if options.bias_correction && ranges.tensors.is_empty() {
+            let help = "give samples (--data) or ranges beside --encodings";
+            warnings.push(format!("biases are not corrected: that takes the means of samples ({help})"));
+        }
+        // Without samples there is no calibration to tell of.
+        let ranges = Some(ranges).filter(|r| given.is_none() || !r.tensors.is_empty());
+        Ok(Made { fates, ranges, check, warnings, encodings: given.map(|_| applied), equalized })
     }
 
     /// The ranges, and what is needed to check the result, where samples are given.
-    fn ranges(&self, model: &Model, layout: &Layout, options: &QuantOptions) -> Result<(Ranges, Option<Check>)> {
+    fn ranges(
+        &self,
+        model: &Model,
+        layout: &Layout,
+        options: &QuantOptions,
+        given: Option<&Encodings>,
+    ) -> Result<(Ranges, Option<Check>)> {
+        if let (Some(given), None, None, None) = (given, &self.ranges, &self.data.data, self.data.random) {
+            check_complete(model, layout, given)?;
+            return Ok((Ranges::default(), None));
+        }
         if let Some(path) = &self.ranges {
             if self.data.data.is_some() || self.data.random.is_some() {
                 bail!("give either --ranges or samples (--data, --random), not both");
@@ -192,6 +237,8 @@ impl Quantize {
             batch: self.data.batch,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
             positions: options.position_bits(),
+            channels: quantize::channels(&model.graph, layout, options),
+            mask: self.mask.input(&model.graph)?,
             skip: 0,
             keep: !self.no_check,
         };
@@ -228,6 +275,25 @@ impl Quantize {
             Err(e) => Err(e.context(format!("{} is written, but its speed can't be measured", self.output.display()))),
         }
     }
+}
+
+/// Checks that a file has an entry for all that would need samples otherwise.
+fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<()> {
+    let graph = &model.graph;
+    let has = |v: &ValueId| graph.constant(*v).is_some() || given.tensors.contains_key(&graph.value(*v).name);
+    let missing: Vec<&str> = layout
+        .groups()
+        .filter(|g| !g.iter().any(has))
+        .filter_map(|g| g.first())
+        .map(|&v| graph.value(v).name.as_str())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let some = missing.iter().take(10).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+    let more = missing.len().saturating_sub(10);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    bail!("--encodings has no entry for {some}{more}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
 }
 
 /// A warning for each exception that is about no node of the model.

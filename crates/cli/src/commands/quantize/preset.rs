@@ -221,6 +221,23 @@ pub struct PresetArgs {
     /// Whose outputs have the range of their function, whatever calibration saw [default: off]
     #[arg(long, value_enum, value_name = "WHICH", help_heading = "Quantization")]
     fixed_ranges: Option<FixedArg>,
+    /// Even out the channel ranges between convolutions before calibrating [default: no; vitis-dpu: yes]
+    #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
+          default_missing_value = "yes", help_heading = "Quantization")]
+    equalize: Option<Switch>,
+    /// Let biases take up the mean error of rounded weights [default: no; vitis-dpu: yes]
+    #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
+          default_missing_value = "yes", help_heading = "Quantization")]
+    bias_correction: Option<Switch>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Do it
+    Yes,
+    /// Do not
+    No,
 }
 
 impl PresetArgs {
@@ -232,7 +249,12 @@ impl PresetArgs {
     /// Whether any of them is given.
     pub fn is_given(&self) -> bool {
         let bits = self.weight_bits.or(self.activation_bits).or(self.input_bits);
-        self.scheme.is_some() || bits.is_some() || self.statistic.is_some() || self.fixed_ranges.is_some()
+        self.scheme.is_some()
+            || bits.is_some()
+            || self.statistic.is_some()
+            || self.fixed_ranges.is_some()
+            || self.equalize.is_some()
+            || self.bias_correction.is_some()
     }
 
     /// Puts the flags above the options.
@@ -249,6 +271,12 @@ impl PresetArgs {
         o.per_tensor_activations |= self.per_tensor_activations;
         if let Some(s) = self.statistic {
             o.statistic = s.into();
+        }
+        if let Some(s) = self.equalize {
+            o.equalize = s == Switch::Yes;
+        }
+        if let Some(s) = self.bias_correction {
+            o.bias_correction = s == Switch::Yes;
         }
         if let Some(f) = self.fixed_ranges {
             o.fixed_ranges = f.into();

@@ -8,6 +8,7 @@ use narrowbit_quant::approach::{Algorithm, Approach, Compute, Granularity};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
 use narrowbit_quant::scheme::Preset;
+use narrowbit_quant::target::Target;
 
 use super::preset::{ActivationArg, PresetArgs, WeightArg};
 
@@ -76,6 +77,8 @@ pub enum MethodArg {
     MovingAverage,
     /// All but the rarest values, see --percentile
     Percentile,
+    /// For each tensor the percentile with the least mean squared error
+    PercentileSearch,
     /// The least Kullback-Leibler divergence
     Entropy,
     /// The least mean squared error
@@ -86,6 +89,30 @@ pub enum MethodArg {
     Diffs,
     /// The moving average of each sample's greatest magnitude, momentum 0.9
     MovingPeak,
+}
+
+/// A runtime.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TargetArg {
+    /// This one, which runs all that it writes
+    Narrowbit,
+    /// ONNX Runtime 1.31 on CPUs
+    Onnxruntime,
+    /// OpenVINO 2026.4 on CPUs
+    Openvino,
+    /// TensorRT 10.15: symmetric, int8, fp8_e4m3, blocks of int4
+    Tensorrt,
+}
+
+impl From<TargetArg> for Target {
+    fn from(t: TargetArg) -> Target {
+        match t {
+            TargetArg::Narrowbit => Target::Narrowbit,
+            TargetArg::Onnxruntime => Target::Onnxruntime,
+            TargetArg::Openvino => Target::Openvino,
+            TargetArg::Tensorrt => Target::Tensorrt,
+        }
+    }
 }
 
 /// What is quantized, and how.
@@ -99,6 +126,9 @@ pub struct SchemeArgs {
     /// How the model is quantized [default: static]
     #[arg(long, value_enum, help_heading = "Quantization")]
     approach: Option<ApproachArg>,
+    /// The runtime that the file is for: what it can't run is refused, or replaced by what it can
+    #[arg(long, value_enum, value_name = "RUNTIME", help_heading = "Quantization")]
+    target: Option<TargetArg>,
     /// The type of activations [default: uint8]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
     activations: Option<ActivationArg>,
@@ -177,6 +207,7 @@ impl SchemeArgs {
             o.approach = a.into();
         }
         self.check_flags(o.approach)?;
+        o.target = self.target.map(Target::from).or(o.target);
         if let Some(t) = self.activations {
             o.activations.format = t.into();
         }
@@ -271,6 +302,7 @@ impl SchemeArgs {
             Some(MethodArg::Minmax) => Method::Minmax,
             Some(MethodArg::MovingAverage) => Method::MovingAverage,
             Some(MethodArg::Percentile) => Method::Percentile(percentile),
+            Some(MethodArg::PercentileSearch) => Method::PercentileSearch,
             Some(MethodArg::Entropy) => Method::Entropy,
             Some(MethodArg::Mse) => Method::Mse,
             Some(MethodArg::Distribution) => Method::Distribution,

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use narrowbit_quant::approach::Approach;
+use narrowbit_quant::encodings::Applied;
+use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize::NodeFate;
 use serde::Serialize;
@@ -41,9 +43,18 @@ pub struct Summary {
     pub error: Option<Loss>,
     /// The time of a run beside the float model's, where it was measured.
     pub speed: Option<Speed>,
+    /// What became of the entries of another tool's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encodings: Option<Applied>,
+    /// The convolutions whose channels were evened out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    equalized: Option<Equalized>,
     samples: u64,
     random: bool,
     seconds: f64,
+    /// What was changed for the target, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapted: Vec<String>,
     /// What the user should know.
     pub warnings: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -71,7 +82,7 @@ impl Quantize {
         error: Option<Loss>,
         seconds: f64,
     ) -> Result<Summary> {
-        let Made { fates, ranges, warnings, .. } = made;
+        let Made { fates, ranges, warnings, encodings, equalized, .. } = made;
         let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
         let mut warnings = warnings;
         if random {
@@ -97,9 +108,12 @@ impl Quantize {
             bytes_after: model::size_on_disk(&self.output)?,
             error,
             speed: None,
+            encodings,
+            equalized,
             samples,
             random,
             seconds,
+            adapted: Vec::new(),
             warnings,
             node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
         })
@@ -147,6 +161,24 @@ fn by_reason(groups: &[FloatGroup]) -> Vec<(&str, Vec<&FloatGroup>)> {
         }
     }
     out.sort_by_key(|(_, all)| !all.iter().any(|g| PRODUCTS.contains(&g.op.as_str())));
+    out
+}
+
+/// What became of entries, each list up to ten names.
+fn applied(e: &Applied) -> String {
+    let mut out = format!("  entries {} quantized tensors have one\n", e.matched);
+    for (what, names) in [
+        ("that match no quantized tensor", &e.unmatched),
+        ("left out, whose scales are our own", &e.without),
+        ("not used", &e.ignored),
+    ] {
+        if !names.is_empty() {
+            let some = names.iter().take(10).map(|n| format!("            {n}\n")).collect::<String>();
+            let more = names.len().saturating_sub(10);
+            let more = if more > 0 { format!("            and {more} more\n") } else { String::new() };
+            out.push_str(&format!("          {} {what}:\n{some}{more}", names.len()));
+        }
+    }
     out
 }
 
@@ -199,12 +231,24 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
             "  speed   not measured, because it takes more than a tenth of the time (--measure does it all the same)\n",
         );
     }
-    match s.approach.needs_ranges() {
+    match s.approach.needs_ranges() && s.samples > 0 {
         true => {
             out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples))
         }
         false => out.push_str(&format!("  time    {:.1} s for all of it\n", s.seconds)),
     }
+    if let Some(e) = s.equalized.as_ref().filter(|e| !e.pairs.is_empty()) {
+        out.push_str(&format!(
+            "  equal   {} pairs of convolutions: channel ranges at most {:.1} : 1 apart, before {:.1} : 1\n",
+            e.pairs.len(),
+            e.spread_after,
+            e.spread_before
+        ));
+    }
+    if let Some(e) = &s.encodings {
+        out.push_str(&applied(e));
+    }
+    s.adapted.iter().for_each(|a| out.push_str(&format!("adapted: {a}\n")));
     s.warnings.iter().for_each(|w| out.push_str(&format!("warning: {w}\n")));
     let path = data.data.as_deref().unwrap_or(Path::new("DATA")).display();
     let preprocess = data.preprocess.preprocess.as_ref().map(|p| format!(" --preprocess {}", p.display()));

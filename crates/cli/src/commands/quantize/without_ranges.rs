@@ -18,6 +18,9 @@ impl Quantize {
         if self.ranges.is_some() {
             bail!("--ranges are for static quantization\nhelp: leave them out, or use --approach static");
         }
+        if self.encodings.is_some() {
+            bail!("--encodings are for static quantization\nhelp: leave them out, or use --approach static");
+        }
         let check = self.float_outputs(model)?;
         let mut warnings = unmatched(model, options)?;
         upgrade_opset::upgrade(model, quantize::opset(options))
@@ -25,7 +28,7 @@ impl Quantize {
             .context("the model can't be brought to the operator set that this needs")?;
         let done = quantize::convert(model, options, &self.threads.exec()?)?;
         warnings.extend(done.warnings);
-        Ok(Made { fates: done.fates, ranges: None, check, warnings })
+        Ok(Made { fates: done.fates, ranges: None, check, warnings, encodings: None, equalized: None })
     }
 
     /// What the float model makes of the first samples.

@@ -1,0 +1,106 @@
+//! The encodings that a quantized graph holds, under the names that its tensors had.
+
+use narrowbit_ir::{Graph, NodeId, ValueId};
+use narrowbit_tensor::{DType, Tensor};
+
+use super::{Encoding, Encodings, EncodingsError, Given, Part};
+use crate::scheme::{NumberFormat, ScalePoint};
+
+impl Encodings {
+    /// Takes scales and zero points from the QuantizeLinear and DequantizeLinear of a graph: of activations under the name
+    /// of the value that is quantized, of weights under that of the constant without the ending `_quantized`. Biases (int32)
+    /// follow from the others, and are left out; scales that are no constants or stand for blocks are ignored with a reason.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn of_graph(graph: &Graph) -> Result<Encodings, EncodingsError> {
+        let mut found = Encodings::default();
+        for (id, node) in graph.nodes() {
+            let entry = match node.op.name() {
+                "QuantizeLinear" => {
+                    node.input(0).filter(|&v| graph.constant(v).is_none()).map(|v| activation(graph, id, v))
+                }
+                "DequantizeLinear" => node.input(0).and_then(|v| Some(weight(graph, id, v, graph.constant(v)?))),
+                _ => None,
+            };
+            match entry {
+                Some((name, Ok(Some(e)))) => drop(found.tensors.entry(name).or_insert(e)),
+                Some((name, Err(why))) => found.ignored.push(format!("{name}: {why}")),
+                _ => {}
+            }
+        }
+        if found.tensors.is_empty() { Err(EncodingsError::Nothing) } else { Ok(found) }
+    }
+}
+
+type Entry = (String, Result<Option<Encoding>, String>);
+
+fn activation(graph: &Graph, id: NodeId, v: ValueId) -> Entry {
+    let (v, clip) = match graph.producer(v).map(|(n, _)| n) {
+        // Where fewer codes are in use than the type has.
+        Some(n) if graph.node(n).op.name() == "Clip" && graph.value(v).name.ends_with("_Clip") => {
+            (graph.node(n).input(0).unwrap_or(v), Some(n))
+        }
+        _ => (v, None),
+    };
+    let part = if graph.producer(v).is_some() { Part::Output } else { Part::Input };
+    let entry = points(graph, id, None, part).map(|e| {
+        let bits = clip.and_then(|n| bits_between(graph, n, e.values.first()?));
+        Some(Encoding { bits: bits.or(e.bits), ..e })
+    });
+    (original_name(graph, id, v), entry)
+}
+
+/// Integer nodes hand on what DequantizeLinear makes under the value's own name.
+fn original_name(graph: &Graph, quantize: NodeId, v: ValueId) -> String {
+    let name = graph.value(v).name.clone();
+    let Some(short) = name.strip_suffix("_float") else { return name };
+    let codes = graph.node(quantize).output(0);
+    let made = codes.and_then(|c| graph.uses(c).first().and_then(|u| graph.node(u.node).output(0)));
+    if made.is_some_and(|m| graph.value(m).name == short) { short.to_owned() } else { name }
+}
+
+/// The bits of the codes between the bounds of a Clip.
+fn bits_between(graph: &Graph, clip: NodeId, value: &Given) -> Option<u8> {
+    let bound = |i| graph.const_input(clip, i)?.to_f32s().ok()?.first().copied();
+    let Given::Point(p) = value else { return None };
+    let codes = (f64::from(bound(2)?) - f64::from(bound(1)?)) / f64::from(p.scale);
+    (2..=16).find(|&b| codes.round() < f64::from(1u32 << b))
+}
+
+fn weight(graph: &Graph, id: NodeId, v: ValueId, codes: &Tensor) -> Entry {
+    let name = &graph.value(v).name;
+    let name = name.strip_suffix("_quantized").unwrap_or(name).to_owned();
+    if codes.dtype() == DType::I32 {
+        return (name, Ok(None));
+    }
+    (name, points(graph, id, Some(codes), Part::Param).map(Some))
+}
+
+fn points(graph: &Graph, id: NodeId, codes: Option<&Tensor>, part: Part) -> Result<Encoding, String> {
+    let node = graph.node(id);
+    let mut attrs = node.op.attrs();
+    if attrs.int_or("block_size", 0).is_ok_and(|b| b != 0) {
+        return Err("scales of blocks have no place in such a file".into());
+    }
+    let scales = graph.const_input(id, 1).ok_or("its scale is found at run time")?;
+    let zeros = graph.const_input(id, 2);
+    let dtype = codes.or(zeros).map_or(DType::U8, Tensor::dtype);
+    let format = NumberFormat::of_dtype(dtype).ok_or_else(|| format!("codes of {dtype} are not ours"))?;
+    let list = scales.to_f32s().map_err(|e| e.to_string())?;
+    let zero_points: Vec<i32> = match zeros {
+        Some(z) if !format.is_float() => z.to_f32s().map_err(|e| e.to_string())?.iter().map(|&z| z as i32).collect(),
+        _ => vec![0; list.len()],
+    };
+    if zero_points.len() != list.len() || list.is_empty() {
+        return Err(format!("{} scales and {} zero points", list.len(), zero_points.len()));
+    }
+    let value = |(&scale, &zero_point): (&f32, &i32)| Given::Point(ScalePoint { scale, zero_point });
+    let values: Vec<Given> = list.iter().zip(&zero_points).map(value).collect();
+    let axis = match scales.rank() {
+        0 => None,
+        _ if values.len() == 1 && codes.is_none() => None,
+        _ => Some(attrs.int_or("axis", 1).unwrap_or(1)),
+    };
+    Ok(Encoding { axis, ..Encoding::new(Some(part), (format, None), values) })
+}

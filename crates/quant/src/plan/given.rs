@@ -1,0 +1,157 @@
+//! Entries of another tool's file in a plan: which were used, and for what.
+
+use std::collections::BTreeSet;
+
+use narrowbit_ir::{Graph, ValueId};
+use narrowbit_kernels::Exec;
+use narrowbit_tensor::Tensor;
+
+use super::weights::WeightParams;
+use super::{ActivationParams, weight_params};
+use crate::encodings::{Applied, Encoding, Encodings, Given, held};
+use crate::equalize;
+use crate::scheme::{ActivationScheme, WeightScheme};
+
+/// The entries, and what became of them so far.
+pub(super) struct Used<'a> {
+    given: &'a Encodings,
+    names: BTreeSet<&'a str>,
+    applied: Applied,
+}
+
+impl<'a> Used<'a> {
+    pub fn new(given: &'a Encodings) -> Used<'a> {
+        let applied = Applied { ignored: given.ignored.clone(), ..Applied::default() };
+        Used { given, names: BTreeSet::new(), applied }
+    }
+
+    /// What became of all entries.
+    pub fn finish(mut self) -> Applied {
+        let idle = self.given.tensors.keys().filter(|n| !self.names.contains(n.as_str()));
+        self.applied.unmatched = idle.cloned().collect();
+        self.applied
+    }
+
+    /// The entry of a name. Other tools equalize weights, too, but under their own names.
+    fn entry(&mut self, name: &str) -> Option<&'a Encoding> {
+        let plain = || self.given.tensors.get_key_value(name.strip_suffix(equalize::SUFFIX)?);
+        let (name, entry) = self.given.tensors.get_key_value(name).or_else(plain)?;
+        self.names.insert(name);
+        Some(entry)
+    }
+
+    fn without(&mut self, name: &str) {
+        if !self.given.tensors.is_empty() {
+            self.applied.without.push(name.to_owned());
+        }
+    }
+
+    fn ignore(&mut self, name: &str, why: &str) {
+        self.applied.ignored.push(format!("{name}: {why}"));
+    }
+
+    /// The scheme and the value that an entry of a group's members gives it.
+    pub fn activation(
+        &mut self,
+        graph: &Graph,
+        group: &[ValueId],
+        scheme: ActivationScheme,
+    ) -> Option<(ActivationScheme, Option<Given>)> {
+        let mut found: Option<(ActivationScheme, Given)> = None;
+        for &v in group {
+            let name = &graph.value(v).name;
+            let Some(entry) = self.entry(name) else { continue };
+            match (entry.activation(scheme), &found) {
+                (Err(why), _) => self.ignore(name, &why),
+                (Ok(new), None) => {
+                    self.applied.matched += 1;
+                    found = Some(new);
+                }
+                (Ok(new), Some(first)) if new == *first => self.applied.matched += 1,
+                (Ok(_), Some(_)) => self.ignore(name, "it shares its scale with another tensor, whose entry was taken"),
+            }
+        }
+        if found.is_none()
+            && let Some(&v) = group.first()
+        {
+            self.without(&graph.value(v).name);
+        }
+        found.map(|(s, value)| (s, Some(value).filter(|v| *v != Given::Nothing)))
+    }
+
+    /// The parameters that an entry gives a weight, whose output channels lie along `channel`.
+    pub fn weight(
+        &mut self,
+        exec: &Exec,
+        name: &str,
+        w: &Tensor,
+        scheme: WeightScheme,
+        channel: Option<usize>,
+    ) -> Option<WeightParams> {
+        let Some(entry) = self.entry(name) else {
+            self.without(name);
+            return None;
+        };
+        match weight(exec, entry, w, scheme, channel) {
+            Ok(params) => {
+                self.applied.matched += 1;
+                Some(params)
+            }
+            Err(why) => {
+                self.ignore(name, &why);
+                None
+            }
+        }
+    }
+}
+
+fn weight(
+    exec: &Exec,
+    entry: &Encoding,
+    w: &Tensor,
+    scheme: WeightScheme,
+    channel: Option<usize>,
+) -> Result<WeightParams, String> {
+    let scheme = entry.weight(scheme)?;
+    let several = scheme.per_channel && !(entry.values.len() == 1 && entry.axis.is_none());
+    let rank = w.rank() as i64;
+    let own = match entry.axis {
+        Some(a) if (-rank..rank).contains(&a) => Some(a.rem_euclid(rank) as usize),
+        Some(a) => return Err(format!("axis {a} of a tensor of {rank} dimensions")),
+        None => channel,
+    };
+    let axis = own.filter(|_| several);
+    if several && axis.is_none() {
+        return Err("this weight has one scale".into());
+    }
+    if axis.is_some() && axis != channel {
+        return Err(format!("its scales lie along axis {axis:?}, but its output channels along {channel:?}"));
+    }
+    let mut params = weight_params(exec, w, scheme, axis);
+    let channels = params.points.len();
+    if entry.values.len() != channels && entry.values.len() != 1 {
+        return Err(format!("{} scales for {channels} channels", entry.values.len()));
+    }
+    for (i, (point, divisor)) in params.points.iter_mut().zip(&mut params.divisors).enumerate() {
+        let value = entry.values.get(i).or(entry.values.first()).copied().unwrap_or(Given::Nothing);
+        *point = match value {
+            Given::Point(p) => p,
+            Given::Range(r) => scheme.qparams(r),
+            Given::Nothing => continue,
+        };
+        *divisor = point.scale;
+    }
+    Ok(params)
+}
+
+/// The parameters of activations with a value that is given.
+pub(super) fn fixed(scheme: ActivationScheme, value: Given) -> ActivationParams {
+    match value {
+        Given::Range(range) => ActivationParams { scheme, point: scheme.qparams(range), range },
+        Given::Point(point) => ActivationParams { scheme, point, range: held(point, scheme.code_range()) },
+        Given::Nothing => {
+            let range = crate::observe::Range { min: 0.0, max: 0.0 };
+            ActivationParams { scheme, point: scheme.qparams(range), range }
+        }
+    }
+}

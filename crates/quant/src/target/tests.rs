@@ -1,0 +1,128 @@
+use narrowbit_ir::AttrMap;
+use narrowbit_tensor::{DType, Tensor};
+use narrowbit_testkit::graphs::GraphBuilder;
+
+use super::*;
+use crate::approach::WeightOnlyOptions;
+use crate::scheme::Preset;
+
+/// A table, a MatMul and a Gemm.
+fn graph() -> Graph {
+    let mut b = GraphBuilder::new(17);
+    let i = b.typed_input("i", DType::I64, &[2]);
+    let table = b.constant("table", Tensor::zeros(DType::F32, [8, 4]).unwrap());
+    let w = b.constant("w", Tensor::zeros(DType::F32, [4, 4]).unwrap());
+    let rows = b.node("Gather", &[table, i], AttrMap::new()).unwrap();
+    let y = b.node("MatMul", &[rows, w], AttrMap::new()).unwrap();
+    let y = b.node("Gemm", &[y, w], AttrMap::new()).unwrap();
+    b.output(y);
+    b.finish()
+}
+
+fn fitted(target: Target, mut options: QuantOptions) -> Result<(QuantOptions, Fitted), TargetError> {
+    options.target = Some(target);
+    let fitted = fit(&mut options, &graph(), false)?;
+    // Fitting again changes nothing.
+    let mut again = options.clone();
+    assert!(fit(&mut again, &graph(), false).unwrap().adapted.is_empty());
+    assert_eq!(again, options);
+    Ok((options, fitted))
+}
+
+fn weight_only(codes: BlockType) -> QuantOptions {
+    QuantOptions {
+        approach: Approach::WeightOnly,
+        weight_only: WeightOnlyOptions { codes, ..WeightOnlyOptions::default() },
+        ..QuantOptions::default()
+    }
+}
+
+#[test]
+fn has_one_row_for_each_feature() {
+    use NumberFormat::{Fp8E4m3, Fp8E5m2, Int4, Int8, Int16, Uint4, Uint8, Uint16};
+    let mut wanted: Vec<Feature> = vec![
+        Feature::ActivationZeroPoints,
+        Feature::WeightZeroPoints,
+        Feature::Fp8MatMul,
+        Feature::Tables,
+        Feature::Int32Biases,
+        Feature::QOperators,
+        Feature::DynamicTensor,
+        Feature::DynamicToken,
+        Feature::ShortBlocks,
+        Feature::HalfWeights,
+        Feature::Float16,
+        Feature::Bfloat16,
+    ];
+    wanted.extend([Int8, Uint8, Int16, Uint16, Fp8E4m3, Fp8E5m2].map(Feature::Activations));
+    wanted.extend([Int4, Uint4, Int8, Uint8, Int16, Uint16, Fp8E4m3, Fp8E5m2].map(Feature::Weights));
+    wanted.extend(table::BLOCKS.map(Feature::Blocks));
+    wanted.extend(table::BLOCKS.into_iter().filter(|b| b.code_range().is_some()).map(Feature::NBits));
+    for f in &wanted {
+        assert_eq!(ROWS.iter().filter(|r| r.0 == *f).count(), 1, "{f}");
+    }
+    assert_eq!(ROWS.len(), wanted.len());
+}
+
+#[test]
+fn leaves_settings_alone_without_a_target_with_limits() {
+    for preset in Preset::ALL {
+        let (options, fitted) = fitted(Target::Narrowbit, preset.options()).unwrap();
+        assert_eq!(options, QuantOptions { target: Some(Target::Narrowbit), ..preset.options() });
+        assert_eq!(fitted, Fitted::default());
+    }
+    let mut none = QuantOptions::default();
+    assert_eq!(fit(&mut none, &graph(), true), Ok(Fitted::default()));
+}
+
+#[test]
+fn gives_tensorrt_symmetric_int8() {
+    for preset in [Preset::Pytorch, Preset::Tensorflow, Preset::Tflite, Preset::Onnxruntime] {
+        let (o, fitted) = fitted(Target::Tensorrt, preset.options()).unwrap();
+        assert_eq!((o.activations.format, o.activations.symmetric), (NumberFormat::Int8, true), "{preset:?}");
+        assert!(o.weights.symmetric && !o.embeddings && !fitted.adapted.is_empty(), "{preset:?}");
+    }
+    let (o, fitted) = fitted(Target::Tensorrt, QuantOptions::default()).unwrap();
+    assert_eq!((o.activations.format, o.activations.symmetric), (NumberFormat::Int8, true));
+    assert_eq!(fitted.adapted.len(), 3, "{fitted:?}");
+}
+
+#[test]
+fn writes_weights_by_blocks_as_each_target_reads_them() {
+    let (o, _) = fitted(Target::Onnxruntime, weight_only(BlockType::Int4)).unwrap();
+    assert_eq!(o.weight_only.format, BlockFormat::Matmulnbits);
+    let (o, fitted_ov) = fitted(Target::Openvino, weight_only(BlockType::Int4)).unwrap();
+    assert_eq!((o.weight_only.format, fitted_ov.notes.len()), (BlockFormat::Qdq, 1));
+    let (o, _) = fitted(Target::Openvino, weight_only(BlockType::Uint2)).unwrap();
+    assert_eq!(o.weight_only.format, BlockFormat::Matmulnbits);
+    let (o, _) = fitted(Target::Tensorrt, weight_only(BlockType::Uint4)).unwrap();
+    assert_eq!((o.weight_only.codes, o.weight_only.block), (BlockType::Int4, 128));
+    let (o, _) = fitted(Target::Onnxruntime, weight_only(BlockType::Nf4)).unwrap();
+    assert_eq!(o.weight_only.format, BlockFormat::Qdq);
+}
+
+#[test]
+fn refuses_what_nothing_else_would_be() {
+    let fp8 = Preset::IncJaxFp8.options();
+    let refused = fitted(Target::Onnxruntime, fp8.clone()).unwrap_err();
+    assert!(refused.to_string().contains("does not run MatMul of fp8"), "{refused}");
+    // As the help says.
+    let op_types = vec!["Conv".to_owned(), "Gemm".to_owned()];
+    assert!(fitted(Target::Onnxruntime, QuantOptions { op_types, ..fp8.clone() }).is_ok());
+    assert!(fitted(Target::Tensorrt, fp8).is_ok());
+    let dynamic = QuantOptions { approach: Approach::Dynamic, ..QuantOptions::default() };
+    assert!(fitted(Target::Tensorrt, dynamic.clone()).is_err());
+    assert_eq!(fitted(Target::Openvino, dynamic).unwrap().0.dynamic.granularity, Granularity::Tensor);
+    let mut options = QuantOptions { target: Some(Target::Openvino), ..QuantOptions::default() };
+    assert!(fit(&mut options, &graph(), true).is_err());
+    assert!(fitted(Target::Tensorrt, weight_only(BlockType::Nf4)).is_err());
+    assert!(Target::Tensorrt.check_opset(25).is_err() && Target::Openvino.check_opset(25).is_ok());
+}
+
+#[test]
+fn looks_at_exceptions_too() {
+    let activations = ActivationScheme { format: NumberFormat::Int16, ..ActivationScheme::default() };
+    let own =
+        crate::options::Override { op_type: Some("Conv".into()), activations: Some(activations), ..Default::default() };
+    assert!(fitted(Target::Tensorrt, QuantOptions { overrides: vec![own], ..QuantOptions::default() }).is_err());
+}
