@@ -91,7 +91,17 @@ fn profiles_every_step_once() {
 
 #[track_caller]
 fn assert_profiled_rates(r: &Value) {
-    let peak = |on_integers: bool| number(&r["peaks"][if on_integers { "int8" } else { "f32" }], "gops");
+    let peak = |n: &Value| {
+        let bf16 = n["kernel"].as_str().is_some_and(|k| k.contains("bf16")) && !r["peaks"]["bf16"].is_null();
+        let name = if n["on_integers"] == true {
+            "int8"
+        } else if bf16 {
+            "bf16"
+        } else {
+            "f32"
+        };
+        number(&r["peaks"][name], "gops")
+    };
     for n in rows(r, "profile_nodes") {
         let macs = number(n, "macs");
         if macs == 0.0 {
@@ -100,7 +110,7 @@ fn assert_profiled_rates(r: &Value) {
         }
         let gops = macs * 2e-6 / number(n, "ms");
         assert!((number(n, "gops") - gops).abs() <= 1e-6 * gops, "{n}");
-        let share = gops / peak(n["on_integers"] == true);
+        let share = gops / peak(n);
         assert!((number(n, "peak_share") - share).abs() <= 1e-6 * share, "{n}");
     }
 }

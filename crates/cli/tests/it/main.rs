@@ -14,4 +14,5 @@ mod models;
 mod onnxruntime;
 mod peers;
 mod schemes;
+mod server;
 mod shared;
