@@ -64,7 +64,7 @@ fn inputs(session: &Session) -> Result<Vec<Vec<Tensor>>, Box<dyn std::error::Err
     for &v in graph.inputs() {
         let value = graph.value(v);
         let ty = value.ty.tensor().ok_or("an input is no tensor")?;
-        let shape = ty.shape.iter().flatten().map(|d| d.as_usize()).collect();
+        let shape: Vec<Option<usize>> = ty.shape.iter().flatten().map(|d| d.as_usize()).collect();
         specs.push(InputSpec::new(value.name.clone(), ty.dtype.ok_or("an input has no type")?, shape));
     }
     let fixed = specs.iter().find_map(|s: &InputSpec| s.shape.first().copied().flatten());

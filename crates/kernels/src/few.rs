@@ -31,6 +31,14 @@ impl<T: Default, const N: usize> Few<T, N> {
     }
 }
 
+impl<T: Default, const N: usize> Few<T, N> {
+    /// Takes the last element off.
+    pub fn pop(&mut self) -> Option<T> {
+        self.len = self.len.checked_sub(1)?;
+        if self.many.is_empty() { Some(std::mem::take(&mut self.few[self.len])) } else { self.many.pop() }
+    }
+}
+
 impl<T: Default, const N: usize> Default for Few<T, N> {
     fn default() -> Self {
         Few::new()
@@ -78,6 +86,8 @@ mod tests {
             assert_eq!(list.many.is_empty(), len <= 4);
             list.as_mut_slice().iter_mut().for_each(|x| *x += 1);
             assert!(list.iter().copied().eq(1..len + 1));
+            let back: Vec<usize> = std::iter::from_fn(|| list.pop()).collect();
+            assert!(back.into_iter().rev().eq(1..len + 1) && list.is_empty());
         }
     }
 }

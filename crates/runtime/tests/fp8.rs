@@ -42,7 +42,7 @@ fn input(shape: impl Into<Vec<usize>>) -> Tensor {
 fn qdq(from: &str, to: &str, dtype: DType, scale: f32) -> String {
     let onnx = dtype.to_onnx();
     format!(
-        "const %s{to}: f32 = {scale}\n %q{to} = QuantizeLinear(%{from}, %s{to}) {{output_dtype={onnx}}}\n\
+        "const %s{to}: f32[] = [{scale}]\n %q{to} = QuantizeLinear(%{from}, %s{to}) {{output_dtype={onnx}}}\n\
          %{to} = DequantizeLinear(%q{to}, %s{to})\n"
     )
 }

@@ -135,8 +135,11 @@ fn measures_kernels_against_the_machine() {
         assert!(number(&p["int8"], "gops") > 0.0 && number(&p["f32"], "gops") > 0.0, "{p}");
     }
     let kernels = rows(&v, "kernels");
-    // Two shapes, by the panels of integers and floats and the float product, on each tier.
-    assert_eq!(kernels.len(), 6 * peaks.len());
+    // Two shapes, by the panels of integers and floats and the float product, on each tier, and by those of bfloat16 where
+    // it multiplies that.
+    let bf16 = peaks.iter().filter(|p| !p["bf16"].is_null()).count();
+    assert_eq!(kernels.len(), 6 * peaks.len() + 2 * bf16);
+    assert_eq!(kernels.iter().filter(|k| k["family"] == "bf16 product").count(), 2 * bf16);
     for k in kernels {
         assert_eq!(k["network"], "MiniLM");
         assert!(number(k, "min_us") <= number(k, "median_us") && number(k, "runs") >= 3.0);
