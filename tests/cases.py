@@ -123,10 +123,10 @@ def input_names(session):
     return [i.name for i in session.get_inputs()]
 
 
-def narrowbit(binary, *args, check=True):
+def narrowbit(binary, *args, check=True, env=None):
     """Runs the command with `--json` and returns what it printed, or None where it failed and `check` is off."""
     command = [str(binary), *map(str, args), "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode not in (0, 1) or (check and done.returncode):
         print(f"$ {' '.join(command)}\nexit code {done.returncode}\n{done.stderr}", file=sys.stderr)
         if check:

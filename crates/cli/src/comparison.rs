@@ -9,6 +9,7 @@ use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
 
+use crate::args::Floats;
 use crate::metrics::{Deviation, Figures};
 use crate::output;
 
@@ -85,19 +86,19 @@ struct Part {
 }
 
 impl Comparison {
-    /// Prepares a comparison; isolated figures need a session for each tensor.
-    pub fn new(a: &Graph, b: &Graph, threads: usize, isolated: bool) -> Result<Comparison> {
+    /// Prepares a comparison; isolated figures need a session for each tensor. `float` is for B.
+    pub fn new(a: &Graph, b: &Graph, threads: usize, isolated: bool, float: Floats) -> Result<Comparison> {
         let pairs = pairs(a, b);
         if pairs.is_empty() {
             bail!("the models have no tensor in common\nhelp: B must have been made from A; names must have been kept");
         }
         let codes = codes(b, &pairs);
-        let parts = if isolated { parts(a, b, &pairs, threads)? } else { Vec::new() };
+        let parts = if isolated { parts(a, b, &pairs, threads, float)? } else { Vec::new() };
         let observe_b: BTreeSet<ValueId> = pairs.values().chain(codes.values()).copied().collect();
         let (a, b): (Arc<Graph>, Arc<Graph>) = (Arc::new(a.clone()), Arc::new(b.clone()));
         Ok(Comparison {
             a: Session::new(a, Options { threads, observe: pairs.keys().copied().collect() })?,
-            b: Session::new(b, Options { threads, observe: observe_b })?,
+            b: float.apply(Session::new(b, Options { threads, observe: observe_b })?)?,
             pairs,
             codes,
             parts,
@@ -191,12 +192,12 @@ fn codes(b: &Graph, pairs: &BTreeMap<ValueId, ValueId>) -> BTreeMap<ValueId, Val
     out
 }
 
-fn parts(a: &Graph, b: &Graph, pairs: &BTreeMap<ValueId, ValueId>, threads: usize) -> Result<Vec<Part>> {
+fn parts(a: &Graph, b: &Graph, pairs: &BTreeMap<ValueId, ValueId>, threads: usize, float: Floats) -> Result<Vec<Part>> {
     let back: BTreeMap<ValueId, ValueId> = pairs.iter().map(|(&a, &b)| (b, a)).collect();
     let mut out = Vec::new();
     for (&va, &vb) in pairs {
         if let Some((graph, inputs)) = cut(b, vb, &back) {
-            let session = Session::new(graph, Options { threads, ..Options::default() })?;
+            let session = float.apply(Session::new(graph, Options { threads, ..Options::default() })?)?;
             out.push(Part { value: va, session, inputs });
         }
     }

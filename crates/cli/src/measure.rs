@@ -115,7 +115,7 @@ impl Outcome {
         let what = if s.ratio > 2.0 - PAYS { "slower than" } else { "no faster than" };
         let help = match s.slower.is_empty() {
             true => "it is worth its size only",
-            false => "keep the nodes float that are slower on integers, or use it for its size only",
+            false => &format!("keep the nodes float that are slower {}, or use it for its size only", on(&s.format)),
         };
         (!s.pays)
             .then(|| format!("{} does not pay in time here: it is {what} float ({:.2}×); {help}", s.format, s.ratio))
@@ -181,6 +181,11 @@ impl Job {
             slower: groups.slower(&self.integer, float_ms),
         }))
     }
+}
+
+/// Where nodes compute that are quantized to a format.
+fn on(format: &str) -> String {
+    if format == "int8" { "on integers".into() } else { format!("in {format}") }
 }
 
 fn seconds(session: &Session, inputs: &[Tensor]) -> Result<f64> {
@@ -312,7 +317,7 @@ impl Speed {
         if self.slower.is_empty() {
             return out;
         }
-        out.push_str("          slower on integers:\n");
+        out.push_str(&format!("          slower {}:\n", on(&self.format)));
         for s in self.slower.iter().take(SHOWN) {
             let more = if s.nodes.len() > 1 { format!(" and {} with it", s.nodes.len() - 1) } else { String::new() };
             let head = format!("{} ({}){more}", s.nodes[0], s.op);
@@ -351,7 +356,15 @@ mod tests {
         let find = |name: &&str| graph.nodes().find(|(_, n)| n.name == **name).expect("a node").0;
         let nodes: Vec<NodeId> = names.iter().map(find).collect();
         let (node, seconds) = (nodes[0], ms / 1e3);
-        ProfileRow { node, nodes, kernel: "k".into(), on_integers: false, bytes: 0, seconds }
+        ProfileRow {
+            node,
+            nodes,
+            kernel: "k".into(),
+            on_integers: false,
+            operands: narrowbit_runtime::Operands::F32,
+            bytes: 0,
+            seconds,
+        }
     }
 
     fn speed(ratio: f64, slower: Vec<Slower>) -> Speed {

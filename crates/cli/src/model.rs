@@ -12,6 +12,8 @@ use narrowbit_quant::options::QuantOptions;
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::DType;
 
+use crate::args::Floats;
+
 /// Reads a model file of a format that is known by its ending.
 pub fn load(path: &Path) -> Result<Model> {
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
@@ -111,12 +113,12 @@ pub enum Runner {
 }
 
 impl Runner {
-    /// Loads a model.
-    pub fn new(path: &Path, threads: usize, reference: bool) -> Result<Runner> {
+    /// Loads a model; `float` is for the compiled one.
+    pub fn new(path: &Path, threads: usize, reference: bool, float: Floats) -> Result<Runner> {
         if reference {
             Ok(Runner::Reference(Box::new(load_runnable(path)?.graph)))
         } else {
-            Ok(Runner::Fast(session(path, threads)?))
+            Ok(Runner::Fast(float.apply(session(path, threads)?)?))
         }
     }
 

@@ -58,7 +58,15 @@ mod tests {
 
     fn step(i: usize, seconds: f64) -> ProfileRow {
         let node = NodeId::from_index(i);
-        ProfileRow { node, nodes: vec![node], kernel: "k".into(), on_integers: false, bytes: 4, seconds }
+        ProfileRow {
+            node,
+            nodes: vec![node],
+            kernel: "k".into(),
+            on_integers: false,
+            operands: narrowbit_runtime::Operands::F32,
+            bytes: 4,
+            seconds,
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, product, require, span};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::gemm::{Gemm, Lhs, MatrixView, PackedHeads, Rhs, gemm};
+use crate::panel::packing::{Dense, Form, Packing};
+use crate::panel::{Epilogue, Out};
 use crate::reduce::softmax_row;
 use crate::simd::{Kernel, Simd};
 
@@ -114,12 +117,11 @@ fn check(
     if let Some(mask) = mask {
         at_least(NAME, "mask", mask.data.len(), need(mask.strides, p.heads, p.queries, p.keys)?)?;
     }
-    let mut dims =
-        vec![(out_strides[0], p.batch), (out_strides[1], p.heads), (out_strides[2], p.queries), (1, p.value_depth)];
-    dims.retain(|&(_, len)| len > 1);
+    let dims = [(out_strides[0], p.batch), (out_strides[1], p.heads), (out_strides[2], p.queries), (1, p.value_depth)];
+    let mut dims: Few<(usize, usize), 4> = dims.into_iter().filter(|&(_, len)| len > 1).collect();
     dims.sort_unstable();
     let mut covered = 1;
-    for (step, len) in dims {
+    for &(step, len) in dims.iter() {
         require(NAME, step >= covered, "the output rows overlap")?;
         covered += (len - 1) * step;
     }
@@ -147,6 +149,10 @@ fn start(strides: [usize; 3], batch: usize, head: usize, row: usize) -> usize {
 impl Head<'_> {
     /// Blocks `range` of the query rows of one head.
     fn run(&self, batch: usize, head: usize, range: std::ops::Range<usize>) -> Result {
+        if self.exec.bf16() && self.exec.isa().multiplies_bf16() && self.p.depth > 0 {
+            self.run_bf16(batch, head, range);
+            return Ok(());
+        }
         let p = self.p;
         let kv_head = head / (p.heads / p.kv_heads);
         let k = &self.k.data[start(self.k.strides, batch, kv_head, 0)..];
@@ -162,18 +168,86 @@ impl Head<'_> {
             for block in range {
                 let first = block * self.rows;
                 let rows = self.rows.min(p.queries - first);
-                let scores = match self.weights {
-                    // SAFETY: each block of rows of each head is one task's; `attention` made
-                    // sure that all of them are in bounds.
-                    Some(w) => unsafe {
-                        w.slice(((batch * p.heads + head) * p.queries + first) * p.keys, rows * p.keys)
-                    },
-                    None => &mut scores[..rows * p.keys],
-                };
+                let scores = self.scores(batch, head, (first, rows), scores);
                 self.block(batch, head, (first, rows), &heads, &values, scores)?;
             }
             Ok(())
         })
+    }
+
+    /// Where the scores of a block of rows go: to who asked for the weights, or into the scratch.
+    fn scores<'a>(
+        &'a self,
+        batch: usize,
+        head: usize,
+        (first, rows): (usize, usize),
+        scratch: &'a mut [f32],
+    ) -> &'a mut [f32] {
+        let p = self.p;
+        match self.weights {
+            // SAFETY: each block of rows of each head is one task's; `attention` made
+            // sure that all of them are in bounds.
+            Some(w) => unsafe { w.slice(((batch * p.heads + head) * p.queries + first) * p.keys, rows * p.keys) },
+            None => &mut scratch[..rows * p.keys],
+        }
+    }
+
+    /// As [`Head::run`], with operands of both products rounded to bfloat16.
+    fn run_bf16(&self, batch: usize, head: usize, range: std::ops::Range<usize>) {
+        let (p, isa) = (self.p, self.exec.isa());
+        let kv_head = head / (p.heads / p.kv_heads);
+        let dense = |h: &HeadView<'_>, by_column: bool| {
+            let start = h.data[start(h.strides, batch, kv_head, 0)..].as_ptr().cast();
+            Dense { form: Form::F32, start, stride: h.strides[2], by_column }
+        };
+        let products = [Packing::new(isa, p.depth, p.keys, true), Packing::new(isa, p.keys, p.value_depth, true)];
+        let words = products.map(|packing| packing.words());
+        with_scratch(words[0] + words[1] + (self.rows + 1) * p.keys, |scratch| {
+            let (keys, rest) = scratch.split_at_mut(words[0]);
+            let (values, rest) = rest.split_at_mut(words[1]);
+            let (scales, scores) = rest.split_at_mut(p.keys);
+            scales.fill(p.scale);
+            for (packing, from, to) in
+                [(&products[0], dense(&self.k, true), &mut *keys), (&products[1], dense(&self.v, false), &mut *values)]
+            {
+                for panel in 0..packing.columns.count() {
+                    // SAFETY: `check` covered keys and values.
+                    unsafe { packing.pack(isa, from, panel, &mut to[packing.panel(panel)]) };
+                }
+            }
+            for block in range {
+                let first = block * self.rows;
+                let rows = self.rows.min(p.queries - first);
+                let scores = self.scores(batch, head, (first, rows), scores);
+                let scaled = Epilogue { scales, ..Epilogue::default() };
+                let query = |i: usize| {
+                    self.q.data.as_ptr().wrapping_add(start(self.q.strides, batch, head, first + i)).cast::<u8>()
+                };
+                // SAFETY: `check` covered the queries and the output, whose rows are disjoint; the scores are ours.
+                unsafe {
+                    let out = (Out::floats(scores.as_mut_ptr()), 0, p.keys);
+                    products[0].multiply(isa, (&query, Form::F32, rows), keys, &scaled, out);
+                    self.soften(batch, head, first, scores);
+                    let weights = scores.as_ptr();
+                    let weight = |i: usize| weights.wrapping_add(i * p.keys).cast::<u8>();
+                    let at = start(self.out_strides, batch, head, first);
+                    let out = (Out::floats(self.out.ptr()), at, self.out_strides[2]);
+                    products[1].multiply(isa, (&weight, Form::F32, rows), values, &Epilogue::default(), out);
+                }
+            }
+        });
+    }
+
+    /// Turns the scores of the rows from `first` on into weights.
+    fn soften(&self, batch: usize, head: usize, first: usize, scores: &mut [f32]) {
+        let p = self.p;
+        for (i, row) in scores.chunks_exact_mut(p.keys).enumerate() {
+            let mask = self.mask.map(|mask| &mask.data[start(mask.strides, batch, head, first + i)..][..p.keys]);
+            // Query i may see keys up to i + keys − queries.
+            let visible =
+                if p.causal { (first + i + 1 + p.keys).saturating_sub(p.queries).min(p.keys) } else { p.keys };
+            self.exec.isa().dispatch(Weights { row, mask, visible });
+        }
     }
 
     fn block(
@@ -191,13 +265,7 @@ impl Head<'_> {
         let mut g = Gemm::new(rows, p.keys, p.depth, Lhs::View(q), Rhs::Borrowed(keys));
         g.alpha = p.scale;
         gemm(self.exec, &g, scores)?;
-        for (i, row) in scores.chunks_exact_mut(p.keys).enumerate() {
-            let mask = self.mask.map(|mask| &mask.data[start(mask.strides, batch, head, first + i)..][..p.keys]);
-            // Query i may see keys up to i + keys − queries.
-            let visible =
-                if p.causal { (first + i + 1 + p.keys).saturating_sub(p.queries).min(p.keys) } else { p.keys };
-            self.exec.isa().dispatch(Weights { row, mask, visible });
-        }
+        self.soften(batch, head, first, scores);
         let at = start(self.out_strides, batch, head, first);
         let len = span(NAME, &[(rows, self.out_strides[2]), (p.value_depth, 1)])?;
         let view = MatrixView::row_major(scores, p.keys);
@@ -357,6 +425,47 @@ mod tests {
                     }
                     assert_close(&got, &want, 1e-5, &format!("{p:?} {exec:?}"));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rounds_operands_to_bfloat16_where_it_may() {
+        let base = AttentionParams {
+            batch: 2,
+            heads: 4,
+            kv_heads: 2,
+            queries: 37,
+            keys: 45,
+            depth: 16,
+            value_depth: 33,
+            scale: 0.25,
+            causal: false,
+        };
+        let mut r = Random::new(22);
+        for p in [base, AttentionParams { depth: 7, keys: 70, ..base }, AttentionParams { causal: true, ..base }] {
+            let heads =
+                [(p.heads, p.queries, p.depth), (p.kv_heads, p.keys, p.depth), (p.kv_heads, p.keys, p.value_depth)];
+            let data = heads.map(|(heads, rows, columns)| r.vec(p.batch * heads * rows * columns));
+            let mask = r.vec(p.batch * p.heads * p.queries * p.keys);
+            let want = attention_reference(&p, &data[0], &data[1], &data[2], Some(&mask)).unwrap();
+            for exec in execs().into_iter().map(|exec| exec.with_bf16(true)) {
+                let mut guarded = [0, 1, 2].map(|i| Guarded::new(&data[i]));
+                let [q, k, v] = guarded.each_mut().map(|g| &*g.get());
+                let view = |data, i: usize| {
+                    let (heads, rows, columns): (usize, usize, usize) = heads[i];
+                    HeadView { data, strides: [heads * rows * columns, rows * columns, columns] }
+                };
+                let strides = [p.heads * p.queries * p.keys, p.queries * p.keys, p.keys];
+                let mask = Some(HeadView { data: &mask, strides });
+                let mut out = Guarded::new(&vec![0.0; want.len()]);
+                let strides = [p.heads * p.queries * p.value_depth, p.queries * p.value_depth, p.value_depth];
+                attention(&exec, &p, [view(q, 0), view(k, 1), view(v, 2)], mask, None, out.get(), strides).unwrap();
+                // Four roundings by up to 2⁻⁹, of numbers up to 1.
+                assert_close(out.get(), &want, 0.01, &format!("{p:?} {exec:?}"));
+                let exact = !exec.isa().multiplies_bf16();
+                let error = out.get().iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert_eq!(error < 1e-5, exact, "{error} {exec:?}");
             }
         }
     }

@@ -52,19 +52,27 @@ pub(crate) fn require(kernel: &'static str, ok: bool, what: &'static str) -> Res
 /// The product of dimensions, refusing overflow (and anything over `isize::MAX / 8`,
 /// so that byte offsets can't overflow either).
 pub(crate) fn product(kernel: &'static str, dims: &[usize]) -> Result<usize> {
-    dims.iter()
-        .try_fold(1usize, |acc, &d| acc.checked_mul(d))
+    product_of(kernel, dims.iter().copied())
+}
+
+/// As [`product`], of dimensions that lie nowhere as a slice.
+pub(crate) fn product_of(kernel: &'static str, mut dims: impl Iterator<Item = usize>) -> Result<usize> {
+    dims.try_fold(1usize, usize::checked_mul)
         .filter(|&total| total <= isize::MAX as usize / 8)
         .ok_or(KernelError::Overflow { kernel })
 }
 
 /// The length of a view: `1 + Σ (dim − 1) · stride`, or 0 when a dimension is 0.
 pub(crate) fn span(kernel: &'static str, dims: &[(usize, usize)]) -> Result<usize> {
-    if dims.iter().any(|&(len, _)| len == 0) {
+    span_of(kernel, dims.iter().copied())
+}
+
+/// As [`span`], of dimensions that lie nowhere as a slice.
+pub(crate) fn span_of(kernel: &'static str, mut dims: impl Iterator<Item = (usize, usize)> + Clone) -> Result<usize> {
+    if dims.clone().any(|(len, _)| len == 0) {
         return Ok(0);
     }
-    dims.iter()
-        .try_fold(1usize, |acc, &(len, stride)| acc.checked_add((len - 1).checked_mul(stride)?))
+    dims.try_fold(1usize, |acc, (len, stride)| acc.checked_add((len - 1).checked_mul(stride)?))
         .filter(|&total| total <= isize::MAX as usize / 8)
         .ok_or(KernelError::Overflow { kernel })
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffer::SharedMut;
 use crate::exec::Exec;
-use crate::isa::{Isa, Tier};
+use crate::isa::{Bf16, Isa, Tier};
 use crate::simd::{Kernel, Simd};
 
 /// What is multiplied.
@@ -18,15 +18,18 @@ pub enum Arithmetic {
     /// 8-bit integers with exact 32-bit sums. Tiers without an instruction for that widen
     /// to 16 bits, as their kernels do: `vpmaddubsw` would be faster, but saturates.
     Int8,
+    /// bfloat16 with sums in 32-bit floats.
+    Bf16,
     /// 32-bit floats.
     F32,
 }
 
 impl Arithmetic {
-    /// `int8` or `f32`.
+    /// `int8`, `bf16` or `f32`.
     pub fn name(self) -> &'static str {
         match self {
             Arithmetic::Int8 => "int8",
+            Arithmetic::Bf16 => "bf16",
             Arithmetic::F32 => "f32",
         }
     }
@@ -50,9 +53,18 @@ pub struct PeakKernel {
 }
 
 impl PeakKernel {
+    /// The instructions on bfloat16 that it needs.
+    fn bf16(&self) -> Bf16 {
+        match (self.arithmetic, self.tier) {
+            (Arithmetic::Bf16, Tier::Amx) => Bf16::Tiles,
+            (Arithmetic::Bf16, Tier::Vnni) => Bf16::Vectors,
+            _ => Bf16::None,
+        }
+    }
+
     /// The fastest loop that `isa` has.
     pub fn best(isa: Isa, arithmetic: Arithmetic) -> &'static PeakKernel {
-        let fits = |k: &&PeakKernel| k.arithmetic == arithmetic && k.tier <= isa.tier();
+        let fits = |k: &&PeakKernel| k.arithmetic == arithmetic && k.tier <= isa.tier() && k.bf16() <= isa.bf16();
         PEAK_KERNELS.iter().find(fits).unwrap_or(&PEAK_KERNELS[PEAK_KERNELS.len() - 1])
     }
 }
@@ -223,6 +235,30 @@ pub static PEAK_KERNELS: &[PeakKernel] = &[
         multiply_adds: PORTABLE as u64,
         turns: int8_portable,
     },
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    PeakKernel {
+        name: "peak_bf16_tdpbf16ps_amx",
+        tier: Tier::Amx,
+        arithmetic: Arithmetic::Bf16,
+        multiply_adds: 6 * 16 * 16 * 32,
+        turns: x86::bf16_amx,
+    },
+    #[cfg(target_arch = "x86_64")]
+    PeakKernel {
+        name: "peak_bf16_vdpbf16ps_vnni",
+        tier: Tier::Vnni,
+        arithmetic: Arithmetic::Bf16,
+        multiply_adds: 28 * 32,
+        turns: x86::bf16_avx512,
+    },
+    // Without an instruction, a product of bfloat16 is one of floats.
+    PeakKernel {
+        name: "peak_bf16_portable_scalar",
+        tier: Tier::Scalar,
+        arithmetic: Arithmetic::Bf16,
+        multiply_adds: PORTABLE as u64,
+        turns: f32_portable,
+    },
     #[cfg(target_arch = "x86_64")]
     PeakKernel {
         name: "peak_f32_vfmadd231ps_avx512",
@@ -290,6 +326,8 @@ mod x86 {
     static BYTES: Operands = Operands([[0xb57c_93e1; 16], [0x6d3a_e85b; 16]]);
     /// 1.25 and 0.8.
     static FLOATS: Operands = Operands([[0x3fa0_0000; 16], [0x3f4c_cccd; 16]]);
+    /// Pairs of 1.25 and of about 0.8.
+    static PAIRS: Operands = Operands([[0x3fa0_3fa0; 16], [0x3f4d_3f4d; 16]]);
 
     macro_rules! zeros {
         ($zero:literal, 2, $reg:literal, $($n:literal)*) => {
@@ -395,43 +433,52 @@ mod x86 {
 
     /// Six tiles of sums, one of rows and one of columns.
     #[cfg(target_os = "linux")]
-    pub(super) unsafe fn int8_amx(turns: u64) {
-        // LDTILECFG: palette 1, then bytes (64) and rows (16) of each tile.
-        let mut config = Operands([[0; 16]; 2]);
-        let config = config.0.as_flattened_mut();
-        config[0] = 1;
-        config[4..8].fill(64 << 16 | 64);
-        config[12..14].fill(0x1010_1010);
-        // SAFETY: reads the configuration and the operands (one row for all), leaves no tile behind; the caller
-        // vouches for the tier.
-        unsafe {
-            asm!(
-                "ldtilecfg [{config}]",
-                "tileloadd tmm6, [{operands} + {zero}]",
-                "tileloadd tmm7, [{operands} + {zero} + 64]",
-                "2:",
-                "tdpbusd tmm0, tmm6, tmm7",
-                "tdpbusd tmm1, tmm6, tmm7",
-                "tdpbusd tmm2, tmm6, tmm7",
-                "tdpbusd tmm3, tmm6, tmm7",
-                "tdpbusd tmm4, tmm6, tmm7",
-                "tdpbusd tmm5, tmm6, tmm7",
-                "dec {turns}",
-                "jnz 2b",
-                "tilerelease",
-                config = in(reg) config.as_ptr(),
-                operands = in(reg) BYTES.0.as_ptr(),
-                zero = in(reg) 0usize,
-                turns = inout(reg) turns.max(1) => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, readonly),
-            );
-        }
+    macro_rules! tiles {
+        ($name:ident, $operands:ident, $op:literal) => {
+            pub(super) unsafe fn $name(turns: u64) {
+                // LDTILECFG: palette 1, then bytes (64) and rows (16) of each tile.
+                let mut config = Operands([[0; 16]; 2]);
+                let config = config.0.as_flattened_mut();
+                config[0] = 1;
+                config[4..8].fill(64 << 16 | 64);
+                config[12..14].fill(0x1010_1010);
+                // SAFETY: reads the configuration and the operands (one row for all), leaves no tile behind; the
+                // caller vouches for the tier.
+                unsafe {
+                    asm!(
+                        "ldtilecfg [{config}]",
+                        "tileloadd tmm6, [{operands} + {zero}]",
+                        "tileloadd tmm7, [{operands} + {zero} + 64]",
+                        "2:",
+                        concat!($op, " tmm0, tmm6, tmm7"),
+                        concat!($op, " tmm1, tmm6, tmm7"),
+                        concat!($op, " tmm2, tmm6, tmm7"),
+                        concat!($op, " tmm3, tmm6, tmm7"),
+                        concat!($op, " tmm4, tmm6, tmm7"),
+                        concat!($op, " tmm5, tmm6, tmm7"),
+                        "dec {turns}",
+                        "jnz 2b",
+                        "tilerelease",
+                        config = in(reg) config.as_ptr(),
+                        operands = in(reg) $operands.0.as_ptr(),
+                        zero = in(reg) 0usize,
+                        turns = inout(reg) turns.max(1) => _,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack, readonly),
+                    );
+                }
+            }
+        };
     }
 
+    #[cfg(target_os = "linux")]
+    tiles!(int8_amx, BYTES, "tdpbusd");
+    #[cfg(target_os = "linux")]
+    tiles!(bf16_amx, PAIRS, "tdpbf16ps");
     zmm!(int8_vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", BYTES, fused "vpdpbusd");
     zmm!(int8_avx512, "avx512f,avx512bw,avx512dq,avx512vl", BYTES, apart "vpmaddwd" "vpaddd");
+    zmm!(bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", PAIRS, fused "vdpbf16ps");
     zmm!(f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl", FLOATS, fused "vfmadd231ps");
     ymm!(int8_avx2, BYTES, apart!("vpmaddwd", "vpaddd", "ymm", 13, 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
     ymm!(f32_avx2, FLOATS, fused!("vfmadd231ps", "ymm", 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
@@ -442,12 +489,13 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::panel::{FLOAT_KERNELS, INT_KERNELS};
+    use crate::panel::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS};
     use crate::testing::{Guarded, execs};
 
     #[test]
     fn runs_every_loop_of_this_machine() {
-        for kernel in PEAK_KERNELS.iter().filter(|k| k.tier <= Isa::detect().tier()) {
+        let isa = Isa::detect();
+        for kernel in PEAK_KERNELS.iter().filter(|k| k.tier <= isa.tier() && k.bf16() <= isa.bf16()) {
             // SAFETY: the machine has the tier.
             unsafe { (kernel.turns)(3) };
             assert!(kernel.multiply_adds > 0, "{}", kernel.name);
@@ -457,7 +505,9 @@ mod tests {
     #[test]
     fn has_a_peak_for_the_tier_of_every_kernel() {
         // A kernel of a tier without a loop would be held against the peak of a lower one.
-        for (table, arithmetic) in [(INT_KERNELS, Arithmetic::Int8), (FLOAT_KERNELS, Arithmetic::F32)] {
+        let tables =
+            [(INT_KERNELS, Arithmetic::Int8), (FLOAT_KERNELS, Arithmetic::F32), (BF16_KERNELS, Arithmetic::Bf16)];
+        for (table, arithmetic) in tables {
             for kernel in table {
                 let has = PEAK_KERNELS.iter().any(|p| p.tier == kernel.tier && p.arithmetic == arithmetic);
                 assert!(has, "{} has no loop in PEAK_KERNELS", kernel.name);
@@ -468,7 +518,7 @@ mod tests {
     #[test]
     fn chooses_the_best_loop_of_a_tier() {
         for isa in Isa::available() {
-            for arithmetic in [Arithmetic::Int8, Arithmetic::F32] {
+            for arithmetic in [Arithmetic::Int8, Arithmetic::Bf16, Arithmetic::F32] {
                 let kernel = PeakKernel::best(isa, arithmetic);
                 assert_eq!(kernel.arithmetic, arithmetic);
                 assert!(kernel.tier <= isa.tier() && kernel.name.starts_with(&format!("peak_{}", arithmetic.name())));

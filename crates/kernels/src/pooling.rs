@@ -4,6 +4,7 @@ use crate::buffer::{SharedMut, with_scratch};
 use crate::conv::{PaddedPlane, Spread};
 use crate::error::{KernelError, Result, exact, product, require};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::reduce::{ReduceOp, reduce};
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -76,7 +77,7 @@ pub fn average_pool2d(exec: &Exec, p: &Pool2dParams, count_include_pad: bool, x:
                 let tap = |k: usize| o * p.strides[axis] + k * p.dilations[axis];
                 (0..p.window[axis]).filter(|&k| range.contains(&tap(k))).count() as f32
             })
-            .collect::<Vec<f32>>()
+            .collect::<Few<f32, 64>>()
     });
     run(exec, p, x, y, Some(&counts))
 }
@@ -98,13 +99,13 @@ pub fn global_max_pool(exec: &Exec, x: &[f32], y: &mut [f32], planes: usize, len
 }
 
 /// With `counts` (elements per output row and column) an average, else a maximum.
-fn run(exec: &Exec, p: &Pool2dParams, x: &[f32], y: &mut [f32], counts: Option<&[Vec<f32>; 2]>) -> Result {
+fn run(exec: &Exec, p: &Pool2dParams, x: &[f32], y: &mut [f32], counts: Option<&[Few<f32, 64>; 2]>) -> Result {
     if y.is_empty() {
         return Ok(());
     }
     let spread = p.spread();
     let scratch = spread.len().ok_or(KernelError::Overflow { kernel: NAME })?;
-    let taps: Vec<usize> = (0..p.window[0])
+    let taps: Few<usize, 64> = (0..p.window[0])
         .flat_map(|r| (0..p.window[1]).map(move |t| (r, t)))
         .map(|(r, t)| r * p.dilations[0] * spread.row_len() + spread.tap(t * p.dilations[1]))
         .collect();
@@ -136,7 +137,7 @@ struct Plane<'a> {
     image: &'a [f32],
     taps: &'a [usize],
     width: usize,
-    counts: Option<&'a [Vec<f32>; 2]>,
+    counts: Option<&'a [Few<f32, 64>; 2]>,
     out: &'a mut [f32],
 }
 

@@ -87,7 +87,7 @@ impl<'a> QuantScales<'a> {
         QuantScales { scales, zero_points, shape: [1, 1, len] }
     }
 
-    fn check(&self, x: usize, y: usize) -> Result {
+    pub(crate) fn check(&self, x: usize, y: usize) -> Result {
         let len = product(NAME, &self.shape)?;
         exact(NAME, "x", x, len)?;
         exact(NAME, "y", y, len)?;
@@ -104,7 +104,7 @@ impl<'a> QuantScales<'a> {
 
     /// Calls `body(start, len, scale index)` for runs that share a scale; a run with
     /// index `None` goes along the axis, one scale per element.
-    fn runs(&self, exec: &Exec, body: &(dyn Fn(usize, usize, Option<usize>) + Sync)) {
+    pub(crate) fn runs(&self, exec: &Exec, body: &(dyn Fn(usize, usize, Option<usize>) + Sync)) {
         let [outer, axis, inner] = self.shape;
         let len = outer * axis * inner;
         if self.scales.len() == 1 {

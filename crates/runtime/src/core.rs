@@ -1,15 +1,16 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use narrowbit_ir::{Fact, Graph, TensorType, ValueId, ValueType};
 use narrowbit_kernels::Exec;
-use narrowbit_tensor::{DType, Tensor};
+use narrowbit_tensor::{DType, Tensor, TensorError};
 
 use crate::compile::{self, CompileError, Plan};
-use crate::error::RunError;
-use crate::exec::{Arena, Clock};
+use crate::error::{RunError, StepError};
+use crate::exec::{Arena, Clock, Take};
 use crate::session::{Observer, Profile};
 use crate::stages::Stages;
+use crate::view::View;
 use crate::weights::Weights;
 
 /// What sessions on the same graph share: plans for several input shapes, and packed weights.
@@ -27,7 +28,7 @@ pub struct Core {
 /// Programs by inputs, with idle arenas.
 #[derive(Default)]
 struct Plans {
-    by_input: HashMap<Key, Entry>,
+    by_input: Vec<(Key, Entry)>,
     /// Counts lookups, so that the program that was not used for longest goes first.
     clock: u64,
 }
@@ -80,45 +81,86 @@ impl Core {
         profile: Option<&mut Profile>,
     ) -> Result<Vec<Tensor>, RunError> {
         let inputs: Vec<Tensor> = inputs.iter().map(compile::aligned).collect();
-        let key = self.key(&inputs);
-        let (plan, arena) = match self.program(exec, &key, &inputs)? {
+        let views: Vec<View> = inputs.iter().map(View::of).collect();
+        let mut outputs = Vec::new();
+        let mut take = |_: usize, view: View| {
+            outputs.push(view.to_tensor().map_err(|e| self.failed(e))?);
+            Ok(())
+        };
+        self.run_views(exec, &views, observer, profile, &mut take)?;
+        Ok(outputs)
+    }
+
+    fn failed(&self, e: TensorError) -> RunError {
+        RunError::Kernel { node: self.graph.name.clone(), error: StepError::Tensor(e) }
+    }
+
+    /// As [`Core::run`] on views, which are aligned for their types. Once an arena is there, a plan runs without
+    /// an allocation.
+    pub fn run_views(
+        &self,
+        exec: &Exec,
+        inputs: &[View],
+        observer: Observer,
+        profile: Option<&mut Profile>,
+        take: Take,
+    ) -> Result<(), RunError> {
+        let (plan, arena) = match self.program(exec, inputs)? {
             (Program::Plan(plan), arena) => (plan, arena),
-            (Program::Stages(stages), _) => return stages.run(self, exec, &inputs, observer, profile),
+            (Program::Stages(stages), _) => {
+                let inputs: Result<Vec<Tensor>, TensorError> = inputs.iter().map(View::to_tensor).collect();
+                let outputs = stages.run(self, exec, &inputs.map_err(|e| self.failed(e))?, observer, profile)?;
+                let outputs: Vec<Tensor> = outputs.iter().map(compile::aligned).collect();
+                return outputs.iter().enumerate().try_for_each(|(i, t)| take(i, View::of(t)));
+            }
         };
         let mut arena = arena.unwrap_or_else(|| Arena::new(&plan));
         let _awake = exec.pool().keep_awake();
         let mut clock = Clock::new(profile);
-        let out = arena.run(&plan, &self.graph, exec, &inputs, &self.observe, observer, &mut clock)?;
-        if let Some(e) = self.plans.lock().unwrap_or_else(PoisonError::into_inner).by_input.get_mut(&key) {
+        arena.run(&plan, &self.graph, exec, inputs, &self.observe, observer, &mut clock, take)?;
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(e) = self.find(&mut plans, inputs) {
             e.idle.push(arena);
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Bytes of the arena for these inputs; 0 where nothing of the graph is compiled beforehand.
     pub fn arena_bytes(&self, exec: &Exec, inputs: &[Tensor]) -> Result<usize, RunError> {
-        match self.program(exec, &self.key(inputs), inputs)?.0 {
+        let aligned: Vec<Tensor> = inputs.iter().map(compile::aligned).collect();
+        let views: Vec<View> = aligned.iter().map(View::of).collect();
+        match self.program(exec, &views)?.0 {
             Program::Plan(plan) => Ok(plan.slots.iter().sum()),
             Program::Stages(stages) => stages.arena_bytes(self, exec, inputs),
         }
     }
 
-    fn key(&self, inputs: &[Tensor]) -> Key {
-        inputs.iter().map(|t| (t.shape().to_vec(), self.known(t).and_then(|t| t.to_i64s().ok()))).collect()
+    fn key(&self, inputs: &[View]) -> Key {
+        inputs.iter().map(|v| (v.shape.to_vec(), self.known(v).and_then(|t| t.to_i64s().ok()))).collect()
+    }
+
+    /// The program for inputs, if there is one.
+    fn find<'p>(&self, plans: &'p mut Plans, inputs: &[View]) -> Option<&'p mut Entry> {
+        let same = |(shape, content): &(Vec<usize>, Option<Vec<i64>>), v: &View| {
+            shape == v.shape && *content == self.known(v).and_then(|t| t.to_i64s().ok())
+        };
+        let all = |key: &Key| key.len() == inputs.len() && key.iter().zip(inputs).all(|(k, v)| same(k, v));
+        plans.by_input.iter_mut().find(|(key, _)| all(key)).map(|(_, entry)| entry)
     }
 
     /// A tensor between parts that the shapes behind it may depend on.
-    fn known<'a>(&self, t: &'a Tensor) -> Option<&'a Tensor> {
-        let extents = matches!(t.dtype(), DType::I64 | DType::I32) && t.len() <= MOST_EXTENTS && t.rank() <= 1;
-        (self.stage.is_some() && extents).then_some(t)
+    fn known(&self, v: &View) -> Option<Tensor> {
+        let len: usize = v.shape.iter().product();
+        let extents = matches!(v.dtype, DType::I64 | DType::I32) && len <= MOST_EXTENTS && v.shape.len() <= 1;
+        if self.stage.is_some() && extents { v.to_tensor().ok() } else { None }
     }
 
     /// The program for these inputs, and an idle arena of it.
-    fn program(&self, exec: &Exec, key: &Key, inputs: &[Tensor]) -> Result<(Program, Option<Arena>), RunError> {
+    fn program(&self, exec: &Exec, inputs: &[View]) -> Result<(Program, Option<Arena>), RunError> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.clock += 1;
         let now = plans.clock;
-        if let Some(e) = plans.by_input.get_mut(key) {
+        if let Some(e) = self.find(&mut plans, inputs) {
             e.used = now;
             return Ok((e.program.clone(), e.idle.pop()));
         }
@@ -131,17 +173,19 @@ impl Core {
             Err(CompileError::Run(e)) => return Err(e),
         };
         if plans.by_input.len() >= MOST_PROGRAMS {
-            let oldest = plans.by_input.iter().min_by_key(|(_, e)| e.used).map(|(k, _)| k.clone());
-            oldest.and_then(|k| plans.by_input.remove(&k));
+            let oldest = plans.by_input.iter().enumerate().min_by_key(|(_, (_, e))| e.used).map(|(i, _)| i);
+            oldest.map(|i| plans.by_input.swap_remove(i));
         }
-        plans.by_input.insert(key.clone(), Entry { program: program.clone(), idle: Vec::new(), used: now });
+        let entry = Entry { program: program.clone(), idle: Vec::new(), used: now };
+        plans.by_input.push((self.key(inputs), entry));
         Ok((program, None))
     }
 
-    fn facts(&self, inputs: &[Tensor]) -> BTreeMap<ValueId, Fact> {
-        let fact = |t: &Tensor| match self.known(t) {
-            Some(t) => Fact::constant(t.clone()),
-            None => Fact { ty: ValueType::Tensor(TensorType::of(t)), ..Fact::default() },
+    fn facts(&self, inputs: &[View]) -> BTreeMap<ValueId, Fact> {
+        let ty = |v: &View| TensorType::new(v.dtype, v.shape.iter().map(|&d| d.into()).collect());
+        let fact = |v: &View| match self.known(v) {
+            Some(t) => Fact::constant(t),
+            None => Fact { ty: ValueType::Tensor(ty(v)), ..Fact::default() },
         };
         self.graph.inputs().iter().copied().zip(inputs.iter().map(fact)).collect()
     }

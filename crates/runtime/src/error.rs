@@ -42,6 +42,26 @@ pub enum RunError {
         /// What to do.
         help: &'static str,
     },
+    /// The number of outputs is wrong.
+    #[error("the model has {expected} outputs, {actual} views were given for them")]
+    OutputCount {
+        /// How many the model has.
+        expected: usize,
+        /// How many were given.
+        actual: usize,
+    },
+    /// An output was to go into a view of another type or shape.
+    #[error(
+        "output \"{name}\" is {expected}, the view for it is {actual}\nhelp: make a view of the result's type and shape"
+    )]
+    Output {
+        /// The output's name.
+        name: String,
+        /// What it is.
+        expected: String,
+        /// What was given.
+        actual: String,
+    },
     /// The instruction set that the environment asks for is not there.
     #[error(transparent)]
     Isa(#[from] narrowbit_kernels::IsaError),

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use narrowbit_ir::{Graph, ValueId};
-use narrowbit_kernels::{Buffer, Exec};
-use narrowbit_tensor::Tensor;
+use narrowbit_kernels::{Buffer, Exec, Few};
 
 use crate::compile::{Place, Plan, Step};
 use crate::error::{RunError, StepError};
 use crate::kernel::RunCx;
 use crate::session::{Observer, Profile, ProfileRow};
 use crate::view::{View, ViewMut};
+
+/// Takes the outputs one after the other, by their position.
+pub type Take<'a> = &'a mut dyn FnMut(usize, View) -> Result<(), RunError>;
 
 /// The memory of one run.
 pub struct Arena {
@@ -36,6 +38,7 @@ impl<'a> Clock<'a> {
             nodes: step.nodes.clone(),
             kernel: step.kernel.name().into(),
             on_integers: step.kernel.on_integers(),
+            operands: step.kernel.operands(),
             bytes: step.ins.iter().chain(&step.outs).map(|&i| plan.values[i].ty.bytes()).sum(),
             seconds,
         });
@@ -54,11 +57,12 @@ impl Arena {
         plan: &Plan,
         graph: &Graph,
         exec: &Exec,
-        inputs: &[Tensor],
+        inputs: &[View],
         observe: &BTreeSet<ValueId>,
         observer: Observer,
         clock: &mut Clock,
-    ) -> Result<Vec<Tensor>, RunError> {
+        take: Take,
+    ) -> Result<(), RunError> {
         for step in &plan.steps {
             clock
                 .time(plan, step, || self.step(plan, step, exec, inputs))
@@ -69,34 +73,30 @@ impl Arena {
                 }
             }
         }
-        let copy = |&i: &usize| {
-            let error = |e| RunError::Kernel { node: graph.name.clone(), error: StepError::Tensor(e) };
-            self.view(plan, inputs, i).to_tensor().map_err(error)
-        };
-        plan.outputs.iter().map(copy).collect()
+        plan.outputs.iter().enumerate().try_for_each(|(k, &i)| take(k, self.view(plan, inputs, i)))
     }
 
-    fn step(&mut self, plan: &Plan, step: &Step, exec: &Exec, inputs: &[Tensor]) -> Result<(), StepError> {
+    fn step(&mut self, plan: &Plan, step: &Step, exec: &Exec, inputs: &[View]) -> Result<(), StepError> {
         if !step.outs.is_empty() && step.outs.iter().all(|&o| plan.values[o].ty.bytes() == 0) {
             return Ok(());
         }
         // The outputs' slots leave the arena while the operands' are borrowed.
-        let mut taken: Vec<Buffer> = step.outs.iter().map(|&o| self.take(plan, o)).collect();
+        let mut taken: Few<Option<Buffer>, 4> = step.outs.iter().map(|&o| Some(self.take(plan, o))).collect();
         let ins = step.ins.iter().enumerate();
         let ins = ins.map(|(k, &i)| (step.in_place != Some(k)).then(|| self.view(plan, inputs, i))).collect();
-        let outs = step.outs.iter().zip(&mut taken).map(|(&o, buffer)| {
+        let outs = step.outs.iter().zip(taken.iter_mut().flatten()).map(|(&o, buffer)| {
             let ty = &plan.values[o].ty;
             let bytes = match ty.bytes() {
                 0 => bytemuck::cast_slice_mut::<u64, u8>(&mut []),
-                n => &mut bytemuck::cast_slice_mut(buffer)[..n],
+                n => &mut bytemuck::cast_slice_mut(&mut **buffer)[..n],
             };
             ViewMut { dtype: ty.dtype, shape: &ty.shape, bytes }
         });
         let mut cx = RunCx { exec, ins, outs: outs.collect() };
         let done = step.kernel.run(&mut cx);
         drop(cx);
-        for (&o, buffer) in step.outs.iter().zip(taken) {
-            if let Place::Slot(s) = plan.values[o].place {
+        for (&o, buffer) in step.outs.iter().zip(taken.iter_mut()) {
+            if let (Place::Slot(s), Some(buffer)) = (plan.values[o].place, buffer.take()) {
                 self.slots[s] = buffer;
             }
         }
@@ -110,12 +110,12 @@ impl Arena {
         }
     }
 
-    fn view<'a>(&'a self, plan: &'a Plan, inputs: &'a [Tensor], i: usize) -> View<'a> {
+    fn view<'a>(&'a self, plan: &'a Plan, inputs: &'a [View], i: usize) -> View<'a> {
         let value = &plan.values[i];
         let bytes: &[u8] = match value.place {
             // Kernels read any type from it: it has to be aligned for all of them.
             _ if value.ty.bytes() == 0 => bytemuck::cast_slice::<u64, u8>(&[]),
-            Place::Input(k) => inputs[k].bytes(),
+            Place::Input(k) => inputs[k].bytes,
             Place::Const(c) => plan.consts[c].bytes(),
             Place::Slot(s) => bytemuck::cast_slice(&self.slots[s]),
         };

@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
-use narrowbit_kernels::Exec;
+use narrowbit_kernels::{Exec, Few};
 use narrowbit_tensor::{DType, Tensor};
 
 use crate::error::StepError;
+use crate::session::Operands;
 use crate::view::{View, ViewMut};
 use crate::weights::Weights;
 
@@ -23,6 +24,15 @@ pub trait Kernel: Send + Sync {
         false
     }
 
+    /// What it multiplies.
+    fn operands(&self) -> Operands {
+        match self.on_integers() {
+            true => Operands::Int8,
+            false if self.name().contains("bf16") => Operands::Bf16,
+            false => Operands::F32,
+        }
+    }
+
     /// The operand whose memory the first output may take over. When it does, that operand is absent
     /// in [`RunCx`] and the output holds its data.
     fn in_place(&self) -> Option<usize> {
@@ -35,9 +45,9 @@ pub struct RunCx<'a> {
     /// Threads and instruction set.
     pub exec: &'a Exec,
     /// The operands that the builder asked for, in its order; `None` for one made in place.
-    pub ins: Vec<Option<View<'a>>>,
+    pub ins: Few<Option<View<'a>>, 8>,
     /// The outputs.
-    pub outs: Vec<ViewMut<'a>>,
+    pub outs: Few<ViewMut<'a>, 4>,
 }
 
 impl<'a> RunCx<'a> {

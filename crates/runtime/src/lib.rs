@@ -22,5 +22,5 @@ mod view;
 mod weights;
 
 pub use error::RunError;
-pub use session::{Float, Options, Profile, ProfileRow, Session};
-pub use view::View;
+pub use session::{Float, Operands, Options, Profile, ProfileRow, Session};
+pub use view::{View, ViewMut};

@@ -3,14 +3,14 @@ use std::sync::Arc;
 
 use narrowbit_ir::{Dim, Graph, NodeId, TensorType, ValueId};
 use narrowbit_kernels::{Exec, Isa};
-use narrowbit_tensor::Tensor;
+use narrowbit_tensor::{DType, Tensor};
 
 use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
 use crate::forms;
 use crate::transparent;
-use crate::view::View;
+use crate::view::{View, ViewMut};
 
 /// How a session runs.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +46,19 @@ pub struct Profile {
     pub rows: Vec<ProfileRow>,
 }
 
+/// What a step multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operands {
+    /// 32-bit floats, or nothing.
+    F32,
+    /// Floats rounded to bfloat16.
+    Bf16,
+    /// fp8, each product exact.
+    Fp8,
+    /// Integers.
+    Int8,
+}
+
 /// The time of one step.
 #[derive(Debug, Clone)]
 pub struct ProfileRow {
@@ -57,6 +70,8 @@ pub struct ProfileRow {
     pub kernel: String,
     /// Whether it multiplied integers.
     pub on_integers: bool,
+    /// What it multiplied.
+    pub operands: Operands,
     /// Bytes of the operands and results in memory, without what is packed in the kernel.
     pub bytes: usize,
     /// Seconds.
@@ -152,13 +167,55 @@ impl Session {
         Ok((out, profile))
     }
 
+    /// As [`Session::run`], from and into memory of the caller: after a few runs on inputs of the same shapes, a run makes no
+    /// allocation (but for operators whose shapes depend on data, and those without a kernel of their own). Several
+    /// threads may do so at once, each with views of its own; [`Session::fork`] keeps them from waiting for one pool.
+    ///
+    /// `outputs` are in the order of [`Graph::outputs`]; their types and shapes must be those of the results.
+    ///
+    /// # Errors
+    /// As [`Session::run`], and when a view does not fit. What the outputs hold is arbitrary then.
+    pub fn run_into(&self, inputs: &[View], outputs: &mut [ViewMut]) -> Result<(), RunError> {
+        self.check(inputs.len(), &|i| (inputs[i].dtype, inputs[i].shape))?;
+        let whole =
+            |i: usize| if inputs[i].is_whole() && !inputs[i].channels_last { Ok(()) } else { Err(self.torn(i)) };
+        (0..inputs.len()).try_for_each(whole)?;
+        let names = self.graph().outputs();
+        if outputs.len() != names.len() {
+            return Err(RunError::OutputCount { expected: names.len(), actual: outputs.len() });
+        }
+        self.core.run_views(&self.exec, inputs, &mut |_, _| Ok(()), None, &mut |i, made| {
+            let to = &mut outputs[i];
+            if (to.dtype, to.shape) != (made.dtype, made.shape) || !to.is_whole() {
+                return Err(RunError::Output {
+                    name: self.graph().value(names[i]).name.clone(),
+                    expected: format!("{}{:?}", made.dtype, made.shape),
+                    actual: format!("{}{:?} in {} bytes", to.dtype, to.shape, to.bytes.len()),
+                });
+            }
+            to.bytes.copy_from_slice(made.bytes);
+            Ok(())
+        })
+    }
+
+    /// The error of a view whose bytes are not those of its shape.
+    fn torn(&self, i: usize) -> RunError {
+        let value = self.graph().value(self.graph().inputs()[i]);
+        RunError::Input {
+            name: value.name.clone(),
+            expected: value.ty.to_string(),
+            actual: "a view of bytes that are not those of its type and shape".into(),
+            help: "make it with View::new from as many elements as the shape says",
+        }
+    }
+
     fn run_with(
         &self,
         inputs: &[Tensor],
         observer: Observer,
         profile: Option<&mut Profile>,
     ) -> Result<Vec<Tensor>, RunError> {
-        self.check(inputs)?;
+        self.check(inputs.len(), &|i| (inputs[i].dtype(), inputs[i].shape()))?;
         self.observe_inputs(inputs, observer)?;
         self.core.run(&self.exec, inputs, observer, profile)
     }
@@ -172,23 +229,25 @@ impl Session {
         Ok(())
     }
 
-    fn check(&self, inputs: &[Tensor]) -> Result<(), RunError> {
+    /// Checks the number of inputs, and the type and shape of each.
+    fn check<'t>(&self, count: usize, input: &dyn Fn(usize) -> (DType, &'t [usize])) -> Result<(), RunError> {
         let names = || {
             let names: Vec<&str> = self.graph().inputs().iter().map(|&v| self.graph().value(v).name.as_str()).collect();
             names.join(", ")
         };
         let expected = self.graph().inputs().len();
-        if inputs.len() != expected {
-            return Err(RunError::InputCount { expected, names: names(), actual: inputs.len() });
+        if count != expected {
+            return Err(RunError::InputCount { expected, names: names(), actual: count });
         }
-        for (&v, t) in self.graph().inputs().iter().zip(inputs) {
+        for (i, &v) in self.graph().inputs().iter().enumerate() {
             let value = self.graph().value(v);
             let Some(ty) = value.ty.tensor() else { continue };
-            if let Some(help) = mismatch(ty, t) {
+            let (dtype, shape) = input(i);
+            if let Some(help) = mismatch(ty, dtype, shape) {
                 return Err(RunError::Input {
                     name: value.name.clone(),
                     expected: ty.to_string(),
-                    actual: TensorType::of(t).to_string(),
+                    actual: TensorType::new(dtype, shape.iter().map(|&d| d.into()).collect()).to_string(),
                     help,
                 });
             }
@@ -202,21 +261,21 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn arena_bytes(&self, inputs: &[Tensor]) -> Result<usize, RunError> {
-        self.check(inputs)?;
+        self.check(inputs.len(), &|i| (inputs[i].dtype(), inputs[i].shape()))?;
         self.core.arena_bytes(&self.exec, inputs)
     }
 }
 
 /// What is wrong with an input, as a remedy.
-fn mismatch(ty: &TensorType, t: &Tensor) -> Option<&'static str> {
-    if ty.dtype.is_some_and(|d| d != t.dtype()) {
+fn mismatch(ty: &TensorType, dtype: DType, given: &[usize]) -> Option<&'static str> {
+    if ty.dtype.is_some_and(|d| d != dtype) {
         return Some("convert the data to the model's element type");
     }
     let shape = ty.shape.as_ref()?;
-    if shape.len() != t.rank() {
+    if shape.len() != given.len() {
         return Some("give the data the model's number of dimensions (a batch dimension comes first)");
     }
     let fits = |(d, &n): (&Dim, &usize)| d.as_usize().is_none_or(|k| k == n);
-    let all = shape.iter().zip(t.shape()).all(fits);
+    let all = shape.iter().zip(given).all(fits);
     (!all).then_some("the extents that are numbers must match; resize, crop or change the layout of the data")
 }

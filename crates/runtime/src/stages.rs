@@ -12,7 +12,7 @@ use narrowbit_tensor::Tensor;
 use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
-use crate::session::{Observer, Profile, ProfileRow};
+use crate::session::{Observer, Operands, Profile, ProfileRow};
 use crate::view::View;
 
 /// The three parts of a graph.
@@ -140,7 +140,15 @@ fn interpret(
 }
 
 fn row(id: NodeId, seconds: f64) -> ProfileRow {
-    ProfileRow { node: id, nodes: vec![id], kernel: "reference".into(), on_integers: false, bytes: 0, seconds }
+    ProfileRow {
+        node: id,
+        nodes: vec![id],
+        kernel: "reference".into(),
+        on_integers: false,
+        operands: Operands::F32,
+        bytes: 0,
+        seconds,
+    }
 }
 
 fn no_tensor(graph: &Graph) -> NodeError {

@@ -13,7 +13,31 @@ pub struct View<'a> {
     pub channels_last: bool,
 }
 
+impl Default for View<'_> {
+    fn default() -> Self {
+        View { dtype: DType::U8, shape: &[], bytes: &[], channels_last: false }
+    }
+}
+
 impl<'a> View<'a> {
+    /// A view of elements in row-major order; [`Session::run_into`](crate::Session::run_into) checks that there are as many as the
+    /// shape says.
+    pub fn new<T: Element>(shape: &'a [usize], elements: &'a [T]) -> View<'a> {
+        View { dtype: T::DTYPE, shape, bytes: bytemuck::cast_slice(elements), channels_last: false }
+    }
+
+    /// A view of a tensor, whose bytes must be aligned for its type.
+    pub(crate) fn of(t: &'a Tensor) -> View<'a> {
+        // No elements are aligned for every type, wherever they are said to stand.
+        let bytes = if t.bytes().is_empty() { bytemuck::cast_slice::<u64, u8>(&[]) } else { t.bytes() };
+        View { dtype: t.dtype(), shape: t.shape(), bytes, channels_last: false }
+    }
+
+    /// Whether the bytes are those of the shape, and aligned for the type.
+    pub(crate) fn is_whole(&self) -> bool {
+        is_whole(self.dtype, self.shape, self.bytes)
+    }
+
     /// The elements.
     ///
     /// # Errors
@@ -76,16 +100,43 @@ pub struct ViewMut<'a> {
     pub bytes: &'a mut [u8],
 }
 
+impl Default for ViewMut<'_> {
+    fn default() -> Self {
+        ViewMut { dtype: DType::U8, shape: &[], bytes: &mut [] }
+    }
+}
+
+/// Whether bytes are those of the type and shape, and aligned for it.
+fn is_whole(dtype: DType, shape: &[usize], bytes: &[u8]) -> bool {
+    let len = shape.iter().try_fold(1usize, |len, &d| len.checked_mul(d));
+    let aligned = bytes.as_ptr().align_offset((dtype.bits() / 8).clamp(1, 8)) == 0;
+    aligned && len.and_then(|len| dtype.byte_len(len)) == Some(bytes.len())
+}
+
+impl<'a> ViewMut<'a> {
+    /// A view of elements that are filled; [`Session::run_into`](crate::Session::run_into) checks that there are as many as the shape
+    /// says.
+    pub fn new<T: Element>(shape: &'a [usize], elements: &'a mut [T]) -> ViewMut<'a> {
+        ViewMut { dtype: T::DTYPE, shape, bytes: bytemuck::cast_slice_mut(elements) }
+    }
+}
+
 impl ViewMut<'_> {
+    /// Whether the bytes are those of the shape, and aligned for the type.
+    pub(crate) fn is_whole(&self) -> bool {
+        is_whole(self.dtype, self.shape, self.bytes)
+    }
+
     /// The elements.
     ///
     /// # Errors
     /// When `T` does not read this type.
     pub fn slice<T: Element>(&mut self) -> Result<&mut [T], TensorError> {
-        let wrong = TensorError::Type { expected: T::DTYPE.to_string(), actual: self.dtype };
-        if !T::reads(self.dtype) {
-            return Err(wrong);
+        let actual = self.dtype;
+        let wrong = || TensorError::Type { expected: T::DTYPE.to_string(), actual };
+        if !T::reads(actual) {
+            return Err(wrong());
         }
-        bytemuck::try_cast_slice_mut(self.bytes).map_err(|_| wrong)
+        bytemuck::try_cast_slice_mut(self.bytes).map_err(|_| wrong())
     }
 }

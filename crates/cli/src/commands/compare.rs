@@ -10,7 +10,7 @@ use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
 
-use crate::args::{Global, Threads};
+use crate::args::{FloatType, Floats, Global, Threads};
 use crate::comparison::{Comparison, TensorRow};
 use crate::data::{self, DataArgs};
 use crate::metrics::Deviation;
@@ -20,7 +20,7 @@ use crate::{interrupt, model, output};
 ///
 /// A is the reference (the float model), B the model in question (the quantized one); tensors are matched by
 /// name. Cumulative figures hold all error up to a tensor; isolated ones only what its own node adds, run on the
-/// reference's inputs. B may be an .npz of A's outputs (or inner tensors) that another runtime has saved.
+/// reference's inputs. --float is for B: A runs in 32 bits. B may be an .npz of A's outputs (or inner tensors) that another runtime has saved.
 #[derive(Debug, Args)]
 pub struct Compare {
     /// The reference model (.onnx)
@@ -38,6 +38,8 @@ pub struct Compare {
     min_sqnr: Option<f64>,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    float: Floats,
     #[command(flatten)]
     threads: Threads,
 }
@@ -59,6 +61,12 @@ impl Compare {
         interrupt::install();
         let mut a = model::load_runnable(&self.a)?;
         let saved = self.b.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"));
+        if saved && self.float.float != FloatType::F32 {
+            bail!(
+                "--float is for the second model, but {} holds saved tensors\nhelp: leave --float away",
+                self.b.display()
+            );
+        }
         if !saved {
             model::sanitize(&mut a)?;
         }
@@ -88,7 +96,7 @@ impl Compare {
     }
 
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
-        let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated)?;
+        let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
         let bar = output::progress("comparing", dataset.len());
         for batch in dataset.batches(self.data.batch) {
             if interrupt::requested() {

@@ -7,7 +7,7 @@ use narrowbit_data::{Batch, Dataset, LabelKind, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
-use crate::args::{Global, Threads};
+use crate::args::{Floats, Global, Threads};
 use crate::data::{self, DataArgs};
 use crate::metrics::{Deviation, Figures, Meter, Metric, Score, correlation, embeddings, ranks};
 use crate::model::Runner;
@@ -41,10 +41,12 @@ pub struct Eval {
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "float")]
     interpret: bool,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    float: Floats,
     #[command(flatten)]
     threads: Threads,
 }
@@ -80,7 +82,7 @@ impl Eval {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         interrupt::install();
-        let runner = Runner::new(&self.model, self.threads.threads, self.interpret)?;
+        let runner = Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?;
         let chosen = self.chosen(&runner)?;
         let dataset = self.data.open(runner.graph(), Split::Test)?;
         let (scores, agreement) = match &self.pair {
@@ -115,7 +117,7 @@ impl Eval {
     fn measure(&self, runner: &Runner, chosen: usize, dataset: &Dataset) -> Result<(Vec<Score>, Option<Agreement>)> {
         let mut meter = self.meter(dataset)?;
         let reference = match &self.reference {
-            Some(path) => Some(Runner::new(path, self.threads.threads, self.interpret)?),
+            Some(path) => Some(Runner::new(path, self.threads.threads, self.interpret, Floats::default())?),
             None if meter.is_none() => bail!(
                 "{}: the data has no labels\nhelp: give them with --labels FILE, or compare with another model by --reference MODEL",
                 dataset.path().display()

@@ -7,7 +7,7 @@ use narrowbit_data::{H5Writer, NpzWriter, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
-use crate::args::{Global, Threads};
+use crate::args::{Floats, Global, Threads};
 use crate::data::{self, DataArgs};
 use crate::{interrupt, model, output};
 
@@ -24,10 +24,12 @@ pub struct Run {
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "float")]
     interpret: bool,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    float: Floats,
     #[command(flatten)]
     threads: Threads,
 }
@@ -50,7 +52,7 @@ struct OutputRow {
 impl Run {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
-        let runner = model::Runner::new(&self.model, self.threads.threads, self.interpret)?;
+        let runner = model::Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?;
         let dataset = self.data.open(runner.graph(), Split::Test)?;
         let mut out = Sink::create(&self.output, runner.output_names())?;
         let bar = output::progress("running", dataset.len());

@@ -91,7 +91,17 @@ fn profiles_every_step_once() {
 
 #[track_caller]
 fn assert_profiled_rates(r: &Value) {
-    let peak = |on_integers: bool| number(&r["peaks"][if on_integers { "int8" } else { "f32" }], "gops");
+    let peak = |n: &Value| {
+        let bf16 = n["kernel"].as_str().is_some_and(|k| k.contains("bf16")) && !r["peaks"]["bf16"].is_null();
+        let name = if n["on_integers"] == true {
+            "int8"
+        } else if bf16 {
+            "bf16"
+        } else {
+            "f32"
+        };
+        number(&r["peaks"][name], "gops")
+    };
     for n in rows(r, "profile_nodes") {
         let macs = number(n, "macs");
         if macs == 0.0 {
@@ -100,7 +110,7 @@ fn assert_profiled_rates(r: &Value) {
         }
         let gops = macs * 2e-6 / number(n, "ms");
         assert!((number(n, "gops") - gops).abs() <= 1e-6 * gops, "{n}");
-        let share = gops / peak(n["on_integers"] == true);
+        let share = gops / peak(n);
         assert!((number(n, "peak_share") - share).abs() <= 1e-6 * share, "{n}");
     }
 }
@@ -125,8 +135,11 @@ fn measures_kernels_against_the_machine() {
         assert!(number(&p["int8"], "gops") > 0.0 && number(&p["f32"], "gops") > 0.0, "{p}");
     }
     let kernels = rows(&v, "kernels");
-    // Two shapes, by the panels of integers and floats and the float product, on each tier.
-    assert_eq!(kernels.len(), 6 * peaks.len());
+    // Two shapes, by the panels of integers and floats and the float product, on each tier, and by those of bfloat16 where
+    // it multiplies that.
+    let bf16 = peaks.iter().filter(|p| !p["bf16"].is_null()).count();
+    assert_eq!(kernels.len(), 6 * peaks.len() + 2 * bf16);
+    assert_eq!(kernels.iter().filter(|k| k["family"] == "bf16 product").count(), 2 * bf16);
     for k in kernels {
         assert_eq!(k["network"], "MiniLM");
         assert!(number(k, "min_us") <= number(k, "median_us") && number(k, "runs") >= 3.0);

@@ -17,5 +17,6 @@ mod models;
 mod onnxruntime;
 mod peers;
 mod schemes;
+mod server;
 mod shared;
 mod targets;

@@ -4,6 +4,7 @@ use super::GRAIN;
 use crate::buffer::SharedMut;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "binary";
@@ -76,11 +77,14 @@ pub fn binary_assign(
     Ok(())
 }
 
+/// A length, and the steps of both operands.
+type Dim = (usize, usize, usize);
+
 /// The loops of a broadcast: outer dimensions, and an inner one in which each operand
 /// either advances or stays.
 struct Walk {
     /// Length and steps of a and b.
-    outer: Vec<(usize, usize, usize)>,
+    outer: Few<Dim, MAX_DIMS>,
     inner: usize,
     advance: (bool, bool),
 }
@@ -91,7 +95,7 @@ impl Walk {
         require(NAME, rank <= MAX_DIMS, "at most 8 dimensions are supported")?;
         let fits = a_shape.len() <= rank && b_shape.len() <= rank;
         require(NAME, fits, "an operand has more dimensions than the result")?;
-        let mut dims: Vec<(usize, usize, usize)> = Vec::with_capacity(rank + 1);
+        let mut dims: Few<Dim, MAX_DIMS> = Few::new();
         let (mut a_step, mut b_step) = (1, 1);
         for i in 0..rank {
             let at = |shape: &[usize]| {
@@ -107,8 +111,8 @@ impl Walk {
                 merge(&mut dims, (len, steps.0, steps.1));
             }
         }
-        let (inner, a, b) = if dims.is_empty() { (1, 0, 0) } else { dims.remove(0) };
         dims.reverse();
+        let (inner, a, b) = dims.pop().unwrap_or((1, 0, 0));
         Ok(Walk { outer: dims, inner, advance: (a != 0, b != 0) })
     }
 
@@ -131,7 +135,7 @@ impl Walk {
 
 /// Appends a dimension outside of the others, joining it to the last if both operands
 /// go on evenly. Dimensions are kept innermost first.
-fn merge(dims: &mut Vec<(usize, usize, usize)>, (len, a, b): (usize, usize, usize)) {
+fn merge(dims: &mut Few<Dim, MAX_DIMS>, (len, a, b): Dim) {
     if let Some(last) = dims.last_mut() {
         let joins = |step: usize, outer: usize| outer == step * last.0;
         if joins(last.1, a) && joins(last.2, b) {

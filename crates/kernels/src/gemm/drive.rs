@@ -5,8 +5,9 @@ use super::operand::Shared;
 use super::pack::{ColumnPanels, PackA, RawB, RawView, RowPanels, pack_b};
 use super::{BatchDim, Bias, Gemm, GemmKernel, Lhs, PackedA, Rhs};
 use crate::buffer::{SharedMut, with_scratch};
-use crate::error::{KernelError, Result, at_least, exact, product, require, span};
+use crate::error::{KernelError, Result, at_least, exact, product, product_of, require, span, span_of};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::isa::Isa;
 
 const NAME: &str = "gemm";
@@ -56,14 +57,12 @@ pub(crate) unsafe fn gemm_raw(exec: &Exec, g: &Gemm<'_>, c: *mut f32, len: usize
 
 /// Checks every length; returns the number of products.
 fn check(g: &Gemm<'_>, c_len: usize) -> Result<usize> {
-    let lens: Vec<usize> = g.batch.iter().map(|dim| dim.len).collect();
-    let batches = product(NAME, &lens)?;
+    let batches = product_of(NAME, g.batch.iter().map(|dim| dim.len))?;
     if batches == 0 || g.m == 0 || g.n == 0 {
         return Ok(0);
     }
     let reach = |step: fn(&BatchDim) -> usize| -> Result<usize> {
-        let dims: Vec<_> = g.batch.iter().map(|dim| (dim.len, step(dim))).collect();
-        Ok(span(NAME, &dims)?.saturating_sub(1))
+        Ok(span_of(NAME, g.batch.iter().map(|dim| (dim.len, step(dim))))?.saturating_sub(1))
     };
     let tile = span(NAME, &[(g.m, g.ldc), (g.n, 1)])?;
     let need = tile + reach(|dim| dim.c)?;
@@ -116,12 +115,11 @@ fn check(g: &Gemm<'_>, c_len: usize) -> Result<usize> {
 /// No two elements of the batch may share a place in C: sorted by step, each dimension
 /// must step over everything that the finer ones span.
 fn check_disjoint(g: &Gemm<'_>) -> Result {
-    let mut dims: Vec<_> = g.batch.iter().map(|dim| (dim.c, dim.len)).collect();
-    dims.extend([(g.ldc, g.m), (1, g.n)]);
-    dims.retain(|&(_, len)| len > 1);
+    let dims = g.batch.iter().map(|dim| (dim.c, dim.len)).chain([(g.ldc, g.m), (1, g.n)]);
+    let mut dims: Few<(usize, usize), 8> = dims.filter(|&(_, len)| len > 1).collect();
     dims.sort_unstable();
     let mut covered = 1;
-    for (step, len) in dims {
+    for &(step, len) in dims.iter() {
         require(NAME, step >= covered, "the rows or batches of C overlap")?;
         covered += (len - 1) * step;
     }

@@ -1,8 +1,9 @@
 //! Permuting and copying strided tensors of 1-, 2-, 4- or 8-byte elements.
 
 use crate::buffer::SharedMut;
-use crate::error::{Result, at_least, exact, product, require, span};
+use crate::error::{Result, at_least, exact, product, product_of, require, span};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::gemm::transpose_block;
 use crate::simd::{Kernel, Simd};
 
@@ -43,15 +44,15 @@ pub fn permute<T: Element>(exec: &Exec, x: &[T], shape: &[usize], axes: &[usize]
     let len = product(NAME, shape)?;
     exact(NAME, "x", x.len(), len)?;
     exact(NAME, "y", y.len(), len)?;
-    let mut seen = vec![false; shape.len()];
+    let mut seen: Few<bool, 8> = shape.iter().map(|_| false).collect();
     let valid = axes.len() == shape.len()
         && axes.iter().all(|&axis| axis < seen.len() && !std::mem::replace(&mut seen[axis], true));
     require(NAME, valid, "the axes are not a permutation of the dimensions")?;
-    let mut strides = vec![1; shape.len()];
+    let mut strides: Few<usize, 8> = shape.iter().map(|_| 1).collect();
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i];
     }
-    let dims: Vec<_> = axes.iter().map(|&axis| (shape[axis], strides[axis])).collect();
+    let dims: Few<(usize, usize), 8> = axes.iter().map(|&axis| (shape[axis], strides[axis])).collect();
     copy_strided(exec, x, &dims, y)
 }
 
@@ -61,13 +62,12 @@ pub fn permute<T: Element>(exec: &Exec, x: &[T], shape: &[usize], axes: &[usize]
 /// # Errors
 /// The view reaches beyond `x`, or `y` has another length.
 pub fn copy_strided<T: Element>(exec: &Exec, x: &[T], dims: &[(usize, usize)], y: &mut [T]) -> Result {
-    let lens: Vec<usize> = dims.iter().map(|dim| dim.0).collect();
-    exact(NAME, "y", y.len(), product(NAME, &lens)?)?;
+    exact(NAME, "y", y.len(), product_of(NAME, dims.iter().map(|dim| dim.0))?)?;
     at_least(NAME, "x", x.len(), span(NAME, dims)?)?;
     if y.is_empty() {
         return Ok(());
     }
-    let mut merged: Vec<(usize, usize)> = Vec::with_capacity(dims.len() + 2);
+    let mut merged: Few<(usize, usize), 8> = Few::new();
     for &(len, step) in dims.iter().filter(|dim| dim.0 != 1) {
         match merged.last_mut() {
             // The outer dimension steps over the whole of this one: they are one.
@@ -89,10 +89,7 @@ pub fn copy_strided<T: Element>(exec: &Exec, x: &[T], dims: &[(usize, usize)], y
 
 /// The last two dimensions form a plane; the others, and for a contiguous inner
 /// dimension also the rows, are shared out to the tasks.
-fn copy_planes<T: Element>(exec: &Exec, x: &[T], dims: &mut Vec<(usize, usize)>, out: SharedMut<T>) {
-    if dims.len() == 1 {
-        dims.insert(0, (1, 0));
-    }
+fn copy_planes<T: Element>(exec: &Exec, x: &[T], dims: &mut Few<(usize, usize), 8>, out: SharedMut<T>) {
     let (columns, col_step) = dims.pop().unwrap_or((1, 1));
     if col_step == 1 {
         let rows: usize = dims.iter().map(|dim| dim.0).product();

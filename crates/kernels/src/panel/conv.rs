@@ -13,6 +13,7 @@ use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::isa::Isa;
 
 const NAME: &str = "conv2d nhwc";
@@ -180,7 +181,7 @@ impl<'a> Conv<'a> {
         Conv { p, out, isa, size, source_size, fill, copy, x: Source(x.ptr()), copies, gathers, geometry }
     }
 
-    fn runs(&self, weights: &Panels) -> Vec<usize> {
+    fn runs(&self, weights: &Panels) -> Few<usize, 64> {
         let (p, g) = (self.p, &self.geometry);
         if self.gathers {
             return (0..weights.runs).map(|run| run * weights.run_len * self.size).collect();

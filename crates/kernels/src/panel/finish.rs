@@ -15,7 +15,7 @@ pub struct Epilogue<'a> {
     /// Added to integer sums: the bias in units of the product of the scales, less the
     /// rows' zero point times the column sum of the weights.
     pub offsets: &'a [i32],
-    /// Factor of integer sums: scale of the rows times scale of the column.
+    /// Factor of the sums: scale of the rows times scale of the column. Sums of floats may have none.
     pub scales: &'a [f32],
     /// Zero points of the weights where they are not all 0.
     pub weight_zeros: &'a [i32],
@@ -140,7 +140,7 @@ impl Target<'_> {
     /// The format, which is shared among tasks that write disjoint elements.
     pub(crate) fn shared(&mut self) -> Out {
         match self {
-            Target::F32(y) => Out { data: y.as_mut_ptr().cast(), kind: Kind::F32, inverse: 1.0, zero: 0 },
+            Target::F32(y) => Out::floats(y.as_mut_ptr()),
             Target::U8(y, inverse, zero) => {
                 Out { data: y.as_mut_ptr(), kind: Kind::U8, inverse: *inverse, zero: *zero }
             }
@@ -173,6 +173,11 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
+    /// Floats from `data` on.
+    pub fn floats(data: *mut f32) -> Out {
+        Out { data: data.cast(), kind: Kind::F32, inverse: 1.0, zero: 0 }
+    }
+
     /// Writes `n` results from element `at` on.
     ///
     /// # Safety
@@ -224,8 +229,10 @@ impl<S: Simd> Rounding<S> {
 impl Epilogue<'_> {
     /// Checks the lengths against `columns` (of all groups) and the result's elements.
     pub(crate) fn check(&self, kernel: &'static str, ints: bool, columns: usize, results: usize) -> Result {
-        if ints {
+        if ints || !self.scales.is_empty() {
             exact(kernel, "scales", self.scales.len(), columns)?;
+        }
+        if ints {
             exact(kernel, "offsets", self.offsets.len(), columns)?;
         }
         for (name, len) in [("bias", self.bias.len()), ("weight zero points", self.weight_zeros.len())] {
@@ -418,7 +425,11 @@ impl Finish<'_> {
         unsafe {
             Column {
                 offset: if INTS { s.load_i32_n(e.offsets.as_ptr().add(at), n) } else { s.splat_i(0) },
-                scale: if INTS { s.load_bits(e.scales.as_ptr().add(at), bits) } else { s.splat(1.0) },
+                scale: if INTS || !e.scales.is_empty() {
+                    s.load_bits(e.scales.as_ptr().add(at), bits)
+                } else {
+                    s.splat(1.0)
+                },
                 // Adding −0 changes nothing.
                 bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
                 low: s.splat(low),
@@ -455,7 +466,7 @@ impl Finish<'_> {
                 }
                 s.mul(s.to_f32(x), scale)
             } else {
-                s.load(acc.cast())
+                s.mul(s.load(acc.cast()), column.scale)
             };
             v = s.add(v, column.bias);
             match (RESIDUAL, e.residual) {

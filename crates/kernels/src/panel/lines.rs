@@ -3,6 +3,7 @@
 use super::drive::{Lines, Rows};
 use super::table::PanelKernel;
 use crate::buffer::with_scratch;
+use crate::codes::{Code, decode, decode_bf16, round_bf16};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -28,6 +29,8 @@ pub(crate) enum Copying {
     Flip(u8),
     /// Floats are rounded to bfloat16, half to even.
     Bf16,
+    /// Numbers of fewer bits become bfloat16, or else floats.
+    Decode(Code, bool),
 }
 
 impl Copying {
@@ -41,6 +44,8 @@ impl Copying {
             match self {
                 Copying::Flip(flip) => copy_flipped(src, dst, bytes, flip),
                 Copying::Bf16 => isa.dispatch(ToBf16 { src: src.cast(), dst: dst.cast(), len: bytes / 2 }),
+                Copying::Decode(code, true) => decode_bf16(isa, code, src, dst.cast(), bytes / 2),
+                Copying::Decode(code, false) => decode(isa, code, src, dst.cast(), bytes / 4),
             }
         }
     }
@@ -63,12 +68,7 @@ impl Kernel for ToBf16 {
             // SAFETY: `n` elements are left of both.
             unsafe {
                 let v = s.load_bits(self.src.add(i), low_bits(n));
-                let bits = s.to_bits(v);
-                let odd = s.and_i(s.sar_i::<16>(bits), s.splat_i(1));
-                let rounded = s.float_of(s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff))));
-                let nan = s.float_of(s.splat_i(0x7fc0_0000));
-                let rounded = s.to_bits(s.select(s.unordered(v, v), nan, rounded));
-                s.store_low16_n(self.dst.add(i), s.sar_i::<16>(rounded), n);
+                s.store_low16_n(self.dst.add(i), s.sar_i::<16>(round_bf16(s, v)), n);
             }
             i += S::LANES;
         }

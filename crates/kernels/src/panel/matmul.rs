@@ -8,7 +8,7 @@ use super::table::{INT_KERNELS, PanelKernel};
 use super::tile::Tile;
 use crate::activation::Activation;
 use crate::buffer::{SharedMut, with_scratch};
-use crate::error::{Result, at_least, exact, product, require, span};
+use crate::error::{Result, at_least, exact, product, product_of, require, span_of};
 use crate::exec::Exec;
 use crate::gemm::BatchDim;
 use crate::isa::Isa;
@@ -39,10 +39,9 @@ impl IntMatMul<'_> {
         require(NAME, self.a.0.ints() && self.b.0.ints(), "the operands are not integers")?;
         require(NAME, m * k * n > 0, "a dimension is 0")?;
         let reach = |step: fn(&BatchDim) -> usize, tile: usize| -> Result<usize> {
-            let dims: Vec<_> = self.batch.iter().map(|dim| (dim.len, step(dim))).collect();
-            Ok(span(NAME, &dims)? + tile - 1)
+            Ok(span_of(NAME, self.batch.iter().map(|dim| (dim.len, step(dim))))? + tile - 1)
         };
-        let batches = product(NAME, &self.batch.iter().map(|dim| dim.len).collect::<Vec<_>>())?;
+        let batches = product_of(NAME, self.batch.iter().map(|dim| dim.len))?;
         exact(NAME, "y", y, product(NAME, &[batches, m, n])?)?;
         at_least(NAME, "a", self.a.0.len(), reach(|dim| dim.a, product(NAME, &[m, k])?)?)?;
         at_least(NAME, "b", self.b.0.len(), reach(|dim| dim.b, product(NAME, &[k, n])?)?)?;
@@ -77,21 +76,29 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
     let per_matrix = steps * columns.padded();
     let (a, b) = (Source(p.a.0.ptr()), Source(p.b.0.ptr()));
     let work = batches * m * n * steps;
-    let scales = vec![p.scale; n];
     // Most kernels see i8 rows with 128 added, and all see u8 columns with 128 taken off.
     let a_flip = p.a.0.flip_for(kernel);
     let a_zero = p.a.1 + if a_flip != 0 { 128 } else { 0 };
     let b_flip = if p.b.0.signed() { 0 } else { 0x80 };
     let b_zero = p.b.1 - if b_flip != 0 { 128 } else { 0 };
     let signed = p.a.0.signed() && a_flip == 0;
-    let starts = vec![0i32; if signed { columns.padded() } else { 0 }];
     // Row sums are those of rows with 128 added.
     let sum_zero = a_zero + if signed { 128 } else { 0 };
-    let zeros = if b_zero == 0 { Vec::new() } else { vec![b_zero; n] };
-    let mut offsets = vec![0i32; batches * n];
     let out = y.shared();
-    with_scratch(batches * per_matrix, |packed| {
-        let (to, sums) = (SharedMut::new(packed), SharedMut::new(&mut offsets));
+    let starts_len = if signed { columns.padded() } else { 0 };
+    let zeros_len = if b_zero == 0 { 0 } else { n };
+    with_scratch(n + starts_len + zeros_len + batches * n + batches * per_matrix, |scratch| {
+        let (scales, rest) = scratch.split_at_mut(n);
+        let (starts, rest) = rest.split_at_mut(starts_len);
+        let (zeros, rest) = rest.split_at_mut(zeros_len);
+        let (offsets, packed) = rest.split_at_mut(batches * n);
+        let packed = &mut packed[..batches * per_matrix];
+        let (starts, zeros, offsets) = (integers(starts), integers(zeros), integers(offsets));
+        scales.fill(p.scale);
+        starts.fill(0);
+        zeros.fill(b_zero);
+        let (scales, starts, zeros) = (&*scales, &*starts, &*zeros);
+        let (to, sums) = (SharedMut::new(packed), SharedMut::new(offsets));
         exec.pool().run_if(work >= SERIAL, batches * columns.count(), &|task| {
             let (index, panel) = (task / columns.count(), task % columns.count());
             let (width, valid) = (columns.width(panel), columns.valid(panel));
@@ -118,15 +125,15 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
             let offsets = unsafe { &*sums.slice(index * n, n) };
             let epilogue = Epilogue {
                 offsets,
-                scales: &scales,
-                weight_zeros: &zeros,
+                scales,
+                weight_zeros: zeros,
                 bias: &[],
                 stage: None,
                 residual: Residual::None,
                 activation: p.activation,
                 rows: None,
             };
-            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts: &starts };
+            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts };
             let (isa, epilogue) = (exec.isa(), &epilogue);
             let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: true, signed, out, ld: n };
             let first = |i: usize| a.ptr().wrapping_add(p.starts(index).0 + (rows.start + i) * k);
@@ -145,6 +152,12 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
         });
     });
     Ok(())
+}
+
+/// Scratch as integers.
+fn integers(words: &mut [f32]) -> &mut [i32] {
+    // SAFETY: both have the size and alignment of a word, and all bits mean a number of either.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
 
 /// Four rows of bytes at a time into the words of a panel.

@@ -7,24 +7,30 @@
 //! contiguous bytes ([`conv2d_nhwc`]).
 
 pub(crate) mod amx;
+mod coded;
 mod conv;
 mod drive;
 mod finish;
+mod float_matmul;
 mod gather;
 mod lines;
 mod matmul;
 mod pack;
+pub(crate) mod packing;
 mod table;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use coded::{CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, RowParams, Stage, Target};
 pub(crate) use finish::{Kind, Out, Rounding};
+pub use float_matmul::{FloatMatMul, panel_float_matmul};
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
+pub use packing::Elements;
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 
 use crate::error::{Result, exact};

@@ -4,6 +4,7 @@ use super::rows::fold;
 use crate::buffer::SharedMut;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// What a reduction computes.
@@ -73,14 +74,14 @@ fn partial(exec: &Exec, op: ReduceOp, x: &[f32]) -> f64 {
 
 fn long_row(exec: &Exec, op: ReduceOp, x: &[f32]) -> f32 {
     let chunks = x.len().div_ceil(CHUNK);
-    let mut parts = vec![0f64; chunks];
+    let mut parts: Few<f64, 128> = (0..chunks).map(|_| 0.0).collect();
     let out = SharedMut::new(&mut parts);
     exec.pool().run(chunks, &|i| {
         let chunk = &x[i * CHUNK..((i + 1) * CHUNK).min(x.len())];
         // SAFETY: each task owns its part.
         unsafe { out.slice(i, 1)[0] = f64::from(exec.isa().dispatch(Row { op, x: chunk })) };
     });
-    let total = parts.into_iter().reduce(|a, b| join(op, a, b)).unwrap_or(0.0);
+    let total = parts.iter().copied().reduce(|a, b| join(op, a, b)).unwrap_or(0.0);
     finish(op, total, x.len())
 }
 

@@ -228,7 +228,7 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_u16_n(self, p: *const u16, n: usize) -> i32 {
         // SAFETY: the caller vouches for `n` elements.
-        if n > 0 { i32::from(unsafe { *p }) } else { 0 }
+        if n > 0 { i32::from(unsafe { p.read_unaligned() }) } else { 0 }
     }
     #[inline(always)]
     unsafe fn load_i16_n(self, p: *const i16, n: usize) -> i32 {

@@ -16,6 +16,7 @@ struct Attend {
     v: [usize; 3],
     mask: Option<[usize; 3]>,
     out: [usize; 3],
+    bf16: bool,
 }
 
 /// The kernel of a fused attention.
@@ -75,7 +76,8 @@ fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
         causal: false,
     };
     let out = out_strides(a, [q[0], q[1], q[2], v[3]])?;
-    Some(Attend { p, q: rows(sq, q[3])?, k, v: rows(sv, v[3])?, mask: mask(cx, a, &p)?, out })
+    let bf16 = cx.exec.bf16();
+    Some(Attend { p, q: rows(sq, q[3])?, k, v: rows(sv, v[3])?, mask: mask(cx, a, &p)?, out, bf16 })
 }
 
 /// Steps of the output over batch, head and row, in the order that the following Transpose asks for.
@@ -107,7 +109,7 @@ fn mask(cx: &BuildCx, a: &Attention, p: &AttentionParams) -> Option<Option<[usiz
 
 impl Kernel for Attend {
     fn name(&self) -> &str {
-        "attention_f32"
+        if self.bf16 { "attention_bf16" } else { "attention_f32" }
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {

@@ -40,6 +40,9 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let residual = f.residual.is_some();
     let mut ins = vec![cx.node.inputs[0].unwrap_or(out)];
     ins.extend(f.residual);
+    if !transposed && let Some(built) = super::coded::conv(cx, f, &params(cx, &window, &x, &w), &y)? {
+        return Ok(Some(built));
+    }
     if !transposed && let Some(built) = channels_last(cx, f, &params(cx, &window, &x, &w), &y)? {
         return Ok(Some(built));
     }

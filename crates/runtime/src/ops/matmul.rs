@@ -20,6 +20,9 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     if let Some(built) = super::blocks::dequantized(cx, f)? {
         return Ok(Some(built));
     }
+    if let Some(built) = super::coded::product(cx, f)? {
+        return Ok(Some(built));
+    }
     let problem = match cx.node.op.name() {
         "Gemm" => gemm_problem(cx, &a, &b),
         _ => matmul_problem(&a, &b),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod blocks;
+mod coded;
 mod conv;
 mod elementwise;
 mod integer;

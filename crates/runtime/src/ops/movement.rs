@@ -1,7 +1,7 @@
 //! Operators that move whole elements, of any type of 1, 2, 4 or 8 bytes.
 
-use narrowbit_kernels::Exec;
 use narrowbit_kernels::movement::{copy_strided, permute};
+use narrowbit_kernels::{Exec, Few};
 use narrowbit_tensor::{DType, shape};
 
 use super::Maybe;
@@ -75,7 +75,8 @@ fn concat(cx: &BuildCx) -> Option<Built> {
         .collect();
     let widths = widths?;
     let kernel = simple("concat", move |cx| {
-        let parts: Vec<&[u8]> = (0..widths.len()).map(|i| Ok(cx.view(i)?.bytes)).collect::<Result<_, StepError>>()?;
+        let parts: Few<&[u8], 8> =
+            (0..widths.len()).map(|i| Ok(cx.view(i)?.bytes)).collect::<Result<_, StepError>>()?;
         let Some(y) = cx.outs.first_mut() else { return Ok(()) };
         let total: usize = widths.iter().sum();
         for (outer, line) in y.bytes.chunks_exact_mut(total.max(1)).enumerate() {
@@ -173,12 +174,12 @@ fn gather(cx: &BuildCx) -> Option<Built> {
     let outer: usize = from.shape[..axis].iter().product();
     let kernel = simple("gather", move |cx| {
         let (x, index) = (cx.view(0)?.bytes, cx.view(1)?);
-        let indices: Vec<i64> = match index.dtype {
-            DType::I64 => index.slice::<i64>()?.to_vec(),
+        let indices: Few<i64, 16> = match index.dtype {
+            DType::I64 => index.slice::<i64>()?.iter().copied().collect(),
             _ => index.slice::<i32>()?.iter().map(|&i| i.into()).collect(),
         };
         let Some(y) = cx.outs.first_mut() else { return Ok(()) };
-        let places: Option<Vec<usize>> = indices
+        let places: Option<Few<usize, 16>> = indices
             .iter()
             .map(|&i| usize::try_from(if i < 0 { i + rows as i64 } else { i }).ok().filter(|&i| i < rows))
             .collect();

@@ -1,13 +1,14 @@
 //! QuantizeLinear and DequantizeLinear between floats and whole-byte integers.
 
 use narrowbit_ir::ValueId;
+use narrowbit_kernels::codes::{Code, dequantize_codes, quantize_fp8};
 use narrowbit_kernels::dynamic::{dynamic_quantize, dynamic_quantize_rows};
 use narrowbit_kernels::quantize::{QuantScales, Quantized, dequantize, quantize};
 use narrowbit_tensor::{DType, Element, shape};
 
 use super::Maybe;
 use crate::error::StepError;
-use crate::kernel::{BuildCx, Built, RunCx, simple};
+use crate::kernel::{BuildCx, Built, Kernel, RunCx, simple};
 
 /// Scales and zero points of a node.
 struct Params {
@@ -71,7 +72,8 @@ pub fn dynamic_rows(cx: &BuildCx) -> Maybe {
 fn plan(cx: &BuildCx) -> Option<Built> {
     let (x, y) = (cx.node.input(0)?, cx.node.output(0)?);
     let (from, to) = (cx.ty(0)?, cx.out(0)?);
-    let p = params(cx, &from.shape)?;
+    let code = super::coded::fp8(from.dtype).or(super::coded::fp8(to.dtype));
+    let p = params(cx, &from.shape, code.is_some())?;
     // A single scale does not care for the order of the elements.
     let last = cx.is_channels_last(x) && p.scales.len() == 1;
     let (float, int) = if cx.node.op.name() == "QuantizeLinear" { (&from, &to) } else { (&to, &from) };
@@ -93,16 +95,35 @@ fn plan(cx: &BuildCx) -> Option<Built> {
         DType::U16 => kernel!(u16),
         DType::I16 => kernel!(i16),
         DType::I32 if !quantizes => kernel!(i32),
+        _ if quantizes && cx.int("saturate", 1) == 0 => return None,
+        _ if code.is_some() => fp8(code?, quantizes, p),
         _ => return None,
     };
     let place = |v| if last { (cx.channels_last)(v) } else { v };
     Some(Built { kernel, ins: vec![place(x)], outs: vec![place(y)] })
 }
 
-fn params(cx: &BuildCx, dims: &[usize]) -> Option<Params> {
+/// The kernel between floats and fp8.
+fn fp8(code: Code, quantizes: bool, p: Params) -> Box<dyn Kernel> {
+    if quantizes {
+        return simple("quantize_fp8", move |cx| {
+            let (exec, x) = (cx.exec, cx.f32s(0)?);
+            let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+            Ok(quantize_fp8(exec, code, x, y.bytes, &p.scales())?)
+        });
+    }
+    simple("dequantize_fp8", move |cx| {
+        let (exec, x) = (cx.exec, cx.view(0)?.bytes);
+        Ok(dequantize_codes(exec, code, x, cx.out_f32s()?, &p.scales())?)
+    })
+}
+
+/// Zero points of fp8 are 0, whatever their bytes read as integers.
+fn params(cx: &BuildCx, dims: &[usize], fp8: bool) -> Option<Params> {
     let scales = cx.constant(1).filter(|t| t.dtype() == DType::F32)?;
     let zeros = match cx.node.input(2) {
         None => Vec::new(),
+        Some(_) if fp8 => cx.floats(2)?.iter().all(|&z| z == 0.0).then(Vec::new)?,
         Some(_) => cx.ints(2)?.into_iter().map(i32::try_from).collect::<Result<_, _>>().ok()?,
     };
     if cx.int("block_size", 0) != 0 || scales.rank() > 1 {

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use narrowbit_kernels::Activation;
-use narrowbit_kernels::Exec;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::elementwise::{self, BinaryOp, UnaryOp};
 use narrowbit_kernels::gemm::{BatchDim, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
@@ -10,16 +9,21 @@ use narrowbit_kernels::integer::{
     self, Broadcast, Quant, RowNorm, depthwise_nhwc, depthwise_nhwc_pack, layer_norm_rows, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    Epilogue, IntMatMul, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack, panel_matmul,
+    Epilogue, IntMatMul, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16, panel_gemm,
+    panel_gemm_pack, panel_gemm_pack_bf16, panel_matmul,
 };
+use narrowbit_kernels::peak::Arithmetic;
 use narrowbit_kernels::quantize::{QuantScales, quantize};
 use narrowbit_kernels::reduce::{LayerNorm, LayerNormOutputs, layer_norm, softmax};
+use narrowbit_kernels::{Exec, Isa};
 
 /// What a kernel multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Type {
     /// u8 by i8, rounded to u8.
     Int8,
+    /// Floats that are rounded to bfloat16 on the way.
+    Bf16,
     F32,
 }
 
@@ -81,8 +85,8 @@ pub struct Case {
     pub network: &'static str,
     /// Multiply-accumulates; 0 where the work is of another kind.
     pub macs: u64,
-    /// Whether they are of integers.
-    pub ints: bool,
+    /// What they multiply.
+    pub arithmetic: Arithmetic,
     /// Bytes of the operands, weights included.
     pub reads: usize,
     /// Bytes of the results.
@@ -140,7 +144,7 @@ const FUNCTIONS: &[(&str, Function, [usize; 2])] = &[
 
 /// Everything, in the order of the report.
 pub fn all() -> Vec<Spec> {
-    let types = [Type::Int8, Type::F32];
+    let types = [Type::Int8, Type::Bf16, Type::F32];
     let conv = |&[c, size, oc, window, stride, groups]: &[usize; 6]| Conv { c, size, oc, window, stride, groups };
     let mut all = Vec::new();
     let mut add = |network, what| all.push(Spec { network, what });
@@ -151,7 +155,10 @@ pub fn all() -> Vec<Spec> {
     add("ViT-B/16", What::MatMulInt8(12, [197, 64, 197]));
     add("ViT-B/16", What::MatMulInt8(12, [197, 197, 64]));
     for t in types {
-        CONVS.iter().for_each(|(network, shape)| add(network, What::Conv(t, conv(shape))));
+        let convs = CONVS.iter().map(|(network, shape)| (network, conv(shape)));
+        // There is no depthwise kernel of bfloat16.
+        let convs = convs.filter(|(_, c)| t != Type::Bf16 || c.groups == 1);
+        convs.for_each(|(network, c)| add(network, What::Conv(t, c)));
     }
     FUNCTIONS.iter().for_each(|&(network, f, shape)| add(network, What::Function(f, shape)));
     all
@@ -223,11 +230,13 @@ impl Spec {
     fn family(&self) -> &'static str {
         match self.what {
             What::Panel(Type::Int8, _) => "int8 product",
+            What::Panel(Type::Bf16, _) => "bf16 product",
             What::Panel(Type::F32, _) | What::GemmF32(_) => "f32 product",
             What::MatMulInt8(..) => "int8 product of activations",
             What::Conv(Type::Int8, c) if c.groups > 1 => "int8 depthwise",
-            What::Conv(Type::F32, c) if c.groups > 1 => "f32 depthwise",
+            What::Conv(_, c) if c.groups > 1 => "f32 depthwise",
             What::Conv(Type::Int8, _) => "int8 convolution",
+            What::Conv(Type::Bf16, _) => "bf16 convolution",
             What::Conv(Type::F32, _) => "f32 convolution",
             What::Function(Function::SoftmaxF32 | Function::SoftmaxToInt8, _) => "softmax",
             What::Function(Function::LayerNormF32 | Function::LayerNormToInt8, _) => "layer norm",
@@ -264,6 +273,19 @@ impl Spec {
         self.text().to_lowercase().contains(&text.to_lowercase())
     }
 
+    /// Whether the instruction set has a kernel for it that is worth a measurement.
+    pub fn runs_on(&self, isa: Isa) -> bool {
+        self.arithmetic() != Arithmetic::Bf16 || isa.multiplies_bf16()
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        match self.what {
+            What::Panel(Type::Int8, _) | What::MatMulInt8(..) | What::Conv(Type::Int8, _) => Arithmetic::Int8,
+            What::Panel(Type::Bf16, _) | What::Conv(Type::Bf16, _) => Arithmetic::Bf16,
+            _ => Arithmetic::F32,
+        }
+    }
+
     /// Makes operands of pseudo-random numbers and packs the weights.
     pub fn build(&self, exec: &Exec) -> Result<Case> {
         let (kernel, [reads, writes], run) = match self.what {
@@ -274,9 +296,9 @@ impl Spec {
             What::Conv(t, c) => conv(exec, t, c)?,
             What::Function(f, shape) => function(f, shape),
         };
-        let ints = matches!(self.what, What::Panel(Type::Int8, _) | What::MatMulInt8(..) | What::Conv(Type::Int8, _));
+        let arithmetic = self.arithmetic();
         let (family, shape, macs) = (self.family(), self.shape(), self.macs());
-        Ok(Case { family, kernel: kernel.into(), shape, network: self.network, macs, ints, reads, writes, run })
+        Ok(Case { family, kernel: kernel.into(), shape, network: self.network, macs, arithmetic, reads, writes, run })
     }
 }
 
@@ -314,15 +336,17 @@ fn columns(n: usize, depth: usize) -> (Vec<i32>, Vec<f32>, Vec<f32>) {
 
 fn panel(exec: &Exec, t: Type, [m, k, n]: [usize; 3]) -> Result<Built> {
     let (offsets, scales, bias) = columns(n, k);
-    if t == Type::F32 {
+    if t != Type::Int8 {
         let (x, mut y) = (floats(m * k), vec![0f32; m * n]);
-        let w = panel_gemm_pack::<f32>(exec, (k, n), &floats(k * n), false)?;
+        let pack = if t == Type::Bf16 { panel_gemm_pack_bf16 } else { panel_gemm_pack::<f32> };
+        let w = pack(exec, (k, n), &floats(k * n), false)?;
         let name = w.kernel().name;
         let run = move |exec: &Exec| {
             let epilogue = Epilogue { bias: &bias, ..Epilogue::default() };
             Ok(panel_gemm(exec, Rows::F32(&x), (m, k, k), &w, &epilogue, Target::F32(&mut y))?)
         };
-        return Ok((name, [4 * (m * k + k * n), 4 * m * n], Box::new(run)));
+        let size = if t == Type::Bf16 { 2 } else { 4 };
+        return Ok((name, [4 * m * k + size * k * n, 4 * m * n], Box::new(run)));
     }
     let (x, mut y) = (bytes(m * k), vec![0u8; m * n]);
     let w = panel_gemm_pack::<i8>(exec, (k, n), &weights(k * n), false)?;
@@ -365,15 +389,17 @@ fn conv(exec: &Exec, t: Type, c: Conv) -> Result<Built> {
     let p = c.params();
     let (image, out, len) = (c.c * c.size * c.size, c.pixels() * c.oc, p.weight_len()?);
     let (offsets, scales, bias) = columns(c.oc, len / c.oc);
-    if t == Type::F32 {
+    if t != Type::Int8 {
         let (x, mut y) = (floats(image), vec![0f32; out]);
-        let w = conv2d_nhwc_pack::<f32>(exec, &p, &floats(len))?;
+        let pack = if t == Type::Bf16 { conv2d_nhwc_pack_bf16 } else { conv2d_nhwc_pack::<f32> };
+        let w = pack(exec, &p, &floats(len))?;
         let name = w.kernel().name;
         let run = move |exec: &Exec| {
             let epilogue = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
             Ok(conv2d_nhwc(exec, &p, Rows::F32(&x), 0, &w, &epilogue, Target::F32(&mut y))?)
         };
-        return Ok((name, [4 * (image + len), 4 * out], Box::new(run)));
+        let size = if t == Type::Bf16 { 2 } else { 4 };
+        return Ok((name, [4 * image + size * len, 4 * out], Box::new(run)));
     }
     let (x, mut y) = (bytes(image), vec![0u8; out]);
     let w = conv2d_nhwc_pack::<i8>(exec, &p, &weights(len))?;

@@ -1,10 +1,10 @@
-//! How much of a quantized model's arithmetic ran on integers.
+//! How much of a quantized model's arithmetic ran on integers, or in fp8.
 
 use std::collections::BTreeSet;
 
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId};
-use narrowbit_runtime::ProfileRow;
+use narrowbit_runtime::{Operands, ProfileRow};
 use serde::Serialize;
 
 use crate::{macs, output};
@@ -19,6 +19,8 @@ pub struct Integers {
     pub macs: u64,
     /// Those that ran on integers.
     pub integer_macs: u64,
+    /// Those whose operands both were fp8.
+    pub fp8_macs: u64,
     /// The products that ran on floats, largest first.
     float_nodes: Vec<FloatNode>,
 }
@@ -48,14 +50,18 @@ impl Integers {
         if !graph.nodes().any(|(_, n)| is_quantized(n)) {
             return None;
         }
-        let whole: BTreeSet<NodeId> =
-            steps.iter().filter(|r| r.on_integers).flat_map(|r| r.nodes.iter().copied()).collect();
-        let mut out = Integers { macs: 0, integer_macs: 0, float_nodes: Vec::new() };
+        let whole = |operands: Operands| -> BTreeSet<NodeId> {
+            steps.iter().filter(|r| r.operands == operands).flat_map(|r| r.nodes.iter().copied()).collect()
+        };
+        let (integers, fp8) = (whole(Operands::Int8), whole(Operands::Fp8));
+        let mut out = Integers { macs: 0, integer_macs: 0, fp8_macs: 0, float_nodes: Vec::new() };
         for (id, node) in graph.nodes() {
             let macs = macs::of_node(facts, node).unwrap_or(0);
             out.macs = out.macs.saturating_add(macs);
-            if whole.contains(&id) {
+            if integers.contains(&id) {
                 out.integer_macs = out.integer_macs.saturating_add(macs);
+            } else if fp8.contains(&id) {
+                out.fp8_macs = out.fp8_macs.saturating_add(macs);
             } else if macs > 0 {
                 let reason = reason(graph, node);
                 out.float_nodes.push(FloatNode { name: node.name.clone(), op: node.op.name().into(), macs, reason });
@@ -68,9 +74,17 @@ impl Integers {
     /// A line, and one for each of the largest products on floats.
     pub fn text(&self, label: &str) -> String {
         // Rounded down: 100 % are all of them.
-        let share = (self.integer_macs as f64 / self.macs.max(1) as f64 * 1000.0).floor() / 10.0;
-        let mut out =
-            format!("{label}: {share:.1} % of {} multiply-accumulates ran on integers\n", output::count(self.macs));
+        let share = |macs: u64| (macs as f64 / self.macs.max(1) as f64 * 1000.0).floor() / 10.0;
+        let (integers, fp8) = (share(self.integer_macs), share(self.fp8_macs));
+        let ran = match (self.integer_macs, self.fp8_macs) {
+            (_, 0) => format!("{integers:.1} % of {} multiply-accumulates ran on integers", output::count(self.macs)),
+            (0, _) => format!("{fp8:.1} % of {} multiply-accumulates ran in fp8", output::count(self.macs)),
+            _ => format!(
+                "{integers:.1} % of {} multiply-accumulates ran on integers, {fp8:.1} % in fp8",
+                output::count(self.macs)
+            ),
+        };
+        let mut out = format!("{label}: {ran}\n");
         for node in self.float_nodes.iter().take(SHOWN) {
             out.push_str(&format!("  on floats: {} ({}): {}\n", node.name, node.op, node.reason));
         }

@@ -19,7 +19,7 @@ use clap::{Args, Subcommand};
 use self::peaks::Peaks;
 use self::report::{Ratios, Row};
 use self::subject::{Subject, Work};
-use crate::args::Global;
+use crate::args::{Floats, Global};
 use crate::timing::Profiled;
 use crate::{interrupt, output};
 
@@ -57,6 +57,8 @@ pub struct Bench {
     /// Show so many nodes in the profile; 0 for all
     #[arg(long, value_name = "N", default_value_t = 12, requires = "profile")]
     top: usize,
+    #[command(flatten)]
+    float: Floats,
     /// Samples to run on, by default random ones
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
@@ -107,6 +109,7 @@ impl Bench {
             for &batch in &self.batch {
                 let work = Work {
                     threads,
+                    float: self.float,
                     batch,
                     data: self.data.clone(),
                     preprocess: self.preprocess.clone(),

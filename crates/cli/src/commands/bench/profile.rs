@@ -3,7 +3,7 @@
 use narrowbit_ir::Graph;
 use narrowbit_ir::infer::Facts;
 use narrowbit_kernels::peak::Arithmetic;
-use narrowbit_runtime::ProfileRow;
+use narrowbit_runtime::{Operands, ProfileRow};
 use serde::Serialize;
 
 use super::peaks::Peaks;
@@ -83,7 +83,7 @@ impl Profile {
     /// Sums steps up.
     pub fn new(graph: &Graph, facts: &Facts, profiled: &Profiled, peaks: &Peaks) -> Profile {
         let total: f64 = profiled.steps.iter().map(|r| r.seconds).sum::<f64>().max(f64::MIN_POSITIVE);
-        let peak = |on_integers: bool| peaks.of(if on_integers { Arithmetic::Int8 } else { Arithmetic::F32 }).gops;
+        let peak = |step: &ProfileRow| peaks.of(arithmetic(step)).gops;
         let mut ops: Vec<(&str, &ProfileRow, Sum)> = Vec::new();
         let mut nodes = Vec::new();
         for step in &profiled.steps {
@@ -91,7 +91,7 @@ impl Profile {
             let macs = step.nodes.iter().map(macs).fold(0, u64::saturating_add);
             let one = Sum { seconds: step.seconds, macs, nodes: 1 };
             let op = graph.node(step.node).op.name();
-            nodes.push(node_row(graph, step, one, total, peak(step.on_integers)));
+            nodes.push(node_row(graph, step, one, total, peak(step)));
             let same = |(o, r, _): &&mut (&str, &ProfileRow, Sum)| {
                 *o == op && r.kernel == step.kernel && r.on_integers == step.on_integers
             };
@@ -113,7 +113,7 @@ impl Profile {
                 ms: sum.seconds * 1e3,
                 share: sum.seconds / total,
                 gops: sum.gops(),
-                peak_share: sum.gops().map(|g| g / peak(step.on_integers)),
+                peak_share: sum.gops().map(|g| g / peak(step)),
             })
             .collect();
         ops.sort_by(|a, b| b.ms.total_cmp(&a.ms));
@@ -153,6 +153,15 @@ impl Profile {
         let steps: f64 = self.ops.iter().map(|r| r.ms).sum();
         out.push_str(&format!("steps {steps:.3} ms, the whole run {:.3} ms\n", self.whole_ms));
         out
+    }
+}
+
+/// The peak that a step is held against: products of fp8 are those of bfloat16.
+fn arithmetic(step: &ProfileRow) -> Arithmetic {
+    match step.operands {
+        Operands::Int8 => Arithmetic::Int8,
+        Operands::Bf16 | Operands::Fp8 => Arithmetic::Bf16,
+        Operands::F32 => Arithmetic::F32,
     }
 }
 

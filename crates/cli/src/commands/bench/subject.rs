@@ -12,12 +12,15 @@ use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use super::memory;
+use crate::args::Floats;
 use crate::{data, model};
 
 /// How models are run.
 pub struct Work {
     /// Threads to compute with.
     pub threads: usize,
+    /// How floats are multiplied.
+    pub float: Floats,
     /// Samples per run.
     pub batch: usize,
     /// Samples to run on; random ones without.
@@ -75,6 +78,7 @@ impl Subject {
         let parse_ms = lap();
         model::sanitize(&mut parsed)?;
         let session = Session::new(parsed.graph, Options { threads: work.threads, ..Options::default() })?;
+        let session = work.float.apply(session)?;
         let session_ms = lap();
         let inputs = inputs(path, &session, work)?;
         lap();

@@ -9,6 +9,7 @@ use narrowbit_quant::encodings::Applied;
 use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize::NodeFate;
+use narrowbit_quant::scheme::NumberFormat;
 use serde::Serialize;
 
 use super::{Made, Quantize};
@@ -28,7 +29,7 @@ pub struct Summary {
     pub integer_nodes: usize,
     /// Nodes whose weights or results have become another type, where they are no integers that they compute on.
     stored_nodes: usize,
-    /// That type, or int8.
+    /// That type, or what the nodes compute on: int8, int16, fp8.
     format: String,
     nodes: usize,
     /// Normalisations whose channels were evened out with the weights behind them.
@@ -120,12 +121,16 @@ impl Quantize {
     }
 }
 
-/// What a model becomes with these settings: int8, int4, float16.
+/// What a model becomes with these settings: int8, int16, fp8, int4, float16.
 pub fn format_name(options: &QuantOptions) -> String {
     match options.approach {
         Approach::WeightOnly => options.weight_only.codes.to_string(),
         Approach::Float16 => "float16".into(),
         Approach::Bfloat16 => "bfloat16".into(),
+        Approach::Static if options.activations.format.is_float() => "fp8".into(),
+        Approach::Static if matches!(options.activations.format, NumberFormat::Int16 | NumberFormat::Uint16) => {
+            "int16".into()
+        }
         _ => "int8".into(),
     }
 }
@@ -188,6 +193,7 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     let (done, what, rest) = match s.approach {
         Approach::WeightOnly => (s.stored_nodes, format!("read constants of {}", s.format), "as before"),
         Approach::Float16 | Approach::Bfloat16 => (s.stored_nodes, format!("are in {}", s.format), "float32"),
+        _ if s.format == "fp8" => (s.integer_nodes, "compute in fp8".to_owned(), "float"),
         _ => (s.integer_nodes, "compute on integers".to_owned(), "float"),
     };
     out.push_str(&format!("  nodes   {done} of {} {what}\n", s.nodes));

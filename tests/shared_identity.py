@@ -1,0 +1,106 @@
+"""Runs the quantized shared models on every instruction set and on 1, 2 and 4 threads, and compares the outputs' bytes.
+
+    python shared_identity.py BINARY [--shared DIR] [--only NAME…] [--samples 8] [--tiers vnni avx512 avx2 scalar] [--metric]
+
+Each model is quantized with the default settings. Outputs must be the same bytes on any number of threads of a tier. What
+is computed on integers is the same on all tiers; float parts (softmax, normalisations, layers that stay float) may round
+differently, so across tiers the largest difference is held against the largest output (`--most`). `--metric` also holds the
+metric of the first samples against that of the reference interpreter. Exit code 1 when one of these does not hold.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import cases
+from cases import narrowbit
+
+# A rounding that falls to the other side moves a code by one step, which goes on through the layers behind it.
+MOST_DIFFERENCE = 0.05
+THREADS = [1, 2, 4]
+
+
+def outputs(binary, case, model, tier, threads, samples, folder):
+    """The bytes of all outputs, and the outputs."""
+    saved = folder / f"{tier}-{threads}.npz"
+    data = ["--data", case.path(case.test), "--samples", samples, *case.preprocess_args()]
+    environment = {**os.environ, **({"NARROWBIT_ISA": tier} if tier else {})}
+    done = narrowbit(binary, "run", model, *data, "--threads", threads, "-o", saved, check=False, env=environment)
+    if done is None:
+        return None
+    arrays = np.load(saved)
+    return {name: arrays[name] for name in arrays.files}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def difference(a, b):
+    """The largest difference as a share of the largest output."""
+    return max(float(np.abs(a[k].astype(float) - b[k]).max() / max(np.abs(b[k]).max(), 1e-9)) for k in b)
+
+
+def measure(binary, case, args, folder):
+    wrong, tiers = [], []
+    quantized = folder / f"{case.name}.onnx"
+    summary = narrowbit(binary, "quantize", case.model_path, *case.calib_args(), "--no-check", "-o", quantized, check=False)
+    if summary is None:
+        return ["quantize failed"], ""
+    first = None
+    for tier in args.tiers:
+        runs = [outputs(binary, case, quantized, tier, n, args.samples, folder) for n in THREADS]
+        if runs[0] is None:
+            tiers.append(f"{tier} -")
+            continue
+        for n, run in zip(THREADS, runs):
+            if run is None or not same(run, runs[0]):
+                wrong.append(f"{tier}: {n} threads give other bytes than 1")
+        first = first or runs[0]
+        share = 0.0 if same(runs[0], first) else difference(runs[0], first)
+        tiers.append(f"{tier} {'same bytes' if same(runs[0], first) else f'{share:.1e}'}")
+        if share > args.most:
+            wrong.append(f"{tier}: differs from the first tier by {share:.3f} of the largest output")
+    if args.metric:
+        limit = ["--samples", args.samples * 8] if not case.pair else []
+        flags = [a for a in case.eval_args() if not case.samples or a not in ("--samples", str(case.samples))]
+        scores = [
+            narrowbit(binary, "eval", quantized, *flags, *limit, *more, check=False) for more in ([], ["--interpret"])
+        ]
+        values = [s and s["scores"][0]["value"] for s in scores]
+        tiers.append(f"metric {values[0]} / {values[1]}")
+        if None in values or abs(values[0] - values[1]) > 1e-9:
+            wrong.append(f"the metric is {values[0]}, the interpreter's {values[1]}")
+    return wrong, ", ".join(tiers)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="The same outputs on every instruction set and number of threads.")
+    parser.add_argument("binary", type=Path, help="the narrowbit command")
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    parser.add_argument("--shared", type=Path, default=os.environ.get("NARROWBIT_SHARED", beside))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only the cases whose name contains one of these")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tiers", nargs="+", default=["vnni", "avx512", "avx2", "scalar"])
+    parser.add_argument("--most", type=float, default=MOST_DIFFERENCE)
+    parser.add_argument("--metric", action="store_true", help="also hold the metric against the interpreter's")
+    args = parser.parse_args()
+    failed = False
+    for case in cases.shared_cases(args.shared):
+        if args.only and not any(part in case.name for part in args.only):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            wrong, text = measure(args.binary, case, args, Path(folder))
+        print(f"{case.name}: {text}", flush=True)
+        for line in wrong:
+            print(f"  WRONG {line}", flush=True)
+        failed |= bool(wrong)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
