@@ -89,6 +89,7 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
     let sum_zero = a_zero + if signed { 128 } else { 0 };
     let zeros = if b_zero == 0 { Vec::new() } else { vec![b_zero; n] };
     let mut offsets = vec![0i32; batches * n];
+    y.require_results(NAME)?;
     let out = y.shared();
     with_scratch(batches * per_matrix, |packed| {
         let (to, sums) = (SharedMut::new(packed), SharedMut::new(&mut offsets));
