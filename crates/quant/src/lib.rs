@@ -7,6 +7,7 @@
 
 pub mod approach;
 pub mod calibrate;
+pub mod check;
 mod dynamic;
 mod half;
 pub mod observe;
