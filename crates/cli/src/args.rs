@@ -64,7 +64,11 @@ pub enum Command {
     Run(commands::run::Run),
     Eval(commands::eval::Eval),
     Compare(commands::compare::Compare),
+    Analyze(commands::analyze::Analyze),
+    Check(commands::check::CheckIntegers),
+    Config(commands::config::Config),
     Bench(commands::bench::Bench),
+    InsertRescaling(commands::insert_rescaling::InsertRescaling),
     Convert(commands::convert::Convert),
     Completions(commands::completions::Completions),
 }

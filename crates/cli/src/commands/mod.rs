@@ -1,12 +1,16 @@
 //! One file per command.
 
+pub mod analyze;
 pub mod bench;
 pub mod calibrate;
+pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod config;
 pub mod convert;
 pub mod demo;
 pub mod eval;
+pub mod insert_rescaling;
 pub mod inspect;
 pub mod quantize;
 pub mod run;
@@ -30,6 +34,10 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Run(c) => c.run(global),
         Command::Eval(c) => c.run(global),
         Command::Compare(c) => c.run(global),
+        Command::Analyze(c) => c.run(global),
+        Command::Check(c) => c.run(global),
+        Command::InsertRescaling(c) => c.run(global),
+        Command::Config(c) => c.run(global),
         Command::Bench(c) => c.run(global),
         Command::Convert(c) => c.run(global),
         Command::Completions(c) => c.run(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::args::{Global, Threads};
 use crate::data::{self, DataArgs};
+use crate::fixed::IntegerArgs;
 use crate::{interrupt, model, output};
 
 /// Run a model on data and save its outputs
@@ -22,8 +23,10 @@ pub struct Run {
     #[arg(short, long, value_name = "OUT.npz")]
     output: PathBuf,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "integer_only")]
     interpret: bool,
+    #[command(flatten)]
+    integer: IntegerArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -48,7 +51,10 @@ struct OutputRow {
 impl Run {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
-        let runner = model::Runner::new(&self.model, self.threads.threads, self.interpret)?;
+        let runner = match self.integer.integer_only {
+            true => model::Runner::Integer(Box::new(self.integer.load(&self.model, self.threads.threads)?)),
+            false => model::Runner::new(&self.model, self.threads.threads, self.interpret)?,
+        };
         let dataset = self.data.open(runner.graph(), Split::Test)?;
         let mut out = NpzWriter::create(&self.output)?;
         let bar = output::progress("running", dataset.len());

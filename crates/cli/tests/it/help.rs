@@ -2,7 +2,7 @@
 
 use crate::home::Home;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 15] = [
     "demo",
     "inspect",
     "sanitize",
@@ -11,8 +11,12 @@ const COMMANDS: [&str; 11] = [
     "run",
     "eval",
     "compare",
+    "analyze",
+    "check",
+    "config",
     "bench",
     "convert",
+    "insert-rescaling",
     "completions",
 ];
 

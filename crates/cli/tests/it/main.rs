@@ -6,6 +6,7 @@ mod bench;
 mod calibration;
 mod errors;
 mod files;
+mod fixed;
 mod help;
 mod home;
 mod job;

@@ -17,9 +17,10 @@ use narrowbit_ir::Model;
 use narrowbit_quant::approach::{Approach, BlockFormat};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
-use narrowbit_quant::plan::Layout;
+use narrowbit_quant::plan::{Layout, Reason};
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_quant::ranges::Ranges;
+use narrowbit_quant::scheme::Preset;
 use narrowbit_tensor::Tensor;
 pub use scheme::SchemeArgs;
 use summary::{text, unasked};
@@ -169,6 +170,7 @@ impl Quantize {
         let mut warnings = unmatched(model, options)?;
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let (_, fates) = quantize::quantize(model, layout, &ranges, options, &self.threads.exec()?)?;
+        warnings.extend(first_float(&fates, options));
         model::raise_opset(model, options.least_opset())?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
@@ -227,6 +229,17 @@ impl Quantize {
             Err(e) => Err(e.context(format!("{} is written, but its speed can't be measured", self.output.display()))),
         }
     }
+}
+
+/// Fixed-point hardware ends where the first layer has no integer form: a warning that names it.
+fn first_float(fates: &[NodeFate], options: &QuantOptions) -> Option<String> {
+    let fixed = matches!(options.scheme, Some(Preset::Quantizeml | Preset::VitisDpu));
+    let behind = fates.iter().skip_while(|f| !f.integer).filter(|_| fixed);
+    let first = behind.into_iter().find(|f| f.reason == Some(Reason::FloatOperator.code()))?;
+    Some(format!(
+        "\"{}\" ({}) has no integer form: a DequantizeLinear stands before it, and it runs on floats",
+        first.node, first.op
+    ))
 }
 
 /// A warning for each exception that is about no node of the model.
