@@ -6,6 +6,7 @@ mod check;
 mod commands;
 mod comparison;
 mod data;
+mod fixed;
 mod interrupt;
 mod macs;
 mod measure;

@@ -334,7 +334,7 @@ impl Speed {
 }
 
 /// A glob that matches just this name.
-fn glob(name: &str) -> String {
+pub fn glob(name: &str) -> String {
     let letter = |c: char| match c {
         '[' | ']' | '*' | '?' | '{' | '}' => format!("[{c}]"),
         c => c.to_string(),

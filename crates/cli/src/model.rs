@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use narrowbit_data::InputSpec;
+use narrowbit_fixed::{FixedModel, Shapes};
 use narrowbit_import::onnx;
 use narrowbit_ir::{Graph, Model, ValueId};
 use narrowbit_passes::SanitizeOptions;
@@ -88,6 +89,12 @@ fn input_spec(graph: &Graph, v: ValueId) -> Result<InputSpec> {
     Ok(InputSpec { vocabulary: vocabulary(graph, v), ..InputSpec::new(value.name.clone(), dtype, shape) })
 }
 
+/// The shapes of a graph's inputs with every free dimension 1.
+pub fn smallest_shapes(graph: &Graph) -> Result<Shapes> {
+    let shape = |&v: &ValueId| Ok((v, input_spec(graph, v)?.shape.into_iter().map(|d| d.unwrap_or(1)).collect()));
+    graph.inputs().iter().map(shape).collect()
+}
+
 /// The rows of the table that an input of indices reads.
 fn vocabulary(graph: &Graph, v: ValueId) -> Option<u64> {
     let reads_table = |u: &narrowbit_ir::Use| {
@@ -110,6 +117,8 @@ pub enum Runner {
     Fast(Session),
     /// Exactly as ONNX defines each operator.
     Reference(Box<Graph>),
+    /// On integers alone.
+    Integer(Box<FixedModel>),
 }
 
 impl Runner {
@@ -127,6 +136,7 @@ impl Runner {
         match self {
             Runner::Fast(s) => s.graph(),
             Runner::Reference(g) => g,
+            Runner::Integer(m) => m.graph(),
         }
     }
 
@@ -141,6 +151,7 @@ impl Runner {
         match self {
             Runner::Fast(s) => Ok(s.run(inputs)?),
             Runner::Reference(g) => Ok(narrowbit_ir::interp::run_tensors(g, inputs)?),
+            Runner::Integer(m) => Ok(m.run(inputs)?),
         }
     }
 }

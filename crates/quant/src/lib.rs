@@ -7,6 +7,7 @@
 
 pub mod approach;
 pub mod calibrate;
+pub mod check;
 mod dynamic;
 pub mod encodings;
 pub mod equalize;

@@ -42,6 +42,9 @@ pub struct QuantOptions {
     /// Bits of the codes of the first product's weights; as the others' if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_weight_bits: Option<u8>,
+    /// Bits of the register in which fixed-point hardware sums up, and saturates; 32 if absent (QuantizeML's `buffer_bits`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_bits: Option<u8>,
     /// Operator types to quantize; empty: all that have an integer form.
     pub op_types: Vec<String>,
     /// Whether the first Conv, Gemm or MatMul stays float.
@@ -86,6 +89,7 @@ impl Default for QuantOptions {
             fixed_ranges: FixedRanges::default(),
             per_tensor_activations: false,
             input_weight_bits: None,
+            buffer_bits: None,
             op_types: Vec::new(),
             keep_first: false,
             keep_last: false,
@@ -145,6 +149,9 @@ impl QuantOptions {
         check_pair(&self.activations, &self.weights)?;
         self.activations.check_method(self.method)?;
         WeightScheme { bits: self.input_weight_bits.or(self.weights.bits), ..self.weights }.check()?;
+        if let Some(bits) = self.buffer_bits.filter(|b| !(8..=32).contains(b)) {
+            return Err(SchemeError::Buffer(bits));
+        }
         self.overrides.iter().filter(|o| o.float != Some(true)).try_for_each(|o| {
             let activations = o.activations.unwrap_or(self.activations);
             activations.check_method(o.method.unwrap_or(self.method))?;
@@ -173,6 +180,11 @@ impl QuantOptions {
     pub fn position_bits(&self) -> Option<u8> {
         let schemes = self.overrides.iter().filter_map(|o| o.activations).chain([self.activations]);
         schemes.into_iter().find(|s| s.formula == Formula::Vitis).map(|s| vitis::bits_of(s.code_range()))
+    }
+
+    /// Bits of the register in which fixed-point hardware sums up.
+    pub fn buffer_bits(&self) -> u8 {
+        self.buffer_bits.unwrap_or(32)
     }
 
     /// Whether every weight and activation is int8 or uint8.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::{Floats, Global, Threads};
 use crate::data::{self, DataArgs};
+use crate::fixed::IntegerArgs;
 use crate::metrics::{Deviation, Figures, Meter, Metric, Score, correlation, embeddings, ranks};
 use crate::model::Runner;
 use crate::{interrupt, output};
@@ -41,8 +42,10 @@ pub struct Eval {
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
-    #[arg(long, conflicts_with = "float")]
+    #[arg(long, conflicts_with_all = ["float", "integer_only"])]
     interpret: bool,
+    #[command(flatten)]
+    integer: IntegerArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -82,7 +85,10 @@ impl Eval {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         interrupt::install();
-        let runner = Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?;
+        let runner = match self.integer.integer_only {
+            true => Runner::Integer(Box::new(self.integer.load(&self.model, self.threads.threads)?)),
+            false => Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?,
+        };
         let chosen = self.chosen(&runner)?;
         let dataset = self.data.open(runner.graph(), Split::Test)?;
         let (scores, agreement) = match &self.pair {

@@ -1,14 +1,18 @@
 //! One file per command.
 
+pub mod analyze;
 pub mod bench;
 pub mod calibrate;
+pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod config;
 pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod explain;
 pub mod export_encodings;
+pub mod insert_rescaling;
 pub mod inspect;
 pub mod quantize;
 pub mod run;
@@ -32,6 +36,10 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Run(c) => c.run(global),
         Command::Eval(c) => c.run(global),
         Command::Compare(c) => c.run(global),
+        Command::Analyze(c) => c.run(global),
+        Command::Check(c) => c.run(global),
+        Command::InsertRescaling(c) => c.run(global),
+        Command::Config(c) => c.run(global),
         Command::Bench(c) => c.run(global),
         Command::Convert(c) => c.run(global),
         Command::Explain(c) => c.run(global),

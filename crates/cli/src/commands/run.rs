@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::{Floats, Global, Threads};
 use crate::data::{self, DataArgs};
+use crate::fixed::IntegerArgs;
 use crate::{interrupt, model, output};
 
 /// Run a model on data and save its outputs
@@ -24,8 +25,10 @@ pub struct Run {
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Run node by node on the reference operators, exactly as ONNX defines them (slow)
-    #[arg(long, conflicts_with = "float")]
+    #[arg(long, conflicts_with_all = ["float", "integer_only"])]
     interpret: bool,
+    #[command(flatten)]
+    integer: IntegerArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -52,7 +55,10 @@ struct OutputRow {
 impl Run {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
-        let runner = model::Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?;
+        let runner = match self.integer.integer_only {
+            true => model::Runner::Integer(Box::new(self.integer.load(&self.model, self.threads.threads)?)),
+            false => model::Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?,
+        };
         let dataset = self.data.open(runner.graph(), Split::Test)?;
         let mut out = Sink::create(&self.output, runner.output_names())?;
         let bar = output::progress("running", dataset.len());

@@ -11,6 +11,10 @@ pub struct Deviation {
     dot: f64,
     other: f64,
     max: f64,
+    /// Sum of |r − x| / (|r| + |x|).
+    relative: f64,
+    /// Values that are not both zero.
+    compared: u64,
 }
 
 /// The figures of a deviation.
@@ -22,6 +26,8 @@ pub struct Figures {
     pub cosine: f64,
     /// The largest absolute difference.
     pub max_error: f64,
+    /// Symmetric mean absolute percentage error: the mean of `|ref − x| / (|ref| + |x|)` where not both are zero, as a share.
+    pub smape: f64,
 }
 
 impl Deviation {
@@ -43,6 +49,11 @@ impl Deviation {
             self.dot += r * x;
             self.other += x * x;
             self.max = self.max.max((r - x).abs());
+            let size = r.abs() + x.abs();
+            if size > 0.0 {
+                self.relative += (r - x).abs() / size;
+                self.compared += 1;
+            }
         }
         self.count += reference.len() as u64;
     }
@@ -56,7 +67,8 @@ impl Deviation {
     pub fn figures(&self) -> Figures {
         let norm = (self.signal * self.other).sqrt();
         let cosine = if norm == 0.0 { if self.noise == 0.0 { 1.0 } else { 0.0 } } else { self.dot / norm };
-        Figures { sqnr_db: self.sqnr_db(), cosine, max_error: self.max }
+        let smape = self.relative / self.compared.max(1) as f64;
+        Figures { sqnr_db: self.sqnr_db(), cosine, max_error: self.max, smape }
     }
 }
 
@@ -70,6 +82,8 @@ mod tests {
         d.add_slices(&[10.0, 0.0], &[9.0, 0.0]);
         assert!((d.sqnr_db() - 20.0).abs() < 1e-9);
         assert_eq!(d.figures().max_error, 1.0);
+        // One of 19; two zeros say nothing.
+        assert!((d.figures().smape - 1.0 / 19.0).abs() < 1e-12);
         let mut equal = Deviation::default();
         equal.add_slices(&[0.0], &[0.0]);
         assert_eq!((equal.sqnr_db(), equal.figures().cosine), (f64::INFINITY, 1.0));

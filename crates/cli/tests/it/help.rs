@@ -2,7 +2,7 @@
 
 use crate::home::Home;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 17] = [
     "demo",
     "inspect",
     "sanitize",
@@ -11,10 +11,14 @@ const COMMANDS: [&str; 13] = [
     "run",
     "eval",
     "compare",
+    "analyze",
+    "check",
+    "config",
     "bench",
     "convert",
     "explain",
     "export-encodings",
+    "insert-rescaling",
     "completions",
 ];
 

@@ -8,6 +8,7 @@ mod encodings;
 mod errors;
 mod explain;
 mod files;
+mod fixed;
 mod flow;
 mod help;
 mod home;

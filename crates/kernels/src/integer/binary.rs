@@ -72,6 +72,7 @@ pub fn binary(
     if a.len() == 0 {
         return Ok(());
     }
+    y.require_results(NAME)?;
     let work = Work { exec, op, a: a.input(), b: b.input(), activation, out: y.shared() };
     match shape {
         Broadcast::Same if work.is_plain_add() => exec.split(a.len(), GRAIN, &|range| {

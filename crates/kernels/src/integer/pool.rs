@@ -239,6 +239,7 @@ pub fn avg_pool2d_nhwc(
     mut y: Target<'_>,
 ) -> Result {
     p.check(x.len(), y.len())?;
+    y.require_results(NAME)?;
     let (x, out) = (x.input(), y.shared());
     p.parts(exec, &|image, oy, channels| {
         exec.isa().dispatch(MeanRow { p, x, image, oy, channels, count_include_pad, out });
@@ -300,6 +301,8 @@ impl Kernel for MeanRow<'_> {
             ),
             Kind::U8 => self.integer_row::<S, false>(s),
             Kind::I8 => self.integer_row::<S, true>(s),
+            // `Quant` has no sums.
+            Kind::I32 => {}
         }
     }
 }

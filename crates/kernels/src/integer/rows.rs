@@ -24,6 +24,7 @@ const CHAINS: usize = 16;
 /// The slices differ in length.
 pub fn unary_rows(exec: &Exec, op: UnaryOp, x: Quant<'_>, mut y: Target<'_>) -> Result {
     exact(NAME, "y", y.len(), x.len())?;
+    y.require_results(NAME)?;
     let (input, out) = (x.input(), y.shared());
     exec.split(x.len(), GRAIN, &|range| {
         exec.isa().dispatch(Elements { op, input, out, at: range.start, len: range.len() });
@@ -77,6 +78,7 @@ fn run(exec: &Exec, x: Quant<'_>, [rows, columns]: [usize; 2], mut y: Target<'_>
     if len == 0 {
         return Ok(());
     }
+    y.require_results(NAME)?;
     let (input, out) = (x.input(), y.shared());
     exec.split(rows, GRAIN / columns + 1, &|range| {
         // Whole vectors of the widest tier, so that sums need no remainder.

@@ -119,6 +119,7 @@ pub fn conv2d_nhwc(
     require(NAME, packed == (p.groups, p.oc / p.groups, runs, run_len), "the weights were packed for another shape")?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "image and weights have different types")?;
     epilogue.check(NAME, x.ints(), p.oc, y.len())?;
+    require(NAME, x.ints() || !matches!(y, Target::I32(_)), "sums of floats are no integers")?;
     require(NAME, conv2d_nhwc_fits(p, x.size()), "the padded image takes over 4 GiB")?;
     if pixels == 0 {
         return Ok(());

@@ -305,6 +305,7 @@ pub(crate) fn flat(
     let (n, k) = (weights.columns.n, weights.run_len);
     exact(NAME, "y", y.len(), product(NAME, &[m, n])?)?;
     epilogue.check(NAME, x.ints(), n, m * n)?;
+    require(NAME, x.ints() || !matches!(y, Target::I32(_)), "sums of floats are no integers")?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "rows and weights have different types")?;
     if m == 0 {
         return Ok(());

@@ -126,6 +126,9 @@ pub enum Target<'a> {
     U8(&'a mut [u8], f32, i32),
     /// Quantized: one over the scale, and the zero point.
     I8(&'a mut [i8], f32, i32),
+    /// The sums themselves, `acc + offset − weight zero · row sum`, untouched by scales, bias, residual and activation:
+    /// products of a panel only.
+    I32(&'a mut [i32]),
 }
 
 impl Target<'_> {
@@ -134,7 +137,13 @@ impl Target<'_> {
             Target::F32(y) => y.len(),
             Target::U8(y, ..) => y.len(),
             Target::I8(y, ..) => y.len(),
+            Target::I32(y) => y.len(),
         }
+    }
+
+    /// Refuses a target of plain sums.
+    pub(crate) fn require_results(&self, kernel: &'static str) -> Result {
+        require(kernel, !matches!(self, Target::I32(_)), "only products of a panel have a target of sums")
     }
 
     /// The format, which is shared among tasks that write disjoint elements.
@@ -147,6 +156,7 @@ impl Target<'_> {
             Target::I8(y, inverse, zero) => {
                 Out { data: y.as_mut_ptr().cast(), kind: Kind::I8, inverse: *inverse, zero: *zero }
             }
+            Target::I32(y) => Out { data: y.as_mut_ptr().cast(), kind: Kind::I32, inverse: 1.0, zero: 0 },
         }
     }
 }
@@ -156,6 +166,7 @@ pub(crate) enum Kind {
     F32,
     U8,
     I8,
+    I32,
 }
 
 /// A target whose borrow was erased.
@@ -189,6 +200,7 @@ impl Out {
             match self.kind {
                 Kind::F32 => s.store_bits(self.data.cast::<f32>().add(at), v, low_bits(n)),
                 Kind::U8 | Kind::I8 => s.store_low8_n(self.data.add(at), rounding.apply(s, v), n),
+                Kind::I32 => s.store_i32_n(self.data.cast::<i32>().add(at), s.to_i32(v), n),
             }
         }
     }
@@ -330,6 +342,8 @@ impl Kernel for Finish<'_> {
                 (true, Kind::F32) => self.by_residual::<S, true, 0>(s),
                 (true, Kind::U8) => self.by_residual::<S, true, 1>(s),
                 (true, Kind::I8) => self.by_residual::<S, true, 2>(s),
+                (true, Kind::I32) => self.sums(s),
+                (false, Kind::I32) => {}
                 (false, Kind::F32) => self.by_residual::<S, false, 0>(s),
                 (false, Kind::U8) => self.by_residual::<S, false, 1>(s),
                 (false, Kind::I8) => self.by_residual::<S, false, 2>(s),
@@ -348,6 +362,29 @@ struct Column<S: Simd> {
 }
 
 impl Finish<'_> {
+    /// The sums with their offsets, as integers.
+    #[inline(always)]
+    unsafe fn sums<S: Simd>(&self, s: S) {
+        let e = self.epilogue;
+        let mut j = 0;
+        while j < self.n {
+            let n = (self.n - j).min(S::LANES);
+            // SAFETY: columns `j..j + n` are in the arrays, rows in the tile; accumulators are whole vectors.
+            unsafe {
+                let offset = s.load_i32_n(e.offsets.as_ptr().add(self.column + j), n);
+                for i in 0..self.rows {
+                    let mut x = s.add_i(s.to_bits(s.load(self.acc.add(i * self.width + j).cast())), offset);
+                    if !e.weight_zeros.is_empty() {
+                        let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
+                        x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
+                    }
+                    s.store_i32_n(self.out.data.cast::<i32>().add(self.at + i * self.ld + j), x, n);
+                }
+            }
+            j += S::LANES;
+        }
+    }
+
     #[inline(always)]
     unsafe fn by_residual<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
         // SAFETY: passed on to the caller.

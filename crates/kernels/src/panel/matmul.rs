@@ -84,6 +84,7 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
     let signed = p.a.0.signed() && a_flip == 0;
     // Row sums are those of rows with 128 added.
     let sum_zero = a_zero + if signed { 128 } else { 0 };
+    y.require_results(NAME)?;
     let out = y.shared();
     let starts_len = if signed { columns.padded() } else { 0 };
     let zeros_len = if b_zero == 0 { 0 } else { n };

@@ -156,8 +156,16 @@ fn convolves_as_the_reference_on_every_tier() {
             assert_eq!(y, want, "{p:?} {}", weights.kernel().name);
             conv2d_nhwc(&exec, &p, Rows::I8(&signed), zero - 128, &weights, &epilogue, Target::F32(&mut y)).unwrap();
             assert_eq!(y, want, "{p:?} {} signed", weights.kernel().name);
+            let whole: Vec<i32> = want.iter().map(|&x| x as i32).collect();
+            let mut sums = vec![0i32; want.len()];
+            conv2d_nhwc(&exec, &p, Rows::U8(&flat), zero, &weights, &epilogue, Target::I32(&mut sums)).unwrap();
+            assert_eq!(sums, whole, "{p:?} {} sums", weights.kernel().name);
+            conv2d_nhwc(&exec, &p, Rows::I8(&signed), zero - 128, &weights, &epilogue, Target::I32(&mut sums)).unwrap();
+            assert_eq!(sums, whole, "{p:?} {} signed sums", weights.kernel().name);
             let weights = conv2d_nhwc_pack(&exec, &p, &fw).unwrap();
             conv2d_nhwc(&exec, &p, Rows::F32(&floats), 0, &weights, &Epilogue::default(), Target::F32(&mut y)).unwrap();
+            let floats = Rows::F32(&floats);
+            assert!(conv2d_nhwc(&exec, &p, floats, 0, &weights, &Epilogue::default(), Target::I32(&mut sums)).is_err());
             // Sums of products of small integers: exact but for the largest windows.
             assert_close(&y, &want, 1e-5, weights.kernel().name);
         }

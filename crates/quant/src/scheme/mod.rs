@@ -122,6 +122,9 @@ pub enum SchemeError {
         /// The bits of the type.
         most: usize,
     },
+    /// The register for sums has no such width.
+    #[error("a buffer of {0} bits: it has 8 to 32\nhelp: leave --buffer-bits away for 32")]
+    Buffer(u8),
     /// fp8 has neither zero points nor bits to leave out.
     #[error("{0} has no range to reduce and no bits to leave out\nhelp: leave --reduce-range and the bits away")]
     Float(&'static str),

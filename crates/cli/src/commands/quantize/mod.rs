@@ -19,9 +19,10 @@ use narrowbit_quant::encodings::{Applied, Encodings};
 use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
-use narrowbit_quant::plan::Layout;
+use narrowbit_quant::plan::{Layout, Reason};
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_quant::ranges::Ranges;
+use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::{self, Fitted};
 use narrowbit_tensor::Tensor;
 pub use scheme::SchemeArgs;
@@ -199,6 +200,7 @@ impl Quantize {
         let none = Encodings::default();
         let (_, fates, applied) =
             quantize::quantize_with(model, layout, &ranges, given.as_ref().unwrap_or(&none), options, &exec)?;
+        warnings.extend(first_float(&fates, options));
         model::raise_opset(model, options.least_opset())?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
@@ -294,6 +296,17 @@ fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<(
     let more = missing.len().saturating_sub(10);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     bail!("--encodings has no entry for {some}{more}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
+}
+
+/// Fixed-point hardware ends where the first layer has no integer form: a warning that names it.
+fn first_float(fates: &[NodeFate], options: &QuantOptions) -> Option<String> {
+    let fixed = matches!(options.scheme, Some(Preset::Quantizeml | Preset::VitisDpu));
+    let behind = fates.iter().skip_while(|f| !f.integer).filter(|_| fixed);
+    let first = behind.into_iter().find(|f| f.reason == Some(Reason::FloatOperator.code()))?;
+    Some(format!(
+        "\"{}\" ({}) has no integer form: a DequantizeLinear stands before it, and it runs on floats",
+        first.node, first.op
+    ))
 }
 
 /// A warning for each exception that is about no node of the model.

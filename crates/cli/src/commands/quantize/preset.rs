@@ -212,6 +212,10 @@ pub struct PresetArgs {
     /// Bits of the codes of the first product's weights [default: as the others']
     #[arg(short = 'i', long, value_name = "BITS", help_heading = "Quantization")]
     input_bits: Option<u8>,
+    /// Bits of the register in which fixed-point hardware sums up and saturates: `check` and --integer-only heed it
+    /// [default: 32]
+    #[arg(short = 'b', long, value_name = "BITS", help_heading = "Quantization")]
+    buffer_bits: Option<u8>,
     /// One position of the fraction per activation, which is what a standard file can hold (--scheme quantizeml)
     #[arg(long, help_heading = "Quantization")]
     per_tensor_activations: bool,
@@ -248,7 +252,7 @@ impl PresetArgs {
 
     /// Whether any of them is given.
     pub fn is_given(&self) -> bool {
-        let bits = self.weight_bits.or(self.activation_bits).or(self.input_bits);
+        let bits = self.weight_bits.or(self.activation_bits).or(self.input_bits).or(self.buffer_bits);
         self.scheme.is_some()
             || bits.is_some()
             || self.statistic.is_some()
@@ -267,6 +271,7 @@ impl PresetArgs {
             o.activations.format = with_room(o.activations.format, bits);
             o.activations.bits = Some(bits);
         }
+        o.buffer_bits = self.buffer_bits.or(o.buffer_bits);
         o.input_weight_bits = self.input_bits.or(o.input_weight_bits);
         o.per_tensor_activations |= self.per_tensor_activations;
         if let Some(s) = self.statistic {

@@ -11,6 +11,7 @@ use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::Target;
 
 use super::preset::{ActivationArg, PresetArgs, WeightArg};
+use crate::commands::config;
 
 /// How the model is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -118,8 +119,8 @@ impl From<TargetArg> for Target {
 /// What is quantized, and how.
 #[derive(Debug, Clone, Args)]
 pub struct SchemeArgs {
-    /// Settings from a TOML or JSON file (see --show-config); flags take precedence
-    #[arg(long, value_name = "FILE", help_heading = "Quantization")]
+    /// Settings from a TOML or JSON file (see --show-config and `narrowbit config`); flags take precedence
+    #[arg(short, long, value_name = "FILE", help_heading = "Quantization")]
     config: Option<PathBuf>,
     #[command(flatten)]
     preset: PresetArgs,
@@ -326,6 +327,16 @@ fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     // Once as it is, for errors that tell the line; again above the preset, where there is one.
     let over = |preset: Preset, text: serde_json::Value| QuantOptions::from_json(text, Some(preset));
     let read = || -> Result<QuantOptions> {
+        if json {
+            let mut all: serde_json::Value = serde_json::from_str(&text)?;
+            let decisions = config::take_decisions(&mut all)?;
+            if !decisions.is_empty() {
+                let mut options = QuantOptions::from_json(all, preset)?;
+                let exceptions = config::overrides(&decisions, &options);
+                options.overrides.extend(exceptions);
+                return Ok(options);
+            }
+        }
         let plain: QuantOptions = if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? };
         let Some(preset) = preset.or(plain.scheme) else { return Ok(plain) };
         Ok(over(preset, if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? })?)

@@ -144,6 +144,7 @@ pub fn depthwise_nhwc(
     epilogue.check(NAME, x.ints(), p.c, y.len())?;
     require(NAME, epilogue.weight_zeros.is_empty(), "weight zero points are given when the weights are packed")?;
     require(NAME, epilogue.rows.is_none(), "the format of the image is part of offsets and scales")?;
+    y.require_results(NAME)?;
     let out = y.shared();
     match weights.form {
         Form::Floats => {

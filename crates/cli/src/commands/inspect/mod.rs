@@ -1,3 +1,5 @@
+mod integers;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,12 +12,16 @@ use narrowbit_tensor::DType;
 use serde::Serialize;
 
 use crate::args::Global;
+use crate::fixed::IntegerArgs;
 use crate::{macs, model, output};
 
 /// Show a model as a tree: operators, shapes, parameters, multiply-accumulates, scales
 ///
 /// Nodes stand under the path in their names (/layer1/conv1/Conv). Where a node reads or makes quantized
 /// tensors, a_scale and w_scale are the scales of its activation and weight.
+///
+/// --integer-only shows instead that a quantized model runs on integers alone: the multipliers, shifts and bounds of
+/// each node, or the first one that needs floats and why, with exit code 1.
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// The model (.onnx)
@@ -32,6 +38,8 @@ pub struct Inspect {
     /// A value for a free dimension, for instance batch=8; free dimensions count as 1
     #[arg(long, value_name = "NAME=N", value_parser = parse_dim)]
     dim: Vec<(String, usize)>,
+    #[command(flatten)]
+    integer: IntegerArgs,
 }
 
 fn parse_dim(text: &str) -> Result<(String, usize), String> {
@@ -81,6 +89,9 @@ struct Row {
 impl Inspect {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        if self.integer.integer_only {
+            return integers::run(self, global);
+        }
         let mut model = model::load(&self.file)?;
         if self.sanitize {
             model::sanitize(&mut model)?;

@@ -1,0 +1,181 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use narrowbit_data::Split;
+use narrowbit_ir::{Datum, EvalCx, Graph, Node, QuantRole};
+use narrowbit_tensor::Tensor;
+use serde::Serialize;
+
+use crate::args::{Floats, Global, Threads};
+use crate::comparison::Comparison;
+use crate::data::{self, DataArgs};
+use crate::metrics::Deviation;
+use crate::{interrupt, model, output};
+
+/// The error above which a layer is marked.
+const UNRELIABLE: f64 = 0.6;
+
+/// Show the error of each layer of a quantized model as SMAPE, and how much of it saturates
+///
+/// SMAPE is the mean of |x − y| / (|x| + |y|), over all values that are not both zero: 0 where both models agree, 100 %
+/// where nothing is left. Saturation is the share of codes at either end of their type. A * marks layers of more than
+/// 60 %, whose figures say little.
+#[derive(Debug, Args)]
+pub struct Analyze {
+    /// The quantized model (.onnx)
+    quantized: PathBuf,
+    /// The float model that it was made from (.onnx)
+    float: PathBuf,
+    /// Which error
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Single)]
+    mode: Mode,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// Which error of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// What the layer itself adds, on the float model's inputs
+    Single,
+    /// All error up to the layer
+    Cumulative,
+    /// That of its weights alone; needs no data
+    Weight,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    quantized: PathBuf,
+    float: PathBuf,
+    mode: Mode,
+    layers: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    /// The tensor, or the node of a weight.
+    name: String,
+    op: String,
+    smape: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saturated: Option<f64>,
+    unreliable: bool,
+}
+
+impl Analyze {
+    /// Runs the command.
+    pub fn run(&self, global: &Global) -> Result<ExitCode> {
+        interrupt::install();
+        let mut float = model::load_runnable(&self.float)?;
+        model::sanitize(&mut float)?;
+        let quantized = model::load_runnable(&self.quantized)?;
+        let layers = match self.mode {
+            Mode::Weight => weights(&float.graph, &quantized.graph)?,
+            _ => self.layers(&float.graph, &quantized.graph)?,
+        };
+        if layers.is_empty() {
+            bail!(
+                "the models have no layer in common\nhelp: the quantized model must have been made from the float one"
+            );
+        }
+        let (quantized, float) = (self.quantized.clone(), self.float.clone());
+        let summary = Summary { quantized, float, mode: self.mode, layers };
+        if global.json {
+            output::json(&summary)?;
+        } else {
+            output::print(&text(&summary))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn layers(&self, float: &Graph, quantized: &Graph) -> Result<Vec<Row>> {
+        let dataset = self.data.open(float, Split::Test)?;
+        let single = self.mode == Mode::Single;
+        let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Floats::default())?;
+        let bar = output::progress("analyzing", dataset.len());
+        for batch in dataset.batches(self.data.batch) {
+            if interrupt::requested() {
+                bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
+            }
+            let batch = batch?;
+            let n = batch.indices.len() as u64;
+            comparison.add(&data::tensors(batch))?;
+            bar.inc(n);
+        }
+        bar.finish_and_clear();
+        let row = |r: crate::comparison::TensorRow| {
+            let figures = if single { r.isolated? } else { r.cumulative };
+            Some(Row::new(r.name, r.op, figures.smape, r.saturated))
+        };
+        Ok(comparison.tensors().into_iter().filter_map(row).collect())
+    }
+}
+
+impl Row {
+    fn new(name: String, op: String, smape: f64, saturated: Option<f64>) -> Row {
+        Row { name, op, smape, saturated, unreliable: smape > UNRELIABLE }
+    }
+}
+
+/// The error of each weight that has become integers, by the names of nodes.
+fn weights(float: &Graph, quantized: &Graph) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (id, node) in float.nodes() {
+        let QuantRole::Weighted { weight, .. } = node.op.quant() else { continue };
+        let (Some(w), Some(other)) = (float.const_input(id, weight), quantized.node_named(&node.name)) else {
+            continue;
+        };
+        let Some((codes, values)) = dequantized(quantized, quantized.node(other), weight) else { continue };
+        if values.shape() != w.shape() {
+            continue;
+        }
+        let mut d = Deviation::default();
+        d.add(w, &values)?;
+        rows.push(Row::new(node.name.clone(), node.op.name().into(), d.figures().smape, ends(&codes)));
+    }
+    Ok(rows)
+}
+
+/// The codes of a weight, and what they stand for.
+fn dequantized(graph: &Graph, node: &Node, input: usize) -> Option<(Tensor, Tensor)> {
+    let (id, _) = graph.producer(node.input(input)?)?;
+    let dq = graph.node(id);
+    if dq.op.name() != "DequantizeLinear" {
+        return None;
+    }
+    let read: Vec<Option<Datum>> =
+        (0..dq.inputs.len()).map(|i| graph.const_input(id, i).cloned().map(Datum::Tensor)).collect();
+    let refs: Vec<Option<&Datum>> = read.iter().map(Option::as_ref).collect();
+    let values = dq.op.eval(&EvalCx::new(&refs, 1)).ok()?.into_iter().next()?;
+    Some((graph.const_input(id, 0)?.clone(), values))
+}
+
+/// The share of codes at the least or the greatest one of all.
+fn ends(codes: &Tensor) -> Option<f64> {
+    let codes = codes.to_i64s().ok()?;
+    let (low, high) = (codes.iter().min()?, codes.iter().max()?);
+    let at_end = codes.iter().filter(|c| *c == low || *c == high).count();
+    Some(at_end as f64 / codes.len() as f64)
+}
+
+fn text(s: &Summary) -> String {
+    let percent = |x: f64| format!("{:.2} %", x * 100.0);
+    let row = |r: &Row| {
+        let mark = if r.unreliable { "*" } else { "" };
+        let saturated = r.saturated.map_or(String::new(), percent);
+        vec![format!("{}{mark}", r.name), r.op.clone(), percent(r.smape), saturated]
+    };
+    let rows: Vec<Vec<String>> = s.layers.iter().map(row).collect();
+    let mut out = format!("{} against {}\n", s.quantized.display(), s.float.display());
+    out.push_str(&output::table(&["layer", "operator", "SMAPE", "saturated"], &rows));
+    if s.layers.iter().any(|r| r.unreliable) {
+        out.push_str("* more than 60 %: unreliable\n");
+    }
+    out
+}

@@ -1,0 +1,130 @@
+//! Fixed point: integer-only execution with its proof, the checks, the decisions file, rescaling.
+
+use serde_json::Value;
+
+use crate::home::{Home, preprocess};
+
+fn quantized(scheme: &str, flags: &str) -> (Home, &'static str) {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} --scheme {scheme} {flags} --no-check -o q.onnx"));
+    (home, p)
+}
+
+#[test]
+fn gives_the_codes_of_the_file_on_integers_alone() {
+    for (scheme, flags) in [("quantizeml", ""), ("vitis-dpu", ""), ("quantizeml", "-i 8 -w 4 -a 4")] {
+        let (home, p) = quantized(scheme, flags);
+        home.ok(&format!("run q.onnx --data test.npz {p} --interpret -o reference.npz"));
+        home.ok(&format!("run q.onnx --data test.npz {p} --integer-only --rounding half-even --batch 7 -o ours.npz"));
+        assert!(home.read("reference.npz") == home.read("ours.npz"), "{scheme} {flags}");
+        // Half up, as the scheme's hardware: nearly all predictions are the same.
+        let line = format!("eval q.onnx --data test.npz {p} --integer-only --reference q.onnx");
+        let same = home.json(&line)["agreement"]["top1"].as_f64().unwrap();
+        assert!(same > 0.97, "{scheme} {flags}: {same}");
+    }
+}
+
+#[test]
+fn shows_the_integers_of_each_node_or_the_first_that_needs_floats() {
+    let (home, p) = quantized("quantizeml", "");
+    insta::assert_snapshot!("fixed-proof", home.ok("inspect --integer-only q.onnx").text());
+    let proof = home.json("inspect --integer-only q.onnx");
+    assert_eq!(proof["integer_only"], true);
+    let rows = proof["rows"].as_array().unwrap();
+    assert!(rows.iter().all(|r| r["bits"].as_u64().unwrap() <= 40), "{proof}");
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} --no-check -o plain.onnx"));
+    let refused = home.run("inspect --integer-only plain.onnx").expect(1);
+    assert!(refused.stdout.contains("first node that needs floats"), "{}", refused.text());
+    let run = home.run(&format!("run plain.onnx --data test.npz {p} --integer-only -o out.npz")).expect(2);
+    assert!(run.stderr.contains("needs floats"), "{}", run.text());
+    home.run("inspect --integer-only model.onnx").expect(2);
+}
+
+#[test]
+fn warns_of_the_first_layer_that_has_no_integer_form() {
+    let home = Home::with_example("digits-vit");
+    let p = preprocess("digits-vit");
+    let line = |scheme: &str| format!("quantize model.onnx --data calib.npz {p} {scheme} --no-check -o q.onnx");
+    let warned = |summary: &Value| {
+        let warnings = summary["warnings"].as_array().unwrap();
+        warnings.iter().any(|w| w.as_str().unwrap().contains("a DequantizeLinear stands before it"))
+    };
+    assert!(warned(&home.json(&line("--scheme quantizeml"))));
+    assert!(!warned(&home.json(&line(""))));
+}
+
+#[test]
+fn checks_sums_against_the_register() {
+    let (home, _) = quantized("quantizeml", "");
+    insta::assert_snapshot!("fixed-check", home.ok("check q.onnx").text());
+    let narrow = home.run("check q.onnx -b 12 --json").expect(1).json();
+    let found = narrow["findings"].as_array().unwrap();
+    assert!(found.iter().any(|f| f["problem"] == "saturation"), "{narrow}");
+    let (narrow, _) = quantized("quantizeml", "-b 12");
+    narrow.run("check q.onnx").expect(1);
+    home.run("check model.onnx").expect(2);
+}
+
+#[test]
+fn quantizes_again_with_edited_decisions() {
+    let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
+    home.ok("config q.onnx -o config.json");
+    let again = format!("quantize model.onnx --data calib.npz {p} -c config.json --no-check");
+    home.ok(&format!("{again} -o again.onnx"));
+    let decisions = |file: &str| home.json(&format!("config {file} -o other.json"))["nodes"].clone();
+    assert_eq!(decisions("again.onnx"), decisions("q.onnx"), "nothing was edited");
+    let mut config: Value = serde_json::from_slice(&home.read("config.json")).unwrap();
+    let nodes = config["nodes"].as_array_mut().unwrap();
+    let weighted: Vec<usize> = (0..nodes.len()).filter(|&i| !nodes[i]["weights"].is_null()).collect();
+    assert_eq!(nodes[weighted[1]]["weights"]["bits"], 4);
+    nodes[weighted[1]]["weights"]["bits"] = 8.into();
+    let last = *weighted.last().unwrap();
+    nodes[last]["quantized"] = false.into();
+    let (name, float) = (nodes[weighted[1]]["node"].clone(), nodes[last]["node"].clone());
+    home.write("config.json", &config.to_string());
+    home.ok(&format!("{again} -o edited.onnx"));
+    let edited = decisions("edited.onnx");
+    let of = |name: &Value| edited.as_array().unwrap().iter().find(|d| d["node"] == *name).unwrap().clone();
+    assert_eq!(of(&name)["weights"]["bits"], 8);
+    assert_eq!(of(&float)["quantized"], false);
+    home.write("wrong.json", r#"{"nodes": [{"node": "a", "op": "Conv", "quantised": true}]}"#);
+    home.run(&format!("quantize model.onnx --data calib.npz {p} -c wrong.json -o out.onnx")).expect(2);
+    home.run("config model.onnx -o none.json").expect(2);
+    assert!(!home.files().contains(&"none.json".to_owned()));
+}
+
+#[test]
+fn shows_the_error_of_each_layer() {
+    let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
+    let mode =
+        |mode: &str| home.json(&format!("analyze q.onnx model.onnx --data test.npz --samples 16 {p} --mode {mode}"));
+    let smapes = |all: &Value| -> Vec<f64> {
+        let layers = all["layers"].as_array().unwrap();
+        layers.iter().map(|l| l["smape"].as_f64().unwrap()).collect()
+    };
+    let (single, cumulative, weight) = (mode("single"), mode("cumulative"), mode("weight"));
+    for all in [&single, &cumulative, &weight] {
+        let found = smapes(all);
+        assert!(found.len() >= 10 && found.iter().all(|s| (0.0..=1.0).contains(s)), "{all}");
+        assert!(found.iter().any(|&s| s > 0.001), "{all}");
+    }
+    // 8 bits in the first product, 4 in the next.
+    assert!(smapes(&weight)[0] < smapes(&weight)[1], "{weight}");
+    home.run(&format!("analyze q.onnx q.onnx --data test.npz {p} --mode weight")).expect(2);
+}
+
+#[test]
+fn takes_raw_values_when_rescaled() {
+    let home = Home::with_example("diabetes-mlp");
+    let ran = home.ok("insert-rescaling model.onnx -s 0.5 -o -1 -d rescaled.onnx");
+    insta::assert_snapshot!("fixed-rescaling", ran.text());
+    let operators = home.json("inspect rescaled.onnx")["operators"].clone();
+    assert!(operators["Mul"].as_u64() >= Some(1) && operators["Add"].as_u64() >= Some(1), "{operators}");
+    home.run("insert-rescaling model.onnx -s 0 -o 1 -d out.onnx").expect(2);
+    home.run("insert-rescaling model.onnx -s 1 -o 1 --input nothing -d out.onnx").expect(2);
+    // 0.5·x − 1 of 2·x + 2 is x again.
+    home.ok("insert-rescaling rescaled.onnx -s 2 -o 2 -d same.onnx");
+    let agreement = home.json("eval same.onnx --data test.npz --reference model.onnx")["agreement"].clone();
+    assert!(agreement["max_error"].as_f64() < Some(1e-3), "{agreement}");
+}

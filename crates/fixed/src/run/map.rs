@@ -1,0 +1,153 @@
+//! Element by element: multiply by a mantissa, shift with rounding, add, saturate.
+
+use narrowbit_kernels::Exec;
+
+use super::data::{Data, Int, Width, with_ints};
+use super::parts;
+
+/// What a rounding shift does halfway between two integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rounding {
+    /// Up, `⌊x + 1/2⌋`: fixed-point hardware (QuantizeML, Vitis' activations).
+    HalfUp,
+    /// To the even one: QuantizeLinear.
+    #[default]
+    HalfEven,
+}
+
+/// `saturate(round((x − subtract) · factor / (divisor · 2^shift)) + add)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Map {
+    /// Taken off first: a zero point.
+    pub subtract: i64,
+    /// The mantissa, of each channel (innermost in memory) or of all.
+    pub factor: Vec<i64>,
+    /// Right shifts, as many; negative for left.
+    pub shift: Vec<i32>,
+    /// An integer to divide by, for means.
+    pub divisor: i64,
+    /// At halfway.
+    pub rounding: Rounding,
+    /// Where the product with the mantissa saturates, if it does.
+    pub buffer: Option<(i64, i64)>,
+    /// Added after the shift: a zero point.
+    pub add: i64,
+    /// The least and the greatest result.
+    pub clamp: (i64, i64),
+}
+
+impl Map {
+    /// Nothing but what is set then.
+    pub fn identity() -> Map {
+        Map {
+            subtract: 0,
+            factor: vec![1],
+            shift: vec![0],
+            divisor: 1,
+            rounding: Rounding::default(),
+            buffer: None,
+            add: 0,
+            clamp: (i64::MIN, i64::MAX),
+        }
+    }
+
+    /// The result for one integer of a channel. Lowering has proved that no step overflows.
+    #[inline(always)]
+    pub fn apply(&self, x: i64, channel: usize) -> i64 {
+        let mut v = x.wrapping_sub(self.subtract).wrapping_mul(self.factor[channel]);
+        if let Some((low, high)) = self.buffer {
+            v = v.clamp(low, high);
+        }
+        let v = match (self.shift[channel], self.divisor) {
+            (s, 1) if s <= 0 => v << (-s).min(63),
+            (s, 1) => shift_right(v, s as u32, self.rounding),
+            (s, d) => divide(v, d, s, self.rounding),
+        };
+        v.wrapping_add(self.add).clamp(self.clamp.0, self.clamp.1)
+    }
+}
+
+#[inline(always)]
+fn shift_right(v: i64, by: u32, rounding: Rounding) -> i64 {
+    let half = 1i64 << (by - 1);
+    match rounding {
+        Rounding::HalfUp => v.wrapping_add(half) >> by,
+        // Halfway and even below: one less than half is added.
+        Rounding::HalfEven => v.wrapping_add(half - 1 + (v >> by & 1)) >> by,
+    }
+}
+
+fn divide(v: i64, divisor: i64, shift: i32, rounding: Rounding) -> i64 {
+    let (v, d) = if shift >= 0 {
+        (i128::from(v), i128::from(divisor) << shift.min(63))
+    } else {
+        (i128::from(v) << (-shift).min(62), i128::from(divisor))
+    };
+    let (q, r) = (v.div_euclid(d), 2 * v.rem_euclid(d));
+    let up = match rounding {
+        Rounding::HalfUp => r >= d,
+        Rounding::HalfEven => r > d || r == d && q & 1 == 1,
+    };
+    (q + i128::from(up)) as i64
+}
+
+/// Maps all of `x` to another width.
+pub(super) fn map(exec: &Exec, x: &Data, width: Width, map: &Map) -> Data {
+    let mut y = Data::zeros(width, x.len());
+    with_ints!(x, x => with_ints!(&mut y, y => run(exec, x, y, map)));
+    y
+}
+
+fn run<A: Int, B: Int>(exec: &Exec, x: &[A], y: &mut [B], map: &Map) {
+    let channels = map.factor.len();
+    // Whole rows of channels.
+    parts(exec, y, channels, &|from, y| {
+        let rows = x[from..][..y.len()].chunks(channels).zip(y.chunks_mut(channels));
+        for (x, y) in rows {
+            for (c, (x, y)) in x.iter().zip(y).enumerate() {
+                *y = B::low(map.apply(x.wide(), c));
+            }
+        }
+    });
+}
+
+/// How two operands become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Join {
+    /// `(a << left) + (b << right)`.
+    Add(u32, u32),
+    /// `(a << left) − (b << right)`.
+    Sub(u32, u32),
+    /// `a · b`.
+    Mul,
+}
+
+/// Joins two tensors of one size, less their zero points.
+pub(super) fn join(exec: &Exec, (a, b): (&Data, &Data), zeros: (i64, i64), width: Width, how: Join) -> Data {
+    let mut y = Data::zeros(width, a.len());
+    with_ints!(a, a => with_ints!(b, b => with_ints!(&mut y, y => joined(exec, (a, b), zeros, y, how))));
+    y
+}
+
+/// What is done to equal parts of both operands and the result.
+type Rows<'a, A, B, C> = dyn Fn(&[A], &[B], &mut [C]) + Sync + 'a;
+
+fn joined<A: Int, B: Int, C: Int>(exec: &Exec, (a, b): (&[A], &[B]), (za, zb): (i64, i64), y: &mut [C], how: Join) {
+    let mut each = |f: &Rows<'_, A, B, C>| {
+        parts(exec, y, 1, &|from, y: &mut [C]| f(&a[from..][..y.len()], &b[from..][..y.len()], y));
+    };
+    macro_rules! each {
+        ($f:expr) => {
+            each(&|a, b, y| {
+                for ((a, b), y) in a.iter().zip(b).zip(y) {
+                    *y = C::low($f(a.wide().wrapping_sub(za), b.wide().wrapping_sub(zb)));
+                }
+            })
+        };
+    }
+    match how {
+        Join::Add(l, r) => each!(|a: i64, b: i64| (a << l).wrapping_add(b << r)),
+        Join::Sub(l, r) => each!(|a: i64, b: i64| (a << l).wrapping_sub(b << r)),
+        Join::Mul => each!(|a: i64, b: i64| a.wrapping_mul(b)),
+    }
+}
