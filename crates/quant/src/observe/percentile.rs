@@ -64,7 +64,8 @@ mod tests {
         let mut h = Histogram::default();
         h.add(&values);
         let found = search(&h, full(3.0), &scheme);
-        let costs = SHARES.map(|p| mse::cost(&h, range(&h, p), &scheme));
+        let held = |r: Range| Range { min: r.min.max(0.0), max: r.max.min(3.0) };
+        let costs = SHARES.map(|p| mse::cost(&h, held(range(&h, p)), &scheme));
         let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
         assert!(mse::cost(&h, found, &scheme) <= least);
     }
