@@ -444,7 +444,7 @@ mod tests {
                 coded_conv2d_nhwc(&exec, &p, rows, &weights, &Epilogue::default(), y.get()).unwrap();
                 let (xs, ws) = (floats(&exec, Code::E4m3, &x), floats(&exec, Code::E4m3, &w));
                 let got = y.get();
-                for at in 0..got.len() {
+                for (at, &got) in got.iter().enumerate() {
                     let (o, pixel) = (at % p.oc, at / p.oc);
                     let (image, oy, ox) = (pixel / (oh * ow), pixel / ow % oh, pixel % ow);
                     let mut sum = 0f32;
@@ -459,7 +459,7 @@ mod tests {
                             }
                         }
                     }
-                    assert!((got[at] - sum).abs() <= 1e-4 * sum.abs().max(1.0), "{p:?} {at} {exec:?}");
+                    assert!((got - sum).abs() <= 1e-4 * sum.abs().max(1.0), "{p:?} {at} {exec:?}");
                 }
             }
         }
