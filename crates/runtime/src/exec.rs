@@ -88,7 +88,7 @@ impl Arena {
             let ty = &plan.values[o].ty;
             let bytes = match ty.bytes() {
                 0 => bytemuck::cast_slice_mut::<u64, u8>(&mut []),
-                n => &mut bytemuck::cast_slice_mut(&mut **buffer)[..n],
+                n => &mut bytemuck::cast_slice_mut(buffer)[..n],
             };
             ViewMut { dtype: ty.dtype, shape: &ty.shape, bytes }
         });

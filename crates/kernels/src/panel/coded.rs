@@ -28,6 +28,9 @@ pub struct CodedPanels {
     blocks: Option<(usize, Vec<f32>)>,
 }
 
+/// The scale of a group, column and block.
+pub type BlockScale<'a> = &'a dyn Fn(usize, usize, usize) -> f32;
+
 /// What the elements of weights are, by group, column and row.
 pub struct CodedWeights<'a> {
     /// The format.
@@ -37,7 +40,7 @@ pub struct CodedWeights<'a> {
     /// The bits of an element.
     pub element: &'a (dyn Fn(usize, usize, usize) -> u16 + Sync),
     /// Rows that share a scale, and the scale of a group, column and block.
-    pub blocks: Option<(usize, &'a dyn Fn(usize, usize, usize) -> f32)>,
+    pub blocks: Option<(usize, BlockScale<'a>)>,
 }
 
 impl CodedPanels {
@@ -160,7 +163,7 @@ struct Results<'a> {
     ld: usize,
 }
 
-fn scales(packing: &Packing, groups: usize, blocks: usize, of: &dyn Fn(usize, usize, usize) -> f32) -> Vec<f32> {
+fn scales(packing: &Packing, groups: usize, blocks: usize, of: BlockScale<'_>) -> Vec<f32> {
     let columns = packing.columns;
     let mut all = Vec::with_capacity(groups * columns.padded() * blocks);
     for group in 0..groups {
@@ -389,7 +392,7 @@ mod tests {
             let ws = floats(&exec, Code::E4m3, &w);
             let of = |_: usize, c: usize, row: usize| u16::from(w[row * n + c]);
             let by_block = |_: usize, c: usize, block: usize| scale[block * n + c];
-            let blocks: Option<(usize, &dyn Fn(usize, usize, usize) -> f32)> = Some((rows, &by_block));
+            let blocks: Option<(usize, BlockScale)> = Some((rows, &by_block));
             let weights = CodedWeights { code: Code::E4m3, shape: [1, n, k], element: &of, blocks };
             let weights = CodedPanels::pack(&exec, &weights, true).unwrap();
             assert!(!weights.multiplies_bf16() && weights.bytes() < 2 * k * n.next_multiple_of(32) + 4096);
@@ -441,7 +444,7 @@ mod tests {
                 coded_conv2d_nhwc(&exec, &p, rows, &weights, &Epilogue::default(), y.get()).unwrap();
                 let (xs, ws) = (floats(&exec, Code::E4m3, &x), floats(&exec, Code::E4m3, &w));
                 let got = y.get();
-                for at in 0..got.len() {
+                for (at, &got) in got.iter().enumerate() {
                     let (o, pixel) = (at % p.oc, at / p.oc);
                     let (image, oy, ox) = (pixel / (oh * ow), pixel / ow % oh, pixel % ow);
                     let mut sum = 0f32;
@@ -456,7 +459,7 @@ mod tests {
                             }
                         }
                     }
-                    assert!((got[at] - sum).abs() <= 1e-4 * sum.abs().max(1.0), "{p:?} {at} {exec:?}");
+                    assert!((got - sum).abs() <= 1e-4 * sum.abs().max(1.0), "{p:?} {at} {exec:?}");
                 }
             }
         }

@@ -22,7 +22,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use coded::{CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
+pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, RowParams, Stage, Target};

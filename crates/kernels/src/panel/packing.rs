@@ -219,10 +219,14 @@ impl Kernel for PackRows<'_> {
             while c < width {
                 let n = valid.saturating_sub(c).min(S::LANES);
                 let row = |i: usize| {
-                    // SAFETY: `n` elements of the row are left; rows beyond the last are zero.
+                    // Rows beyond the last are zero.
                     let none = i >= k || n == 0;
                     let at = from.start.wrapping_add((i * from.stride + c) * size);
-                    if none { s.splat_i(0) } else { unsafe { load(s, from.form, bf16, at, n) } }
+                    if none {
+                        return s.splat_i(0);
+                    }
+                    // SAFETY: `n` elements of the row are left.
+                    unsafe { load(s, from.form, bf16, at, n) }
                 };
                 let word = match bf16 {
                     true => {

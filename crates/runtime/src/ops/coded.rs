@@ -294,10 +294,11 @@ impl Kernel for Coded {
         let epilogue = Epilogue { scales, bias, residual, activation, ..Epilogue::default() };
         let (exec, x) = (cx.exec, elements(cx, 0, self.x)?);
         let y = cx.out_f32s()?;
-        Ok(match &self.shape {
-            Shape::Rows([m, k]) => coded_gemm(exec, x, (*m, *k, *k), &self.weights, &epilogue, y)?,
-            Shape::Image(p) => coded_conv2d_nhwc(exec, p, x, &self.weights, &epilogue, y)?,
-        })
+        let done = match &self.shape {
+            Shape::Rows([m, k]) => coded_gemm(exec, x, (*m, *k, *k), &self.weights, &epilogue, y),
+            Shape::Image(p) => coded_conv2d_nhwc(exec, p, x, &self.weights, &epilogue, y),
+        };
+        Ok(done?)
     }
 }
 
