@@ -83,14 +83,22 @@ impl FloatType {
 }
 
 impl Floats {
+    /// The arithmetic.
+    pub fn arithmetic(self) -> Float {
+        match self.float {
+            FloatType::F32 => Float::F32,
+            FloatType::Bf16 => Float::Bf16,
+        }
+    }
+
     /// The session with this arithmetic.
     ///
     /// # Errors
     /// The machine does not multiply bfloat16.
     pub fn apply(self, session: Session) -> anyhow::Result<Session> {
-        match self.float {
-            FloatType::F32 => Ok(session),
-            FloatType::Bf16 => Ok(session.with_float(Float::Bf16)?),
+        match self.arithmetic() {
+            Float::F32 => Ok(session),
+            other => Ok(session.with_float(other)?),
         }
     }
 }

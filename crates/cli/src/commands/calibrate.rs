@@ -14,7 +14,7 @@ use narrowbit_quant::quantize;
 use narrowbit_quant::ranges::Ranges;
 use serde::Serialize;
 
-use crate::args::{Global, Threads};
+use crate::args::{Floats, Global, Threads};
 use crate::check::Kept;
 use crate::commands::quantize::SchemeArgs;
 use crate::data::{self, DataArgs};
@@ -43,6 +43,8 @@ pub struct Calibrate {
     no_histograms: bool,
     #[command(flatten)]
     mask: MaskArgs,
+    #[command(flatten)]
+    float: Floats,
     #[command(flatten)]
     scheme: SchemeArgs,
     #[command(flatten)]
@@ -135,6 +137,7 @@ impl Calibrate {
             positions: options.position_bits(),
             channels,
             mask: self.mask.input(&model.graph)?,
+            float: self.float,
             skip,
             keep: false,
         };
@@ -192,6 +195,8 @@ pub struct Job {
     pub channels: BTreeMap<ValueId, ChannelAxis>,
     /// The input whose zeros mark positions that are not recorded.
     pub mask: Option<usize>,
+    /// How floats are multiplied.
+    pub float: Floats,
     /// Samples at the start to pass over: the record has them already.
     pub skip: u64,
     /// Whether to keep the first samples, to check the quantized model with.
@@ -226,6 +231,7 @@ impl Job {
         if let Some(mask) = self.mask {
             calibrator = calibrator.with_mask(mask);
         }
+        let mut calibrator = calibrator.with_float(self.float.arithmetic())?;
         tracing::info!(
             "the records of {} tensors take {}",
             observed.len(),

@@ -111,6 +111,7 @@ impl Demo {
             positions: None,
             channels: Default::default(),
             mask: None,
+            float: Floats::default(),
             skip: 0,
             keep: false,
         };

@@ -62,7 +62,7 @@ fn dynamic_models_give_the_results_of_onnx_runtime_on_integers() {
             let Some(report) = beside(&home, &format!("--approach dynamic {flags} {types}")) else { return };
             println!("{example} {flags}: {report}");
             // Codes on a border fall to either side: a step of one of 255.
-            assert!(number(&report, "plain_sqnr_db") > 50.0, "{example} {flags}: {report}");
+            assert!(number(&report, "plain_sqnr_db") > 45.0, "{example} {flags}: {report}");
             assert!(number(&report, "optimized_sqnr_db") > 30.0, "{example} {flags}: {report}");
             // Convolutions only where they were asked for.
             let left = count(&report, "Gemm") + if types.is_empty() { 0 } else { count(&report, "Conv") };

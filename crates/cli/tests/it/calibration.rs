@@ -52,6 +52,31 @@ fn assert_close(name: &str, a: &Value, b: &Value) {
 }
 
 #[test]
+fn calibrates_in_bfloat16_where_the_machine_multiplies_it() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    let job = format!("model.onnx --data calib.npz {p}");
+    let ran = home.run(&format!("calibrate {job} --float bf16 -o half.json"));
+    home.run(&format!("quantize {job} --approach dynamic --float bf16 -o no.onnx")).expect(2);
+    if ran.code != 0 {
+        let text = ran.expect(2).text();
+        assert!(text.contains("bfloat16"), "{text}");
+        return;
+    }
+    home.ok(&format!("calibrate {job} -o whole.json"));
+    home.run("quantize model.onnx --ranges half.json --float bf16 -o no.onnx").expect(2);
+    let most = |file: &str| -> Vec<f64> {
+        let v = ranges(&home, file);
+        let all = v["tensors"].as_object().expect("tensors");
+        all.values().map(|t| t["max"].as_f64().expect("a maximum")).collect()
+    };
+    let (half, whole) = (most("half.json"), most("whole.json"));
+    assert!(half != whole, "something was rounded");
+    // Each operand within 2⁻⁹; sums of many even that out.
+    assert!(half.iter().zip(&whole).all(|(h, w)| (h - w).abs() <= 0.01 * w.abs()), "{half:?} {whole:?}");
+}
+
+#[test]
 fn merges_shards_to_the_record_of_one_run() {
     for example in ["digits-cnn", "digits-vit"] {
         let home = Home::with_example(example);

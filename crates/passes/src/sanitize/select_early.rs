@@ -17,7 +17,7 @@ pass! {
     /// **When it applies:** to constant indices of fewer rows than there are, along another axis than the last; behind
     /// functions of one element, sums and products of values of the same shape or of the last axes, LayerNormalization,
     /// RMSNormalization and Softmax over the last axis, MatMul with a constant matrix, and Transpose; where nobody else
-    /// reads the value that rows are taken from.
+    /// reads the value that rows are taken from. A quantized graph stays as it is: its forms are known by their order.
     ///
     /// **Numerical effect:** none.
     ///
@@ -68,6 +68,7 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
     let chosen = view.graph.constant(indices).or_no()?;
     when(axis + 1 < rank && chosen.rank() <= 1 && view.is_single_use(x))?;
     when(chosen.len() < extents[axis].as_usize().or_no()?)?;
+    when(!view.graph.nodes().any(|(_, n)| is_quantized(n.op.name())))?;
     let op = view.node(id).op.clone();
     let rows = Rows { op, indices, axis, rank, drops: chosen.rank() == 0 };
     let maker = view.maker(x)?;
@@ -98,6 +99,15 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
     };
     patch.replace(view.output(id)?, made);
     Ok(patch)
+}
+
+/// Whether an operator is of a quantized graph: QuantizeLinear, QLinearConv, MatMulInteger, DynamicQuantizeMatMul, MatMulNBits …
+fn is_quantized(op: &str) -> bool {
+    op.contains("Quantize")
+        || op.contains("Dequantize")
+        || op.contains("QLinear")
+        || op.contains("Integer")
+        || op.ends_with("NBits")
 }
 
 impl Rows {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use narrowbit_ir::{Graph, ValueId};
 use narrowbit_kernels::{Exec, calibrate as kernels};
-use narrowbit_runtime::{Options, RunError, Session};
+use narrowbit_runtime::{Float, Options, RunError, Session};
 use narrowbit_tensor::Tensor;
 
 use crate::observe::{BatchPositions, Histogram, Means, Positions, Stats, Summary};
@@ -128,6 +128,18 @@ impl Calibrator {
             stats.positions = Some(Positions::new(bits));
         }
         self
+    }
+
+    /// Multiplies floats in another arithmetic: ranges of bfloat16 products are within 2⁻⁹ of the exact ones and take half
+    /// the time, where the processor multiplies them.
+    ///
+    /// # Errors
+    /// The instruction set has no bfloat16.
+    pub fn with_float(mut self, float: Float) -> Result<Calibrator, CalibrateError> {
+        if float != Float::F32 {
+            self.session = self.session.with_float(float)?;
+        }
+        Ok(self)
     }
 
     /// Leaves positions out where an input of the model, `[samples, positions]`, is 0: padding says nothing of the values

@@ -28,7 +28,7 @@ use narrowbit_tensor::Tensor;
 pub use scheme::SchemeArgs;
 use summary::{text, unasked};
 
-use crate::args::{Global, Threads};
+use crate::args::{FloatType, Floats, Global, Threads};
 use crate::check::Check;
 use crate::commands::calibrate::{Job, MaskArgs};
 use crate::data::DataArgs;
@@ -74,6 +74,8 @@ pub struct Quantize {
     show_config: bool,
     #[command(flatten)]
     mask: MaskArgs,
+    #[command(flatten)]
+    float: Floats,
     #[command(flatten)]
     scheme: SchemeArgs,
     #[command(flatten)]
@@ -176,6 +178,9 @@ impl Quantize {
     /// The settings, the form of the graph among them.
     fn options(&self) -> Result<QuantOptions> {
         let mut options = self.scheme.resolve()?;
+        if self.float.float != FloatType::F32 && (self.ranges.is_some() || !options.approach.needs_ranges()) {
+            bail!("--float is how the float model is calibrated, and nothing is calibrated here\nhelp: leave it out");
+        }
         match (options.approach, self.format) {
             (_, None) => {}
             (Approach::WeightOnly, Some(Format::Matmulnbits)) => options.weight_only.format = BlockFormat::Matmulnbits,
@@ -241,6 +246,7 @@ impl Quantize {
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),
             mask: self.mask.input(&model.graph)?,
+            float: self.float,
             skip: 0,
             keep: !self.no_check,
         };
