@@ -1,6 +1,6 @@
 //! What the runtimes that a file is meant for can run, and how settings become what they can.
 //!
-//! [`table`] is data: a row for each [`Feature`] that a file may have, a [`Verdict`] for each [`Target`], and where it is
+//! [`ROWS`] is data: a row for each [`Feature`] that a file may have, a [`Verdict`] for each [`Target`], and where it is
 //! known from. [`fit`] walks the features of some settings and follows the verdicts.
 
 mod table;
