@@ -172,8 +172,8 @@ fn interrupt(home: &Home, line: &str) -> (i32, String) {
 #[test]
 fn goes_on_after_ctrl_c_as_if_nothing_had_happened() {
     let home = Home::with_example("diabetes-mlp");
-    // Enough for a second of work.
-    let all = 20_000u64;
+    // Enough for seconds of work, so that the signal comes in time on a busy machine too.
+    let all = 100_000u64;
     models::save_features(&home.path("many.npz"), all as usize);
     let line = "calibrate model.onnx --data many.npz --threads 1 -v -o";
     let (code, said) = interrupt(&home, &format!("{line} part.json"));
@@ -193,7 +193,7 @@ fn goes_on_after_ctrl_c_as_if_nothing_had_happened() {
 #[test]
 fn writes_nothing_when_quantize_is_interrupted() {
     let home = Home::with_example("diabetes-mlp");
-    models::save_features(&home.path("many.npz"), 20_000);
+    models::save_features(&home.path("many.npz"), 100_000);
     let before = home.files();
     let (code, said) = interrupt(&home, "quantize model.onnx --data many.npz --threads 1 -v -o out.onnx");
     assert_eq!(code, 2, "{said}");
