@@ -88,22 +88,33 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// The greatest magnitude of the weights of each input channel, at the least what is in `most`.
-    fn raise(&self, most: &mut [f64]) -> Found<()> {
+    /// The greatest magnitude of the weights of each input channel, at the least what is in `most`, as bits: those of
+    /// floats without a sign are ordered as the floats, and integers are compared many at a time.
+    fn raise(&self, most: &mut [u32]) -> Found<()> {
         let w = self.weight.to_f32s()?;
-        let (n, width) = (most.len(), w.len() / most.len());
-        for (i, x) in w.iter().enumerate() {
-            let channel = if self.transposed { i % n } else { i / width };
-            most[channel] = most[channel].max(f64::from(x.abs()));
+        let magnitude = |x: &f32| x.abs().to_bits();
+        if self.transposed {
+            for row in w.chunks_exact(most.len()) {
+                most.iter_mut().zip(row).for_each(|(m, x)| *m = magnitude(x).max(*m));
+            }
+        } else {
+            for (m, row) in most.iter_mut().zip(w.chunks_exact(self.weight.shape()[1])) {
+                *m = row.iter().map(magnitude).fold(*m, u32::max);
+            }
         }
         Ok(())
     }
 
     fn scaled(&self, factors: &[f32]) -> Found<Tensor> {
         let mut w = self.weight.to_f32s()?.into_owned();
-        let (n, width) = (factors.len(), w.len() / factors.len());
-        for (i, x) in w.iter_mut().enumerate() {
-            *x *= factors[if self.transposed { i % n } else { i / width }];
+        if self.transposed {
+            for row in w.chunks_exact_mut(factors.len()) {
+                row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+            }
+        } else {
+            for (f, row) in factors.iter().zip(w.chunks_exact_mut(self.weight.shape()[1])) {
+                row.iter_mut().for_each(|x| *x *= f);
+            }
         }
         Ok(Tensor::from_f32s(self.weight.dtype(), self.weight.shape(), w)?)
     }
@@ -168,11 +179,11 @@ fn magnitudes(scale: &Tensor, bias: Option<&Tensor>) -> Found<Vec<f64>> {
 }
 
 fn rows(products: &[Product], n: usize) -> Found<Vec<f64>> {
-    let mut most = vec![0.0; n];
+    let mut most = vec![0; n];
     for p in products {
         p.raise(&mut most)?;
     }
-    Ok(most)
+    Ok(most.into_iter().map(|bits| f64::from(f32::from_bits(bits))).collect())
 }
 
 /// `log2 √(x / w)` around its mean, rounded; 0 for channels without any.
