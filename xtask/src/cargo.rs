@@ -54,13 +54,18 @@ pub fn test(layout: &Layout, cargo_args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Checks formatting, lints and documentation, then runs the tests: cheapest first.
+/// Checks formatting, lints, fuzz targets and documentation, then runs the tests: cheapest first.
 ///
 /// # Errors
 /// When a check or a test fails.
 pub fn ci(layout: &Layout) -> Result<()> {
     proc::run(cargo(layout).args(["fmt", "--all", "--check"]))?;
     proc::run(cargo(layout).args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    // The fuzz targets are a workspace of their own. They are only checked, so libFuzzer need not be built: no C++.
+    let fuzz = layout.root().join("fuzz");
+    let mut check = cargo(layout);
+    check.args(["check", "--bins", "--locked", "--target-dir"]).arg(layout.root().join("target/fuzz"));
+    proc::run(check.current_dir(fuzz).env("CUSTOM_LIBFUZZER_PATH", "not/built/libfuzzer.a"))?;
     proc::run(cargo(layout).args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     test(layout, &[])
 }

@@ -61,7 +61,9 @@ fn dynamic_models_give_the_results_of_onnx_runtime_on_integers() {
             }
             let Some(report) = beside(&home, &format!("--approach dynamic {flags} {types}")) else { return };
             println!("{example} {flags}: {report}");
-            // Codes on a border fall to either side: a step of one of 255.
+            // Codes on a border fall to either side: a step of one of 255. Of digits-vit with --granularity tensor all
+            // codes are equal up to one of the last LayerNormalization, whose 512 values are those of the class token:
+            // 49 dB are left behind it.
             assert!(number(&report, "plain_sqnr_db") > 45.0, "{example} {flags}: {report}");
             assert!(number(&report, "optimized_sqnr_db") > 30.0, "{example} {flags}: {report}");
             // Convolutions only where they were asked for.
