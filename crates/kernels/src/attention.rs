@@ -117,12 +117,17 @@ fn check(
     if let Some(mask) = mask {
         at_least(NAME, "mask", mask.data.len(), need(mask.strides, p.heads, p.queries, p.keys)?)?;
     }
-    let dims = [(out_strides[0], p.batch), (out_strides[1], p.heads), (out_strides[2], p.queries), (1, p.value_depth)];
+    require_apart(NAME, [p.batch, p.heads, p.queries, p.value_depth], out_strides)
+}
+
+/// Refuses results of `[batch, heads, rows, columns]` that overlap at these strides over all axes but the last.
+pub(crate) fn require_apart(kernel: &'static str, dims: [usize; 4], [batch, head, row]: [usize; 3]) -> Result {
+    let dims = [(batch, dims[0]), (head, dims[1]), (row, dims[2]), (1, dims[3])];
     let mut dims: Few<(usize, usize), 4> = dims.into_iter().filter(|&(_, len)| len > 1).collect();
     dims.sort_unstable();
     let mut covered = 1;
     for &(step, len) in dims.iter() {
-        require(NAME, step >= covered, "the output rows overlap")?;
+        require(kernel, step >= covered, "the output rows overlap")?;
         covered += (len - 1) * step;
     }
     Ok(())

@@ -16,7 +16,7 @@ const NAME: &str = "integer rows";
 /// Elements that one task takes at least.
 const GRAIN: usize = 1 << 12;
 /// Chains of a sum: the lanes of the widest vectors.
-const CHAINS: usize = 16;
+pub(crate) const CHAINS: usize = 16;
 
 /// `y = op(x)`, element by element.
 ///
@@ -160,6 +160,10 @@ fn sum<S: Simd>(s: S, row: &[f32], f: impl Fn(S::F) -> S::F) -> f32 {
         // SAFETY: as above.
         unsafe { s.store(chains.as_mut_ptr().add(lane), total) };
     }
+    joined(chains)
+}
+
+fn joined(mut chains: [f32; CHAINS]) -> f32 {
     let mut half = CHAINS / 2;
     while half > 0 {
         for i in 0..half {
@@ -168,6 +172,30 @@ fn sum<S: Simd>(s: S, row: &[f32], f: impl Fn(S::F) -> S::F) -> f32 {
         half /= 2;
     }
     chains[0]
+}
+
+/// Replaces a row of whole groups of sixteen by e^(x − peak) and returns their sum, in an order that does not depend on
+/// the tier.
+#[inline(always)]
+pub(crate) fn exponentials<S: Simd>(s: S, row: &mut [f32], peak: S::F) -> f32 {
+    let mut totals = [s.splat(0.0); CHAINS];
+    for group in row.chunks_exact_mut(CHAINS) {
+        for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(&mut totals) {
+            // SAFETY: a vector from `lane` on ends within the sixteen.
+            unsafe {
+                let x = group.as_mut_ptr().add(lane);
+                let e = math::exp_nonpositive(s, s.sub(s.load(x), peak));
+                s.store(x, e);
+                *total = s.add(*total, e);
+            }
+        }
+    }
+    let mut chains = [0f32; CHAINS];
+    for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(totals) {
+        // SAFETY: as above.
+        unsafe { s.store(chains.as_mut_ptr().add(lane), total) };
+    }
+    joined(chains)
 }
 
 /// Softmax of the first `n` of `row`.
@@ -181,25 +209,8 @@ fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize) {
         peak = s.max(peak, unsafe { s.load(x.as_ptr()) });
     }
     let peak = s.splat(s.hmax(peak));
-    let (p, len) = (row.as_mut_ptr(), row.len());
-    // SAFETY: in place.
-    unsafe {
-        map(
-            s,
-            p,
-            p,
-            len,
-            #[inline(always)]
-            |v| math::exp_nonpositive(s, s.sub(v, peak)),
-        );
-    }
-    let total = sum(
-        s,
-        row,
-        #[inline(always)]
-        |v| v,
-    );
-    let factor = s.splat(1.0 / total);
+    let factor = s.splat(1.0 / exponentials(s, row, peak));
+    let p = row.as_mut_ptr();
     // SAFETY: in place.
     unsafe {
         map(

@@ -232,7 +232,7 @@ impl<'a> Sweep<'a> {
 ///
 /// Weights come from memory, which takes longer than the first tile has; all tiles of a panel have the time. What is
 /// fetched by the first four tiles is a whole panel; the others go over their own panel again, which costs nothing.
-fn ahead(panel: *const u32, steps: usize, width: usize, t: usize) -> *const u32 {
+pub(super) fn ahead(panel: *const u32, steps: usize, width: usize, t: usize) -> *const u32 {
     const WORDS_EACH_FOUR: usize = 32;
     let (words, part) = (steps * width, steps / 4 * WORDS_EACH_FOUR);
     if t * part < words { panel.wrapping_add(words + t * part) } else { panel }

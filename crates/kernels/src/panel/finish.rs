@@ -189,6 +189,22 @@ impl Out {
         Out { data: data.cast(), kind: Kind::F32, inverse: 1.0, zero: 0 }
     }
 
+    /// Sums from `data` on.
+    pub fn sums(data: *mut i32) -> Out {
+        Out { data: data.cast(), kind: Kind::I32, inverse: 1.0, zero: 0 }
+    }
+
+    /// Integers of type u8 from `data` on: one over their scale, and their zero point.
+    pub fn codes(data: *mut u8, inverse: f32, zero: i32) -> Out {
+        Out { data, kind: Kind::U8, inverse, zero }
+    }
+
+    /// The same target from element `at` on.
+    pub fn skip(self, at: usize) -> Out {
+        let size = if matches!(self.kind, Kind::U8 | Kind::I8) { 1 } else { 4 };
+        Out { data: self.data.wrapping_add(at * size), ..self }
+    }
+
     /// Writes `n` results from element `at` on.
     ///
     /// # Safety

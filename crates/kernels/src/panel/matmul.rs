@@ -156,21 +156,21 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
 }
 
 /// Scratch as integers.
-fn integers(words: &mut [f32]) -> &mut [i32] {
+pub(super) fn integers(words: &mut [f32]) -> &mut [i32] {
     // SAFETY: both have the size and alignment of a word, and all bits mean a number of either.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
 
 /// Four rows of bytes at a time into the words of a panel.
-struct Interleave<'a> {
-    source: *const u8,
+pub(super) struct Interleave<'a> {
+    pub source: *const u8,
     /// Bytes between rows.
-    ld: usize,
-    k: usize,
-    valid: usize,
-    width: usize,
-    flip: u8,
-    words: &'a mut [f32],
+    pub ld: usize,
+    pub k: usize,
+    pub valid: usize,
+    pub width: usize,
+    pub flip: u8,
+    pub words: &'a mut [f32],
 }
 
 impl Kernel for Interleave<'_> {
@@ -207,7 +207,7 @@ impl Kernel for Interleave<'_> {
 ///
 /// # Safety
 /// The tier of `isa` is that of the machine.
-unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], width: usize, sums: &mut [i32]) {
+pub(super) unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], width: usize, sums: &mut [i32]) {
     let mut total = [0i32; 64];
     let Some(kernel) = kernel.by_vectors(INT_KERNELS, isa) else {
         super::pack::column_sums(words, width, &mut total[..width]);

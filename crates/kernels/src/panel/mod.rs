@@ -7,6 +7,7 @@
 //! contiguous bytes ([`conv2d_nhwc`]).
 
 pub(crate) mod amx;
+mod attention;
 mod coded;
 mod conv;
 mod drive;
@@ -19,9 +20,11 @@ mod pack;
 pub(crate) mod packing;
 mod table;
 mod tile;
+mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use attention::{Factor, IntAttention, IntHeads, int_attention};
 pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};

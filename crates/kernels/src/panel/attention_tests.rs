@@ -1,0 +1,231 @@
+//! The fused attention against the operators that it replaces.
+
+use super::*;
+use crate::Activation;
+use crate::gemm::BatchDim;
+use crate::integer::{Quant, softmax_rows};
+use crate::panel::{IntMatMul, panel_matmul};
+use crate::testing::{Guarded, Random, execs};
+
+/// A case: shape, signs and zero points.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    heads: [usize; 2],
+    queries: usize,
+    keys: usize,
+    depth: usize,
+    value_depth: usize,
+    /// By operand, weights included (q, keys, v, weights): whether it is i8, and its zero point.
+    formats: [(bool, i32); 4],
+    factor: Factor,
+    masked: bool,
+}
+
+const PLAIN: Case = Case {
+    heads: [1, 2],
+    queries: 9,
+    keys: 21,
+    depth: 8,
+    value_depth: 5,
+    formats: [(false, 120), (false, 128), (false, 131), (false, 0)],
+    factor: Factor::None,
+    masked: false,
+};
+
+const SCALE: f32 = 3e-4;
+const VALUE_SCALE: f32 = 1e-3;
+const INVERSE: f32 = 255.0;
+
+/// The operands, dense and in the natural order.
+struct Data {
+    q: Vec<u8>,
+    kt: Vec<u8>,
+    v: Vec<u8>,
+    mask: Vec<f32>,
+}
+
+impl Case {
+    fn data(&self, random: &mut Random) -> Data {
+        let heads = self.heads[0] * self.heads[1];
+        let mut bytes = |rows: usize, columns: usize| -> Vec<u8> {
+            (0..heads * rows * columns).map(|_| random.next() as u8).collect()
+        };
+        let (q, kt) = (bytes(self.queries, self.depth), bytes(self.depth, self.keys));
+        let v = bytes(self.keys, self.value_depth);
+        let mask = (0..heads * self.queries * self.keys)
+            .map(|_| if random.below(5) == 0 { f32::NEG_INFINITY } else { random.unit() })
+            .collect();
+        Data { q, kt, v, mask }
+    }
+
+    /// The product, the scores' factor and mask, the softmax, and the second product, one after the other.
+    fn unfused(&self, exec: &Exec, data: &Data) -> Vec<f32> {
+        let heads = self.heads[0] * self.heads[1];
+        let [q, k, v, w] = self.formats;
+        let product = |a: (Rows<'_>, i32), b: (Rows<'_>, i32), shape: [usize; 3], scale: f32| {
+            let [m, k, n] = shape;
+            let batch = [BatchDim { len: heads, a: m * k, b: k * n, c: m * n, bias: 0 }];
+            let p = IntMatMul { a, b, shape, batch: &batch, scale, activation: Activation::None };
+            let mut y = vec![0f32; heads * m * n];
+            panel_matmul(exec, &p, Target::F32(&mut y)).unwrap();
+            y
+        };
+        let (mq, mk, mv) = (signed(&data.q), signed(&data.kt), signed(&data.v));
+        let shape = [self.queries, self.depth, self.keys];
+        let mut scores = product((rows(&data.q, &mq, q.0), q.1), (rows(&data.kt, &mk, k.0), k.1), shape, SCALE);
+        for (x, m) in scores.iter_mut().zip(&data.mask) {
+            match self.factor {
+                Factor::None => {}
+                Factor::Mul(by) => *x *= by,
+                Factor::Div(by) => *x /= by,
+            }
+            if self.masked {
+                *x += m;
+            }
+        }
+        let mut weights = vec![0u8; scores.len()];
+        let shape = [heads * self.queries, self.keys];
+        if w.0 {
+            let mut codes = vec![0i8; scores.len()];
+            softmax_rows(exec, Quant::F32(&scores), shape, Target::I8(&mut codes, INVERSE, w.1)).unwrap();
+            weights.iter_mut().zip(codes).for_each(|(w, c)| *w = c as u8);
+        } else {
+            softmax_rows(exec, Quant::F32(&scores), shape, Target::U8(&mut weights, INVERSE, w.1)).unwrap();
+        }
+        let mw = signed(&weights);
+        let shape = [self.queries, self.keys, self.value_depth];
+        product((rows(&weights, &mw, w.0), w.1), (rows(&data.v, &mv, v.0), v.1), shape, VALUE_SCALE)
+    }
+}
+
+fn signed(x: &[u8]) -> Vec<i8> {
+    x.iter().map(|&b| b as i8).collect()
+}
+
+fn rows<'a>(x: &'a [u8], as_signed: &'a [i8], is_signed: bool) -> Rows<'a> {
+    if is_signed { Rows::I8(as_signed) } else { Rows::U8(x) }
+}
+
+/// `[heads, rows, columns]` with its axes in the order of `to`, which says where each goes.
+fn moved<T: Copy + Default>(x: &[T], dims: [usize; 3], strides: [usize; 3]) -> Vec<T> {
+    let mut y = vec![T::default(); x.len()];
+    for (i, &v) in x.iter().enumerate() {
+        let (h, r, c) = (i / (dims[1] * dims[2]), i / dims[2] % dims[1], i % dims[2]);
+        y[h * strides[0] + r * strides[1] + c * strides[2]] = v;
+    }
+    y
+}
+
+fn run(case: &Case, exec: &Exec, data: &Data, is_moved: bool) -> Vec<f32> {
+    let (heads, (s, t)) = (case.heads[0] * case.heads[1], (case.queries, case.keys));
+    let (d, e) = (case.depth, case.value_depth);
+    // As models that split a row into heads have them: rows before heads.
+    let places = |rows: usize, columns: usize| match is_moved {
+        true => [columns, heads * columns, 1],
+        false => [rows * columns, columns, 1],
+    };
+    let (to_q, to_v) = (places(s, d), places(t, e));
+    let to_k = if is_moved { [d, 1, heads * d] } else { [d * t, t, 1] };
+    let mut q = Guarded::new(&moved(&data.q, [heads, s, d], to_q));
+    let mut k = Guarded::new(&moved(&data.kt, [heads, d, t], to_k));
+    let mut v = Guarded::new(&moved(&data.v, [heads, t, e], to_v));
+    let (mq, mk, mv) = (signed(q.get()), signed(k.get()), signed(v.get()));
+    // Batch entries and heads are one axis in memory.
+    let strides = |[h, r, c]: [usize; 3]| [case.heads[1] * h, h, r, c];
+    let [fq, fk, fv, fw] = case.formats;
+    let mut mask = Guarded::new(&data.mask);
+    let mask = HeadView { data: mask.get(), strides: [case.heads[1] * s * t, s * t, t] };
+    let p = IntAttention {
+        heads: case.heads,
+        queries: s,
+        keys: t,
+        depth: d,
+        value_depth: e,
+        q: IntHeads { data: rows(q.get(), &mq, fq.0), zero: fq.1, strides: strides(to_q) },
+        kt: IntHeads { data: rows(k.get(), &mk, fk.0), zero: fk.1, strides: strides(to_k) },
+        v: IntHeads { data: rows(v.get(), &mv, fv.0), zero: fv.1, strides: strides(to_v) },
+        scale: SCALE,
+        factor: case.factor,
+        mask: case.masked.then_some(mask),
+        weights: (fw.0, INVERSE, fw.1),
+        value_scale: VALUE_SCALE,
+    };
+    let mut y = Guarded::new(&vec![0f32; heads * s * e]);
+    let to_y = places(s, e);
+    int_attention(exec, &p, Target::F32(y.get()), [case.heads[1] * to_y[0], to_y[0], to_y[1]]).unwrap();
+    let mut natural = vec![0f32; heads * s * e];
+    for (i, v) in natural.iter_mut().enumerate() {
+        *v = y.get()[i / (s * e) * to_y[0] + i / e % s * to_y[1] + i % e * to_y[2]];
+    }
+    natural
+}
+
+#[test]
+fn gives_the_bits_of_the_operators_it_replaces_on_every_tier() {
+    let signed = [(true, -3), (true, 5), (true, 2), (true, -128)];
+    let mixed = [(true, 0), (false, 128), (true, 0), (false, 3)];
+    let cases = [
+        PLAIN,
+        Case { queries: 1, keys: 1, depth: 1, value_depth: 1, ..PLAIN },
+        Case { formats: signed, masked: true, ..PLAIN },
+        Case { heads: [2, 3], queries: 37, keys: 70, depth: 11, value_depth: 33, formats: mixed, ..PLAIN },
+        Case { heads: [1, 1], queries: 61, keys: 131, depth: 64, value_depth: 64, masked: true, ..PLAIN },
+        Case { factor: Factor::Mul(0.3), keys: 48, masked: true, ..PLAIN },
+        Case { factor: Factor::Div(7.0), formats: signed, keys: 33, value_depth: 32, ..PLAIN },
+    ];
+    let mut random = Random::new(61);
+    for case in cases {
+        let data = case.data(&mut random);
+        let want = case.unfused(&execs()[0], &data);
+        for exec in execs() {
+            for is_moved in [false, true] {
+                assert_eq!(run(&case, &exec, &data, is_moved), want, "{case:?} {exec:?} {is_moved}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounds_its_results() {
+    let mut random = Random::new(62);
+    let case = Case { queries: 20, keys: 40, value_depth: 16, ..PLAIN };
+    let (data, exec) = (case.data(&mut random), &execs()[0]);
+    let heads = |x, rows: usize, columns: usize, zero| IntHeads {
+        data: Rows::U8(x),
+        zero,
+        strides: [2 * rows * columns, rows * columns, columns, 1],
+    };
+    let p = IntAttention {
+        heads: case.heads,
+        queries: 20,
+        keys: 40,
+        depth: 8,
+        value_depth: 16,
+        q: heads(&data.q, 20, 8, 120),
+        kt: heads(&data.kt, 8, 40, 128),
+        v: heads(&data.v, 40, 16, 131),
+        scale: SCALE,
+        factor: Factor::None,
+        mask: None,
+        weights: (false, INVERSE, 0),
+        value_scale: VALUE_SCALE,
+    };
+    let want: Vec<i8> = case
+        .unfused(exec, &data)
+        .iter()
+        .map(|v| ((v * 0.07).round_ties_even().clamp(-133.0, 122.0) as i32 + 5) as i8)
+        .collect();
+    let mut y = vec![0i8; want.len()];
+    int_attention(exec, &p, Target::I8(&mut y, 0.07, 5), [2 * 20 * 16, 20 * 16, 16]).unwrap();
+    assert_eq!(y, want);
+
+    let mut y = vec![0f32; want.len()];
+    assert!(int_attention(exec, &p, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 15]).is_err(), "rows overlap");
+    assert!(int_attention(exec, &p, Target::F32(&mut y[1..]), [2 * 20 * 16, 20 * 16, 16]).is_err());
+    let short = IntAttention { v: heads(&data.v[1..], 40, 16, 131), ..p };
+    assert!(int_attention(exec, &short, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err());
+    let apart = IntAttention { q: IntHeads { strides: [160, 80, 4, 2], ..p.q }, ..p };
+    assert!(int_attention(exec, &apart, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err(), "q by columns");
+    let none = IntAttention { keys: 0, ..p };
+    assert!(int_attention(exec, &none, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err());
+}

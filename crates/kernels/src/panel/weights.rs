@@ -1,0 +1,147 @@
+//! From sums of products to the weights of an attention, as integers.
+
+use super::attention::Factor;
+use super::finish::{Out, Rounding};
+use super::pack::Columns;
+use crate::integer::exponentials;
+pub(super) use crate::integer::CHAINS as GROUP;
+use crate::simd::{Kernel, Simd, low_bits};
+
+/// Scratch as integers.
+pub(super) fn integers(words: &[f32]) -> &[i32] {
+    // SAFETY: both have the size and alignment of a word, and all bits mean a number of either.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+/// Sums of products of a block of rows: panel after panel as tiles leave them, or in dense rows.
+#[derive(Clone, Copy)]
+pub(super) struct Scores {
+    /// The words of the sums.
+    pub data: *const f32,
+    pub columns: Columns,
+    pub rows: usize,
+    /// Words between dense rows.
+    pub dense: Option<usize>,
+}
+
+impl Scores {
+    /// Where the columns of a panel of row `i` are.
+    #[inline(always)]
+    fn panel(&self, i: usize, panel: usize) -> *const f32 {
+        let at = match self.dense {
+            Some(pitch) => i * pitch + panel * self.columns.nr,
+            None => self.rows * panel * self.columns.nr + i * self.columns.width(panel),
+        };
+        self.data.wrapping_add(at)
+    }
+}
+
+/// A softmax of rows of scores whose results are rounded to u8.
+pub(super) struct Soften<'a> {
+    pub scores: Scores,
+    /// By column: what is added to its sums; as many as there are columns in memory.
+    pub offsets: &'a [i32],
+    pub scale: f32,
+    pub factor: Factor,
+    /// The first row's mask, and the elements from one to the next.
+    pub mask: Option<(*const f32, usize)>,
+    /// Scratch for a row, in whole groups.
+    pub row: &'a mut [f32],
+    pub out: Out,
+    /// Elements between rows of the results; what follows the columns is set to 0.
+    pub pitch: usize,
+    /// By row: what is added to its sums; becomes the sum of its integers.
+    pub terms: &'a mut [i32],
+}
+
+impl Kernel for Soften<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for i in 0..self.scores.rows {
+            // SAFETY: whoever made `self` vouches for its pointers and lengths.
+            unsafe {
+                let peak = match self.mask {
+                    Some((mask, step)) => self.read::<S, true>(s, i, mask.wrapping_add(i * step)),
+                    None => self.read::<S, false>(s, i, std::ptr::null()),
+                };
+                let total = exponentials(s, self.row, s.splat(s.hmax(peak)));
+                self.terms[i] = self.write(s, i, 1.0 / total);
+            }
+        }
+    }
+}
+
+impl Soften<'_> {
+    /// Reads row `i` as floats into the scratch, −∞ after it, and returns the greatest by lane.
+    #[inline(always)]
+    unsafe fn read<S: Simd, const MASKED: bool>(&mut self, s: S, i: usize, mask: *const f32) -> S::F {
+        let (columns, term, scale) = (self.scores.columns, s.splat_i(self.terms[i]), s.splat(self.scale));
+        self.row[columns.n..].fill(f32::NEG_INFINITY);
+        let (factor, offsets, row) = (self.factor, self.offsets.as_ptr(), self.row.as_mut_ptr());
+        let mut peak = s.splat(f32::NEG_INFINITY);
+        for panel in 0..columns.count() {
+            let (sums, first, valid) = (self.scores.panel(i, panel), panel * columns.nr, columns.valid(panel));
+            let mut j = 0;
+            // SAFETY: sums and offsets are whole vectors; the mask has `n` columns, the scratch is in whole groups.
+            unsafe {
+                while j < valid {
+                    let column = first + j;
+                    let x = s.add_i(s.to_bits(s.load(sums.add(j))), s.load_i32_n(offsets.add(column), S::LANES));
+                    let mut v = s.mul(s.to_f32(s.add_i(x, term)), scale);
+                    match factor {
+                        Factor::None => {}
+                        Factor::Mul(by) => v = s.mul(v, s.splat(by)),
+                        Factor::Div(by) => v = s.div(v, s.splat(by)),
+                    }
+                    if valid - j >= S::LANES {
+                        if MASKED {
+                            v = s.add(v, s.load(mask.add(column)));
+                        }
+                        s.store(row.add(column), v);
+                        peak = s.max(peak, v);
+                    } else {
+                        let bits = low_bits(valid - j);
+                        if MASKED {
+                            v = s.add(v, s.load_bits(mask.add(column), bits));
+                        }
+                        s.store_bits(row.add(column), v, bits);
+                        peak = s.max(peak, s.load(row.add(column)));
+                    }
+                    j += S::LANES;
+                }
+            }
+        }
+        peak
+    }
+
+    /// Rounds the scratch, times `factor`, to row `i` of the results, and returns the sum of the integers.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, s: S, i: usize, factor: f32) -> i32 {
+        let (rounding, factor, n) = (Rounding::new(s, &self.out), s.splat(factor), self.scores.columns.n);
+        let (row, to) = (self.row.as_ptr(), self.out.data.wrapping_add(i * self.pitch));
+        let mut total = s.splat_i(0);
+        let mut lanes = [0i32; GROUP];
+        let mut j = 0;
+        // SAFETY: the scratch and the row of the results are at least `n` long, vectors have at most `GROUP` lanes.
+        unsafe {
+            while j + S::LANES <= n {
+                let codes = rounding.apply(s, s.mul(s.load(row.add(j)), factor));
+                s.store_low8_n(to.add(j), codes, S::LANES);
+                total = s.add_i(total, codes);
+                j += S::LANES;
+            }
+            s.store_i32_n(lanes.as_mut_ptr(), total, S::LANES);
+            let mut sum = lanes.iter().fold(0i32, |sum, &x| sum.wrapping_add(x));
+            if j < n {
+                let codes = rounding.apply(s, s.mul(s.load(row.add(j)), factor));
+                s.store_low8_n(to.add(j), codes, n - j);
+                s.store_i32_n(lanes.as_mut_ptr(), codes, S::LANES);
+                sum = lanes[..n - j].iter().fold(sum, |sum, &x| sum.wrapping_add(x));
+            }
+            to.add(n).write_bytes(0, self.pitch - n);
+            sum
+        }
+    }
+}
