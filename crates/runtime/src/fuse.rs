@@ -1,5 +1,7 @@
 //! Which nodes run as one kernel: a product with what follows it, and attention.
 
+mod attention;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::infer::Facts;
@@ -8,6 +10,8 @@ use narrowbit_kernels::Activation;
 use narrowbit_tensor::{DType, Tensor};
 
 use crate::lower::{self, QParams, Quantized};
+
+pub use attention::{Attention, AttentionInts, Operand};
 
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Default)]
@@ -39,34 +43,6 @@ pub struct Ints {
     pub stage: Option<QParams>,
     /// The format of the output, where a QuantizeLinear is its last node.
     pub output: Option<QParams>,
-}
-
-/// `softmax(q · kᵀ · scale + mask) · v`.
-#[derive(Debug, Clone)]
-pub struct Attention {
-    /// Queries, `[…, queries, depth]`.
-    pub q: Operand,
-    /// Transposed keys, `[…, depth, keys]`.
-    pub kt: Operand,
-    /// Values, `[…, keys, value depth]`.
-    pub v: Operand,
-    /// The factor of the scores.
-    pub scale: f32,
-    /// Added to the scores.
-    pub mask: Option<ValueId>,
-    /// The softmax of the scores, where somebody asked to see it.
-    pub weights: Option<ValueId>,
-    /// The axes of a Transpose that follows.
-    pub out_perm: Option<Vec<usize>>,
-}
-
-/// A value read through a Transpose.
-#[derive(Debug, Clone)]
-pub struct Operand {
-    /// The value in memory.
-    pub value: ValueId,
-    /// The axes of the Transpose, if there is one.
-    pub perm: Option<Vec<usize>>,
 }
 
 /// Finds the fusions of a graph, by their first node. Values in `keep` are not swallowed.
@@ -285,115 +261,10 @@ impl<'a> Finder<'a> {
         ok.then_some((vec![s, m], Activation::Silu { alpha: 1.0 }, self.graph.node(m).output(0)?))
     }
 
-    /// MatMul → [scale] → [mask] → Softmax → MatMul.
-    fn attention(&mut self, softmax: NodeId, node: &Node) {
-        if let Some((root, f)) = self.match_attention(softmax, node) {
-            self.take(root, f);
-        }
-    }
-
-    fn match_attention(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
-        let (scores, probs) = (node.input(0)?, node.output(0)?);
-        let shape = self.facts.shape(scores)?;
-        let axis = node.op.attrs().int_or("axis", -1).ok()?;
-        if axis != -1 && axis != shape.len() as i64 - 1 || !(3..=4).contains(&shape.len()) {
-            return None;
-        }
-        let weights = self.keep.contains(&probs).then_some(probs);
-        let (second, last, _) = self.reader(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
-        let mut nodes = vec![softmax];
-        let (mut scale, mut mask) = (1.0f32, None);
-        let (mut id, mut maker) = self.previous(scores)?;
-        if maker.op.name() == "Add" {
-            let (x, m) = self.product_side(maker)?;
-            nodes.push(id);
-            mask = Some(m);
-            (id, maker) = self.previous(x)?;
-        }
-        if matches!(maker.op.name(), "Mul" | "Div") {
-            let factor = self.scalar(maker.input(1)?)?;
-            scale = if maker.op.name() == "Mul" { factor } else { 1.0 / factor };
-            nodes.push(id);
-            (id, maker) = self.previous(maker.input(0)?)?;
-        }
-        if maker.op.name() != "MatMul" {
-            return None;
-        }
-        nodes.push(second);
-        nodes.insert(0, id);
-        let rank = shape.len();
-        let fits = |v: ValueId| {
-            self.facts.dtype(v) == Some(DType::F32) && self.facts.shape(v).is_some_and(|s| s.len() == rank)
-        };
-        let (q, kt, v) = (maker.input(0)?, maker.input(1)?, last.input(1)?);
-        if ![q, kt, v].into_iter().all(fits) {
-            return None;
-        }
-        let mut operand = |v, scale: Option<&mut f32>| self.operand(v, scale, &mut nodes);
-        let (q, kt) = (operand(q, Some(&mut scale)), operand(kt, Some(&mut scale)));
-        let v = operand(v, None);
-        let mut out = last.output(0)?;
-        let mut out_perm = None;
-        if let Some((t, node, _)) = self.next(out).filter(|n| n.1.op.name() == "Transpose")
-            && let (Some(perm), Some(y)) = (perm(node, rank), node.output(0))
-        {
-            nodes.push(t);
-            (out, out_perm) = (y, Some(perm));
-        }
-        let attention = Attention { q, kt, v, scale, mask, weights, out_perm };
-        Some((id, Fusion { nodes, output: Some(out), attention: Some(attention), ..Fusion::default() }))
-    }
-
-    /// Looks through a Transpose and, for factors of the scores, through a product with a scalar.
-    fn operand(&self, mut v: ValueId, mut scale: Option<&mut f32>, nodes: &mut Vec<NodeId>) -> Operand {
-        let rank = self.facts.shape(v).map_or(0, <[_]>::len);
-        let mut found = None;
-        while let Some((id, node)) = self.previous(v) {
-            let Some(x) = node.input(0) else { break };
-            let factor = node.input(1).and_then(|f| self.scalar(f));
-            match (node.op.name(), &mut scale, factor) {
-                ("Transpose", _, _) if found.is_none() => match perm(node, rank) {
-                    Some(p) => found = Some(p),
-                    None => break,
-                },
-                ("Mul", Some(s), Some(f)) => **s *= f,
-                ("Div", Some(s), Some(f)) => **s /= f,
-                _ => break,
-            }
-            nodes.push(id);
-            v = x;
-        }
-        Operand { value: v, perm: found }
-    }
-
-    /// Which operand of the mask's Add is the scores, and which the mask.
-    fn product_side(&self, add: &Node) -> Option<(ValueId, ValueId)> {
-        let (a, b) = (add.input(0)?, add.input(1)?);
-        let is_scores = |v: ValueId| {
-            self.graph
-                .producer(v)
-                .is_some_and(|(n, _)| matches!(self.graph.node(n).op.name(), "MatMul" | "Mul" | "Div"))
-                && self.facts.get(v).ty == self.facts.get(add.outputs[0].unwrap_or(v)).ty
-        };
-        let out = add.output(0)?;
-        let full = |v: ValueId| self.facts.shape(v) == self.facts.shape(out);
-        if is_scores(a) && full(a) { Some((a, b)) } else { (is_scores(b) && full(b)).then_some((b, a)) }
-    }
-
     fn scalar(&self, v: ValueId) -> Option<f32> {
         let t = self.facts.get(v).value.as_ref().filter(|t| t.len() == 1)?;
         t.to_f32s().ok()?.first().copied()
     }
-}
-
-/// The axes of a Transpose of the given rank.
-fn perm(node: &Node, rank: usize) -> Option<Vec<usize>> {
-    let axes = match node.op.attrs().ints("perm").ok()? {
-        Some(p) => p,
-        None => (0..rank as i64).rev().collect(),
-    };
-    let axes: Option<Vec<usize>> = axes.into_iter().map(|a| usize::try_from(a).ok().filter(|&a| a < rank)).collect();
-    axes.filter(|a| a.len() == rank)
 }
 
 /// The activation that a node computes, where it is one that kernels fuse.

@@ -150,6 +150,7 @@ pub fn weights(graph: &Graph, facts: &Facts, v: ValueId, axis: usize) -> Option<
 pub fn channel_axis(node: &Node, rank: usize) -> usize {
     match node.op.name() {
         "Conv" => 0,
+        "ConvTranspose" => 1,
         "Gemm" if node.op.attrs().int_or("transB", 0).is_ok_and(|t| t != 0) => 0,
         _ => rank.saturating_sub(1),
     }
@@ -167,6 +168,10 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
     match node.op.name() {
         "Conv" if by_row(&x) => None,
         "Conv" => ((3..=4).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
+        "ConvTranspose" => {
+            let fits = (3..=4).contains(&rank) && weighted && constant(node.input(2)) && !by_row(&x);
+            (fits && tiles(facts, node)).then(|| vec![Some(x), None])
+        }
         "Gemm" => {
             let plain = node.op.attrs().int_or("transA", 0).ok()? == 0;
             let rows = node.input(2).is_none_or(|c| bias_row(graph, facts, c, node));
@@ -179,6 +184,26 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
         }
         _ => None,
     }
+}
+
+/// Whether the windows of a ConvTranspose tile its output, in one group.
+fn tiles(facts: &Facts, node: &Node) -> bool {
+    let dims = |v: Option<ValueId>| -> Option<Vec<usize>> { facts.shape(v?)?.iter().map(|d| d.as_usize()).collect() };
+    let (Some(x), Some(w), Some(y)) = (dims(node.input(0)), dims(node.input(1)), dims(node.output(0))) else {
+        return false;
+    };
+    let mut attrs = node.op.attrs();
+    let all = |list: Result<Option<Vec<i64>>, _>, value: i64| {
+        list.is_ok_and(|l: Option<Vec<i64>>| l.is_none_or(|l| l.iter().all(|&v| v == value)))
+    };
+    let plain = all(attrs.ints("pads"), 0) && all(attrs.ints("output_padding"), 0) && all(attrs.ints("dilations"), 1);
+    let steps = attrs.ints("strides").ok().flatten().unwrap_or_else(|| vec![1; x.len().saturating_sub(2)]);
+    let same = w.len() == x.len() && steps.iter().zip(&w[2..]).all(|(&s, &k)| usize::try_from(s) == Ok(k));
+    let whole = x.len() == y.len() && (2..x.len()).all(|i| x[i].checked_mul(w[i]) == Some(y[i]));
+    let padded = attrs.string("auto_pad").map(Option::unwrap_or_default);
+    let stated = padded.is_ok_and(|p| matches!(p.as_str(), "" | "NOTSET" | "VALID"));
+    let one = attrs.int_or("group", 1) == Ok(1) && !x.contains(&0) && !w.contains(&0);
+    plain && same && whole && stated && one
 }
 
 /// Whether a value does not depend on the model's inputs: a constant, or one behind a DequantizeLinear.

@@ -151,6 +151,104 @@ fn runs_products_of_activations_on_integers() {
 }
 
 #[test]
+fn runs_a_transposed_convolution_whose_windows_tile_on_integers() {
+    let cases = [
+        ("f32[2, 7, 5, 6]", "[7, 9, 2, 2]", "strides=[2, 2]", "Relu"),
+        ("f32[1, 6, 4, 3]", "[6, 9, 1, 3]", "strides=[1, 3], auto_pad=\"VALID\"", "HardSwish"),
+        ("f32[2, 20, 11]", "[20, 9, 4]", "strides=[4]", "Relu"),
+    ];
+    for (x, w, attrs, activation) in cases {
+        let body = format!(
+            "{}{}const %b: f32[9] = random(5)\n%c = ConvTranspose(%x_d, %w_d, %b) {{{attrs}}}\n%y = {activation}(%c)\n{}",
+            pair("x", 0.008, 120),
+            weights("w", w, 3, 1, 9),
+            pair("y", 0.012, 20),
+        );
+        assert_runs_on_integers(&graph(&format!("input %x: {x}"), &body), "panel_u8i8i32");
+    }
+}
+
+#[test]
+fn leaves_other_transposed_convolutions_to_floats() {
+    let cases = [
+        ("[8, 4, 3, 3]", "strides=[2, 2]"),
+        ("[8, 4, 2, 2]", "strides=[2, 2], pads=[1, 1, 1, 1]"),
+        ("[8, 4, 2, 2]", "strides=[2, 2], output_padding=[1, 1]"),
+        ("[8, 4, 2, 2]", "strides=[2, 2], group=2"),
+    ];
+    for (w, attrs) in cases {
+        let channels = if attrs.contains("group") { 8 } else { 4 };
+        let body = format!(
+            "{}{}const %b: f32[{channels}] = random(5)\n%y = ConvTranspose(%x_d, %w_d, %b) {{{attrs}}}\n{}",
+            pair("x", 0.008, 120),
+            weights("w", w, 3, 1, 4),
+            pair("y", 0.012, 120),
+        );
+        let kernels = kernels(&graph("input %x: f32[1, 8, 5, 6]", &body));
+        assert!(kernels.iter().all(|k| k != "reference" && !k.contains("i8i32")), "{attrs}: {kernels:?}");
+    }
+}
+
+/// Queries, keys and values as a model has them that splits rows into heads, with a mask, and the result's rows put
+/// together again; `scores` makes %n from %qt_d and %kt_d.
+fn attention(scores: &str) -> Graph {
+    let head = |x: &str, perm: &str, scale: f32, zero: u8| {
+        let moved = format!("%{x}t = Transpose(%{x}_d) {{perm={perm}}}\n{}", pair(&format!("{x}t"), scale, zero));
+        format!("{}{moved}", pair(x, scale, zero))
+    };
+    let body = format!(
+        "{}{}{}const %f: f32[] = [3.5]\n{scores}%m = Add(%n, %mask)\n%w = Softmax(%m)\n{}\
+         %o = MatMul(%w_d, %vt_d)\n{}%y = Transpose(%o_d) {{perm=[0, 2, 1, 3]}}\n{}",
+        head("q", "[0, 2, 1, 3]", 0.008, 120),
+        head("k", "[0, 2, 3, 1]", 0.009, 131),
+        head("v", "[0, 2, 1, 3]", 0.0085, 126),
+        pair("w", 1.0 / 255.0, 0),
+        pair("o", 0.005, 128),
+        pair("y", 0.005, 128),
+    );
+    let inputs = "input %q: f32[2, 19, 3, 20]\n input %k: f32[2, 45, 3, 20]\n input %v: f32[2, 45, 3, 37]\n \
+                  input %mask: f32[2, 1, 1, 45]";
+    graph(inputs, &body)
+}
+
+#[test]
+fn runs_attention_as_one_kernel_with_the_bits_of_its_operators() {
+    let product = "MatMul(%qt_d, %kt_d)\n";
+    for scores in [
+        format!("%n = {product}"),
+        format!("%p = {product}%n = Mul(%p, %f)\n"),
+        format!("%p = {product}%n = Div(%p, %f)\n"),
+    ] {
+        let graph = attention(&scores);
+        assert_runs_on_integers(&graph, "attention_i8");
+        let fused = kernels(&graph);
+        assert!(!fused.iter().any(|k| k == "transpose" || k == "softmax_rows"), "{fused:?}");
+        // Whoever looks at the softmax sees it, and gets the same result from kernels of their own.
+        let inputs = samples(&graph);
+        let observe = [graph.value_named("w").expect("it is there")].into();
+        let apart = Session::new(graph.clone(), Options { threads: 1, observe }).expect("the graph is valid");
+        let (want, profile) = apart.profile(&inputs).expect("it runs");
+        assert!(!profile.rows.iter().any(|r| r.kernel == "attention_i8"));
+        assert_eq!(session(&graph, 2).run(&inputs).expect("it runs")[0].bytes(), want[0].bytes());
+    }
+}
+
+#[test]
+fn runs_attention_apart_where_heads_are_shared() {
+    let body = format!(
+        "{}{}{}%p = MatMul(%a_d, %b_d)\n%w = Softmax(%p)\n{}%y = MatMul(%w_d, %c_d)\n{}",
+        pair("a", 0.008, 120),
+        pair("b", 0.009, 131),
+        pair("c", 0.009, 125),
+        pair("w", 1.0 / 255.0, 0),
+        pair("y", 0.005, 128),
+    );
+    // One head of keys and values for three of queries.
+    let inputs = "input %a: f32[3, 9, 20]\n input %b: f32[1, 20, 33]\n input %c: f32[1, 33, 20]";
+    assert_runs_on_integers(&graph(inputs, &body), "panel_matmul_i8");
+}
+
+#[test]
 fn runs_movements_pools_and_tables_on_integers() {
     let body = format!(
         "{}{}%c = Conv(%x_d, %w_d)\n{}%m = MaxPool(%c_d) {{kernel_shape=[2, 2], strides=[2, 2]}}\n{}\

@@ -45,7 +45,7 @@ pub struct ConvTranspose2dParams {
 }
 
 impl ConvTranspose2dParams {
-    fn check(&self) -> Result {
+    pub(crate) fn check(&self) -> Result {
         require(NAME, self.groups > 0, "groups must be above 0")?;
         let divides = self.c.is_multiple_of(self.groups) && self.oc.is_multiple_of(self.groups);
         require(NAME, divides, "the groups must divide the input and output channels")?;
@@ -63,7 +63,7 @@ impl ConvTranspose2dParams {
     }
 
     /// Windows that tile the output: each element gets one product.
-    fn tiles_exactly(&self) -> bool {
+    pub(crate) fn tiles_exactly(&self) -> bool {
         self.strides == [self.kh, self.kw]
             && self.dilations == [1, 1]
             && self.pads == [0, 0]

@@ -401,7 +401,8 @@ impl Head<'_> {
             let sweep = Sweep { isa, panels, runs: &[0], epilogue: &epilogue, ints: true, signed: false, out, ld };
             let lines = Lines { a: block.queries, stride: pitch, count: rows, tail: std::ptr::null() };
             // SAFETY: the copied rows are whole steps; the scores are ours.
-            return sweep.walk(|walk| (0..plan.keys.count()).for_each(|panel| unsafe { walk.rows(lines, (0, panel), 0) }));
+            return sweep
+                .walk(|walk| (0..plan.keys.count()).for_each(|panel| unsafe { walk.rows(lines, (0, panel), 0) }));
         }
         for panel in 0..plan.keys.count() {
             let (b, width) = (panels.panel(0, panel).as_ptr().cast(), plan.keys.width(panel));

@@ -20,6 +20,7 @@ mod pack;
 pub(crate) mod packing;
 mod table;
 mod tile;
+mod transpose;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -35,6 +36,7 @@ pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
+pub use transpose::{conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack};
 
 use crate::error::{Result, exact};
 use crate::exec::Exec;

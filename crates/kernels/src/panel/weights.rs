@@ -3,8 +3,8 @@
 use super::attention::Factor;
 use super::finish::{Out, Rounding};
 use super::pack::Columns;
-use crate::integer::exponentials;
 pub(super) use crate::integer::CHAINS as GROUP;
+use crate::integer::exponentials;
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// Scratch as integers.

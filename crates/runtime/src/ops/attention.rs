@@ -1,5 +1,6 @@
 //! The fused attention, reading queries, keys and values through the transposes around them.
 
+use narrowbit_ir::ValueId;
 use narrowbit_kernels::attention::{AttentionParams, HeadView, attention};
 use narrowbit_tensor::shape;
 
@@ -22,6 +23,9 @@ struct Attend {
 /// The kernel of a fused attention.
 pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let (Some(a), Some(out)) = (&f.attention, f.output) else { return Ok(None) };
+    if let Some(ints) = &a.ints {
+        return Ok(super::int_attention::build(cx, a, ints, out));
+    }
     let Some(kernel) = plan(cx, a) else { return Ok(None) };
     let mut ins = vec![a.q.value, a.kt.value, a.v.value];
     ins.extend(a.mask);
@@ -30,7 +34,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
 }
 
 /// Extents and steps of an operand as `[batch, head, row, column]`.
-fn axes(cx: &BuildCx, o: &Operand) -> Option<([usize; 4], [usize; 4])> {
+pub(super) fn axes(cx: &BuildCx, o: &Operand) -> Option<([usize; 4], [usize; 4])> {
     let source = (cx.types)(o.value)?.shape;
     let strides = shape::strides(&source);
     let pick = |of: &[usize]| -> Vec<usize> {
@@ -81,7 +85,7 @@ fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
 }
 
 /// Steps of the output over batch, head and row, in the order that the following Transpose asks for.
-fn out_strides(a: &Attention, natural: [usize; 4]) -> Option<[usize; 3]> {
+pub(super) fn out_strides(a: &Attention, natural: [usize; 4]) -> Option<[usize; 3]> {
     let Some(perm) = &a.out_perm else {
         let s = shape::strides(&natural);
         return Some([s[0], s[1], s[2]]);
@@ -97,14 +101,18 @@ fn out_strides(a: &Attention, natural: [usize; 4]) -> Option<[usize; 3]> {
 /// Steps of the mask; `Some(None)` without a mask, `None` where its form has no kernel.
 fn mask(cx: &BuildCx, a: &Attention, p: &AttentionParams) -> Option<Option<[usize; 3]>> {
     let Some(m) = a.mask else { return Some(None) };
-    let full = [p.batch, p.heads, p.queries, p.keys];
-    let m = (cx.types)(m).filter(|t| t.dtype == narrowbit_tensor::DType::F32)?.shape;
+    mask_strides(cx, m, [p.batch, p.heads, p.queries, p.keys]).map(Some)
+}
+
+/// Steps of a mask of scores of `[batch, heads, queries, keys]`.
+pub(super) fn mask_strides(cx: &BuildCx, mask: ValueId, full: [usize; 4]) -> Option<[usize; 3]> {
+    let m = (cx.types)(mask).filter(|t| t.dtype == narrowbit_tensor::DType::F32)?.shape;
     // The kernel reads mask rows as they are: the last axis must not be broadcast.
-    if m.last() != Some(&p.keys) || m.len() > 4 || shape::broadcast(&m, &full).ok()? != full {
+    if m.last() != Some(&full[3]) || m.len() > 4 || shape::broadcast(&m, &full).ok()? != full {
         return None;
     }
     let s = shape::broadcast_strides(&m, &full);
-    Some(Some([s[0], s[1], s[2]]))
+    Some([s[0], s[1], s[2]])
 }
 
 impl Kernel for Attend {

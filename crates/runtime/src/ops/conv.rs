@@ -118,7 +118,13 @@ pub(super) fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) ->
     }
 }
 
-fn transposed_params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize], y: &[usize]) -> ConvTranspose2dParams {
+pub(super) fn transposed_params(
+    cx: &BuildCx,
+    window: &Window,
+    x: &[usize],
+    w: &[usize],
+    y: &[usize],
+) -> ConvTranspose2dParams {
     let [h, wd] = plane(x);
     let groups = cx.int("group", 1).max(1) as usize;
     ConvTranspose2dParams {

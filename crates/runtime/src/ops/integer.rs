@@ -28,6 +28,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let Some(ints) = &f.ints else { return Ok(None) };
     match cx.node.op.name() {
         "Conv" => conv(cx, f, ints),
+        "ConvTranspose" => super::int_transpose::build(cx, f, ints),
         "MatMul" | "Gemm" if ints.operands.get(1).is_some_and(Option::is_none) => gemm(cx, f, ints),
         "MatMul" => Ok(matmul(cx, f, ints)),
         "GlobalAveragePool" | "AveragePool" => Ok(mean(cx, f, ints)),
@@ -39,14 +40,14 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
 }
 
 /// Weights as the kernels take them: i8, with their scales and zero points by column.
-struct Loaded {
-    data: Vec<i8>,
-    scales: Vec<f32>,
+pub(super) struct Loaded {
+    pub data: Vec<i8>,
+    pub scales: Vec<f32>,
     /// Empty where all are 0.
-    zeros: Vec<i32>,
+    pub zeros: Vec<i32>,
 }
 
-fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
+pub(super) fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
     let t = (cx.consts)(w.value)?;
     let (flip, shift) = if t.dtype() == DType::U8 { (0x80, 128) } else { (0, 0) };
     let data = t.bytes().iter().map(|&b| (b ^ flip) as i8).collect();
@@ -58,7 +59,7 @@ fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
 }
 
 /// Everything of an epilogue but the residual.
-struct Finish {
+pub(super) struct Finish {
     offsets: Vec<i32>,
     scales: Vec<f32>,
     weight_zeros: Vec<i32>,
@@ -68,7 +69,7 @@ struct Finish {
     /// The format between the product and the residual.
     stage: Option<QParams>,
     /// Where the residual stands among the operands, and what it means.
-    residual: Option<(usize, Option<QParams>)>,
+    pub residual: Option<(usize, Option<QParams>)>,
     /// Set where the format of the rows is made at run time.
     runtime: Option<RowFormat>,
 }
@@ -87,13 +88,13 @@ struct RowFormat {
 }
 
 /// Scale and zero point of the rows of one run.
-struct Format {
+pub(super) struct Format {
     /// One, or one for each row.
     row_scales: Vec<f32>,
     /// As many zero points, as kernels see them.
     row_zeros: Vec<i32>,
     /// The zero point as the rows have it, where it is one.
-    zero: i32,
+    pub zero: i32,
     offsets: Vec<i32>,
     scales: Vec<f32>,
 }
@@ -122,7 +123,7 @@ fn push_format(ins: &mut Vec<ValueId>, q: Quantized) -> Option<usize> {
 
 impl Finish {
     /// `rows` is the format of the rows, `k` the depth of the product, `alpha` a factor of it.
-    fn new(f: &Fusion, ints: &Ints, rows: QParams, w: Loaded, sums: &[i32], (k, alpha): (usize, f32)) -> Finish {
+    pub fn new(f: &Fusion, ints: &Ints, rows: QParams, w: Loaded, sums: &[i32], (k, alpha): (usize, f32)) -> Finish {
         // Kernels read i8 rows with 128 added.
         let zero = rows.zero + if rows.dtype == DType::I8 { 128 } else { 0 };
         let zero_of = |i: usize| w.zeros.get(i).copied().unwrap_or(0);
@@ -144,7 +145,7 @@ impl Finish {
     }
 
     /// Lets the format of the rows come from operands, which it adds to `ins`. To be called before a bias is added.
-    fn at_run_time(&mut self, x: Quantized, ins: &mut Vec<ValueId>, sums: &[i32], k: usize, folded: bool) {
+    pub fn at_run_time(&mut self, x: Quantized, ins: &mut Vec<ValueId>, sums: &[i32], k: usize, folded: bool) {
         let Some(scale_at) = push_format(ins, x) else { return };
         let zero_of = |i: usize| self.weight_zeros.get(i).copied().unwrap_or(0);
         let corrected = |(i, s): (usize, &i32)| s.wrapping_sub((k as i32).wrapping_mul(zero_of(i)));
@@ -156,7 +157,7 @@ impl Finish {
     }
 
     /// What the operands say of the rows.
-    fn format(&self, cx: &RunCx) -> Result<Option<Format>, StepError> {
+    pub fn format(&self, cx: &RunCx) -> Result<Option<Format>, StepError> {
         let Some(f) = &self.runtime else { return Ok(None) };
         let shift = if f.dtype == DType::I8 { 128 } else { 0 };
         if f.by_row {
@@ -180,7 +181,7 @@ impl Finish {
 
     /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
     /// bias that was quantized with that scale is.
-    fn add_bias(&mut self, bias: &[f32]) {
+    pub fn add_bias(&mut self, bias: &[f32]) {
         let whole = |(b, s): (&f32, &f32)| {
             let steps = b / s;
             let near = steps.round_ties_even();
@@ -196,7 +197,7 @@ impl Finish {
         }
     }
 
-    fn epilogue<'a>(&'a self, cx: &RunCx<'a>, format: &'a Option<Format>) -> Result<Epilogue<'a>, StepError> {
+    pub fn epilogue<'a>(&'a self, cx: &RunCx<'a>, format: &'a Option<Format>) -> Result<Epilogue<'a>, StepError> {
         let residual = match self.residual {
             None => Residual::None,
             Some((i, None)) => Residual::F32(cx.f32s(i)?),
@@ -224,7 +225,7 @@ impl Finish {
         Ok(epilogue)
     }
 
-    fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
+    pub fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
         target(self.output, cx)
     }
 }
@@ -240,11 +241,11 @@ pub(super) fn target<'a>(output: Option<QParams>, cx: &'a mut RunCx) -> Result<T
     })
 }
 
-fn rows<'a>(cx: &RunCx<'a>, dtype: DType) -> Result<Rows<'a>, StepError> {
+pub(super) fn rows<'a>(cx: &RunCx<'a>, dtype: DType) -> Result<Rows<'a>, StepError> {
     rows_at(cx, 0, dtype)
 }
 
-fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows<'a>, StepError> {
+pub(super) fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows<'a>, StepError> {
     let x = cx.view(i)?;
     Ok(if dtype == DType::U8 { Rows::U8(x.slice()?) } else { Rows::I8(x.slice()?) })
 }

@@ -6,6 +6,8 @@ mod blocks;
 mod coded;
 mod conv;
 mod elementwise;
+mod int_attention;
+mod int_transpose;
 mod integer;
 mod integer_binary;
 mod layout;

@@ -1,0 +1,281 @@
+//! Attention: MatMul → [factor] → [mask] → Softmax → MatMul, on floats or on integers.
+
+use narrowbit_ir::{Node, NodeId, ValueId};
+use narrowbit_kernels::panel::Factor;
+use narrowbit_tensor::{DType, shape};
+
+use super::{Finder, Fusion};
+use crate::lower::{self, QParams};
+
+/// `softmax(q · kᵀ · scale + mask) · v`.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    /// Queries, `[…, queries, depth]`.
+    pub q: Operand,
+    /// Transposed keys, `[…, depth, keys]`.
+    pub kt: Operand,
+    /// Values, `[…, keys, value depth]`.
+    pub v: Operand,
+    /// The factor of the scores; 1 on integers, which have `factor`.
+    pub scale: f32,
+    /// Added to the scores.
+    pub mask: Option<ValueId>,
+    /// The softmax of the scores, where somebody asked to see it.
+    pub weights: Option<ValueId>,
+    /// The axes of a Transpose that follows.
+    pub out_perm: Option<Vec<usize>>,
+    /// Set where both products are of integers: then so are the operands' values.
+    pub ints: Option<AttentionInts>,
+}
+
+/// A value read through a Transpose.
+#[derive(Debug, Clone)]
+pub struct Operand {
+    /// The value in memory.
+    pub value: ValueId,
+    /// The axes of the Transpose, if there is one.
+    pub perm: Option<Vec<usize>>,
+}
+
+/// The formats of an attention on integers.
+#[derive(Debug, Clone)]
+pub struct AttentionInts {
+    /// Of queries, keys and values.
+    pub operands: [QParams; 3],
+    /// Of the softmax's results.
+    pub weights: QParams,
+    /// Of the output, where it is quantized.
+    pub output: Option<QParams>,
+    /// What the product of queries and keys goes through.
+    pub factor: Factor,
+}
+
+/// What leads from a product to a Softmax.
+struct Scores<'a> {
+    product: NodeId,
+    maker: &'a Node,
+    /// The nodes between the two.
+    nodes: Vec<NodeId>,
+    factor: Factor,
+    mask: Option<ValueId>,
+}
+
+/// What follows the product with the values.
+struct Tail {
+    nodes: Vec<NodeId>,
+    output: Option<QParams>,
+    perm: Option<Vec<usize>>,
+    y: ValueId,
+}
+
+impl<'a> Finder<'a> {
+    /// The attention around a Softmax.
+    pub(super) fn attention(&mut self, softmax: NodeId, node: &'a Node) {
+        let found = self.match_ints(softmax, node).or_else(|| self.match_floats(softmax, node));
+        if let Some((root, f)) = found {
+            self.take(root, f);
+        }
+    }
+
+    /// The scores of a Softmax over the last of three or four axes.
+    fn scores(&self, node: &Node) -> Option<Scores<'a>> {
+        let scores = node.input(0)?;
+        let rank = self.facts.shape(scores)?.len();
+        let axis = node.op.attrs().int_or("axis", -1).ok()?;
+        if axis != -1 && axis != rank as i64 - 1 || !(3..=4).contains(&rank) {
+            return None;
+        }
+        let (mut nodes, mut factor, mut mask) = (Vec::new(), Factor::None, None);
+        let (mut product, mut maker) = self.previous(scores)?;
+        if maker.op.name() == "Add" {
+            let (x, m) = self.product_side(maker)?;
+            nodes.push(product);
+            mask = Some(m);
+            (product, maker) = self.previous(x)?;
+        }
+        if matches!(maker.op.name(), "Mul" | "Div") {
+            let by = self.scalar(maker.input(1)?)?;
+            factor = if maker.op.name() == "Mul" { Factor::Mul(by) } else { Factor::Div(by) };
+            nodes.push(product);
+            (product, maker) = self.previous(maker.input(0)?)?;
+        }
+        (maker.op.name() == "MatMul").then_some(Scores { product, maker, nodes, factor, mask })
+    }
+
+    fn match_floats(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
+        let probs = node.output(0)?;
+        let weights = self.keep.contains(&probs).then_some(probs);
+        let (second, last, _) = self.reader(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
+        let found = self.scores(node)?;
+        let mut scale = match found.factor {
+            Factor::None => 1.0,
+            Factor::Mul(by) => by,
+            Factor::Div(by) => 1.0 / by,
+        };
+        let mut nodes = vec![found.product, softmax, second];
+        nodes.extend(found.nodes);
+        let rank = self.facts.shape(probs)?.len();
+        let fits = |v: ValueId| {
+            self.facts.dtype(v) == Some(DType::F32) && self.facts.shape(v).is_some_and(|s| s.len() == rank)
+        };
+        let (q, kt, v) = (found.maker.input(0)?, found.maker.input(1)?, last.input(1)?);
+        if ![q, kt, v].into_iter().all(fits) {
+            return None;
+        }
+        let mut operand = |v, scale: Option<&mut f32>| self.operand(v, scale, &mut nodes);
+        let (q, kt) = (operand(q, Some(&mut scale)), operand(kt, Some(&mut scale)));
+        let v = operand(v, None);
+        let mut out = last.output(0)?;
+        let mut out_perm = None;
+        if let Some((t, perm, y)) = self.transpose(out, rank) {
+            nodes.push(t);
+            (out, out_perm) = (y, Some(perm));
+        }
+        let attention = Attention { q, kt, v, scale, mask: found.mask, weights, out_perm, ints: None };
+        Some((found.product, Fusion { nodes, output: Some(out), attention: Some(attention), ..Fusion::default() }))
+    }
+
+    /// Both products on integers, with the weights quantized between them.
+    fn match_ints(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
+        let (round, quantize, _) = self.next(node.output(0)?).filter(|n| n.2 == 0)?;
+        let (weights, codes) = (lower::target(self.facts, quantize)?, quantize.output(0)?);
+        let (read, dequantize, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
+        let floats = dequantize.output(0)?;
+        if lower::source(self.graph, self.facts, floats)?.params != weights {
+            return None;
+        }
+        let (second, last, _) = self.next(floats).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
+        let found = self.scores(node)?;
+        let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
+        self.check_shapes(sources, found.mask)?;
+        let mut nodes = vec![found.product, softmax, round, read, second];
+        nodes.extend(found.nodes);
+        let mut operands = Vec::new();
+        let mut formats = Vec::new();
+        for (i, &v) in sources.iter().enumerate() {
+            let source = lower::source(self.graph, self.facts, v)?;
+            operands.push(self.moved_codes(v, source.value, i == 1, &mut nodes));
+            formats.push(source.params);
+        }
+        let [q, kt, v] = <[Operand; 3]>::try_from(operands).ok()?;
+        let tail = self.tail(last.output(0)?)?;
+        nodes.extend(tail.nodes);
+        let ints =
+            AttentionInts { operands: formats.try_into().ok()?, weights, output: tail.output, factor: found.factor };
+        let attention =
+            Attention { q, kt, v, scale: 1.0, mask: found.mask, weights: None, out_perm: tail.perm, ints: Some(ints) };
+        let fusion = Fusion { nodes, output: Some(tail.y), attention: Some(attention), ..Fusion::default() };
+        Some((found.product, fusion))
+    }
+
+    /// Whether the kernel on integers takes operands of these shapes: batches and heads are the same in all, nothing is
+    /// empty, and rows of the mask are as long as those of the scores.
+    fn check_shapes(&self, [q, kt, v]: [ValueId; 3], mask: Option<ValueId>) -> Option<()> {
+        let dims = |v: ValueId| -> Option<Vec<usize>> {
+            let dims: Option<Vec<usize>> = self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect();
+            dims.filter(|d| (3..=4).contains(&d.len()) && !d.contains(&0))
+        };
+        let (q, kt, v) = (dims(q)?, dims(kt)?, dims(v)?);
+        let lead = q.len() - 2;
+        let alike = kt.len() == q.len() && v.len() == q.len() && q[..lead] == kt[..lead] && q[..lead] == v[..lead];
+        if !alike || q[lead + 1] != kt[lead] || kt[lead + 1] != v[lead] {
+            return None;
+        }
+        let Some(mask) = mask else { return Some(()) };
+        let full = [&q[..=lead], &[kt[lead + 1]]].concat();
+        let shape: Option<Vec<usize>> = self.facts.shape(mask)?.iter().map(|d| d.as_usize()).collect();
+        let shape = shape.filter(|m| m.last() == full.last() && self.facts.dtype(mask) == Some(DType::F32))?;
+        (shape::broadcast(&shape, &full).ok()? == full).then_some(())
+    }
+
+    /// The integers behind `v`, read through a Transpose that serves nobody else and leaves columns contiguous, or, if
+    /// `either`, rows.
+    fn moved_codes(&self, v: ValueId, codes: ValueId, either: bool, nodes: &mut Vec<NodeId>) -> Operand {
+        let rank = self.facts.shape(v).map_or(0, <[_]>::len);
+        let through = || {
+            let (dequantize, _) = self.previous(v)?;
+            let (id, node) = self.previous(codes).filter(|n| n.1.op.name() == "Transpose")?;
+            let axes = perm(node, rank)?;
+            let last = axes.iter().position(|&axis| axis + 1 == rank)?;
+            let fits = last + 1 == rank || either && last + 2 == rank;
+            fits.then_some((dequantize, id, node.input(0)?, axes))
+        };
+        let Some((dequantize, id, value, axes)) = through() else { return Operand { value: codes, perm: None } };
+        nodes.extend([dequantize, id]);
+        Operand { value, perm: Some(axes) }
+    }
+
+    /// A QuantizeLinear and a Transpose behind the second product, in either order.
+    fn tail(&self, out: ValueId) -> Option<Tail> {
+        let rank = self.facts.shape(out)?.len();
+        let mut tail = Tail { nodes: Vec::new(), output: None, perm: None, y: out };
+        for _ in 0..2 {
+            if let Some((t, perm, y)) = self.transpose(tail.y, rank).filter(|_| tail.perm.is_none()) {
+                // Rows of the result stay contiguous.
+                if perm.last() != Some(&(rank - 1)) {
+                    break;
+                }
+                tail.nodes.push(t);
+                (tail.perm, tail.y) = (Some(perm), y);
+            } else if let Some((id, node, 0)) = self.next(tail.y)
+                && let (Some(params), Some(y)) = (lower::target(self.facts, node), node.output(0))
+            {
+                tail.nodes.push(id);
+                (tail.output, tail.y) = (Some(params), y);
+            }
+        }
+        Some(tail)
+    }
+
+    /// The Transpose that alone reads a value, and what it makes.
+    fn transpose(&self, v: ValueId, rank: usize) -> Option<(NodeId, Vec<usize>, ValueId)> {
+        let (id, node, _) = self.next(v).filter(|n| n.1.op.name() == "Transpose")?;
+        Some((id, perm(node, rank)?, node.output(0)?))
+    }
+
+    /// Looks through a Transpose and, for factors of the scores, through a product with a scalar.
+    fn operand(&self, mut v: ValueId, mut scale: Option<&mut f32>, nodes: &mut Vec<NodeId>) -> Operand {
+        let rank = self.facts.shape(v).map_or(0, <[_]>::len);
+        let mut found = None;
+        while let Some((id, node)) = self.previous(v) {
+            let Some(x) = node.input(0) else { break };
+            let factor = node.input(1).and_then(|f| self.scalar(f));
+            match (node.op.name(), &mut scale, factor) {
+                ("Transpose", _, _) if found.is_none() => match perm(node, rank) {
+                    Some(p) => found = Some(p),
+                    None => break,
+                },
+                ("Mul", Some(s), Some(f)) => **s *= f,
+                ("Div", Some(s), Some(f)) => **s /= f,
+                _ => break,
+            }
+            nodes.push(id);
+            v = x;
+        }
+        Operand { value: v, perm: found }
+    }
+
+    /// Which operand of the mask's Add is the scores, and which the mask.
+    fn product_side(&self, add: &Node) -> Option<(ValueId, ValueId)> {
+        let (a, b) = (add.input(0)?, add.input(1)?);
+        let is_scores = |v: ValueId| {
+            self.graph
+                .producer(v)
+                .is_some_and(|(n, _)| matches!(self.graph.node(n).op.name(), "MatMul" | "Mul" | "Div"))
+                && self.facts.get(v).ty == self.facts.get(add.outputs[0].unwrap_or(v)).ty
+        };
+        let out = add.output(0)?;
+        let full = |v: ValueId| self.facts.shape(v) == self.facts.shape(out);
+        if is_scores(a) && full(a) { Some((a, b)) } else { (is_scores(b) && full(b)).then_some((b, a)) }
+    }
+}
+
+/// The axes of a Transpose of the given rank.
+fn perm(node: &Node, rank: usize) -> Option<Vec<usize>> {
+    let axes = match node.op.attrs().ints("perm").ok()? {
+        Some(p) => p,
+        None => (0..rank as i64).rev().collect(),
+    };
+    let axes: Option<Vec<usize>> = axes.into_iter().map(|a| usize::try_from(a).ok().filter(|&a| a < rank)).collect();
+    axes.filter(|a| a.len() == rank)
+}
