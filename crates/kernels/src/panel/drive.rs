@@ -17,6 +17,8 @@ const NAME: &str = "panel product";
 
 /// Bytes of rows that a task works on at a time: less than half of a common L2.
 pub(crate) const CHUNK: usize = 448 << 10;
+/// Bytes of weights that are read again for each part of the rows at no cost.
+const SMALL: usize = CHUNK / 4;
 /// Multiply-adds below which a second thread costs more than it brings.
 pub(crate) const SERIAL: usize = 1 << 19;
 /// Words of the largest tile.
@@ -321,7 +323,10 @@ pub(crate) fn flat(
     let sweep = Sweep { isa: exec.isa(), panels: weights.view(), runs: &[0], epilogue, ints, signed, out, ld: n };
     let count = weights.columns.count();
     let work = m.saturating_mul(n).saturating_mul(k) / if x.ints() { 4 } else { 1 };
-    let pitch = direct.unwrap_or(row);
+    // Where the weights are small, each panel passes over all rows of a task soon again: results and residual must stay
+    // in the cache between. Larger weights would be read once more for each part of the rows.
+    let beside = if weights.bytes() <= SMALL { n * (out.size() + epilogue.residual.size()) } else { 0 };
+    let pitch = direct.unwrap_or(row) + beside;
     let (down, across) = parts(exec, work, (m, pitch, 2 * kernel.mr), (count, weights.bytes()));
     let source = Source(x.ptr());
     exec.pool().run_if(work >= SERIAL, down * across, &|task| {

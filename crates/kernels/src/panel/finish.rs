@@ -9,6 +9,9 @@ use crate::activation::Activation;
 use crate::error::{Result, exact, require};
 use crate::simd::{Kernel, Simd, low_bits};
 
+pub use super::stage::Stage;
+use super::stage::Steps;
+
 /// What happens to the sums of a product. Arrays have one element per column, or none.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a> {
@@ -67,32 +70,6 @@ impl Default for Epilogue<'_> {
     }
 }
 
-/// `saturate(round_half_even(v / scale) + zero)`, read again as `(code − zero) · scale`: what a QuantizeLinear and a
-/// DequantizeLinear do that stand between a product and the sum it goes into.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage {
-    scale: f32,
-    /// The bounds of the codes, less the zero point.
-    low: f32,
-    high: f32,
-}
-
-impl Stage {
-    /// For i8 if `signed`, else u8.
-    pub fn new(signed: bool, scale: f32, zero: i32) -> Stage {
-        let (low, high) = if signed { (-128, 127) } else { (0, 255) };
-        let bound = |x: i64| (x - i64::from(zero)) as f32;
-        Stage { scale, low: bound(low), high: bound(high) }
-    }
-
-    /// NaN gives the smallest value, as [`Rounding::apply`] does.
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, v: S::F) -> S::F {
-        let v = s.min(s.splat(self.high), s.mul(v, s.splat(1.0 / self.scale)));
-        s.mul(s.to_f32(s.to_i32(s.max(v, s.splat(self.low)))), s.splat(self.scale))
-    }
-}
-
 /// A tensor of the result's shape that is added to it.
 #[derive(Clone, Copy, Debug)]
 pub enum Residual<'a> {
@@ -107,6 +84,15 @@ pub enum Residual<'a> {
 }
 
 impl Residual<'_> {
+    /// Bytes of an element; 0 without a residual.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Residual::None => 0,
+            Residual::F32(_) => 4,
+            Residual::U8(..) | Residual::I8(..) => 1,
+        }
+    }
+
     fn len(&self) -> Option<usize> {
         match self {
             Residual::None => None,
@@ -199,10 +185,14 @@ impl Out {
         Out { data, kind: Kind::U8, inverse, zero }
     }
 
+    /// Bytes of an element.
+    pub fn size(&self) -> usize {
+        if matches!(self.kind, Kind::U8 | Kind::I8) { 1 } else { 4 }
+    }
+
     /// The same target from element `at` on.
     pub fn skip(self, at: usize) -> Out {
-        let size = if matches!(self.kind, Kind::U8 | Kind::I8) { 1 } else { 4 };
-        Out { data: self.data.wrapping_add(at * size), ..self }
+        Out { data: self.data.wrapping_add(at * self.size()), ..self }
     }
 
     /// Writes `n` results from element `at` on.
@@ -289,7 +279,7 @@ impl Epilogue<'_> {
     #[inline(always)]
     fn sum<S: Simd>(&self, s: S, v: S::F, r: S::F, scale: f32) -> S::F {
         match self.stage {
-            Some(stage) => s.add(stage.apply(s, v), s.mul(r, s.splat(scale))),
+            Some(stage) => s.add(Steps::new(s, stage).apply(s, v), s.mul(r, s.splat(scale))),
             None => s.mul_add(r, s.splat(scale), v),
         }
     }
@@ -368,6 +358,24 @@ impl Kernel for Finish<'_> {
     }
 }
 
+/// What is the same for all results: in registers, because the compiler can't tell that results do not overwrite it.
+#[derive(Clone, Copy)]
+struct Constants<S: Simd> {
+    acc: *const u32,
+    width: usize,
+    data: *mut u8,
+    at: usize,
+    ld: usize,
+    inverse: S::F,
+    zero: S::I,
+    /// The residual of integers: its elements, scale and zero point.
+    residual: *const u8,
+    residual_scale: S::F,
+    residual_zero: S::I,
+    /// The stage before it.
+    stage: Steps<S>,
+}
+
 /// What is the same for all rows of a vector of columns.
 struct Column<S: Simd> {
     offset: S::I,
@@ -431,6 +439,7 @@ impl Finish<'_> {
 
     #[inline(always)]
     unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(&self, s: S) {
+        let constants = self.constants(s);
         let mut j = 0;
         while j < self.n {
             let n = (self.n - j).min(S::LANES);
@@ -439,9 +448,9 @@ impl Finish<'_> {
                 let column = self.column::<S, INTS, KIND>(s, j, n);
                 // With a length that the compiler knows, no masks are made.
                 if n == S::LANES {
-                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, &column, j, S::LANES);
+                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, constants, &column, j, S::LANES);
                 } else {
-                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, &column, j, n);
+                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, constants, &column, j, n);
                 }
             }
             j += S::LANES;
@@ -449,16 +458,40 @@ impl Finish<'_> {
     }
 
     #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Constants<S> {
+        let (residual, scale, zero) = match self.epilogue.residual {
+            Residual::U8(r, scale, zero) => (r.as_ptr(), scale, zero),
+            Residual::I8(r, scale, zero) => (r.as_ptr().cast(), scale, zero),
+            _ => (std::ptr::null(), 1.0, 0),
+        };
+        let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 0));
+        Constants {
+            acc: self.acc,
+            width: self.width,
+            data: self.out.data,
+            at: self.at,
+            ld: self.ld,
+            inverse: s.splat(self.out.inverse),
+            zero: s.splat_i(self.out.zero),
+            residual,
+            residual_scale: s.splat(scale),
+            residual_zero: s.splat_i(zero),
+            stage: Steps::new(s, stage),
+        }
+    }
+
+    #[inline(always)]
     unsafe fn column_rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
         &self,
         s: S,
+        constants: Constants<S>,
         column: &Column<S>,
         j: usize,
         n: usize,
     ) {
         for i in 0..self.rows {
             // SAFETY: row `i` is in the tile, columns `j..j + n` too.
-            unsafe { self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, column, (i, j), n) };
+            unsafe { self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, &constants, column, (i, j), n) };
         }
     }
 
@@ -495,13 +528,14 @@ impl Finish<'_> {
     unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
         &self,
         s: S,
+        constants: &Constants<S>,
         column: &Column<S>,
         (i, j): (usize, usize),
         n: usize,
     ) {
-        let (e, bits) = (self.epilogue, low_bits(n));
-        let acc = self.acc.wrapping_add(i * self.width + j);
-        let at = self.at + i * self.ld + j;
+        let (e, c, bits) = (self.epilogue, constants, low_bits(n));
+        let acc = c.acc.wrapping_add(i * c.width + j);
+        let at = c.at + i * c.ld + j;
         // SAFETY: the caller vouches for these places; the accumulators are whole vectors.
         unsafe {
             let mut v = if INTS {
@@ -522,17 +556,19 @@ impl Finish<'_> {
                 s.mul(s.load(acc.cast()), column.scale)
             };
             v = s.add(v, column.bias);
-            match (RESIDUAL, e.residual) {
-                (1, Residual::F32(r)) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
-                (2 | 4, Residual::U8(r, scale, zero)) => {
-                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = e.sum(s, v, s.to_f32(r), scale);
-                }
-                (3 | 5, Residual::I8(r, scale, zero)) => {
-                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = e.sum(s, v, s.to_f32(r), scale);
-                }
-                _ => {}
+            if RESIDUAL == 1
+                && let Residual::F32(r) = e.residual
+            {
+                v = s.add(v, s.load_bits(r.as_ptr().add(at), bits));
+            }
+            if RESIDUAL > 1 {
+                let r = c.residual.add(at);
+                let r = if RESIDUAL.is_multiple_of(2) { s.load_u8_n(r, n) } else { s.load_i8_n(r.cast(), n) };
+                let r = s.to_f32(s.sub_i(r, c.residual_zero));
+                v = match RESIDUAL > 3 {
+                    true => s.add(c.stage.apply(s, v), s.mul(r, c.residual_scale)),
+                    false => s.mul_add(r, c.residual_scale, v),
+                };
             }
             if PASS {
                 v = if KIND == 0 { e.activation.apply(s, v) } else { e.activation.apply_coarsely(s, v) };
@@ -540,12 +576,12 @@ impl Finish<'_> {
             if KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
-                s.store_bits(self.out.data.cast::<f32>().add(at), v, bits);
+                s.store_bits(c.data.cast::<f32>().add(at), v, bits);
                 return;
             }
             // NaN gives the smallest value: `max` passes its second operand on.
-            v = s.max(s.min(column.high, s.mul(v, s.splat(self.out.inverse))), column.low);
-            s.store_low8_n(self.out.data.add(at), s.add_i(s.to_i32(v), s.splat_i(self.out.zero)), n);
+            v = s.max(s.min(column.high, s.mul(v, c.inverse)), column.low);
+            s.store_low8_n(c.data.add(at), s.add_i(s.to_i32(v), c.zero), n);
         }
     }
 }

@@ -160,9 +160,10 @@ pub(crate) fn byte_sum(isa: Isa, bytes: &[u8], flip: u8) -> i32 {
     isa.dispatch(ByteSum { bytes, flip })
 }
 
-struct ByteSum<'a> {
-    bytes: &'a [u8],
-    flip: u8,
+/// The sum of bytes after each was combined with `flip`, which is 0 or 0x80.
+pub(super) struct ByteSum<'a> {
+    pub bytes: &'a [u8],
+    pub flip: u8,
 }
 
 impl Kernel for ByteSum<'_> {

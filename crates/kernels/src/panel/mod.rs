@@ -18,10 +18,10 @@ mod lines;
 mod matmul;
 mod pack;
 pub(crate) mod packing;
+mod stage;
 mod table;
 mod tile;
 mod transpose;
-mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

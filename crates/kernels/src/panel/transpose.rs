@@ -210,7 +210,7 @@ mod tests {
             assert!(conv_transpose2d_nhwc_pack(exec, &p, &vec![0i8; p.c * p.oc * p.kh * p.kw]).is_err());
         }
         assert!(conv_transpose2d_nhwc_pack(exec, &BASE, &[0i8; 5]).is_err());
-        let weights = conv_transpose2d_nhwc_pack(exec, &BASE, &vec![0i8; 7 * 6 * 4]).unwrap();
+        let weights = conv_transpose2d_nhwc_pack(exec, &BASE, &[0i8; 7 * 6 * 4]).unwrap();
         let (x, mut y) = (vec![0u8; 2 * 3 * 5 * 7], vec![0f32; 2 * 6 * 10 * 6]);
         let (offsets, scales) = (vec![0; 24], vec![1.0; 24]);
         let epilogue = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };

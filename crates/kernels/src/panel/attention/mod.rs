@@ -1,0 +1,242 @@
+//! Attention on integers: the scores of a few query rows become weights, and the weights results, before the next rows
+//! begin, so that neither scores nor weights leave the cache.
+//!
+//! The results are those of the product, the softmax and the second product one after the other, to the bit.
+
+mod head;
+mod pack;
+mod weights;
+
+use super::Rows;
+use super::drive::{SERIAL, Source, part};
+use super::finish::Target;
+use super::matmul::integers;
+use super::pack::{Columns, PanelsView};
+use super::table::{INT_KERNELS, PanelKernel};
+use crate::attention::{HeadView, require_apart};
+use crate::buffer::{SharedMut, with_scratch};
+use crate::error::{Result, at_least, product, require, span};
+use crate::exec::Exec;
+use head::Head;
+
+const NAME: &str = "integer attention";
+/// Words that parts of the scratch are rounded up to: a cache line.
+const LINE: usize = 16;
+
+/// A tensor of 8-bit integers, `[batch, heads, rows, columns]` in any order.
+#[derive(Clone, Copy, Debug)]
+pub struct IntHeads<'a> {
+    /// The elements; (0, 0, 0, 0) is the first.
+    pub data: Rows<'a>,
+    /// Their zero point.
+    pub zero: i32,
+    /// Elements from one batch entry, head, row and column to the next.
+    pub strides: [usize; 4],
+}
+
+/// What the scaled product of queries and keys goes through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Factor {
+    /// Nothing.
+    None,
+    /// A multiplication.
+    Mul(f32),
+    /// A division.
+    Div(f32),
+}
+
+/// `softmax(factor((q − q_zero) · (kᵀ − k_zero) · scale) + mask)`, rounded to integers, `· (v − v_zero) · value_scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct IntAttention<'a> {
+    /// Batch entries and heads.
+    pub heads: [usize; 2],
+    /// Query rows.
+    pub queries: usize,
+    /// Columns of the scores.
+    pub keys: usize,
+    /// Columns of q.
+    pub depth: usize,
+    /// Columns of v.
+    pub value_depth: usize,
+    /// Queries, `[…, queries, depth]`; columns are contiguous.
+    pub q: IntHeads<'a>,
+    /// Keys, `[…, depth, keys]`; rows or columns are contiguous.
+    pub kt: IntHeads<'a>,
+    /// Values, `[…, keys, value depth]`; columns are contiguous.
+    pub v: IntHeads<'a>,
+    /// The product of the scales of queries and keys.
+    pub scale: f32,
+    /// Applied to the scaled product.
+    pub factor: Factor,
+    /// Added to the scores: `[batch, heads, queries, keys]`, a stride of 0 repeats.
+    pub mask: Option<HeadView<'a>>,
+    /// The integers that the weights are rounded to: whether they are i8, else u8; one over the scale; the zero point.
+    pub weights: (bool, f32, i32),
+    /// The product of the scales of weights and values.
+    pub value_scale: f32,
+}
+
+impl IntAttention<'_> {
+    /// Refuses operands that are shorter than their strides say, and results that overlap.
+    fn check(&self, y: usize, out: [usize; 3]) -> Result {
+        let [batch, heads] = self.heads;
+        let (queries, keys, depth, columns) = (self.queries, self.keys, self.depth, self.value_depth);
+        require(NAME, batch * heads * queries * keys * depth * columns > 0, "a dimension is 0")?;
+        product(NAME, &[batch, heads, queries, keys])?;
+        product(NAME, &[keys, depth.max(columns)])?;
+        for (name, heads_of, rows, columns, fits) in [
+            ("q", &self.q, queries, depth, self.q.strides[3] == 1),
+            ("keys", &self.kt, depth, keys, self.kt.strides[2..].contains(&1)),
+            ("v", &self.v, keys, columns, self.v.strides[3] == 1),
+        ] {
+            let [b, h, r, c] = heads_of.strides;
+            require(NAME, heads_of.data.ints(), "the operands are not integers")?;
+            require(NAME, fits, "an operand is contiguous along neither axis that it may be")?;
+            let need = span(NAME, &[(batch, b), (heads, h), (rows, r), (columns, c)])?;
+            at_least(NAME, name, heads_of.data.len(), need)?;
+        }
+        if let Some(mask) = &self.mask {
+            let [b, h, r] = mask.strides;
+            let need = span(NAME, &[(batch, b), (heads, h), (queries, r), (keys, 1)])?;
+            at_least(NAME, "mask", mask.data.len(), need)?;
+        }
+        at_least(NAME, "y", y, span(NAME, &[(batch, out[0]), (heads, out[1]), (queries, out[2]), (columns, 1)])?)?;
+        require_apart(NAME, [batch, heads, queries, columns], out)
+    }
+}
+
+/// Computes `y`, whose rows lie at `out_strides` over batch, head and query row.
+///
+/// # Errors
+/// A dimension is 0, an operand is too short for its strides or no kernel reads their order, or rows of `y` overlap.
+pub fn int_attention(exec: &Exec, p: &IntAttention<'_>, mut y: Target<'_>, out_strides: [usize; 3]) -> Result {
+    p.check(y.len(), out_strides)?;
+    y.require_results(NAME)?;
+    let plan = Plan::new(exec, p);
+    let heads = p.heads[0] * p.heads[1];
+    let work = heads * p.queries * p.keys * (p.depth + p.value_depth) / 4;
+    let (out, shared_len) = (y.shared(), plan.shared_len());
+    with_scratch(heads * plan.packed_len() + shared_len, |scratch| {
+        let (shared, packed) = scratch.split_at_mut(shared_len);
+        let shared = plan.share(shared);
+        let packed = SharedMut::new(packed);
+        exec.pool().run_if(work >= SERIAL, 2 * heads, &|task| {
+            let (head, values) = (task / 2, task % 2 == 1);
+            // SAFETY: each task packs one operand of one head, into words of its own.
+            unsafe {
+                let (keys, of_values) = plan.split(packed.slice(head * plan.packed_len(), plan.packed_len()), values);
+                if values { plan.pack_values(head, of_values) } else { plan.pack_keys(head, keys) }
+            }
+        });
+        // Parts of the rows, so that few heads keep all threads busy.
+        let parts = (8 * exec.threads()).div_ceil(heads).min(p.queries.div_ceil(2 * plan.kernel.mr)).max(1);
+        exec.pool().run_if(work >= SERIAL, heads * parts, &|task| {
+            let (head, rows) = (task / parts, part(p.queries, parts, task % parts));
+            // SAFETY: packed above; tasks only read.
+            let packed = unsafe { &*packed.slice(head * plan.packed_len(), plan.packed_len()) };
+            let head = Head { plan: &plan, shared: &shared, packed, index: head, out, out_strides };
+            head.rows(rows.start, rows.end);
+        });
+    });
+    Ok(())
+}
+
+/// The sizes that follow from the shape and the kernel.
+struct Plan<'a> {
+    exec: &'a Exec,
+    p: &'a IntAttention<'a>,
+    kernel: &'static PanelKernel,
+    keys: Columns,
+    values: Columns,
+    /// Steps of each product.
+    key_steps: usize,
+    value_steps: usize,
+    sources: [Source; 3],
+}
+
+/// What all heads read.
+struct Shared<'a> {
+    /// Zeros, one for each key.
+    none: &'a [i32],
+    /// By column of the values.
+    scales: &'a [f32],
+    ones: &'a [i32],
+}
+
+impl<'a> Plan<'a> {
+    fn new(exec: &'a Exec, p: &'a IntAttention<'a>) -> Plan<'a> {
+        let kernel = PanelKernel::best(INT_KERNELS, exec.isa());
+        let columns = |n| Columns { n, nr: kernel.nr, lanes: kernel.lanes };
+        let steps = |depth: usize| depth.div_ceil(4).next_multiple_of(kernel.depth / 4);
+        let (key_steps, value_steps) = (steps(p.depth), steps(p.keys));
+        let sources = [&p.q, &p.kt, &p.v].map(|heads| Source(heads.data.ptr()));
+        let (keys, values) = (columns(p.keys), columns(p.value_depth));
+        Plan { exec, p, kernel, keys, values, key_steps, value_steps, sources }
+    }
+
+    fn shared_len(&self) -> usize {
+        self.keys.padded() + 2 * self.p.value_depth
+    }
+
+    fn share<'s>(&self, scratch: &'s mut [f32]) -> Shared<'s> {
+        let (none, rest) = scratch.split_at_mut(self.keys.padded());
+        let (scales, ones) = rest.split_at_mut(self.p.value_depth);
+        let (none, ones) = (integers(none), integers(ones));
+        none.fill(0);
+        scales.fill(self.p.value_scale);
+        ones.fill(1);
+        Shared { none, scales, ones }
+    }
+
+    /// Words of the panels and offsets of keys, then of values.
+    fn lens(&self) -> [usize; 4] {
+        let keys = self.key_steps * self.keys.padded();
+        let values = self.value_steps * self.values.padded();
+        [keys, self.keys.padded(), values, self.values.padded()].map(|len| len.next_multiple_of(LINE))
+    }
+
+    /// Words of both packed operands of a head, with their offsets.
+    fn packed_len(&self) -> usize {
+        self.lens().iter().sum()
+    }
+
+    /// The panels and offsets of keys and of values; of the other operand they are empty.
+    fn split<'s>(&self, packed: &'s mut [f32], values: bool) -> ([&'s mut [f32]; 2], [&'s mut [f32]; 2]) {
+        let [a, b, c, d] = self.lens();
+        let (of_keys, of_values) = packed.split_at_mut(a + b);
+        if values {
+            let (panels, offsets) = of_values.split_at_mut(c);
+            return ([&mut [], &mut []], [panels, &mut offsets[..d]]);
+        }
+        let (panels, offsets) = of_keys.split_at_mut(a);
+        ([panels, offsets], [&mut [], &mut []])
+    }
+
+    /// Where a head of an operand starts.
+    fn start(&self, operand: usize, strides: [usize; 4], head: usize) -> *const u8 {
+        let heads = self.p.heads[1];
+        self.sources[operand].ptr().wrapping_add(head / heads * strides[0] + head % heads * strides[1])
+    }
+
+    /// The zero point of an operand whose rows are read as u8.
+    fn row_zero(&self) -> i32 {
+        self.p.q.zero + if self.p.q.data.signed() { 128 } else { 0 }
+    }
+
+    /// The weights' zero point as u8.
+    fn weight_zero(&self) -> i32 {
+        self.p.weights.2 + if self.p.weights.0 { 128 } else { 0 }
+    }
+
+    /// What columns are combined with, and their zero point as i8.
+    fn column(&self, heads: &IntHeads<'_>) -> (u8, i32) {
+        if heads.data.signed() { (0, heads.zero) } else { (0x80, heads.zero - 128) }
+    }
+
+    fn panels<'s>(&self, columns: Columns, run_len: usize, steps: usize, data: &'s [f32]) -> PanelsView<'s> {
+        PanelsView { kernel: self.kernel, columns, runs: 1, run_len, steps, data, starts: &[] }
+    }
+}
+
+#[cfg(test)]
+mod tests;

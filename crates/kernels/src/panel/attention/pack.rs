@@ -1,0 +1,93 @@
+//! Keys and values in panels.
+
+use super::Plan;
+use crate::panel::matmul::{Interleave, column_sums, integers};
+use crate::simd::{Kernel, Simd};
+
+impl Plan<'_> {
+    pub fn pack_keys(&self, head: usize, [panels, offsets]: [&mut [f32]; 2]) {
+        let (p, isa) = (self.p, self.exec.isa());
+        let ((flip, zero), offsets) = (self.column(&p.kt), integers(offsets));
+        offsets.fill(0);
+        for panel in 0..self.keys.count() {
+            let (width, valid, first) = (self.keys.width(panel), self.keys.valid(panel), panel * self.keys.nr);
+            let words = &mut panels[first * self.key_steps..][..width * self.key_steps];
+            let [.., row, column] = p.kt.strides;
+            let source = self.start(1, p.kt.strides, head).wrapping_add(first * column);
+            if column == 1 {
+                isa.dispatch(Interleave { source, ld: row, k: p.depth, valid, width, flip, words });
+            } else {
+                isa.dispatch(Gather { source, stride: column, depth: p.depth, valid, width, flip, words });
+            }
+            self.offsets(words, width, (p.depth, self.row_zero(), zero), &mut offsets[first..first + valid]);
+        }
+    }
+
+    pub fn pack_values(&self, head: usize, [panels, offsets]: [&mut [f32]; 2]) {
+        let (p, isa) = (self.p, self.exec.isa());
+        let ((flip, zero), offsets) = (self.column(&p.v), integers(offsets));
+        for panel in 0..self.values.count() {
+            let (width, valid, first) = (self.values.width(panel), self.values.valid(panel), panel * self.values.nr);
+            let words = &mut panels[first * self.value_steps..][..width * self.value_steps];
+            let source = self.start(2, p.v.strides, head).wrapping_add(first);
+            isa.dispatch(Interleave { source, ld: p.v.strides[2], k: p.keys, valid, width, flip, words });
+            self.offsets(words, width, (p.keys, self.weight_zero(), zero), &mut offsets[first..first + valid]);
+        }
+    }
+
+    /// What is added to the sums of each column for both zero points, but for the part that depends on the row.
+    fn offsets(&self, words: &[f32], width: usize, (k, a_zero, b_zero): (usize, i32, i32), sums: &mut [i32]) {
+        // SAFETY: the kernel is that of the tier, and the panel has whole steps.
+        unsafe { column_sums(self.exec.isa(), self.kernel, words, width, sums) };
+        let whole = (k as i32).wrapping_mul(a_zero).wrapping_mul(b_zero);
+        sums.iter_mut().for_each(|s| *s = whole.wrapping_sub(a_zero.wrapping_mul(*s)));
+    }
+}
+
+/// Contiguous columns into the words of a panel.
+struct Gather<'a> {
+    /// `valid` columns of `depth` bytes, `stride` bytes apart.
+    source: *const u8,
+    stride: usize,
+    depth: usize,
+    valid: usize,
+    width: usize,
+    flip: u8,
+    words: &'a mut [f32],
+}
+
+impl Kernel for Gather<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.words.fill(0.0);
+        // Words are moved whole where they lie on words.
+        let aligned = self.stride.is_multiple_of(4) && self.source.addr().is_multiple_of(4);
+        let whole = if aligned { self.depth / 4 } else { 0 };
+        for first in (0..self.valid).step_by(S::LANES) {
+            let columns = (self.valid - first).min(S::LANES);
+            for step in (0..whole).step_by(S::LANES) {
+                let source = self.source.wrapping_add(first * self.stride + step * 4).cast();
+                let to = self.words.as_mut_ptr().wrapping_add(step * self.width + first);
+                // SAFETY: whoever made `self` vouches for the columns; the panel has a word for each of their steps.
+                unsafe {
+                    s.transpose_tile(source, self.stride / 4, columns, (whole - step).min(S::LANES), to, self.width)
+                };
+            }
+        }
+        let flip = u32::from_le_bytes([self.flip; 4]);
+        for line in self.words.chunks_exact_mut(self.width).take(whole) {
+            line[..self.valid].iter_mut().for_each(|word| *word = f32::from_bits(word.to_bits() ^ flip));
+        }
+        for c in 0..self.valid {
+            // SAFETY: as above.
+            let column = unsafe { std::slice::from_raw_parts(self.source.wrapping_add(c * self.stride), self.depth) };
+            for (step, bytes) in column.chunks(4).enumerate().skip(whole) {
+                let mut word = [0u8; 4];
+                word.iter_mut().zip(bytes).for_each(|(to, b)| *to = b ^ self.flip);
+                self.words[step * self.width + c] = f32::from_bits(u32::from_le_bytes(word));
+            }
+        }
+    }
+}
