@@ -81,9 +81,9 @@ impl IntAttention<'_> {
     fn check(&self, y: usize, out: [usize; 3]) -> Result {
         let [batch, heads] = self.heads;
         let (queries, keys, depth, columns) = (self.queries, self.keys, self.depth, self.value_depth);
-        require(NAME, batch * heads * queries * keys * depth * columns > 0, "a dimension is 0")?;
+        require(NAME, ![batch, heads, queries, keys, depth, columns].contains(&0), "a dimension is 0")?;
         product(NAME, &[batch, heads, queries, keys])?;
-        product(NAME, &[keys, depth.max(columns)])?;
+        product(NAME, &[batch, heads, keys, depth.max(columns)])?;
         for (name, heads_of, rows, columns, fits) in [
             ("q", &self.q, queries, depth, self.q.strides[3] == 1),
             ("keys", &self.kt, depth, keys, self.kt.strides[2..].contains(&1)),
@@ -114,7 +114,7 @@ pub fn int_attention(exec: &Exec, p: &IntAttention<'_>, mut y: Target<'_>, out_s
     y.require_results(NAME)?;
     let plan = Plan::new(exec, p);
     let heads = p.heads[0] * p.heads[1];
-    let work = heads * p.queries * p.keys * (p.depth + p.value_depth) / 4;
+    let work = (heads * p.queries * p.keys).saturating_mul(p.depth + p.value_depth) / 4;
     let (out, shared_len) = (y.shared(), plan.shared_len());
     with_scratch(heads * plan.packed_len() + shared_len, |scratch| {
         let (shared, packed) = scratch.split_at_mut(shared_len);
@@ -122,11 +122,12 @@ pub fn int_attention(exec: &Exec, p: &IntAttention<'_>, mut y: Target<'_>, out_s
         let packed = SharedMut::new(packed);
         exec.pool().run_if(work >= SERIAL, 2 * heads, &|task| {
             let (head, values) = (task / 2, task % 2 == 1);
+            let [a, b, c, d] = plan.lens();
+            let (skip, panels, offsets) = if values { (a + b, c, d) } else { (0, a, b) };
             // SAFETY: each task packs one operand of one head, into words of its own.
-            unsafe {
-                let (keys, of_values) = plan.split(packed.slice(head * plan.packed_len(), plan.packed_len()), values);
-                if values { plan.pack_values(head, of_values) } else { plan.pack_keys(head, keys) }
-            }
+            let own = unsafe { packed.slice(head * plan.packed_len() + skip, panels + offsets) };
+            let (panels, offsets) = own.split_at_mut(panels);
+            if values { plan.pack_values(head, panels, offsets) } else { plan.pack_keys(head, panels, offsets) }
         });
         // Parts of the rows, so that few heads keep all threads busy.
         let parts = (8 * exec.threads()).div_ceil(heads).min(p.queries.div_ceil(2 * plan.kernel.mr)).max(1);
@@ -198,18 +199,6 @@ impl<'a> Plan<'a> {
     /// Words of both packed operands of a head, with their offsets.
     fn packed_len(&self) -> usize {
         self.lens().iter().sum()
-    }
-
-    /// The panels and offsets of keys and of values; of the other operand they are empty.
-    fn split<'s>(&self, packed: &'s mut [f32], values: bool) -> ([&'s mut [f32]; 2], [&'s mut [f32]; 2]) {
-        let [a, b, c, d] = self.lens();
-        let (of_keys, of_values) = packed.split_at_mut(a + b);
-        if values {
-            let (panels, offsets) = of_values.split_at_mut(c);
-            return ([&mut [], &mut []], [panels, &mut offsets[..d]]);
-        }
-        let (panels, offsets) = of_keys.split_at_mut(a);
-        ([panels, offsets], [&mut [], &mut []])
     }
 
     /// Where a head of an operand starts.

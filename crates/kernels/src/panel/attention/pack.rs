@@ -5,7 +5,7 @@ use crate::panel::matmul::{Interleave, column_sums, integers};
 use crate::simd::{Kernel, Simd};
 
 impl Plan<'_> {
-    pub fn pack_keys(&self, head: usize, [panels, offsets]: [&mut [f32]; 2]) {
+    pub fn pack_keys(&self, head: usize, panels: &mut [f32], offsets: &mut [f32]) {
         let (p, isa) = (self.p, self.exec.isa());
         let ((flip, zero), offsets) = (self.column(&p.kt), integers(offsets));
         offsets.fill(0);
@@ -23,7 +23,7 @@ impl Plan<'_> {
         }
     }
 
-    pub fn pack_values(&self, head: usize, [panels, offsets]: [&mut [f32]; 2]) {
+    pub fn pack_values(&self, head: usize, panels: &mut [f32], offsets: &mut [f32]) {
         let (p, isa) = (self.p, self.exec.isa());
         let ((flip, zero), offsets) = (self.column(&p.v), integers(offsets));
         for panel in 0..self.values.count() {
