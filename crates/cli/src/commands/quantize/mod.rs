@@ -125,6 +125,9 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         let smoothed = model::prepare(&mut model, &options)?;
         let fitted = self.fit(&mut options, &model)?;
+        let unreadable = target::unreadable(&options, &model.graph, self.format == Some(Format::Qoperator));
+        // Before anything is written, so that who needs another runtime can stop here.
+        unreadable.iter().for_each(|text| tracing::warn!("{text}"));
         let mut made = match options.approach.needs_ranges() {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
@@ -146,6 +149,9 @@ impl Quantize {
         summary.smoothed = smoothed;
         summary.adapted = fitted.adapted;
         summary.warnings.extend(fitted.notes);
+        if global.json {
+            summary.warnings.extend(unreadable);
+        }
         summary.warnings.extend(speed.warning());
         let skipped = matches!(speed, Outcome::TooSlow);
         summary.speed = speed.measured();
