@@ -67,34 +67,6 @@ fn checks_sums_against_the_register() {
 }
 
 #[test]
-fn quantizes_again_with_edited_decisions() {
-    let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
-    home.ok("config q.onnx -o config.json");
-    let again = format!("quantize model.onnx --data calib.npz {p} -c config.json --no-check");
-    home.ok(&format!("{again} -o again.onnx"));
-    let decisions = |file: &str| home.json(&format!("config {file} -o other.json"))["nodes"].clone();
-    assert_eq!(decisions("again.onnx"), decisions("q.onnx"), "nothing was edited");
-    let mut config: Value = serde_json::from_slice(&home.read("config.json")).unwrap();
-    let nodes = config["nodes"].as_array_mut().unwrap();
-    let weighted: Vec<usize> = (0..nodes.len()).filter(|&i| !nodes[i]["weights"].is_null()).collect();
-    assert_eq!(nodes[weighted[1]]["weights"]["bits"], 4);
-    nodes[weighted[1]]["weights"]["bits"] = 8.into();
-    let last = *weighted.last().unwrap();
-    nodes[last]["quantized"] = false.into();
-    let (name, float) = (nodes[weighted[1]]["node"].clone(), nodes[last]["node"].clone());
-    home.write("config.json", &config.to_string());
-    home.ok(&format!("{again} -o edited.onnx"));
-    let edited = decisions("edited.onnx");
-    let of = |name: &Value| edited.as_array().unwrap().iter().find(|d| d["node"] == *name).unwrap().clone();
-    assert_eq!(of(&name)["weights"]["bits"], 8);
-    assert_eq!(of(&float)["quantized"], false);
-    home.write("wrong.json", r#"{"nodes": [{"node": "a", "op": "Conv", "quantised": true}]}"#);
-    home.run(&format!("quantize model.onnx --data calib.npz {p} -c wrong.json -o out.onnx")).expect(2);
-    home.run("config model.onnx -o none.json").expect(2);
-    assert!(!home.files().contains(&"none.json".to_owned()));
-}
-
-#[test]
 fn shows_the_error_of_each_layer() {
     let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
     let mode =

@@ -82,6 +82,11 @@ pub enum PlanError {
         "the ranges hold no means of tensor \"{0}\", which bias correction needs\nhelp: calibrate again with the same --scheme or with --bias-correction, or quantize with --bias-correction=no"
     )]
     NoMeans(String),
+    /// An entry of our own configuration can't be used.
+    #[error(
+        "tensors: {0}\nhelp: mend the entry in the configuration, or take it out to have its scales computed; tensors that share a scale have equal entries"
+    )]
+    Given(String),
     /// Calibration saw nothing finite in a tensor.
     #[error(
         "calibration saw no finite value in tensor \"{0}\"\nhelp: check the model on these samples with `narrowbit run`"
@@ -132,6 +137,7 @@ impl QuantPlan {
                 }
             })
             .collect();
+        used.check()?;
         let values: Vec<_> = groups.iter().flat_map(|(_, own, s, _)| own.iter().map(move |&v| (v, *s))).collect();
         // A search over a histogram takes longer than all else here.
         let ranges =
@@ -152,6 +158,7 @@ impl QuantPlan {
         }
         let mut plan = QuantPlan { layout, activations, weights: BTreeMap::new(), biases: BTreeMap::new() };
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
+        used.check()?;
         Ok((plan, used.finish()))
     }
 }

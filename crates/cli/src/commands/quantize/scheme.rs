@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use narrowbit_quant::approach::{Algorithm, Approach, BlockScales, BlockType, Compute, Granularity, WeightOnlyOptions};
+use narrowbit_quant::encodings::Encodings;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
 use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::Target;
 
 use super::preset::{ActivationArg, PresetArgs, WeightArg};
-use crate::commands::config;
+use crate::commands::config::Decisions;
 
 /// How the model is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -247,6 +248,17 @@ impl SchemeArgs {
         Ok(o)
     }
 
+    /// The scales and types of tensors that the file holds, if it was made by `narrowbit config`.
+    pub fn given(&self) -> Result<Option<Encodings>> {
+        let json = |p: &&PathBuf| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let Some(path) = self.config.as_ref().filter(json) else { return Ok(None) };
+        let named = || path.display().to_string();
+        let mut all = serde_json::from_str(&std::fs::read_to_string(path).with_context(named)?).with_context(named)?;
+        let Some(decisions) = Decisions::take(&mut all).with_context(named)? else { return Ok(None) };
+        let given = decisions.encodings().with_context(named)?;
+        Ok(Some(given).filter(|g| !g.tensors.is_empty()))
+    }
+
     /// Settings of one approach.
     fn resolve_approach(&self, o: &mut QuantOptions) {
         match self.granularity {
@@ -355,11 +367,9 @@ fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     let read = || -> Result<QuantOptions> {
         if json {
             let mut all: serde_json::Value = serde_json::from_str(&text)?;
-            let decisions = config::take_decisions(&mut all)?;
-            if !decisions.is_empty() {
+            if let Some(decisions) = Decisions::take(&mut all)? {
                 let mut options = QuantOptions::from_json(all, preset)?;
-                let exceptions = config::overrides(&decisions, &options);
-                options.overrides.extend(exceptions);
+                options.overrides.extend(decisions.overrides());
                 return Ok(options);
             }
         }
