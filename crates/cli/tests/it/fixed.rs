@@ -87,6 +87,35 @@ fn shows_the_error_of_each_layer() {
 }
 
 #[test]
+fn shows_how_the_weights_of_each_layer_are_spread() {
+    let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
+    let line = "analyze q.onnx model.onnx --mode kernel-distribution";
+    let all = home.json(line);
+    let layers = all["layers"].as_array().unwrap();
+    assert!(layers.len() >= 5, "{all}");
+    for (i, l) in layers.iter().enumerate() {
+        let count: u64 = l["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
+        for d in [&l["before"], &l["after"]] {
+            let bins = d["histogram"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
+            assert_eq!(bins, count, "{l}");
+            assert!(d["max"].as_f64() <= l["range"].as_f64().map(|r| r * 1.01), "{l}");
+        }
+        // Few values where there are 4 bits, and a scale for each channel.
+        let channels = l["shape"][0].as_u64().unwrap().max(l["shape"][1].as_u64().unwrap_or(1));
+        let most = if i == 0 { 255 } else { 15 } * channels;
+        assert!(l["after"]["distinct"].as_u64() <= Some(most), "{l}");
+    }
+    let name = layers[0]["name"].as_str().unwrap();
+    let shown = home.ok(&format!("{line} --layer {name}")).text();
+    insta::assert_snapshot!("fixed-kernels", shown);
+    home.run(&format!("{line} --layer nothing")).expect(2);
+    home.run("analyze model.onnx model.onnx --mode kernel-distribution").expect(2);
+    let one = home.json(&format!("analyze q.onnx model.onnx --data test.npz --samples 4 {p} --layer {name}"));
+    let names = one["layers"].as_array().unwrap().iter().all(|l| l["name"].as_str().unwrap().contains(name));
+    assert!(names, "{one}");
+}
+
+#[test]
 fn takes_raw_values_when_rescaled() {
     let home = Home::with_example("diabetes-mlp");
     let ran = home.ok("insert-rescaling model.onnx -s 0.5 -o -1 -d rescaled.onnx");
