@@ -74,7 +74,7 @@ pub enum PlanError {
     NoHistogram(String),
     /// The scheme needs fix positions that the ranges do not have.
     #[error(
-        "the ranges hold no fix positions of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, and with --method diffs or minmax"
+        "the ranges hold no fix positions of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, and with --method diffs, mse or minmax"
     )]
     NoPositions(String),
     /// Bias correction needs means that the ranges do not have.
@@ -196,7 +196,7 @@ fn range_of(
     if s.extremes.is_none() {
         return Err(PlanError::NothingFinite(name.clone()));
     }
-    let positions = scheme.formula == Formula::Vitis && matches!(method, Method::Diffs | Method::Minmax);
+    let positions = scheme.formula == Formula::Vitis && matches!(method, Method::Diffs | Method::Minmax | Method::Mse);
     s.range(method, scheme, statistic, maker.is_some()).ok_or_else(|| match positions {
         true => PlanError::NoPositions(name.clone()),
         false => PlanError::NoHistogram(name.clone()),

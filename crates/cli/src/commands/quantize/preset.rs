@@ -182,11 +182,11 @@ impl From<PresetArg> for Preset {
 pub enum StatisticArg {
     /// The most frequent one
     Modal,
-    /// The finest step
+    /// The greatest scale: the coarsest step
     Max,
-    /// The mean, rounded
+    /// The mean of positions, rounded
     Mean,
-    /// The median
+    /// The median of positions
     Median,
 }
 

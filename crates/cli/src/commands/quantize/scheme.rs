@@ -92,7 +92,7 @@ pub enum MethodArg {
     PercentileSearch,
     /// The least Kullback-Leibler divergence
     Entropy,
-    /// The least mean squared error
+    /// The least mean squared error; with --scheme vitis-dpu as diffs
     Mse,
     /// fp8: values spread as the format's own are
     Distribution,
