@@ -150,18 +150,22 @@ fn is_shared(graph: &Graph, id: NodeId) -> bool {
 }
 
 /// The greatest magnitude that a value can have, where that is known.
-fn magnitude(graph: &Graph, v: ValueId) -> Option<f64> {
-    let node = graph.node(graph.producer(v)?.0);
-    match node.op.name() {
-        "Relu" | "Clip" => magnitude(graph, node.input(0)?),
-        "Softmax" | "Sigmoid" | "HardSigmoid" | "Tanh" => Some(1.0),
-        _ => {
-            let p = product(graph, node)?;
-            let channels = p.scales.len();
-            let most = |(i, s): (usize, &(i128, i128))| s.0.abs().max(s.1.abs()) as f64 * p.scales[i % channels];
-            Some(p.sums.iter().enumerate().map(most).fold(0.0, f64::max))
+fn magnitude(graph: &Graph, mut v: ValueId) -> Option<f64> {
+    // What folds into the rounding; a chain of them is no product's result that anybody rounds.
+    for _ in 0..8 {
+        let node = graph.node(graph.producer(v)?.0);
+        match node.op.name() {
+            "Relu" | "Clip" => v = node.input(0)?,
+            "Softmax" | "Sigmoid" | "HardSigmoid" | "Tanh" => return Some(1.0),
+            _ => {
+                let p = product(graph, node)?;
+                let channels = p.scales.len();
+                let most = |(i, s): (usize, &(i128, i128))| s.0.abs().max(s.1.abs()) as f64 * p.scales[i % channels];
+                return Some(p.sums.iter().enumerate().map(most).fold(0.0, f64::max));
+            }
         }
     }
+    None
 }
 
 /// A product with constant weights.

@@ -113,6 +113,9 @@ fn chooses_scales_anew_where_a_type_is_edited() {
     let refused = home.run(&format!("{AGAIN} -c edited.json -o none.onnx")).expect(2);
     assert!(refused.stderr.contains("--config has no scales for"), "{}", refused.stderr);
     home.ok(&format!("{AGAIN} -c edited.json --data calib.npz {p} -o edited.onnx"));
+    let wide =
+        home.run(&format!("{AGAIN} -c edited.json --data calib.npz {p} --format qoperator -o none.onnx")).expect(2);
+    assert!(wide.stderr.contains("int8 and uint8 only"), "{}", wide.stderr);
     home.ok("config edited.onnx -o config.json");
     assert_eq!(config(&home)["tensors"][input]["type"], "int16");
     assert!(onnx::load(home.path("edited.onnx")).expect("the file").opset() >= 21, "which knows the type");

@@ -134,6 +134,12 @@ impl Encodings {
         Ok(Encodings { tensors, own: true, ..Encodings::default() })
     }
 
+    /// Whether no entry asks for another type than int8 and uint8.
+    pub fn is_8_bit_integer(&self) -> bool {
+        let eight = |f: NumberFormat| matches!(f, NumberFormat::Int8 | NumberFormat::Uint8);
+        self.tensors.values().all(|e| e.format.is_none_or(eight))
+    }
+
     /// The first operator set that holds the types of all entries.
     pub fn least_opset(&self) -> i64 {
         self.tensors.values().filter_map(|e| Some(e.format?.least_opset())).max().unwrap_or(13)

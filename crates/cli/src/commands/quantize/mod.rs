@@ -173,9 +173,9 @@ impl Quantize {
         Ok(fitted)
     }
 
-    /// Refuses early what could only fail after the calibration.
-    fn check_form(&self, model: &Model, options: &QuantOptions, opset: i64) -> Result<()> {
-        if self.format == Some(Format::Qoperator) && !options.is_8_bit_integer() {
+    /// Refuses early what could only fail after the calibration; `eight` is whether all types are integers of 8 bits.
+    fn check_form(&self, model: &Model, eight: bool, opset: i64) -> Result<()> {
+        if self.format == Some(Format::Qoperator) && !eight {
             bail!("--format qoperator has operators for int8 and uint8 only\nhelp: --format qdq holds every type");
         }
         model::check_opset(model, opset)
@@ -215,7 +215,8 @@ impl Quantize {
         let layout = quantize::layout(model, options)?;
         let given = self.given()?;
         let opset = options.least_opset().max(given.as_ref().map_or(0, Encodings::least_opset));
-        self.check_form(model, options, opset)?;
+        let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
+        self.check_form(model, eight, opset)?;
         let (ranges, check) = self.ranges(model, &layout, options, given.as_ref())?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
