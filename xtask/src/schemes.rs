@@ -19,7 +19,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
 ];
 
 /// Tools and transcriptions of formulas that need no more than the tests do.
-const PLAIN: [&str; 4] = ["onnxruntime", "ipex", "vitis-dpu", "inc-doc"];
+const PLAIN: [&str; 5] = ["onnxruntime", "ipex", "vitis-dpu", "inc-doc", "microscaling"];
 
 /// Makes every file anew whose tool can be installed.
 ///

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use narrowbit_kernels::blocks::{BlockShape, Blocks, blocks_gemm, blocks_gemm_int8};
+use narrowbit_kernels::blocks::{BlockShape, Blocks, Values, blocks_gemm, blocks_gemm_int8};
 use narrowbit_kernels::gemm::{Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
 use narrowbit_kernels::panel::{Epilogue, Target};
 use narrowbit_kernels::{Exec, Isa, KernelError};
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exec = Exec::new(Isa::from_env()?, threads);
     for size in [768, 3072, 4096] {
         let (k, n) = (size, size);
-        let shape = BlockShape { k, n, bits: 4, block: 32 };
+        let shape = BlockShape { k, n, bits: 4, block: 32, values: Values::Integers };
         let codes = |column: usize, to: &mut [u8]| {
             to.iter_mut().enumerate().for_each(|(i, c)| *c = ((i * 7 + column * 5) % 16) as u8);
         };

@@ -79,11 +79,11 @@ pub struct Checked {
 /// allow; weights and biases are what they are. A sum outside the register is possible only where this says so.
 pub fn check(graph: &Graph, limits: Limits) -> Checked {
     let mut found = Checked::default();
-    let scales: Vec<f32> = activations(graph).filter_map(|(_, id)| scalar(graph, id, 1)).collect();
-    let fixed = scales.iter().all(|s| s.to_bits() & 0x7f_ffff == 0);
+    // A scale of 1 may well be calibrated: images of 0 … 255 have it. Where several have nothing else, none was.
+    let untouched = activations(graph).count() > 1 && activations(graph).all(|(_, id)| is_initial(graph, id));
     for (v, id) in activations(graph) {
         found.tensors += 1;
-        if let Some(why) = uncalibrated(graph, id, fixed) {
+        if let Some(why) = uncalibrated(graph, id, untouched) {
             found.findings.push(Finding::Uncalibrated { tensor: graph.value(v).name.clone(), why });
         }
     }
@@ -107,14 +107,65 @@ fn scalar(graph: &Graph, id: NodeId, input: usize) -> Option<f32> {
     graph.const_input(id, input)?.to_f32s().ok()?.first().copied()
 }
 
-fn uncalibrated(graph: &Graph, id: NodeId, fixed: bool) -> Option<String> {
+/// Whether a quantizer has the scale 1 and the zero point that it had before any calibration.
+fn is_initial(graph: &Graph, id: NodeId) -> bool {
+    let all = |input: usize, ok: &dyn Fn(f32) -> bool| {
+        graph.const_input(id, input).and_then(|t| Some(t.to_f32s().ok()?.iter().all(|&v| ok(v))))
+    };
+    all(1, &|s| s == 1.0) == Some(true) && all(2, &|z| z == 0.0 || z == 128.0 || z == 32768.0) != Some(false)
+}
+
+fn uncalibrated(graph: &Graph, id: NodeId, untouched: bool) -> Option<String> {
     let Some(scales) = graph.const_input(id, 1) else { return Some("has a scale that is no constant".into()) };
     let scales = scales.to_f32s().ok()?;
     if let Some(s) = scales.iter().find(|s| !s.is_normal() || **s < 0.0) {
         return Some(format!("has the scale {s}"));
     }
-    // Among scales that are all powers of two, 1 is one of them.
-    (!fixed && scales.iter().all(|&s| s == 1.0)).then(|| "has the scale 1, as nothing was observed".into())
+    if !is_initial(graph, id) {
+        return None;
+    }
+    let most = graph.node(id).input(0).and_then(|v| magnitude(graph, v));
+    // No method takes a range wider than what it saw, but to the next power of two, and codes without a sign hold twice
+    // as much as those with one.
+    let span = graph
+        .const_input(id, 2)
+        .map_or(DType::U8, Tensor::dtype)
+        .int_range()
+        .map_or(256.0, |(lo, hi)| (hi - lo) as f64);
+    match most {
+        Some(_) if is_shared(graph, id) => None,
+        Some(most) if most < span / 4.0 => {
+            Some(format!("has the scale 1, but no value beyond {most:.3}: nothing was observed, or zeros alone"))
+        }
+        Some(_) => None,
+        None => untouched.then(|| "has the scale 1, as all others have: nothing was observed".into()),
+    }
+}
+
+/// Whether a Concat reads the result, whose operands have the scale of the widest of them.
+fn is_shared(graph: &Graph, id: NodeId) -> bool {
+    let outputs = |n: NodeId| graph.node(n).outputs.iter().flatten().copied();
+    let readers = |n: NodeId| outputs(n).flat_map(|v| graph.uses(v)).map(|u| u.node);
+    readers(id).flat_map(readers).any(|n| graph.node(n).op.name() == "Concat")
+}
+
+/// The greatest magnitude that a value can have, where that is known.
+fn magnitude(graph: &Graph, mut v: ValueId) -> Option<f64> {
+    // What folds into the rounding; a chain of them is no product's result that anybody rounds.
+    for _ in 0..8 {
+        let node = graph.node(graph.producer(v)?.0);
+        match node.op.name() {
+            "Relu" | "Clip" => v = node.input(0)?,
+            "Softmax" | "Sigmoid" | "HardSigmoid" | "Tanh" => return Some(1.0),
+            _ => {
+                let p = product(graph, node)?;
+                let channels = p.scales.len();
+                let most = |(i, s): (usize, &(i128, i128))| s.0.abs().max(s.1.abs()) as f64 * p.scales[i % channels];
+                return Some(p.sums.iter().enumerate().map(most).fold(0.0, f64::max));
+            }
+        }
+    }
+    None
 }
 
 /// A product with constant weights.
@@ -290,13 +341,43 @@ mod tests {
     }
 
     #[test]
-    fn reports_scales_that_nothing_gave_and_those_that_bits_can_not_hold() {
-        let c = checked(&GRAPH.replace("%sx: f32[] = 0.5", "%sx: f32[] = 1"), Limits::default());
-        assert!(matches!(&c.findings[..], [Finding::Uncalibrated { why, .. }] if why.contains("scale 1")), "{c:?}");
+    fn reports_scales_that_bits_can_not_hold() {
         let c = checked(&GRAPH.replace("[0.25, 0.125]", "[0.25, 0.00000000001]"), Limits::default());
         assert!(matches!(&c.findings[..], [Finding::ScaleError { mean, .. }] if *mean > 0.05), "{c:?}");
-        let fixed =
-            GRAPH.replace("%sx: f32[] = 0.5", "%sx: f32[] = 1").replace("%sy: f32[] = 0.3", "%sy: f32[] = 0.25");
-        assert_eq!(checked(&fixed, Limits::default()).findings, [], "1 is a power of two");
+    }
+
+    fn uncalibrated_in(text: &str) -> Vec<(String, String)> {
+        let of = |f| match f {
+            Finding::Uncalibrated { tensor, why } => Some((tensor, why)),
+            _ => None,
+        };
+        checked(text, Limits::default()).findings.into_iter().filter_map(of).collect()
+    }
+
+    #[test]
+    fn believes_a_scale_of_1_that_values_can_have() {
+        let ones = GRAPH.replace("%sx: f32[] = 0.5", "%sx: f32[] = 1");
+        assert_eq!(uncalibrated_in(&ones), [], "another scale was calibrated");
+        // Sums of the second channel reach 127 · 128 + 101 · 128 steps of 0.125.
+        assert_eq!(uncalibrated_in(&GRAPH.replace("%sy: f32[] = 0.3", "%sy: f32[] = 1")), []);
+        let both = ones.replace("%sy: f32[] = 0.3", "%sy: f32[] = 1");
+        let names: Vec<String> = uncalibrated_in(&both).into_iter().map(|f| f.0).collect();
+        assert_eq!(names, ["q"], "the result may have it, the input shows nothing else");
+        let shifted = both.replace("const %z: i8[] = 0", "const %z: i8[] = 3");
+        assert_eq!(uncalibrated_in(&shifted), [], "a zero point was observed");
+    }
+
+    #[test]
+    fn reports_a_scale_of_1_that_no_value_comes_near() {
+        let small = GRAPH.replace("%sy: f32[] = 0.3", "%sy: f32[] = 1").replace("[0.25, 0.125]", "[0.0025, 0.00125]");
+        let found = uncalibrated_in(&small);
+        assert!(matches!(&found[..], [(name, why)] if name == "qy" && why.contains("no value beyond")), "{found:?}");
+        let softmax = r#"model opset=21 graph "g" { input %x: f32[n, 4] const %s: f32[] = 1 const %z: u8[] = 0
+            %p = Softmax(%x) %q = QuantizeLinear(%p, %s, %z) %y = DequantizeLinear(%q, %s, %z) output %y }"#;
+        assert_eq!(uncalibrated_in(softmax).len(), 1);
+        let shared = softmax.replace("output %y", "%c = Concat(%y, %y) {axis=1} output %c");
+        assert_eq!(uncalibrated_in(&shared), [], "its scale is that of the widest operand");
+        assert_eq!(uncalibrated_in(&softmax.replace("Softmax", "Abs")), [], "integers up to 255, as far as is known");
+        assert_eq!(uncalibrated_in(&softmax.replace("= 1 const", "= 0 const")).len(), 1, "no scale at all");
     }
 }

@@ -1,11 +1,12 @@
 //! Damaged settings and ranges are taken or refused: no panic, bounded memory.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use narrowbit_ir::text;
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_ops::Registry;
-use narrowbit_quant::encodings::{Encodings, Format};
+use narrowbit_quant::encodings::{Decided, Encodings, Format};
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::quantize;
@@ -69,6 +70,19 @@ fn exercise_encodings(bytes: &[u8], exec: &Exec) -> bool {
     true
 }
 
+/// Whatever can be done with decisions of tensors; they are taken for those of the model.
+fn exercise_decisions(bytes: &[u8], exec: &Exec) -> bool {
+    let Ok(all) = serde_json::from_slice::<BTreeMap<String, Decided>>(bytes) else { return false };
+    let Ok(given) = Encodings::of_decided(&all) else { return false };
+    assert!((13..=21).contains(&given.least_opset()));
+    let mut model = model();
+    let options = QuantOptions::default();
+    let layout = quantize::layout(&model, &options).unwrap();
+    let _ = quantize::quantize_with(&mut model, layout, &Ranges::default(), &given, &options, exec);
+    let _ = Encodings::decided(&model.graph, Some(&options));
+    true
+}
+
 fn replay(target: &str, exercise: impl Fn(&[u8]) -> bool) {
     for (name, bytes) in hostile::corpus(target) {
         assert_ne!(exercise(&bytes), name.starts_with("bad_"), "{name}");
@@ -88,6 +102,7 @@ fn replays_the_corpus() {
     replay("quant_config", exercise_config);
     replay("ranges", |bytes| exercise_ranges(bytes, &exec));
     replay("encodings", |bytes| exercise_encodings(bytes, &exec));
+    replay("decisions", |bytes| exercise_decisions(bytes, &exec));
 }
 
 #[test]
@@ -105,4 +120,10 @@ fn survives_damaged_ranges() {
 fn survives_damaged_encodings() {
     let exec = Exec::new(Isa::detect(), 1);
     storm("encodings", 23, ROUNDS / 2, |bytes| exercise_encodings(bytes, &exec));
+}
+
+#[test]
+fn survives_damaged_decisions() {
+    let exec = Exec::new(Isa::detect(), 1);
+    storm("decisions", 31, ROUNDS / 2, |bytes| exercise_decisions(bytes, &exec));
 }

@@ -33,7 +33,7 @@ fn scales(name: &str, shape: &[usize]) -> String {
 
 fn graph(rows: usize, k: usize, body: &str) -> Graph {
     let text = format!("graph \"g\" {{\ninput %x: f32[{rows}, {k}]\n{body}\noutput %y\n}}");
-    text::parse_graph(&text, &Registry, 21).unwrap_or_else(|e| panic!("{e}\n{text}"))
+    text::parse_graph(&text, &Registry, 24).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
 /// Runs on a kernel whose name starts with `kernel`; results differ from the interpreter's by `tolerance` of the largest.
@@ -124,6 +124,49 @@ fn keeps_codes_behind_dequantize_linear_packed() {
         check(&graph(3, 48, &body), "blocks_f32_", ORDER);
         check(&graph(60, 48, &body), "blocks_f32_", ORDER);
     }
+}
+
+/// Values of e2m1 and powers of two, which the text form rounds to nothing else.
+fn fp4(name: &str, shape: [usize; 2]) -> String {
+    const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let mut random = Random(5);
+    let mut value = || VALUES[random.below(8) as usize] * if random.below(2) == 0 { 1.0 } else { -1.0 };
+    format!("const %{name}: f4e2m1{shape:?} = {}\n", list(shape[0] * shape[1], |_| value()))
+}
+
+fn powers(name: &str, shape: [usize; 2]) -> String {
+    format!("const %{name}: f8e8m0{shape:?} = {}\n", list(shape[0] * shape[1], |i| 2f32.powi(i as i32 % 5 - 6)))
+}
+
+#[test]
+fn keeps_microscaling_formats_packed() {
+    let to_float = "axis=0, block_size=32, output_dtype=1";
+    for rows in [1, 3, 60] {
+        let own = |codes: String, scales: String, attributes: &str| {
+            format!("{codes}{scales}%d = DequantizeLinear(%w, %s) {{{attributes}}}\n%y = MatMul(%x, %d)")
+        };
+        let fp4_byte = own(fp4("w", [80, 40]), powers("s", [3, 40]), to_float);
+        check(&graph(rows, 80, &fp4_byte), "blocks_f32_fp4", ORDER);
+        let fp4_float = own(fp4("w", [80, 40]), scales("s", &[3, 40]), "axis=0, block_size=32");
+        check(&graph(rows, 80, &fp4_float), "blocks_f32_fp4", ORDER);
+        let int8 = own(constant("w", "i8", &[80, 40], -127, 128), powers("s", [3, 40]), to_float);
+        check(&graph(rows, 80, &int8), "blocks_f32_8bit", ORDER);
+        for dtype in ["f8e4m3fn", "f8e5m2"] {
+            let fp8 = own(constant("w", dtype, &[80, 40], -7, 8), powers("s", [3, 40]), to_float);
+            check(&graph(rows, 80, &fp8), "panel_fp8", ORDER);
+        }
+    }
+}
+
+#[test]
+fn leaves_fp4_with_a_zero_point_to_the_operator() {
+    let body = format!(
+        "{}{}const %z: f4e2m1[3, 40] = {}\n%d = DequantizeLinear(%w, %s, %z) {{axis=0, block_size=32}}\n%y = MatMul(%x, %d)",
+        fp4("w", [80, 40]),
+        scales("s", &[3, 40]),
+        list(120, |_| 0),
+    );
+    check(&graph(3, 80, &body), "panel_f32", ORDER);
 }
 
 #[test]

@@ -11,7 +11,8 @@ use crate::{fixed, model, output};
 
 /// Check the integers of a quantized model: scales, sums that may saturate, coarse multipliers
 ///
-/// Works on QuantizeLinear and DequantizeLinear of any tool. Reports tensors whose scale no calibration gave; products
+/// Works on QuantizeLinear and DequantizeLinear of any tool. Reports tensors whose scale no calibration gave (0, not finite,
+/// or 1 where no value can come near the range of the codes, or where nothing in the model has another scale); products
 /// whose sums can leave the register for some input (interval arithmetic on the actual weights and code ranges: what is
 /// not reported can't happen); products whose multipliers a mantissa of 8 bits misses by 5 % in the mean. Exit code 1
 /// when something is found.

@@ -132,7 +132,7 @@ fn weights_by_blocks_give_the_results_of_onnx_runtime() {
 #[test]
 fn tables_of_floats_give_the_results_of_onnx_runtime() {
     let home = Home::with_example("digits-vit");
-    for codes in ["fp8_e4m3", "nf4"] {
+    for codes in ["fp8_e4m3", "fp8_e5m2", "nf4", "mxfp8_e4m3", "mxfp8_e5m2"] {
         let Some(report) = beside(&home, &format!("--approach weight-only --weights {codes}")) else { return };
         println!("{codes}: {report}");
         assert!(number(&report, "plain_sqnr_db") > 60.0, "{codes}: {report}");
@@ -167,6 +167,8 @@ fn files_have_their_size() {
         ("--approach dynamic", 0.40),
         ("--approach weight-only --weights int8", 0.42),
         ("--approach weight-only", 0.30),
+        ("--approach weight-only --weights mxfp4", 0.27),
+        ("--approach weight-only --weights mxfp8_e4m3 --block-scales e8m0", 0.38),
         ("--approach float16", 0.62),
         ("--approach bfloat16", 0.65),
     ] {
@@ -174,6 +176,37 @@ fn files_have_their_size() {
         let ratio = number(&s, "bytes_after") / number(&s, "bytes_before");
         println!("{flags}: {ratio:.3}, {}", s["error"]["sqnr_db"]);
         assert!(ratio < most, "{flags}: {ratio}");
+    }
+}
+
+#[test]
+fn warns_of_what_onnx_runtime_does_not_read_before_it_writes() {
+    let home = Home::with_example("diabetes-mlp");
+    let line = "quantize model.onnx --approach weight-only --measure=no --weights";
+    let ran = home.ok(&format!("{line} mxfp4 -o out.onnx"));
+    assert!(ran.stderr.contains("does not run blocks of mxfp4 behind DequantizeLinear"), "{}", ran.stderr);
+    let said = home.json(&format!("{line} fp4 -o out.onnx"));
+    assert!(said["warnings"].to_string().contains("does not run blocks of fp4"), "{said}");
+    for quiet in ["mxfp8_e4m3", "mxfp4 --target openvino"] {
+        let ran = home.ok(&format!("{line} {quiet} -o out.onnx"));
+        assert!(!ran.text().contains("does not run"), "{quiet}: {}", ran.text());
+    }
+}
+
+#[test]
+fn microscaling_models_run_from_packed_codes_as_interpreted_and_survive_a_round_trip() {
+    let home = Home::with_example("diabetes-mlp");
+    for flags in ["mxfp4", "mxfp4 --block-scales f32", "mxfp8_e4m3 --block-scales e8m0", "mxfp8_e5m2", "mxint8"] {
+        home.ok(&format!("quantize model.onnx --approach weight-only --weights {flags} --measure=no -o out.onnx"));
+        home.ok("convert out.onnx -o again.onnx");
+        home.ok("run out.onnx --data test.npz --interpret -o exact.npz");
+        home.ok("run again.onnx --data test.npz --interpret -o again.npz");
+        assert!(home.read("exact.npz") == home.read("again.npz"), "{flags}");
+        let beside = home.ok("compare out.onnx exact.npz --data test.npz --min-sqnr 100").text();
+        assert!(beside.contains("SQNR"), "{flags}: {beside}");
+        let profile = home.ok("bench out.onnx --runs 1 --warmup 1 --threads 1 --profile").text();
+        let kernel = if flags.starts_with("mxfp4") { "blocks_f32_fp4" } else { "_" };
+        assert!(profile.contains(kernel), "{flags}: {profile}");
     }
 }
 
@@ -226,6 +259,11 @@ fn refuses_settings_of_another_approach() {
         ("--approach weight-only --block 24", "powers of two"),
         ("--approach weight-only --weights nf4 --format matmulnbits", "not nf4"),
         ("--approach weight-only --weights fp8_e4m3 --algorithm hqq", "does not have"),
+        ("--approach weight-only --weights mxfp4 --block 64", "a block of mxfp4 has 32 elements, not 64"),
+        ("--approach weight-only --weights mxfp4 --format matmulnbits", "not mxfp4"),
+        ("--approach weight-only --weights int8 --block-scales e8m0", "scales of e8m0 belong to"),
+        ("--approach dynamic --weights mxint8", "--approach weight-only stores narrower ones"),
+        ("--weights mxfp4 --random 4", "--approach weight-only stores"),
         ("--approach dynamic --format qoperator", "--format has no such form"),
         ("--approach float16 --ranges r.json", "static quantization"),
         ("--approach bfloat16 --io-float16", "--compute half"),

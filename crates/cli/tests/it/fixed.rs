@@ -67,34 +67,6 @@ fn checks_sums_against_the_register() {
 }
 
 #[test]
-fn quantizes_again_with_edited_decisions() {
-    let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
-    home.ok("config q.onnx -o config.json");
-    let again = format!("quantize model.onnx --data calib.npz {p} -c config.json --no-check");
-    home.ok(&format!("{again} -o again.onnx"));
-    let decisions = |file: &str| home.json(&format!("config {file} -o other.json"))["nodes"].clone();
-    assert_eq!(decisions("again.onnx"), decisions("q.onnx"), "nothing was edited");
-    let mut config: Value = serde_json::from_slice(&home.read("config.json")).unwrap();
-    let nodes = config["nodes"].as_array_mut().unwrap();
-    let weighted: Vec<usize> = (0..nodes.len()).filter(|&i| !nodes[i]["weights"].is_null()).collect();
-    assert_eq!(nodes[weighted[1]]["weights"]["bits"], 4);
-    nodes[weighted[1]]["weights"]["bits"] = 8.into();
-    let last = *weighted.last().unwrap();
-    nodes[last]["quantized"] = false.into();
-    let (name, float) = (nodes[weighted[1]]["node"].clone(), nodes[last]["node"].clone());
-    home.write("config.json", &config.to_string());
-    home.ok(&format!("{again} -o edited.onnx"));
-    let edited = decisions("edited.onnx");
-    let of = |name: &Value| edited.as_array().unwrap().iter().find(|d| d["node"] == *name).unwrap().clone();
-    assert_eq!(of(&name)["weights"]["bits"], 8);
-    assert_eq!(of(&float)["quantized"], false);
-    home.write("wrong.json", r#"{"nodes": [{"node": "a", "op": "Conv", "quantised": true}]}"#);
-    home.run(&format!("quantize model.onnx --data calib.npz {p} -c wrong.json -o out.onnx")).expect(2);
-    home.run("config model.onnx -o none.json").expect(2);
-    assert!(!home.files().contains(&"none.json".to_owned()));
-}
-
-#[test]
 fn shows_the_error_of_each_layer() {
     let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
     let mode =
@@ -112,6 +84,35 @@ fn shows_the_error_of_each_layer() {
     // 8 bits in the first product, 4 in the next.
     assert!(smapes(&weight)[0] < smapes(&weight)[1], "{weight}");
     home.run(&format!("analyze q.onnx q.onnx --data test.npz {p} --mode weight")).expect(2);
+}
+
+#[test]
+fn shows_how_the_weights_of_each_layer_are_spread() {
+    let (home, p) = quantized("quantizeml", "-i 8 -w 4 -a 8");
+    let line = "analyze q.onnx model.onnx --mode kernel-distribution";
+    let all = home.json(line);
+    let layers = all["layers"].as_array().unwrap();
+    assert!(layers.len() >= 5, "{all}");
+    for (i, l) in layers.iter().enumerate() {
+        let count: u64 = l["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
+        for d in [&l["before"], &l["after"]] {
+            let bins = d["histogram"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
+            assert_eq!(bins, count, "{l}");
+            assert!(d["max"].as_f64() <= l["range"].as_f64().map(|r| r * 1.01), "{l}");
+        }
+        // Few values where there are 4 bits, and a scale for each channel.
+        let channels = l["shape"][0].as_u64().unwrap().max(l["shape"][1].as_u64().unwrap_or(1));
+        let most = if i == 0 { 255 } else { 15 } * channels;
+        assert!(l["after"]["distinct"].as_u64() <= Some(most), "{l}");
+    }
+    let name = layers[0]["name"].as_str().unwrap();
+    let shown = home.ok(&format!("{line} --layer {name}")).text();
+    insta::assert_snapshot!("fixed-kernels", shown);
+    home.run(&format!("{line} --layer nothing")).expect(2);
+    home.run("analyze model.onnx model.onnx --mode kernel-distribution").expect(2);
+    let one = home.json(&format!("analyze q.onnx model.onnx --data test.npz --samples 4 {p} --layer {name}"));
+    let names = one["layers"].as_array().unwrap().iter().all(|l| l["name"].as_str().unwrap().contains(name));
+    assert!(names, "{one}");
 }
 
 #[test]

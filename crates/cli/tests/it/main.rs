@@ -4,6 +4,7 @@
 mod approaches;
 mod bench;
 mod calibration;
+mod decisions;
 mod encodings;
 mod errors;
 mod explain;

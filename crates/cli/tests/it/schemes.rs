@@ -130,6 +130,13 @@ fn writes_the_same_powers_of_two_from_ranges_as_from_data() {
         home.ok(&format!("quantize model.onnx --data calib.npz {p} --batch 10 {flags} --no-check -o data.onnx"));
         home.ok(&format!("quantize model.onnx --ranges ranges.json {flags} -o ranges.onnx"));
         assert!(home.read("data.onnx") == home.read("ranges.onnx"), "{statistic}");
+        // Vitis searches by every method but maxmin where scales are powers of two.
+        let nodes = |method: &str| {
+            home.ok(&format!("quantize model.onnx --ranges ranges.json {flags} --method {method} -o other.onnx"));
+            home.json("inspect other.onnx")["nodes"].clone()
+        };
+        assert_eq!(nodes("mse"), nodes("diffs"), "{statistic}");
+        assert_ne!(nodes("mse"), nodes("minmax"), "{statistic}");
     }
     // Ranges that were recorded without the search do not do.
     home.ok(&format!("calibrate model.onnx --data calib.npz {p} -o plain.json"));

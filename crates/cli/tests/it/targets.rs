@@ -57,6 +57,15 @@ const FILES: &[(&str, &str, &str)] = &[
     ("digits-vit", "weight-only", "--weights uint2"),
     ("digits-vit", "weight-only", "--weights fp8_e4m3"),
     ("digits-vit", "weight-only", "--weights nf4"),
+    ("digits-vit", "weight-only", "--weights fp8_e5m2"),
+    ("digits-vit", "weight-only", "--weights fp4"),
+    ("digits-vit", "weight-only", "--weights mxfp8_e4m3"),
+    ("digits-vit", "weight-only", "--weights mxfp8_e5m2"),
+    ("digits-vit", "weight-only", "--weights mxfp8_e5m2 --block-scales e8m0"),
+    ("digits-vit", "weight-only", "--weights mxfp4"),
+    ("digits-vit", "weight-only", "--weights mxfp4 --block-scales f32"),
+    ("digits-vit", "weight-only", "--weights mxint8"),
+    ("digits-vit", "weight-only", "--weights mxint8 --format matmulnbits"),
     ("digits-vit", "weight-only", "--weights int8 --format matmulnbits"),
     ("digits-vit", "weight-only", "--weights uint4 --format matmulnbits"),
     ("digits-vit", "weight-only", "--weights int2 --format matmulnbits"),
@@ -119,6 +128,7 @@ fn what_is_adapted_runs() {
         ("--approach weight-only --weights int4", "onnxruntime"),
         ("--approach weight-only --weights int2", "onnxruntime"),
         ("--approach weight-only --weights int2", "openvino"),
+        ("--approach weight-only --weights mxint8 --block-scales e8m0", "onnxruntime"),
         ("--approach dynamic", "openvino"),
         ("--approach bfloat16 --compute half", "onnxruntime"),
     ] {
@@ -145,6 +155,7 @@ fn says_what_a_target_can_not_run() {
         format!("--data calib.npz {p} --activations int16 --target tensorrt"),
         "--approach dynamic --target tensorrt".to_owned(),
         "--approach weight-only --weights nf4 --target tensorrt".to_owned(),
+        "--approach weight-only --weights mxfp4 --target onnxruntime".to_owned(),
         "--approach weight-only --format matmulnbits --target tensorrt".to_owned(),
     ] {
         all.push_str(&home.run(&format!("quantize model.onnx {line} -o out.onnx")).expect(2).text());

@@ -134,9 +134,10 @@ pub fn lower(graph: &Graph, shapes: &Shapes, options: Options, exec: &Exec) -> R
 /// The most elements of a tensor: what a hostile shape can ask for.
 const MOST_ELEMENTS: usize = 1 << 28;
 
-/// Checks that a tensor is of a size that programs are made for.
+/// Checks that a tensor is of a size that programs are made for. An extent of 0 does not excuse the others: there are
+/// tables with an entry for each channel.
 fn fits(shape: &[usize]) -> Result<(), Why> {
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n <= MOST_ELEMENTS);
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1))).filter(|n| *n <= MOST_ELEMENTS);
     count.map(|_| ()).ok_or_else(|| format!("a tensor of shape {shape:?} is too large"))
 }
 

@@ -38,6 +38,9 @@ impl Lowering<'_> {
             begins: pair(&window.begins),
         };
         let taps = window.taps() as i64;
+        if taps == 0 {
+            return Err("its window holds no value".into());
+        }
         let (bounds, unit, words) = match fold {
             Fold::Max => (x.bounds, x.unit.clone(), format!("the greatest of {taps}")),
             Fold::Sum => {

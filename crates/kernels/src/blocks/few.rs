@@ -1,6 +1,6 @@
 //! A few rows of floats: codes are unpacked in registers, and used for all rows.
 
-use super::pack::{Blocks, values};
+use super::pack::Blocks;
 use super::{BlockShape, PANEL};
 use crate::buffer::with_scratch;
 use crate::error::{Result, exact, product, require};
@@ -195,7 +195,7 @@ impl Strip<'_> {
         let (shape, panel) = (self.few.w.shape, self.few.w.panel(self.panel));
         let (blocks, per) = (shape.blocks(), 32 / BITS);
         let (words_of_block, ldx) = (shape.block / per, blocks * shape.block);
-        let table = s.table(&values(BITS));
+        let table = s.table(&shape.table());
         let mut total = [[s.splat(0.0); NV]; MR];
         let mut words = panel.words.as_ptr().wrapping_add(at);
         for b in 0..blocks {

@@ -1,7 +1,7 @@
 //! Rows that are quantized to int8 by blocks on the way (ONNX Runtime's accuracy level 4): products of integers.
 
 use super::few::{NAME, SERIAL};
-use super::{BlockShape, Blocks, PANEL};
+use super::{BlockShape, Blocks, PANEL, Values};
 use crate::buffer::with_scratch;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
@@ -34,6 +34,7 @@ pub fn blocks_gemm_int8(
     exact(NAME, "y", y.len(), product(NAME, &[m, n])?)?;
     epilogue.check(NAME, false, n, m * n)?;
     require(NAME, epilogue.rows.is_none(), "floats have no format")?;
+    require(NAME, w.shape.values == Values::Integers, "codes of rounded rows are integers")?;
     let Target::F32(y) = y else { return require(NAME, false, "the results are floats") };
     if m == 0 {
         return Ok(());

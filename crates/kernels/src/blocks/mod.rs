@@ -5,7 +5,7 @@
 //! codes are unpacked in registers: the product is as fast as memory delivers them. With more rows, a part of a
 //! panel is unpacked into L1 for all rows ([`Rhs::Blocks`](crate::gemm::Rhs)).
 //!
-//! Codes of 2 and 4 bits are the index of a permutation, which gives their values as floats at once.
+//! Codes of 2 and 4 bits are the index of a permutation, which gives their values as floats at once; fp4 is another table.
 
 mod few;
 mod ints;
@@ -14,7 +14,7 @@ mod pack;
 pub use few::{SMALL, blocks_gemm};
 pub use ints::blocks_gemm_int8;
 pub(crate) use pack::Unpack;
-pub use pack::{BlockShape, Blocks};
+pub use pack::{BlockShape, Blocks, Values};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 64;

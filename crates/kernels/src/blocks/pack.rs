@@ -19,6 +19,19 @@ pub struct BlockShape {
     pub bits: usize,
     /// Codes of a column that share a scale: a multiple of 16. The last block of a column may be shorter.
     pub block: usize,
+    /// What codes stand for.
+    pub values: Values,
+}
+
+/// The values of codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Values {
+    /// Integers: the code less the one in the middle, or less a zero point.
+    #[default]
+    Integers,
+    /// fp4 e2m1, of 4 bits and without zero points: sign and magnitude 0, 0.5, 1, 1.5, 2, 3, 4 or 6 (OCP Microscaling
+    /// Formats 1.0, section 5.3.3).
+    E2m1,
 }
 
 impl BlockShape {
@@ -89,6 +102,8 @@ impl Blocks {
         require(NAME, matches!(shape.bits, 2 | 4 | 8), "codes have 2, 4 or 8 bits")?;
         require(NAME, shape.block > 0 && shape.block.is_multiple_of(16), "blocks are multiples of 16")?;
         require(NAME, shape.k > 0 && shape.n > 0, "the weight is empty")?;
+        let integers = shape.values == Values::Integers;
+        require(NAME, integers || shape.bits == 4 && zeros.is_none(), "fp4 has 4 bits and no zero points")?;
         // Padded by less than a block and a panel.
         product(NAME, &[shape.k.saturating_add(shape.block), shape.n.saturating_add(PANEL)])?;
         let columns = shape.panels() * PANEL;
@@ -182,10 +197,17 @@ macro_rules! unpack {
     }};
 }
 
-/// The values of codes of 2 or 4 bits by their low four bits: the code less the one in the middle.
-pub(crate) fn values(bits: usize) -> [f32; 16] {
-    let count = 1 << bits.min(4);
-    std::array::from_fn(|i| (i % count) as f32 - (count / 2) as f32)
+impl BlockShape {
+    /// The values of codes of 2 or 4 bits by their low four bits.
+    pub(crate) fn table(&self) -> [f32; 16] {
+        const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        let count = 1 << self.bits.min(4);
+        std::array::from_fn(|i| match self.values {
+            Values::Integers => (i % count) as f32 - (count / 2) as f32,
+            Values::E2m1 if i < 8 => E2M1[i],
+            Values::E2m1 => -E2M1[i - 8],
+        })
+    }
 }
 
 /// Rows `from..from + k` of some columns as floats, `dst[row · width + column]`; `from` is a multiple of 16.
@@ -237,7 +259,7 @@ impl Unpack<'_> {
         let column = self.column + c;
         let panel = self.weights.panel(column / PANEL);
         let at = column % PANEL;
-        let (table, per) = (s.table(&values(BITS)), 32 / BITS);
+        let (table, per) = (s.table(&shape.table()), 32 / BITS);
         let mut row = 0;
         // SAFETY: the caller vouches for the rows and columns; words, scales and shifts have 64 columns each.
         unsafe {

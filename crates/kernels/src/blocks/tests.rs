@@ -13,19 +13,31 @@ struct Weight {
 }
 
 fn weight(random: &mut Random, shape: BlockShape, zeros: bool) -> Weight {
-    let BlockShape { k, n, bits, block } = shape;
+    let BlockShape { k, n, bits, block, .. } = shape;
     let blocks = shape.blocks();
     let codes: Vec<u8> = (0..n * k).map(|_| (random.next() & ((1 << bits) - 1)) as u8).collect();
     let scales: Vec<f32> = (0..n * blocks).map(|_| 0.01 + 0.005 * random.unit()).collect();
     let middle = (1 << (bits - 1)) as f32;
-    let zeros = (0..n * blocks).map(|_| if zeros { random.below(1 << bits) as f32 } else { middle }).collect();
+    let zeros: Vec<f32> =
+        (0..n * blocks).map(|_| if zeros { random.below(1 << bits) as f32 } else { middle }).collect();
     let mut w = Weight { shape, codes, scales, zeros, floats: vec![0.0; n * k] };
     for i in 0..n * k {
         let (column, row) = (i / k, i % k);
         let at = column * blocks + row / block;
-        w.floats[row * n + column] = (f32::from(w.codes[i]) - w.zeros[at]) * w.scales[at];
+        let value = match shape.values {
+            Values::Integers => f32::from(w.codes[i]) - w.zeros[at],
+            Values::E2m1 => fp4(w.codes[i]),
+        };
+        w.floats[row * n + column] = value * w.scales[at];
     }
     w
+}
+
+/// fp4 e2m1 by its bits: a sign, two bits of exponent with bias 1, one of mantissa.
+fn fp4(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 1 & 3), f32::from(code & 1));
+    let magnitude = if exponent == 0 { 0.5 * mantissa } else { (1.0 + 0.5 * mantissa) * 2f32.powi(exponent - 1) };
+    if code & 8 == 0 { magnitude } else { -magnitude }
 }
 
 fn pack(exec: &crate::Exec, w: &Weight) -> Blocks {
@@ -33,11 +45,12 @@ fn pack(exec: &crate::Exec, w: &Weight) -> Blocks {
     let codes = |n: usize, to: &mut [u8]| to.copy_from_slice(&w.codes[n * k..][..k]);
     let scales = |n: usize, to: &mut [f32]| to.copy_from_slice(&w.scales[n * blocks..][..blocks]);
     let zeros = |n: usize, to: &mut [f32]| to.copy_from_slice(&w.zeros[n * blocks..][..blocks]);
-    Blocks::pack(exec, w.shape, &codes, &scales, Some(&zeros)).unwrap()
+    let has_zeros = w.shape.values == Values::Integers;
+    Blocks::pack(exec, w.shape, &codes, &scales, has_zeros.then_some(&zeros)).unwrap()
 }
 
 fn shapes() -> Vec<BlockShape> {
-    let shape = |k, n, bits, block| BlockShape { k, n, bits, block };
+    let shape = |k, n, bits, block| BlockShape { k, n, bits, block, values: Values::Integers };
     let mut all = vec![shape(16, 1, 4, 16), shape(1, 3, 4, 32), shape(800, 130, 4, 32), shape(40, 64, 2, 128)];
     for bits in [2, 4, 8] {
         all.extend([shape(100, 33, bits, 32), shape(256, 65, bits, 64), shape(47, 20, bits, 16)]);
@@ -45,11 +58,17 @@ fn shapes() -> Vec<BlockShape> {
     all
 }
 
+fn fp4_shapes() -> Vec<BlockShape> {
+    let shape = |k, n, block| BlockShape { k, n, bits: 4, block, values: Values::E2m1 };
+    vec![shape(100, 33, 32), shape(16, 1, 16), shape(47, 130, 32)]
+}
+
 #[test]
 fn multiplies_rows_as_with_unpacked_weights_on_every_tier() {
     let mut random = Random::new(31);
-    for shape in shapes() {
+    for shape in shapes().into_iter().chain(fp4_shapes()) {
         for (m, zeros) in [(1, false), (1, true), (2, false), (3, true), (5, false), (9, true), (SMALL + 3, true)] {
+            let zeros = zeros && shape.values == Values::Integers;
             let w = weight(&mut random, shape, zeros);
             let (k, n) = (shape.k, shape.n);
             let x = random.vec(m * k);
@@ -126,7 +145,8 @@ fn multiplies_rounded_rows_alike_on_every_tier() {
 fn refuses_shapes_that_it_does_not_know() {
     let exec = &execs()[0];
     let pack = |k, n, bits, block| {
-        Blocks::pack(exec, BlockShape { k, n, bits, block }, &|_, c| c.fill(1), &|_, s| s.fill(1.0), None)
+        let shape = BlockShape { k, n, bits, block, values: Values::Integers };
+        Blocks::pack(exec, shape, &|_, c| c.fill(1), &|_, s| s.fill(1.0), None)
     };
     assert!(pack(32, 4, 4, 32).is_ok());
     for (k, n, bits, block) in [(32, 4, 3, 32), (32, 4, 4, 24), (32, 4, 4, 0), (0, 4, 4, 32), (32, 0, 4, 32)] {
@@ -140,13 +160,21 @@ fn refuses_shapes_that_it_does_not_know() {
     assert!(blocks_gemm(exec, &[1.0; 63], 2, &w, &plain, Target::F32(&mut y)).is_err());
     assert!(blocks_gemm(exec, &[1.0; 64], 2, &w, &plain, Target::F32(&mut y[..7])).is_err());
     assert!(blocks_gemm(exec, &[1.0; 64], 2, &w, &plain, Target::U8(&mut [0; 8], 1.0, 0)).is_err());
+    let middle = |_: usize, z: &mut [f32]| z.fill(8.0);
+    let fp4 = |bits, with_zeros: bool| {
+        let shape = BlockShape { k: 32, n: 4, bits, block: 32, values: Values::E2m1 };
+        Blocks::pack(exec, shape, &|_, c| c.fill(1), &|_, s| s.fill(1.0), with_zeros.then_some(&middle))
+    };
+    assert!(fp4(8, false).is_err() && fp4(4, true).is_err());
+    let w4 = fp4(4, false).unwrap();
+    assert!(blocks_gemm_int8(exec, &[1.0; 64], 2, &w4, &plain, Target::F32(&mut y)).is_err(), "it has no integers");
     assert!(blocks_gemm_int8(exec, &[1.0; 63], 2, &w, &plain, Target::F32(&mut y)).is_err());
 }
 
 #[test]
 fn takes_four_bits_for_each_weight() {
     let exec = &execs()[0];
-    let shape = BlockShape { k: 1024, n: 256, bits: 4, block: 32 };
+    let shape = BlockShape { k: 1024, n: 256, bits: 4, block: 32, values: Values::Integers };
     let w = Blocks::pack(exec, shape, &|_, c| c.fill(1), &|_, s| s.fill(1.0), None).unwrap();
     assert_eq!(w.bytes(), 1024 * 256 / 2 + 1024 / 32 * 256 * 4);
 }

@@ -20,7 +20,10 @@ impl Encodings {
                 "QuantizeLinear" => {
                     node.input(0).filter(|&v| graph.constant(v).is_none()).map(|v| activation(graph, id, v))
                 }
-                "DequantizeLinear" => node.input(0).and_then(|v| Some(weight(graph, id, v, graph.constant(v)?))),
+                "DequantizeLinear" => {
+                    let codes = node.input(0).map(|v| table(graph, v).unwrap_or(v));
+                    codes.and_then(|v| Some(weight(graph, id, v, graph.constant(v)?)))
+                }
                 _ => None,
             };
             match entry {
@@ -31,6 +34,33 @@ impl Encodings {
         }
         if found.tensors.is_empty() { Err(EncodingsError::Nothing) } else { Ok(found) }
     }
+}
+
+impl Encodings {
+    /// The name under which [`Encodings::of_graph`] has what a QuantizeLinear or DequantizeLinear reads or makes; `None` for
+    /// other nodes, and for biases.
+    pub fn name_of(graph: &Graph, id: NodeId) -> Option<String> {
+        let node = graph.node(id);
+        let v = node.input(0)?;
+        if node.op.name() == "QuantizeLinear" {
+            return Some(activation(graph, id, v).0);
+        }
+        let codes = table(graph, v).unwrap_or(v);
+        if let Some(constant) = graph.constant(codes) {
+            return Some(weight(graph, id, codes, constant).0).filter(|_| constant.dtype() != DType::I32);
+        }
+        let (maker, _) = graph.producer(v)?;
+        if graph.node(maker).op.name() != "QuantizeLinear" {
+            return None;
+        }
+        Encodings::name_of(graph, maker)
+    }
+}
+
+/// The table whose rows a Gather picks.
+pub(super) fn table(graph: &Graph, rows: ValueId) -> Option<ValueId> {
+    let gather = graph.node(graph.producer(rows)?.0);
+    gather.input(0).filter(|&v| gather.op.name() == "Gather" && graph.constant(v).is_some())
 }
 
 type Entry = (String, Result<Option<Encoding>, String>);

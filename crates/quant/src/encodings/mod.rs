@@ -7,17 +7,19 @@
 mod aimet;
 mod graph;
 mod overrides;
+mod own;
 mod vitis;
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use own::Decided;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::observe::Range;
-use crate::scheme::{ActivationScheme, Formula, NumberFormat, ScalePoint, WeightScheme};
+use crate::scheme::{ActivationScheme, Formula, NumberFormat, ScalePoint, SchemeError, WeightScheme};
 
 /// A file's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,8 @@ pub struct Encodings {
     pub tensors: BTreeMap<String, Encoding>,
     /// Entries that can't be used, with the reason.
     pub ignored: Vec<String>,
+    /// Whether these are of our own configuration, whose formulas are those of the settings.
+    pub own: bool,
 }
 
 /// Why a file can't be read or written.
@@ -222,17 +226,22 @@ impl Encoding {
         Encoding { part, format: Some(format), bits, symmetric: None, reduce_range: None, axis: None, values }
     }
 
-    /// The scheme and the point of an activation, where this entry is about one.
+    /// The scheme and the point of an activation, where this entry is about one; `own` is [`Encodings::own`].
     ///
     /// # Errors
     /// Why it can't be used.
-    pub(crate) fn activation(&self, before: ActivationScheme) -> Result<(ActivationScheme, Given), String> {
+    pub(crate) fn activation(&self, before: ActivationScheme, own: bool) -> Result<(ActivationScheme, Given), String> {
         let &[value] = self.values.as_slice() else { return Err("activations have one scale".into()) };
         let mut s = before;
         if let Some(format) = self.format {
             (s.format, s.bits) = (format, self.bits);
         }
         s.symmetric = self.symmetric.unwrap_or(s.symmetric);
+        if own {
+            own_activation(&mut s, before, value).map_err(|e| first_line(&e))?;
+            check_point(value, s.format.type_range())?;
+            return Ok((s, value));
+        }
         if let Given::Point(p) = value {
             s.symmetric = p.zero_point == middle(s.format, s.bits);
         }
@@ -242,11 +251,11 @@ impl Encoding {
         Ok((s, value))
     }
 
-    /// The scheme of a weight, where this entry is about one.
+    /// The scheme of a weight, where this entry is about one; `own` is [`Encodings::own`].
     ///
     /// # Errors
     /// Why it can't be used.
-    pub(crate) fn weight(&self, before: WeightScheme) -> Result<WeightScheme, String> {
+    pub(crate) fn weight(&self, before: WeightScheme, own: bool) -> Result<WeightScheme, String> {
         let mut s = before;
         if let Some(format) = self.format {
             (s.format, s.bits) = (format, self.bits);
@@ -255,15 +264,35 @@ impl Encoding {
         s.reduce_range = self.reduce_range.unwrap_or(s.reduce_range);
         if self.values.iter().any(|v| matches!(v, Given::Point(_))) {
             let middle = middle(s.format, s.bits);
-            s.symmetric = self.values.iter().all(|v| matches!(v, Given::Point(p) if p.zero_point == middle));
+            let around = self.values.iter().all(|v| matches!(v, Given::Point(p) if p.zero_point == middle));
+            s.symmetric = around && (before.symmetric || !own);
         }
         s.per_channel = self.axis.is_some() || self.values.len() > 1;
-        s.formula = kept(s.formula);
+        if !own {
+            s.formula = kept(s.formula);
+        }
         s.check().map_err(|e| first_line(&e))?;
         let range = if s.bits.is_some() { s.code_range() } else { s.format.type_range() };
         self.values.iter().try_for_each(|&v| check_point(v, range))?;
         Ok(s)
     }
+}
+
+/// Makes a scheme fit an entry of our own: `before` is that of the settings.
+fn own_activation(s: &mut ActivationScheme, before: ActivationScheme, value: Given) -> Result<(), SchemeError> {
+    let Given::Point(p) = value else {
+        // The formula chooses between signed and unsigned codes by itself.
+        if s.check().is_err() && (before.format, s.format) == (NumberFormat::Int8, NumberFormat::Uint8) {
+            s.format = before.format;
+        }
+        return s.check();
+    };
+    let usual = p.zero_point == 0 || p.zero_point == middle(s.format, s.bits);
+    s.symmetric &= usual;
+    if !usual && s.check().is_err() {
+        s.formula = kept(s.formula);
+    }
+    s.check_type()
 }
 
 /// The formula that codes are made by: a scale that is given divides.

@@ -21,7 +21,7 @@ pub enum Method {
     /// The clipping with the least Kullback-Leibler divergence of the distribution after quantization
     /// (the TensorRT method).
     Entropy,
-    /// The clipping with the least mean squared error.
+    /// The clipping with the least mean squared error; with Vitis AI's powers of two the same as [`Method::Diffs`], as there.
     Mse,
     /// The fp8 scale that spreads the values as the format's own are spread (ONNX Runtime's).
     Distribution,
@@ -57,7 +57,7 @@ impl Range {
 impl Stats {
     /// The range that a method gives, for the codes of `scheme`; `None` when nothing finite was
     /// seen, or the method needs a histogram or positions that were not kept. `search` is whether [`Method::Diffs`]
-    /// searches: Vitis does not for a model's inputs.
+    /// and Vitis' [`Method::Mse`] search: Vitis does not for a model's inputs.
     pub fn range(
         &self,
         method: Method,
@@ -69,11 +69,12 @@ impl Stats {
         let full = Range { min, max };
         let cut = |r: Range| Range { min: r.min.max(min), max: r.max.min(max) };
         match method {
-            // Whatever the formula is called for: the positions are those of batches.
-            Method::Minmax | Method::Diffs if scheme.formula == Formula::Vitis => {
+            // Whatever the formula is called for: the positions are those of batches. For scales that are powers of two,
+            // Vitis' quantizer searches by every method but maxmin (`PowerofTwoQuantPerTensorAlgo.calibrate`): mse is diffs.
+            Method::Minmax | Method::Diffs | Method::Mse if scheme.formula == Formula::Vitis => {
                 let positions = self.positions.as_ref()?;
                 let bits = vitis::bits_of(scheme.code_range());
-                let found = positions.position(search && method == Method::Diffs, statistic)?;
+                let found = positions.position(search && method != Method::Minmax, statistic)?;
                 (positions.bits() == bits).then(|| vitis::range_of(vitis::limited(found, bits), bits))
             }
             Method::Diffs => None,

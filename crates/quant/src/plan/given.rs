@@ -7,7 +7,7 @@ use narrowbit_kernels::Exec;
 use narrowbit_tensor::Tensor;
 
 use super::weights::WeightParams;
-use super::{ActivationParams, weight_params};
+use super::{ActivationParams, PlanError, weight_params};
 use crate::encodings::{Applied, Encoding, Encodings, Given, held};
 use crate::equalize;
 use crate::scheme::{ActivationScheme, WeightScheme};
@@ -30,6 +30,14 @@ impl<'a> Used<'a> {
         let idle = self.given.tensors.keys().filter(|n| !self.names.contains(n.as_str()));
         self.applied.unmatched = idle.cloned().collect();
         self.applied
+    }
+
+    /// Refuses what has no effect where somebody may have edited it.
+    pub fn check(&self) -> Result<(), PlanError> {
+        match self.applied.ignored.first().filter(|_| self.given.own) {
+            Some(why) => Err(PlanError::Given(why.clone())),
+            None => Ok(()),
+        }
     }
 
     /// The entry of a name. Other tools equalize weights, too, but under their own names.
@@ -61,7 +69,7 @@ impl<'a> Used<'a> {
         for &v in group {
             let name = &graph.value(v).name;
             let Some(entry) = self.entry(name) else { continue };
-            match (entry.activation(scheme), &found) {
+            match (entry.activation(scheme, self.given.own), &found) {
                 (Err(why), _) => self.ignore(name, &why),
                 (Ok(new), None) => {
                     self.applied.matched += 1;
@@ -92,7 +100,7 @@ impl<'a> Used<'a> {
             self.without(name);
             return None;
         };
-        match weight(exec, entry, w, scheme, channel) {
+        match weight(exec, entry, self.given.own, w, (scheme, channel)) {
             Ok(params) => {
                 self.applied.matched += 1;
                 Some(params)
@@ -108,19 +116,19 @@ impl<'a> Used<'a> {
 fn weight(
     exec: &Exec,
     entry: &Encoding,
+    own: bool,
     w: &Tensor,
-    scheme: WeightScheme,
-    channel: Option<usize>,
+    (scheme, channel): (WeightScheme, Option<usize>),
 ) -> Result<WeightParams, String> {
-    let scheme = entry.weight(scheme)?;
+    let scheme = entry.weight(scheme, own)?;
     let several = scheme.per_channel && !(entry.values.len() == 1 && entry.axis.is_none());
     let rank = w.rank() as i64;
-    let own = match entry.axis {
+    let along = match entry.axis {
         Some(a) if (-rank..rank).contains(&a) => Some(a.rem_euclid(rank) as usize),
         Some(a) => return Err(format!("axis {a} of a tensor of {rank} dimensions")),
         None => channel,
     };
-    let axis = own.filter(|_| several);
+    let axis = along.filter(|_| several);
     if several && axis.is_none() {
         return Err("this weight has one scale".into());
     }
@@ -134,12 +142,14 @@ fn weight(
     }
     for (i, (point, divisor)) in params.points.iter_mut().zip(&mut params.divisors).enumerate() {
         let value = entry.values.get(i).or(entry.values.first()).copied().unwrap_or(Given::Nothing);
-        *point = match value {
+        let next = match value {
+            // Some formulas divide by something else than the scale that they give.
+            Given::Point(p) if own && p == *point => continue,
             Given::Point(p) => p,
             Given::Range(r) => scheme.qparams(r),
             Given::Nothing => continue,
         };
-        *divisor = point.scale;
+        (*point, *divisor) = (next, next.scale);
     }
     Ok(params)
 }

@@ -74,7 +74,7 @@ pub enum PlanError {
     NoHistogram(String),
     /// The scheme needs fix positions that the ranges do not have.
     #[error(
-        "the ranges hold no fix positions of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, and with --method diffs or minmax"
+        "the ranges hold no fix positions of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, and with --method diffs, mse or minmax"
     )]
     NoPositions(String),
     /// Bias correction needs means that the ranges do not have.
@@ -82,6 +82,11 @@ pub enum PlanError {
         "the ranges hold no means of tensor \"{0}\", which bias correction needs\nhelp: calibrate again with the same --scheme or with --bias-correction, or quantize with --bias-correction=no"
     )]
     NoMeans(String),
+    /// An entry of our own configuration can't be used.
+    #[error(
+        "tensors: {0}\nhelp: mend the entry in the configuration, or take it out to have its scales computed; tensors that share a scale have equal entries"
+    )]
+    Given(String),
     /// Calibration saw nothing finite in a tensor.
     #[error(
         "calibration saw no finite value in tensor \"{0}\"\nhelp: check the model on these samples with `narrowbit run`"
@@ -132,6 +137,7 @@ impl QuantPlan {
                 }
             })
             .collect();
+        used.check()?;
         let values: Vec<_> = groups.iter().flat_map(|(_, own, s, _)| own.iter().map(move |&v| (v, *s))).collect();
         // A search over a histogram takes longer than all else here.
         let ranges =
@@ -152,6 +158,7 @@ impl QuantPlan {
         }
         let mut plan = QuantPlan { layout, activations, weights: BTreeMap::new(), biases: BTreeMap::new() };
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
+        used.check()?;
         Ok((plan, used.finish()))
     }
 }
@@ -189,7 +196,7 @@ fn range_of(
     if s.extremes.is_none() {
         return Err(PlanError::NothingFinite(name.clone()));
     }
-    let positions = scheme.formula == Formula::Vitis && matches!(method, Method::Diffs | Method::Minmax);
+    let positions = scheme.formula == Formula::Vitis && matches!(method, Method::Diffs | Method::Minmax | Method::Mse);
     s.range(method, scheme, statistic, maker.is_some()).ok_or_else(|| match positions {
         true => PlanError::NoPositions(name.clone()),
         false => PlanError::NoHistogram(name.clone()),

@@ -223,11 +223,16 @@ impl ActivationScheme {
     /// # Errors
     /// When the bits do not fit the type, or the type is none for activations.
     pub fn check(&self) -> Result<(), SchemeError> {
+        self.check_type()?;
+        check_formula(self.formula, self.format, self.symmetric)
+    }
+
+    /// As [`ActivationScheme::check`], for scales that are given: the formula is not asked.
+    pub(crate) fn check_type(&self) -> Result<(), SchemeError> {
         if matches!(self.format, NumberFormat::Int4 | NumberFormat::Uint4) {
             return Err(SchemeError::Activations(self.format.name()));
         }
-        check(self.format, self.bits, self.reduce_range)?;
-        check_formula(self.formula, self.format, self.symmetric)
+        check(self.format, self.bits, self.reduce_range)
     }
 }
 

@@ -20,6 +20,10 @@ const POSITION_OF_ZERO: i32 = 18;
 pub const SCOPE: usize = 5;
 
 /// How one position comes from those of the batches (`calib_statistic_method`).
+///
+/// Vitis' quantizer for DPUs knows the mode of positions only (`TORCHQuantizer.do_scan`); its general one takes the
+/// statistic of scales (`PerTensorQuantAlgo.act_scale_stats`), whose mean, and whose median of an even number, are no powers
+/// of two. Here these two are of positions, so that scales stay powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -27,7 +31,7 @@ pub enum Statistic {
     /// The most frequent one; the least of equals.
     #[default]
     Modal,
-    /// The greatest: the finest step.
+    /// The greatest scale: the coarsest step, with which the fewest values saturate.
     Max,
     /// The mean, rounded half to even.
     Mean,

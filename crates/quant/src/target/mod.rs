@@ -10,7 +10,7 @@ use std::fmt;
 use narrowbit_ir::Graph;
 use serde::{Deserialize, Serialize};
 
-use crate::approach::{Approach, BlockFormat, BlockType, Compute, Granularity};
+use crate::approach::{Approach, BlockFormat, BlockScales, BlockType, Compute, Granularity};
 use crate::options::QuantOptions;
 use crate::scheme::{ActivationScheme, Formula, NumberFormat, WeightScheme};
 
@@ -69,6 +69,8 @@ pub enum Feature {
     Blocks(BlockType),
     /// Weights by blocks of other lengths than 64 and 128 behind DequantizeLinear.
     ShortBlocks,
+    /// Scales of blocks that are powers of two in 8 bits (e8m0).
+    PowerScales,
     /// Weights by blocks in `com.microsoft.MatMulNBits`.
     NBits(BlockType),
     /// Weights of 16 bits behind a Cast to float32.
@@ -94,6 +96,7 @@ impl fmt::Display for Feature {
             Feature::DynamicToken => f.write_str("a scale for each token, found at run time"),
             Feature::Blocks(t) => write!(f, "blocks of {t} behind DequantizeLinear"),
             Feature::ShortBlocks => f.write_str("blocks of other lengths than 64 and 128"),
+            Feature::PowerScales => f.write_str("scales of e8m0"),
             Feature::NBits(t) => write!(f, "MatMulNBits of {t}"),
             Feature::HalfWeights => f.write_str("16-bit weights with float32 operators"),
             Feature::Float16 => f.write_str("operators of float16"),
@@ -126,6 +129,8 @@ pub enum Change {
     Int4,
     /// Blocks have 128 weights.
     Block128,
+    /// Scales of blocks are float32.
+    FloatScales,
     /// Operators compute in float32 on 16-bit weights.
     Float32Operators,
 }
@@ -143,6 +148,7 @@ impl fmt::Display for Change {
             Change::NBits => "weights are written as MatMulNBits",
             Change::Int4 => "blocks are symmetric int4",
             Change::Block128 => "blocks have 128 weights",
+            Change::FloatScales => "scales of blocks are float32",
             Change::Float32Operators => "operators compute in float32",
         })
     }
@@ -207,6 +213,18 @@ pub fn fit(options: &mut QuantOptions, graph: &Graph, qoperator: bool) -> Result
         }
     }
     Ok(fitted)
+}
+
+/// What ONNX Runtime, which most files are for, can't load of a file with these settings, for users who name no target.
+/// `graph` and `qoperator` are those of [`fit`].
+pub fn unreadable(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<String> {
+    let Some(profile) = Target::Onnxruntime.profile().filter(|_| options.target.is_none()) else { return Vec::new() };
+    let said = |feature: Feature| match table::verdict(profile.target, feature) {
+        Verdict::Refuse(why, help) => Some(format!("{} does not run {feature}: it {why} ({help})", profile.name)),
+        Verdict::Adapt(Change::FloatScales, why) => Some(format!("{} does not run {feature}: it {why}", profile.name)),
+        _ => None,
+    };
+    features(options, graph, qoperator).into_iter().filter_map(said).collect()
 }
 
 /// What became of settings for a target.
@@ -346,10 +364,14 @@ fn of_dynamic(options: &QuantOptions, graph: &Graph) -> Vec<Feature> {
 
 fn of_blocks(options: &QuantOptions) -> Vec<Feature> {
     let blocks = options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
-    let of = |w: crate::approach::WeightOnlyOptions| match w.format {
-        BlockFormat::Matmulnbits => vec![Feature::NBits(w.codes)],
-        BlockFormat::Qdq if matches!(w.block, 64 | 128) => vec![Feature::Blocks(w.codes)],
-        BlockFormat::Qdq => vec![Feature::Blocks(w.codes), Feature::ShortBlocks],
+    let of = |w: crate::approach::WeightOnlyOptions| {
+        let powers = (w.scales() == BlockScales::E8m0).then_some(Feature::PowerScales);
+        let form = match w.format {
+            BlockFormat::Matmulnbits => vec![Feature::NBits(w.codes)],
+            BlockFormat::Qdq if matches!(w.block, 64 | 128) => vec![Feature::Blocks(w.codes)],
+            BlockFormat::Qdq => vec![Feature::Blocks(w.codes), Feature::ShortBlocks],
+        };
+        form.into_iter().chain(powers)
     };
     blocks.flat_map(of).collect()
 }
@@ -388,13 +410,14 @@ fn apply(options: &mut QuantOptions, change: Change) {
             own.chain([&mut options.dynamic]).for_each(|d| d.granularity = Granularity::Tensor);
         }
         Change::Float32Operators => options.half.compute = Some(Compute::Float32),
-        Change::NBits | Change::Int4 | Change::Block128 => {
+        Change::NBits | Change::Int4 | Change::Block128 | Change::FloatScales => {
             let own = options.overrides.iter_mut().filter_map(|o| o.weight_only.as_mut());
             own.chain([&mut options.weight_only]).for_each(|w| match change {
                 // The others have no such form and need none.
                 Change::NBits if w.codes.code_range().is_some() => w.format = BlockFormat::Matmulnbits,
                 Change::Int4 => w.codes = BlockType::Int4,
                 Change::Block128 => w.block = 128,
+                Change::FloatScales => w.scales = w.scales.map(|_| BlockScales::F32),
                 _ => {}
             });
         }

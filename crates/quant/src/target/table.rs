@@ -6,7 +6,8 @@
 
 use super::{Change, Feature, Target, Verdict};
 use crate::approach::BlockType::{
-    Fp8E4m3 as BlockFp8, Int2, Int4, Int8 as BlockInt8, Nf4, Uint2, Uint4, Uint8 as BlockUint8,
+    Fp4, Fp8E4m3 as BlockFp8, Fp8E5m2 as BlockE5m2, Int2, Int4, Int8 as BlockInt8, Mxfp4, Mxfp8E4m3, Mxfp8E5m2, Mxint8,
+    Nf4, Uint2, Uint4, Uint8 as BlockUint8,
 };
 use crate::scheme::NumberFormat as N;
 use Feature::{Activations, Blocks, NBits, Weights};
@@ -70,6 +71,8 @@ const DYNAMIC_HELP: &str = "use --approach static";
 const ORT_ROUNDED: &str =
     "rounds the activations of a dequantized product of blocks to 8 bits by default, and those of MatMulNBits not";
 const ORT_TWO_BITS: &str = "gives wrong results for 2-bit blocks behind DequantizeLinear when it optimizes";
+const ORT_FP4: &str = "has no DequantizeLinear for them";
+const ORT_FP4_HELP: &str = "use --weights nf4, int4 or mxfp8_e4m3";
 const OV_TWO_BITS: &str = "does not read 2-bit types";
 const OV_ROUNDED: &str =
     "rounds the activations of products of blocks to 8 bits unless DYNAMIC_QUANTIZATION_GROUP_SIZE is set to 0";
@@ -119,10 +122,21 @@ pub const ROWS: &[Row] = &[
     Row(Blocks(Int2), TWO_BITS),
     Row(Blocks(Uint2), TWO_BITS),
     Row(Blocks(BlockFp8), [Runs, Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
+    Row(Blocks(BlockE5m2), [Runs, Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
+    Row(Blocks(Fp4), [Refuse(ORT_FP4, ORT_FP4_HELP), Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
+    Row(Blocks(Mxfp8E4m3), [Runs, Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
+    Row(Blocks(Mxfp8E5m2), [Runs, Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
+    Row(Blocks(Mxfp4), [Refuse(ORT_FP4, ORT_FP4_HELP), Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
+    Row(Blocks(Mxint8), blocks(Refuse(TRT_BLOCKS, TRT_BLOCK_HELP))),
+    Row(
+        Feature::PowerScales,
+        [Adapt(Change::FloatScales, "has no DequantizeLinear for them"), Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)],
+    ),
     Row(Blocks(Nf4), [Runs, Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
     Row(Feature::ShortBlocks, [Runs, Runs, Adapt(Change::Block128, "takes blocks of 64 and 128 for int4")]),
     Row(NBits(BlockInt8), N_BITS),
     Row(NBits(BlockUint8), N_BITS),
+    Row(NBits(Mxint8), N_BITS),
     Row(NBits(Int4), N_BITS),
     Row(NBits(Uint4), N_BITS),
     Row(NBits(Int2), N_BITS),
@@ -149,5 +163,6 @@ pub(super) fn verdict(target: Target, feature: Feature) -> Verdict {
 
 /// The types of blocks that the table has rows for.
 #[cfg(test)]
-pub(super) const BLOCKS: [crate::approach::BlockType; 8] =
-    [BlockInt8, BlockUint8, Int4, Uint4, Int2, Uint2, BlockFp8, Nf4];
+pub(super) const BLOCKS: [crate::approach::BlockType; 14] = [
+    BlockInt8, BlockUint8, Int4, Uint4, Int2, Uint2, BlockFp8, BlockE5m2, Fp4, Nf4, Mxfp8E4m3, Mxfp8E5m2, Mxfp4, Mxint8,
+];

@@ -3,7 +3,7 @@ use narrowbit_tensor::{DType, Tensor};
 use narrowbit_testkit::graphs::GraphBuilder;
 
 use super::*;
-use crate::approach::WeightOnlyOptions;
+use crate::approach::{BlockScales, WeightOnlyOptions};
 use crate::scheme::Preset;
 
 /// A table, a MatMul and a Gemm.
@@ -50,6 +50,7 @@ fn has_one_row_for_each_feature() {
         Feature::DynamicTensor,
         Feature::DynamicToken,
         Feature::ShortBlocks,
+        Feature::PowerScales,
         Feature::HalfWeights,
         Feature::Float16,
         Feature::Bfloat16,
@@ -117,6 +118,30 @@ fn refuses_what_nothing_else_would_be() {
     assert!(fit(&mut options, &graph(), true).is_err());
     assert!(fitted(Target::Tensorrt, weight_only(BlockType::Nf4)).is_err());
     assert!(Target::Tensorrt.check_opset(25).is_err() && Target::Openvino.check_opset(25).is_ok());
+}
+
+#[test]
+fn gives_microscaling_formats_the_scales_that_a_target_reads() {
+    let with = |codes, scales| {
+        let mut o = weight_only(codes);
+        o.weight_only.scales = scales;
+        o
+    };
+    let byte = Some(BlockScales::E8m0);
+    let (o, done) = fitted(Target::Onnxruntime, with(BlockType::Mxfp8E4m3, byte)).unwrap();
+    assert_eq!((o.weight_only.scales(), done.adapted.len()), (BlockScales::F32, 1));
+    let (o, _) = fitted(Target::Onnxruntime, with(BlockType::Mxint8, byte)).unwrap();
+    assert_eq!((o.weight_only.format, o.weight_only.check()), (BlockFormat::Matmulnbits, Ok(())));
+    let (o, _) = fitted(Target::Openvino, with(BlockType::Mxfp4, None)).unwrap();
+    assert_eq!(o, QuantOptions { target: Some(Target::Openvino), ..with(BlockType::Mxfp4, None) });
+    for target in [Target::Onnxruntime, Target::Tensorrt] {
+        assert!(fitted(target, with(BlockType::Mxfp4, None)).unwrap_err().to_string().contains("blocks of mxfp4"));
+    }
+    assert_eq!(unreadable(&with(BlockType::Mxfp4, None), &graph(), false).len(), 2);
+    assert_eq!(unreadable(&with(BlockType::Mxfp8E4m3, byte), &graph(), false).len(), 1);
+    assert!(unreadable(&with(BlockType::Mxfp8E4m3, None), &graph(), false).is_empty());
+    let named = QuantOptions { target: Some(Target::Openvino), ..with(BlockType::Mxfp4, None) };
+    assert!(unreadable(&named, &graph(), false).is_empty());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The codes, scale and zero point of one block of weights.
 
-use super::table::{E4M3_TABLE, NF4_TABLE, Table};
+use super::table::{E2M1_TABLE, E4M3_TABLE, E5M2_TABLE, NF4_TABLE, Table};
 use crate::approach::{Algorithm, BlockType, WeightOnlyOptions};
 
 /// `x ≈ (code − zero) · scale`; for fp8 and NF4, `x ≈ value(code) · scale`.
@@ -14,10 +14,20 @@ pub(super) struct Point {
 pub(super) fn quantize(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8]) -> Point {
     let table: &Table = match options.codes {
         BlockType::Nf4 => &NF4_TABLE,
-        BlockType::Fp8E4m3 => &E4M3_TABLE,
+        BlockType::Fp8E4m3 | BlockType::Mxfp8E4m3 => &E4M3_TABLE,
+        BlockType::Fp8E5m2 | BlockType::Mxfp8E5m2 => &E5M2_TABLE,
+        BlockType::Fp4 | BlockType::Mxfp4 => &E2M1_TABLE,
+        BlockType::Mxint8 => return mx_integers(x, options.algorithm, codes),
         _ => return integers(x, options, codes),
     };
-    let scale = table_scale(x, table, options.algorithm);
+    let error = |scale: f32| {
+        let inverse = 1.0 / scale;
+        x.iter().map(|&v| (v - table.decode(table.encode(v * inverse)) * scale).powi(2)).sum::<f32>()
+    };
+    let scale = match options.codes.mx_exponent() {
+        Some(most) => mx_scale(x, most, options.algorithm, error),
+        None => table_scale(x, table, options.algorithm, error),
+    };
     let inverse = 1.0 / scale;
     codes.iter_mut().zip(x).for_each(|(c, &v)| *c = table.encode(v * inverse));
     Point { scale, zero: 0 }
@@ -32,8 +42,39 @@ fn usable(scale: f32) -> f32 {
     if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
 }
 
+/// The power of two of a block of a Microscaling format, `2^(⌊log2 max|x|⌋ − emax)` (OCP MX Specification 1.0, section
+/// 6.3), or, by the least squared error, the one beside it. It is a normal float: from 2⁻¹²⁶ on; blocks of zeros have 1.
+fn mx_scale(x: &[f32], most: i32, algorithm: Algorithm, error: impl Fn(f32) -> f32) -> f32 {
+    let (lo, hi) = extremes(x);
+    let peak = f64::from(hi.max(-lo));
+    if peak == 0.0 || !peak.is_finite() {
+        return 1.0;
+    }
+    // Every float is a normal double, whose exponent is the floor of its logarithm.
+    let exponent = (peak.to_bits() >> 52) as i32 - 1023 - most;
+    let power = |e: i32| f32::from_bits(((e.clamp(-126, 127) + 127) as u32) << 23);
+    if algorithm != Algorithm::Mse {
+        return power(exponent);
+    }
+    // Twice the scale, at which nothing saturates; half of it, where one value stands out.
+    let tried = [0, 1, -1].map(|d| power(exponent + d)).map(|scale| (error(scale), scale));
+    tried.into_iter().fold((f32::INFINITY, power(exponent)), |best, t| if t.0 < best.0 { t } else { best }).1
+}
+
+/// The integers of MXINT8, `code / 64` times a power of two; −128, the only value without an opposite, is not used (which
+/// the specification leaves open in section 5.3.4).
+fn mx_integers(x: &[f32], algorithm: Algorithm, codes: &mut [u8]) -> Point {
+    /// Bits behind the point of an element.
+    const FRACTION: i32 = 6;
+    let bounds = Bounds::new((-127, 127), 0);
+    let scale = mx_scale(x, FRACTION, algorithm, |scale| squared_error(x, scale, bounds));
+    let inverse = 1.0 / scale;
+    codes.iter_mut().zip(x).for_each(|(c, &v)| *c = bounds.round(v * inverse) as i32 as u8);
+    Point { scale, zero: 0 }
+}
+
 /// The scale that puts the greatest magnitude on the greatest value, or, by the least squared error, a smaller one.
-fn table_scale(x: &[f32], table: &Table, algorithm: Algorithm) -> f32 {
+fn table_scale(x: &[f32], table: &Table, algorithm: Algorithm, error: impl Fn(f32) -> f32) -> f32 {
     /// Shares of the greatest magnitude that are tried.
     const SHARES: [f32; 8] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75];
     let (lo, hi) = extremes(x);
@@ -41,10 +82,6 @@ fn table_scale(x: &[f32], table: &Table, algorithm: Algorithm) -> f32 {
     if algorithm != Algorithm::Mse {
         return full;
     }
-    let error = |scale: f32| {
-        let inverse = 1.0 / scale;
-        x.iter().map(|&v| (v - table.decode(table.encode(v * inverse)) * scale).powi(2)).sum::<f32>()
-    };
     let tried = SHARES.iter().map(|s| full * s).map(|scale| (error(scale), scale));
     tried.fold((f32::INFINITY, full), |best, t| if t.0 < best.0 { t } else { best }).1
 }
@@ -235,7 +272,7 @@ mod tests {
     use crate::approach::BlockFormat;
 
     fn run(x: &[f32], codes: BlockType, algorithm: Algorithm) -> (Point, Vec<i32>) {
-        let options = WeightOnlyOptions { codes, block: 16, algorithm, format: BlockFormat::Qdq };
+        let options = WeightOnlyOptions { codes, block: 16, algorithm, format: BlockFormat::Qdq, scales: None };
         let mut out = vec![0u8; x.len()];
         let p = quantize(x, &options, &mut out);
         let signed = codes.code_range().is_some_and(|r| r.0 < 0);
@@ -318,6 +355,67 @@ mod tests {
         assert!((shrink(0.5, 10.0, 0.7) - (0.5 - 0.123_114_4)).abs() < 1e-6);
         assert!((shrink(-0.5, 10.0, 0.7) + (0.5 - 0.123_114_4)).abs() < 1e-6);
         assert_eq!((shrink(0.0, 10.0, 0.7), shrink(0.1, 10.0, 0.7)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn gives_microscaling_formats_the_power_of_two_of_their_definition() {
+        // ⌊log2 7⌋ = 2: less 2 of e2m1, 8 of e4m3, 15 of e5m2; 6 bits behind the point of the integers.
+        let x = [7.0, -2.6, 0.24, -0.25, 0.0];
+        let (p, q) = run(&x, BlockType::Mxfp4, Algorithm::Rtn);
+        // 7 saturates at 6; 2.6 is nearer to 3 than to 2; 0.24 and the tie at 0.25 go to 0, which keeps its sign.
+        assert_eq!((p.scale, q), (1.0, vec![7, 0x0d, 0, 8, 0]));
+        let (p, q) = run(&x, BlockType::Mxfp8E4m3, Algorithm::Rtn);
+        // 448 saturates nothing: 7 · 2⁶.
+        assert_eq!((p.scale, q[0]), (2f32.powi(-6), 0x7e));
+        let (p, q) = run(&x, BlockType::Mxfp8E5m2, Algorithm::Rtn);
+        assert_eq!((p.scale, q[0]), (2f32.powi(-13), 0x7b));
+        let (p, q) = run(&[1.99, -2.5 / 64.0, 3.5 / 64.0], BlockType::Mxint8, Algorithm::Rtn);
+        assert_eq!((p.scale, q.iter().map(|&c| c as u8 as i8).collect::<Vec<_>>()), (1.0 / 64.0, vec![127, -2, 4]));
+        assert_eq!(run(&[0.0; 32], BlockType::Mxfp4, Algorithm::Rtn).0.scale, 1.0);
+        // 2⁻¹⁴⁹ has no scale among the normal floats: the least one is taken.
+        let (p, q) = run(&[1e-45; 4], BlockType::Mxfp8E4m3, Algorithm::Rtn);
+        assert_eq!((p.scale, q[0]), (f32::MIN_POSITIVE, 0));
+        assert_eq!(run(&[f32::MAX; 4], BlockType::Mxint8, Algorithm::Mse).0.scale.log2().fract(), 0.0);
+    }
+
+    #[test]
+    fn agrees_with_an_independent_reference_of_microscaling() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            format: BlockType,
+            values: Vec<f32>,
+            scale: f32,
+            codes: Vec<i32>,
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/schemes/microscaling.json");
+        let mut all: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let cases: Vec<Case> = serde_json::from_value(all["cases"].take()).unwrap();
+        assert!(cases.len() > 60);
+        for c in cases {
+            let (p, q) = run(&c.values, c.format, Algorithm::Rtn);
+            let signed: Vec<i32> = match c.format {
+                BlockType::Mxint8 => q.iter().map(|&c| i32::from(c as u8 as i8)).collect(),
+                _ => q,
+            };
+            assert_eq!((p.scale.to_bits(), signed), (c.scale.to_bits(), c.codes), "{} {:?}", c.format, c.values);
+        }
+    }
+
+    #[test]
+    fn looks_for_the_best_power_of_two_only_when_asked_to() {
+        let values = |q: &[i32]| -> Vec<f32> { q.iter().map(|&c| E2M1_TABLE.decode(c as u8)).collect() };
+        let error = |x: &[f32], a: Algorithm| {
+            let (p, q) = run(x, BlockType::Mxfp4, a);
+            x.iter().zip(values(&q)).map(|(v, q)| (v - q * p.scale).powi(2)).sum::<f32>()
+        };
+        // Saturating 7.9 at 6 costs more than steps of twice the size.
+        let x = [7.9, 7.8, 4.0, 8.0 / 3.0];
+        assert_eq!(run(&x, BlockType::Mxfp4, Algorithm::Rtn).0.scale, 1.0);
+        assert_eq!(run(&x, BlockType::Mxfp4, Algorithm::Mse).0.scale, 2.0);
+        for seed in 0..20 {
+            let x = noise(32, seed);
+            assert!(error(&x, Algorithm::Mse) <= error(&x, Algorithm::Rtn));
+        }
     }
 
     #[test]

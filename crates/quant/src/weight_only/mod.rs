@@ -2,7 +2,8 @@
 //!
 //! A weight is written as a blocked DequantizeLinear before the product, which ONNX Runtime turns into its MatMulNBits
 //! when it loads the file, or as MatMulNBits outright. Codes, scales and zero points are those of [`block`], by one of
-//! three algorithms; NF4, which no operator knows, is a table of 16 numbers read by Gather.
+//! three algorithms; NF4, which no operator knows, is a table of 16 numbers read by Gather. The formats of OCP
+//! Microscaling are blocks of 32 whose scale is the power of two that their definition says.
 
 mod block;
 mod pack;

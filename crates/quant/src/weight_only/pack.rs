@@ -1,10 +1,10 @@
 //! A whole matrix by blocks, and its bytes in the layouts of files.
 
 use narrowbit_kernels::Exec;
-use narrowbit_tensor::{DType, Tensor, TensorError};
+use narrowbit_tensor::{DType, Tensor, TensorError, minifloat};
 
 use super::block;
-use crate::approach::{Algorithm, WeightOnlyOptions};
+use crate::approach::{Algorithm, BlockScales, WeightOnlyOptions};
 use crate::dynamic::transpose_bytes;
 use crate::parallel::in_parallel;
 
@@ -81,14 +81,21 @@ impl Blocks {
         tensor(self.options.codes.dtype(), [self.blocks(), self.options.block, self.n], &codes)
     }
 
-    /// Scales, `[n, blocks]`, or `[blocks, n]`.
+    /// Scales of the type that the settings name, `[n, blocks]`, or `[blocks, n]`.
     pub fn scales(&self, by_column: bool) -> Result<Tensor, TensorError> {
-        if by_column {
-            return Tensor::new([self.n, self.blocks()], self.scales.clone());
-        }
         let blocks = self.blocks();
-        let scales = (0..blocks * self.n).map(|i| self.scales[i % self.n * blocks + i / self.n]).collect();
-        Tensor::new([blocks, self.n], scales)
+        let (shape, scales) = match by_column {
+            true => ([self.n, blocks], self.scales.clone()),
+            false => {
+                let turned = (0..blocks * self.n).map(|i| self.scales[i % self.n * blocks + i / self.n]);
+                ([blocks, self.n], turned.collect())
+            }
+        };
+        if self.options.scales() == BlockScales::E8m0 {
+            let powers = scales.iter().map(|&s| minifloat::encode(DType::F8E8M0, s, true)).collect::<Vec<u8>>();
+            return Tensor::from_bytes(DType::F8E8M0, shape, powers);
+        }
+        Tensor::new(shape, scales)
     }
 
     /// Zero points, `[n, blocks]`, or `[blocks, n]`.
@@ -203,7 +210,8 @@ mod tests {
 
     fn of(codes: BlockType, values: &[f32], [n, k]: [usize; 2], by_column: bool) -> Blocks {
         let exec = Exec::new(narrowbit_kernels::Isa::detect(), 2);
-        let options = WeightOnlyOptions { codes, block: 16, algorithm: Algorithm::Rtn, format: BlockFormat::Qdq };
+        let options =
+            WeightOnlyOptions { codes, block: 16, algorithm: Algorithm::Rtn, format: BlockFormat::Qdq, scales: None };
         Blocks::new(&exec, Matrix { values, n, k, by_column }, options)
     }
 

@@ -31,21 +31,30 @@ pub(super) struct Table {
     values: Vec<f32>,
     /// Between each value and the next one: where rounding goes up.
     middles: Vec<f32>,
-    /// Whether code is sign and place of the magnitude, as in a minifloat.
-    signed: bool,
+    /// The bit of the sign where a code is sign and place of the magnitude, as in a minifloat; else 0.
+    sign: u8,
 }
 
 /// NF4; a code is a place.
-pub(super) static NF4_TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(NF4.to_vec(), false));
-/// fp8 e4m3: the magnitudes of the codes 0 … 0x7e.
-pub(super) static E4M3_TABLE: LazyLock<Table> =
-    LazyLock::new(|| Table::new((0..0x7f).map(|c| minifloat::decode(DType::F8E4M3Fn, c)).collect(), true));
+pub(super) static NF4_TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(NF4.to_vec(), 0));
+/// fp8 e4m3.
+pub(super) static E4M3_TABLE: LazyLock<Table> = LazyLock::new(|| Table::minifloat(DType::F8E4M3Fn, 0x80));
+/// fp8 e5m2.
+pub(super) static E5M2_TABLE: LazyLock<Table> = LazyLock::new(|| Table::minifloat(DType::F8E5M2, 0x80));
+/// fp4 e2m1.
+pub(super) static E2M1_TABLE: LazyLock<Table> = LazyLock::new(|| Table::minifloat(DType::F4E2M1, 0x08));
 
 impl Table {
-    fn new(values: Vec<f32>, signed: bool) -> Table {
+    fn new(values: Vec<f32>, sign: u8) -> Table {
         // Exact for the minifloats: neighbours differ in the last bit of few.
         let middles = values.windows(2).map(|w| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32).collect();
-        Table { values, middles, signed }
+        Table { values, middles, sign }
+    }
+
+    /// The finite magnitudes of a type, which are the first codes.
+    fn minifloat(dtype: DType, sign: u8) -> Table {
+        let finite = (0..sign).map(|c| minifloat::decode(dtype, c)).take_while(|v| v.is_finite());
+        Table::new(finite.collect(), sign)
     }
 
     /// The greatest magnitude.
@@ -55,21 +64,18 @@ impl Table {
 
     /// The code of the nearest value; in the middle, the even code.
     pub fn encode(&self, x: f32) -> u8 {
-        let v = if self.signed { x.abs() } else { x };
+        let v = if self.sign != 0 { x.abs() } else { x };
         let mut at = self.middles.partition_point(|&m| m < v);
         if at % 2 == 1 && self.middles.get(at) == Some(&v) {
             at += 1;
         }
-        let sign = if self.signed && x.is_sign_negative() { 0x80 } else { 0 };
-        at as u8 | sign
+        at as u8 | if x.is_sign_negative() { self.sign } else { 0 }
     }
 
     /// The value of a code that [`Table::encode`] made.
     pub fn decode(&self, code: u8) -> f32 {
-        match self.signed {
-            true => self.values[usize::from(code & 0x7f)] * if code & 0x80 == 0 { 1.0 } else { -1.0 },
-            false => self.values[usize::from(code)],
-        }
+        let magnitude = self.values[usize::from(code & !self.sign)];
+        if code & self.sign == 0 { magnitude } else { -magnitude }
     }
 }
 
@@ -78,12 +84,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn encodes_fp8_as_the_definition_does() {
-        for i in -4000..4000 {
-            let x = i as f32 * 0.125;
-            assert_eq!(E4M3_TABLE.encode(x), minifloat::encode(DType::F8E4M3Fn, x, true), "{x}");
-            let small = i as f32 * 2f32.powi(-18);
-            assert_eq!(E4M3_TABLE.encode(small), minifloat::encode(DType::F8E4M3Fn, small, true), "{small}");
+    fn encodes_minifloats_as_the_definition_does() {
+        let tables: [(&Table, DType); 3] =
+            [(&E4M3_TABLE, DType::F8E4M3Fn), (&E5M2_TABLE, DType::F8E5M2), (&E2M1_TABLE, DType::F4E2M1)];
+        for (table, dtype) in tables {
+            assert_eq!(Some(table.top()), minifloat::max_value(dtype));
+            for i in -4000..4000 {
+                for x in [i as f32 * 0.125, i as f32 * 40.0, i as f32 * 2f32.powi(-18), i as f32 * 2f32.powi(-10)] {
+                    let code = table.encode(x);
+                    assert_eq!(code, minifloat::encode(dtype, x, true), "{dtype} {x}");
+                    assert_eq!(table.decode(code), minifloat::decode(dtype, code), "{dtype} {x}");
+                }
+            }
         }
         assert_eq!(E4M3_TABLE.decode(E4M3_TABLE.encode(-500.0)), -448.0);
     }

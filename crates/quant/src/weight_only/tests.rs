@@ -4,7 +4,7 @@ use narrowbit_ops::Registry;
 use narrowbit_tensor::Tensor;
 
 use super::*;
-use crate::approach::{Algorithm, Approach};
+use crate::approach::{Algorithm, Approach, BlockScales, MX_BLOCK};
 use crate::options::Override;
 
 /// A sum of 40 and a table of 24: neither is a multiple of 16.
@@ -26,10 +26,15 @@ fn inputs() -> Vec<Tensor> {
     vec![Tensor::new([3, 40], x).unwrap(), Tensor::vector(vec![0i64, 199, 7])]
 }
 
+/// Blocks of a length of which the sums are no multiple.
+fn block(codes: BlockType) -> usize {
+    if codes.mx_exponent().is_some() { MX_BLOCK } else { 16 }
+}
+
 fn options(codes: BlockType, algorithm: Algorithm, format: BlockFormat) -> QuantOptions {
     QuantOptions {
         approach: Approach::WeightOnly,
-        weight_only: WeightOnlyOptions { codes, block: 16, algorithm, format },
+        weight_only: WeightOnlyOptions { codes, block: block(codes), algorithm, format, scales: None },
         op_types: ["MatMul", "Gemm", "Gather"].map(String::from).to_vec(),
         ..QuantOptions::default()
     }
@@ -49,7 +54,7 @@ fn loss(float: &Tensor, got: &Tensor) -> f64 {
     (error / f.iter().map(|v| v * v).sum::<f64>()).sqrt()
 }
 
-const ALL: [(BlockType, f64); 8] = [
+const ALL: [(BlockType, f64); 14] = [
     (BlockType::Int8, 0.02),
     (BlockType::Uint8, 0.02),
     (BlockType::Int4, 0.2),
@@ -57,7 +62,13 @@ const ALL: [(BlockType, f64); 8] = [
     (BlockType::Int2, 1.0),
     (BlockType::Uint2, 1.0),
     (BlockType::Fp8E4m3, 0.1),
+    (BlockType::Fp8E5m2, 0.2),
+    (BlockType::Fp4, 0.3),
     (BlockType::Nf4, 0.25),
+    (BlockType::Mxfp8E4m3, 0.1),
+    (BlockType::Mxfp8E5m2, 0.2),
+    (BlockType::Mxfp4, 0.3),
+    (BlockType::Mxint8, 0.03),
 ];
 
 #[test]
@@ -83,6 +94,27 @@ fn keeps_the_results_in_every_type_and_form() {
             for (a, b) in qdq.iter().zip(nbits) {
                 assert!(loss(a, b) < 1e-6, "{codes}: {}", loss(a, b));
             }
+        }
+    }
+}
+
+#[test]
+fn gives_the_same_results_with_scales_of_a_byte_as_of_floats() {
+    for codes in [BlockType::Mxfp8E4m3, BlockType::Mxfp8E5m2, BlockType::Mxfp4, BlockType::Mxint8] {
+        let mut o = options(codes, Algorithm::Rtn, BlockFormat::Qdq);
+        let [float, byte] = [BlockScales::F32, BlockScales::E8m0].map(|scales| {
+            o.weight_only.scales = Some(scales);
+            let (model, _) = quantized(&o);
+            let of = |node| model.graph.const_input(node, 1).cloned();
+            let dequantizers = model.graph.nodes().filter(|(_, n)| n.op.name() == "DequantizeLinear");
+            let scales: Vec<Tensor> = dequantizers.filter_map(|(id, _)| of(id)).collect();
+            let powers = |t: &Tensor| t.to_f32s().unwrap().iter().all(|s| s.log2().fract() == 0.0);
+            assert!(scales.len() >= 2 && scales.iter().all(powers), "{codes}");
+            (scales[0].dtype(), interp::run_tensors(&model.graph, &inputs()).unwrap())
+        });
+        assert_eq!((float.0, byte.0), (narrowbit_tensor::DType::F32, narrowbit_tensor::DType::F8E8M0));
+        for (f, b) in float.1.iter().zip(&byte.1) {
+            assert_eq!(f.to_f64s().unwrap(), b.to_f64s().unwrap(), "{codes}");
         }
     }
 }
@@ -138,6 +170,10 @@ fn refuses_what_no_file_can_hold() {
     assert!(of(&o, &TEXT.replace("opset=25", "opset=21")).contains("needs 25"));
     o.weight_only.block = 24;
     assert!(of(&o, TEXT).contains("powers of two"));
+    let mut o = options(BlockType::Mxfp4, Algorithm::Rtn, BlockFormat::Qdq);
+    assert!(of(&o, &TEXT.replace("opset=25", "opset=23")).contains("needs 24"));
+    o.weight_only.block = 64;
+    assert!(of(&o, TEXT).contains("a block of mxfp4 has 32 elements, not 64"));
     let o = options(BlockType::Nf4, Algorithm::Rtn, BlockFormat::Matmulnbits);
     assert!(of(&o, TEXT).contains("not nf4"));
     let conv = r#"model opset=21 graph "g" { input %x: f32[1, 1, 4, 4] const %w: f32[1, 1, 3, 3] = random(1)

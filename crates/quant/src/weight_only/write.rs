@@ -11,7 +11,7 @@ use narrowbit_tensor::{DType, Tensor};
 use super::pack::{Blocks, Matrix};
 use super::table::{NF4, NF4_TABLE};
 use super::{Job, Key};
-use crate::approach::{BlockFormat, BlockType, WeightOnlyOptions};
+use crate::approach::{BlockFormat, BlockScales, BlockType, WeightOnlyOptions};
 use crate::qdq::QdqError;
 
 /// The domain of ONNX Runtime's own operators.
@@ -52,6 +52,15 @@ struct Writer<'a> {
 fn make(domain: &str, name: &str, opset: i64, mut attrs: AttrMap) -> Result<Arc<dyn Op>, OpError> {
     let built = Registry.build(domain, name, opset, &mut attrs);
     built.unwrap_or_else(|| Err(OpError::Unsupported(format!("operator {name}"))))
+}
+
+/// The attributes of a DequantizeLinear with blocks along an axis. Its result has the scale's type unless it says another.
+fn along(axis: i64, options: &WeightOnlyOptions) -> AttrMap {
+    let attrs = AttrMap::new().with("axis", axis).with("block_size", options.block as i64);
+    match options.scales() {
+        BlockScales::E8m0 => attrs.with("output_dtype", i64::from(DType::F32.to_onnx())),
+        _ => attrs,
+    }
 }
 
 fn is_transposed(node: &Node) -> bool {
@@ -127,7 +136,7 @@ impl Writer<'_> {
             Some(zeros) => Some(self.patch.constant(&format!("{name}_zero_point"), zeros?)),
             None => None,
         };
-        let attrs = AttrMap::new().with("axis", 0i64).with("block_size", b.options.block as i64);
+        let attrs = along(0, &b.options);
         let inputs = [Some(codes), Some(scale), zero];
         let used = if zero.is_some() { 3 } else { 2 };
         Ok(self.node(&format!("{name}_DequantizeLinear"), "DequantizeLinear", attrs, &inputs[..used])?)
@@ -210,7 +219,7 @@ impl Writer<'_> {
                 let out = self.gather_blocks(&name, node, &b)?;
                 self.patch.replace(y, out);
             }
-            (_, BlockType::Int8 | BlockType::Uint8) => {
+            (_, BlockType::Int8 | BlockType::Uint8 | BlockType::Mxint8) if b.options.scales() == BlockScales::F32 => {
                 let out = self.gathered(&name, node, &b)?;
                 self.patch.replace(y, out);
             }
@@ -259,7 +268,7 @@ impl Writer<'_> {
                 self.node(&format!("{}_{what}", node.name), "Gather", AttrMap::new(), &[Some(c), node.input(1)])?;
             inputs.push(Some(picked));
         }
-        let attrs = AttrMap::new().with("axis", -1i64).with("block_size", b.options.block as i64);
+        let attrs = along(-1, &b.options);
         Ok(self.node(&format!("{}_DequantizeLinear", node.name), "DequantizeLinear", attrs, &inputs)?)
     }
 
@@ -276,7 +285,7 @@ impl Writer<'_> {
         if let Some(zeros) = b.zeros(true) {
             inputs.push(Some(self.patch.constant(&format!("{name}_zero_point"), zeros?)));
         }
-        let attrs = AttrMap::new().with("axis", 1i64).with("block_size", b.options.block as i64);
+        let attrs = along(1, &b.options);
         Ok(self.node(&format!("{name}_DequantizeLinear"), "DequantizeLinear", attrs, &inputs)?)
     }
 }

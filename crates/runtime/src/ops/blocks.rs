@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use narrowbit_ir::Node;
 use narrowbit_kernels::Activation;
-use narrowbit_kernels::blocks::{BlockShape, Blocks, blocks_gemm, blocks_gemm_int8};
+use narrowbit_kernels::blocks::{BlockShape, Blocks, Values, blocks_gemm, blocks_gemm_int8};
 use narrowbit_kernels::panel::{Epilogue, Residual, Target};
 use narrowbit_ops::microsoft::matmul_nbits::MatMulNBits;
 use narrowbit_ops::quant::dequantize_linear::DequantizeLinear;
@@ -92,7 +92,7 @@ fn dequantizer<'a>(cx: &BuildCx<'a>) -> Option<(&'a Node, &'a DequantizeLinear)>
 fn is_dequantized(cx: &BuildCx) -> bool {
     let Some((node, op)) = dequantizer(cx) else { return false };
     let Some(ty) = node.input(0).and_then(|x| (cx.types)(x)) else { return false };
-    let few = matches!(ty.dtype, DType::I4 | DType::U4 | DType::I2 | DType::U2);
+    let few = matches!(ty.dtype, DType::I4 | DType::U4 | DType::I2 | DType::U2 | DType::F4E2M1);
     let bytes = matches!(ty.dtype, DType::I8 | DType::U8) && op.block_size > 0;
     (few || bytes) && ty.shape.len() == 2 && cx.is_constant(1) && cx.f32_shape(1).is_some()
 }
@@ -175,7 +175,7 @@ fn rows_of_codes(data: &[u8], bits: usize, bytes: usize, n: usize) -> Vec<u8> {
 
 /// The operands of MatMulNBits; `None` where they are not constant, or do not fit (the operator itself then says why).
 fn nbits(cx: &BuildCx, op: &MatMulNBits) -> Option<Source> {
-    let shape = BlockShape { k: op.k, n: op.n, bits: op.bits, block: op.block_size };
+    let shape = BlockShape { k: op.k, n: op.n, bits: op.bits, block: op.block_size, values: Values::Integers };
     let (b, scales) = (cx.constant(1)?, cx.constant(2)?);
     let (blocks, bytes) = (shape.blocks(), shape.blocks().checked_mul(op.block_size / 8 * op.bits)?);
     if b.dtype() != DType::U8 || b.len() != op.n.checked_mul(bytes)? {
@@ -224,8 +224,10 @@ fn dequantize(cx: &BuildCx) -> Option<Source> {
         }
         _ => return None,
     };
-    let shape = BlockShape { k, n, bits, block };
-    if !block.is_multiple_of(16) || k * n == 0 {
+    let fp4 = x.dtype() == DType::F4E2M1;
+    let values = if fp4 { Values::E2m1 } else { Values::Integers };
+    let shape = BlockShape { k, n, bits, block, values };
+    if !block.is_multiple_of(16) || k * n == 0 || fp4 && node.input(2).is_some() {
         return None;
     }
     // Signed codes are made unsigned: their middle is 0.
@@ -239,7 +241,7 @@ fn dequantize(cx: &BuildCx) -> Option<Source> {
     };
     x.release();
     let zeros = match node.input(2) {
-        None if signed => None,
+        None if signed || fp4 => None,
         None => Some(Scales::new(vec![0.0], (0, 0), shape)?),
         Some(_) => {
             let zeros: Tensor = constant(2)?;
@@ -262,7 +264,9 @@ struct Product {
 
 impl Kernel for Product {
     fn name(&self) -> &str {
-        match (self.weights.0.shape().bits, self.weights.1) {
+        let shape = self.weights.0.shape();
+        match (shape.bits, self.weights.1) {
+            _ if shape.values == Values::E2m1 => "blocks_f32_fp4",
             (2, false) => "blocks_f32_2bit",
             (4, false) => "blocks_f32_4bit",
             (_, false) => "blocks_f32_8bit",

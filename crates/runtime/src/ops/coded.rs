@@ -55,13 +55,13 @@ fn known(cx: &BuildCx, v: ValueId) -> Option<Tensor> {
     cx.facts.get(v).value.clone()
 }
 
-/// Scales of a DequantizeLinear whose zero points are 0.
+/// Scales of a DequantizeLinear to floats whose zero points are 0.
 fn scales(cx: &BuildCx, node: &Node) -> Option<Tensor> {
     let zero = match node.input(2) {
         Some(z) => known(cx, z)?.to_f32s().ok()?.iter().all(|&z| z == 0.0),
         None => true,
     };
-    known(cx, node.input(1)?).filter(|t| zero && t.dtype() == DType::F32)
+    known(cx, node.input(1)?).filter(|t| zero && matches!(t.dtype(), DType::F32 | DType::F8E8M0))
 }
 
 fn coded(cx: &BuildCx, v: ValueId) -> Option<Made> {

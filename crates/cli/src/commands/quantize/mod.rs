@@ -15,7 +15,7 @@ use narrowbit_data::Split;
 use narrowbit_import::onnx;
 use narrowbit_ir::{Model, ValueId};
 use narrowbit_quant::approach::{Approach, BlockFormat};
-use narrowbit_quant::encodings::{Applied, Encodings};
+use narrowbit_quant::encodings::{Applied, Encoding, Encodings, Given};
 use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
@@ -125,6 +125,9 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         let smoothed = model::prepare(&mut model, &options)?;
         let fitted = self.fit(&mut options, &model)?;
+        let unreadable = target::unreadable(&options, &model.graph, self.format == Some(Format::Qoperator));
+        // Before anything is written, so that who needs another runtime can stop here.
+        unreadable.iter().for_each(|text| tracing::warn!("{text}"));
         let mut made = match options.approach.needs_ranges() {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
@@ -146,6 +149,9 @@ impl Quantize {
         summary.smoothed = smoothed;
         summary.adapted = fitted.adapted;
         summary.warnings.extend(fitted.notes);
+        if global.json {
+            summary.warnings.extend(unreadable);
+        }
         summary.warnings.extend(speed.warning());
         let skipped = matches!(speed, Outcome::TooSlow);
         summary.speed = speed.measured();
@@ -167,12 +173,23 @@ impl Quantize {
         Ok(fitted)
     }
 
-    /// Refuses early what could only fail after the calibration.
-    fn check_form(&self, model: &Model, options: &QuantOptions) -> Result<()> {
-        if self.format == Some(Format::Qoperator) && !options.is_8_bit_integer() {
+    /// Refuses early what could only fail after the calibration; `eight` is whether all types are integers of 8 bits.
+    fn check_form(&self, model: &Model, eight: bool, opset: i64) -> Result<()> {
+        if self.format == Some(Format::Qoperator) && !eight {
             bail!("--format qoperator has operators for int8 and uint8 only\nhelp: --format qdq holds every type");
         }
-        model::check_opset(model, options.least_opset())
+        model::check_opset(model, opset)
+    }
+
+    /// Scales and types of tensors from another tool's file, or from our own.
+    fn given(&self) -> Result<Option<Encodings>> {
+        match (&self.encodings, self.scheme.given()?) {
+            (Some(_), Some(_)) => bail!(
+                "both --encodings and --config have scales of tensors\nhelp: take \"tensors\" out of the configuration, or leave --encodings away"
+            ),
+            (Some(path), None) => Ok(Some(Encodings::load(path)?)),
+            (None, own) => Ok(own),
+        }
     }
 
     /// The settings, the form of the graph among them.
@@ -196,8 +213,10 @@ impl Quantize {
     fn with_ranges(&self, model: &mut Model, options: &QuantOptions) -> Result<Made> {
         let equalized = quantize::prepare(model, options)?;
         let layout = quantize::layout(model, options)?;
-        self.check_form(model, options)?;
-        let given = self.encodings.as_deref().map(Encodings::load).transpose()?;
+        let given = self.given()?;
+        let opset = options.least_opset().max(given.as_ref().map_or(0, Encodings::least_opset));
+        let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
+        self.check_form(model, eight, opset)?;
         let (ranges, check) = self.ranges(model, &layout, options, given.as_ref())?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
@@ -206,7 +225,7 @@ impl Quantize {
         let (_, fates, applied) =
             quantize::quantize_with(model, layout, &ranges, given.as_ref().unwrap_or(&none), options, &exec)?;
         warnings.extend(first_float(&fates, options));
-        model::raise_opset(model, options.least_opset())?;
+        model::raise_opset(model, opset)?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
         }
@@ -288,7 +307,8 @@ impl Quantize {
 /// Checks that a file has an entry for all that would need samples otherwise.
 fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<()> {
     let graph = &model.graph;
-    let has = |v: &ValueId| graph.constant(*v).is_some() || given.tensors.contains_key(&graph.value(*v).name);
+    let known = |e: &Encoding| !e.values.contains(&Given::Nothing);
+    let has = |v: &ValueId| graph.constant(*v).is_some() || given.tensors.get(&graph.value(*v).name).is_some_and(known);
     let missing: Vec<&str> = layout
         .groups()
         .filter(|g| !g.iter().any(has))
@@ -301,7 +321,8 @@ fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<(
     let some = missing.iter().take(10).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
     let more = missing.len().saturating_sub(10);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    bail!("--encodings has no entry for {some}{more}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
+    let file = if given.own { "--config" } else { "--encodings" };
+    bail!("{file} has no scales for {some}{more}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
 }
 
 /// Fixed-point hardware ends where the first layer has no integer form: a warning that names it.

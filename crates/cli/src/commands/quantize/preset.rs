@@ -58,9 +58,21 @@ pub enum WeightArg {
     /// 8-bit float up to 448
     #[value(name = "fp8_e4m3")]
     Fp8E4m3,
-    /// 8-bit float up to 57344, static
+    /// 8-bit float up to 57344
     #[value(name = "fp8_e5m2")]
     Fp8E5m2,
+    /// 4-bit float up to 6, weight-only
+    Fp4,
+    /// OCP Microscaling: 32 fp8_e4m3 and a power of two, weight-only
+    #[value(name = "mxfp8_e4m3")]
+    Mxfp8E4m3,
+    /// OCP Microscaling: 32 fp8_e5m2 and a power of two, weight-only
+    #[value(name = "mxfp8_e5m2")]
+    Mxfp8E5m2,
+    /// OCP Microscaling: 32 fp4 and a power of two, weight-only
+    Mxfp4,
+    /// OCP Microscaling: 32 int8 and a power of two, weight-only
+    Mxint8,
     /// Sixteen quantiles of the normal distribution, weight-only
     Nf4,
 }
@@ -76,11 +88,15 @@ impl WeightArg {
             WeightArg::Int2 => BlockType::Int2,
             WeightArg::Uint2 => BlockType::Uint2,
             WeightArg::Fp8E4m3 => BlockType::Fp8E4m3,
+            WeightArg::Fp8E5m2 => BlockType::Fp8E5m2,
+            WeightArg::Fp4 => BlockType::Fp4,
             WeightArg::Nf4 => BlockType::Nf4,
-            WeightArg::Int16 | WeightArg::Fp8E5m2 => {
-                bail!(
-                    "--approach weight-only has no blocks of that type\nhelp: int16 and fp8_e5m2 are for --approach static"
-                )
+            WeightArg::Mxfp8E4m3 => BlockType::Mxfp8E4m3,
+            WeightArg::Mxfp8E5m2 => BlockType::Mxfp8E5m2,
+            WeightArg::Mxfp4 => BlockType::Mxfp4,
+            WeightArg::Mxint8 => BlockType::Mxint8,
+            WeightArg::Int16 => {
+                bail!("--approach weight-only has no blocks of that type\nhelp: int16 is for --approach static")
             }
         })
     }
@@ -100,8 +116,17 @@ impl WeightArg {
             WeightArg::Int16 => NumberFormat::Int16,
             WeightArg::Fp8E4m3 => NumberFormat::Fp8E4m3,
             WeightArg::Fp8E5m2 => NumberFormat::Fp8E5m2,
-            WeightArg::Int2 | WeightArg::Uint2 | WeightArg::Nf4 => {
-                bail!("products have no weights of that type\nhelp: --approach weight-only stores int2, uint2 and nf4")
+            WeightArg::Int2
+            | WeightArg::Uint2
+            | WeightArg::Fp4
+            | WeightArg::Nf4
+            | WeightArg::Mxfp8E4m3
+            | WeightArg::Mxfp8E5m2
+            | WeightArg::Mxfp4
+            | WeightArg::Mxint8 => {
+                bail!(
+                    "products have no weights of that type\nhelp: --approach weight-only stores int2, uint2, fp4, nf4 and the mx types"
+                )
             }
         })
     }
@@ -157,11 +182,11 @@ impl From<PresetArg> for Preset {
 pub enum StatisticArg {
     /// The most frequent one
     Modal,
-    /// The finest step
+    /// The greatest scale: the coarsest step
     Max,
-    /// The mean, rounded
+    /// The mean of positions, rounded
     Mean,
-    /// The median
+    /// The median of positions
     Median,
 }
 

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use narrowbit_quant::approach::{Algorithm, Approach, Compute, Granularity};
+use narrowbit_quant::approach::{Algorithm, Approach, BlockScales, BlockType, Compute, Granularity, WeightOnlyOptions};
+use narrowbit_quant::encodings::Encodings;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
 use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::Target;
 
 use super::preset::{ActivationArg, PresetArgs, WeightArg};
-use crate::commands::config;
+use crate::commands::config::Decisions;
 
 /// How the model is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -52,12 +53,21 @@ pub enum GranularityArg {
 /// How the scale of a block of weights is chosen.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum AlgorithmArg {
-    /// The least scale at which nothing saturates
+    /// The least scale at which nothing saturates; mx types: the one of their specification
     Rtn,
-    /// The least squared error of the block
+    /// The least squared error of the block; mx types: among three powers of two
     Mse,
     /// Half-quadratic quantization of the zero point
     Hqq,
+}
+
+/// The type of the scales of blocks.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BlockScalesArg {
+    /// float32
+    F32,
+    /// Powers of two in a byte
+    E8m0,
 }
 
 /// What computes on half-precision weights.
@@ -82,7 +92,7 @@ pub enum MethodArg {
     PercentileSearch,
     /// The least Kullback-Leibler divergence
     Entropy,
-    /// The least mean squared error
+    /// The least mean squared error; with --scheme vitis-dpu as diffs
     Mse,
     /// fp8: values spread as the format's own are
     Distribution,
@@ -186,9 +196,12 @@ pub struct SchemeArgs {
     /// Weights that share a scale, a power of two from 16 on: weight-only [default: 32]
     #[arg(long, value_name = "N", help_heading = "Quantization")]
     block: Option<usize>,
-    /// How the scale of a block is chosen: weight-only [default: mse]
+    /// How the scale of a block is chosen: weight-only [default: mse; mx types: rtn]
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Quantization")]
     algorithm: Option<AlgorithmArg>,
+    /// The type of the scales of mx types: weight-only [default: f32, which ONNX Runtime reads; mxfp4: e8m0]
+    #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
+    block_scales: Option<BlockScalesArg>,
     /// Make inputs and outputs half precision too: float16, bfloat16
     #[arg(long, help_heading = "Quantization")]
     io_float16: bool,
@@ -213,7 +226,7 @@ impl SchemeArgs {
             o.activations.format = t.into();
         }
         match self.weights {
-            Some(t) if o.approach == Approach::WeightOnly => o.weight_only.codes = t.blocks()?,
+            Some(t) if o.approach == Approach::WeightOnly => set_codes(&mut o.weight_only, t.blocks()?),
             Some(t) => o.weights.format = t.format(o.approach)?,
             None => {}
         }
@@ -235,6 +248,17 @@ impl SchemeArgs {
         Ok(o)
     }
 
+    /// The scales and types of tensors that the file holds, if it was made by `narrowbit config`.
+    pub fn given(&self) -> Result<Option<Encodings>> {
+        let json = |p: &&PathBuf| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let Some(path) = self.config.as_ref().filter(json) else { return Ok(None) };
+        let named = || path.display().to_string();
+        let mut all = serde_json::from_str(&std::fs::read_to_string(path).with_context(named)?).with_context(named)?;
+        let Some(decisions) = Decisions::take(&mut all).with_context(named)? else { return Ok(None) };
+        let given = decisions.encodings().with_context(named)?;
+        Ok(Some(given).filter(|g| !g.tensors.is_empty()))
+    }
+
     /// Settings of one approach.
     fn resolve_approach(&self, o: &mut QuantOptions) {
         match self.granularity {
@@ -249,6 +273,11 @@ impl SchemeArgs {
             Some(AlgorithmArg::Hqq) => o.weight_only.algorithm = Algorithm::Hqq,
             None => {}
         }
+        match self.block_scales {
+            Some(BlockScalesArg::F32) => o.weight_only.scales = Some(BlockScales::F32),
+            Some(BlockScalesArg::E8m0) => o.weight_only.scales = Some(BlockScales::E8m0),
+            None => {}
+        }
         o.half.io |= self.io_float16;
         match self.compute {
             Some(ComputeArg::Half) => o.half.compute = Some(Compute::Half),
@@ -260,7 +289,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 16] = [
+        let all: [(bool, &str, &[Approach]); 17] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -275,6 +304,7 @@ impl SchemeArgs {
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),
             (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),
+            (self.block_scales.is_some(), "--block-scales", &[WeightOnly]),
             (self.io_float16, "--io-float16", &[Float16, Bfloat16]),
             (self.compute.is_some(), "--compute", &[Float16, Bfloat16]),
         ];
@@ -321,6 +351,14 @@ impl SchemeArgs {
     }
 }
 
+/// Takes another type, and its algorithm where the one of before belongs to another kind of types.
+fn set_codes(o: &mut WeightOnlyOptions, codes: BlockType) {
+    if o.codes.usual_algorithm() != codes.usual_algorithm() {
+        o.algorithm = codes.usual_algorithm();
+    }
+    o.codes = codes;
+}
+
 fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
@@ -329,11 +367,9 @@ fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
     let read = || -> Result<QuantOptions> {
         if json {
             let mut all: serde_json::Value = serde_json::from_str(&text)?;
-            let decisions = config::take_decisions(&mut all)?;
-            if !decisions.is_empty() {
+            if let Some(decisions) = Decisions::take(&mut all)? {
                 let mut options = QuantOptions::from_json(all, preset)?;
-                let exceptions = config::overrides(&decisions, &options);
-                options.overrides.extend(exceptions);
+                options.overrides.extend(decisions.overrides());
                 return Ok(options);
             }
         }

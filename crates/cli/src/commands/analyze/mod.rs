@@ -1,3 +1,5 @@
+mod kernels;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,6 +9,8 @@ use narrowbit_data::Split;
 use narrowbit_ir::{Datum, EvalCx, Graph, Node, QuantRole};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
+
+use kernels::Kernel;
 
 use crate::args::{Floats, Global, Threads};
 use crate::comparison::Comparison;
@@ -22,6 +26,10 @@ const UNRELIABLE: f64 = 0.6;
 /// SMAPE is the mean of |x − y| / (|x| + |y|), over all values that are not both zero: 0 where both models agree, 100 %
 /// where nothing is left. Saturation is the share of codes at either end of their type. A * marks layers of more than
 /// 60 %, whose figures say little.
+///
+/// --mode kernel-distribution shows how the weights of each layer are spread instead: extremes, mean, standard deviation
+/// and a histogram over ± the greatest magnitude, of the floats and of what the codes stand for, and how far apart the
+/// output channels are (with one scale for all of them, the smallest gets the fewest codes).
 #[derive(Debug, Args)]
 pub struct Analyze {
     /// The quantized model (.onnx)
@@ -31,6 +39,9 @@ pub struct Analyze {
     /// Which error
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Single)]
     mode: Mode,
+    /// Only layers whose names contain this
+    #[arg(short, long, value_name = "TEXT")]
+    layer: Option<String>,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -39,7 +50,7 @@ pub struct Analyze {
 
 /// Which error of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Mode {
     /// What the layer itself adds, on the float model's inputs
     Single,
@@ -47,6 +58,8 @@ enum Mode {
     Cumulative,
     /// That of its weights alone; needs no data
     Weight,
+    /// How its weights are spread before and after quantization; needs no data
+    KernelDistribution,
 }
 
 #[derive(Serialize)]
@@ -54,7 +67,15 @@ struct Summary {
     quantized: PathBuf,
     float: PathBuf,
     mode: Mode,
-    layers: Vec<Row>,
+    layers: Layers,
+}
+
+/// What is shown of the layers.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Layers {
+    Errors(Vec<Row>),
+    Kernels(Vec<Kernel>),
 }
 
 #[derive(Serialize)]
@@ -75,13 +96,29 @@ impl Analyze {
         let mut float = model::load_runnable(&self.float)?;
         model::sanitize(&mut float)?;
         let quantized = model::load_runnable(&self.quantized)?;
+        let of = |name: &str| self.layer.as_deref().is_none_or(|text| name.contains(text));
         let layers = match self.mode {
-            Mode::Weight => weights(&float.graph, &quantized.graph)?,
-            _ => self.layers(&float.graph, &quantized.graph)?,
+            Mode::KernelDistribution => {
+                let mut all = kernels::kernels(&float.graph, &quantized.graph)?;
+                all.retain(|k| of(&k.name));
+                Layers::Kernels(all)
+            }
+            mode => {
+                let mut all = match mode {
+                    Mode::Weight => weights(&float.graph, &quantized.graph)?,
+                    _ => self.layers(&float.graph, &quantized.graph)?,
+                };
+                all.retain(|r| of(&r.name));
+                Layers::Errors(all)
+            }
         };
-        if layers.is_empty() {
+        let none = match &layers {
+            Layers::Errors(rows) => rows.is_empty(),
+            Layers::Kernels(rows) => !rows.iter().any(Kernel::is_quantized),
+        };
+        if none {
             bail!(
-                "the models have no layer in common\nhelp: the quantized model must have been made from the float one"
+                "the models have no such layer in common\nhelp: the quantized model must have been made from the float one; --layer takes a part of a layer's name"
             );
         }
         let (quantized, float) = (self.quantized.clone(), self.float.clone());
@@ -171,10 +208,14 @@ fn text(s: &Summary) -> String {
         let saturated = r.saturated.map_or(String::new(), percent);
         vec![format!("{}{mark}", r.name), r.op.clone(), percent(r.smape), saturated]
     };
-    let rows: Vec<Vec<String>> = s.layers.iter().map(row).collect();
     let mut out = format!("{} against {}\n", s.quantized.display(), s.float.display());
+    let layers = match &s.layers {
+        Layers::Errors(layers) => layers,
+        Layers::Kernels(kernels) => return out + &kernels::table(kernels),
+    };
+    let rows: Vec<Vec<String>> = layers.iter().map(row).collect();
     out.push_str(&output::table(&["layer", "operator", "SMAPE", "saturated"], &rows));
-    if s.layers.iter().any(|r| r.unreliable) {
+    if layers.iter().any(|r| r.unreliable) {
         out.push_str("* more than 60 %: unreliable\n");
     }
     out

@@ -1,0 +1,125 @@
+//! The ways to make a model smaller or faster, and the settings that each has beyond those that all share.
+
+mod blocks;
+
+use serde::{Deserialize, Serialize};
+
+pub use blocks::{Algorithm, BlockFormat, BlockScales, BlockType, MX_BLOCK, WeightOnlyOptions};
+
+/// How a model is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Approach {
+    /// Integers with ranges that are found beforehand, from samples.
+    #[default]
+    Static,
+    /// Integer products whose activations find their range at run time.
+    Dynamic,
+    /// Weights in few bits, by blocks; everything computes on floats.
+    WeightOnly,
+    /// IEEE binary16.
+    Float16,
+    /// bfloat16: the upper half of a float32.
+    Bfloat16,
+}
+
+impl Approach {
+    /// Whether ranges have to be calibrated.
+    pub fn needs_ranges(self) -> bool {
+        self == Approach::Static
+    }
+}
+
+/// What shares a scale of an activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Granularity {
+    /// Each row along the last axis: a token of a sequence, a sample of a batch.
+    #[default]
+    Token,
+    /// The whole tensor.
+    Tensor,
+}
+
+/// Settings of [`Approach::Dynamic`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DynamicOptions {
+    /// What shares a scale of an activation.
+    pub granularity: Granularity,
+}
+
+/// What computes on half-precision weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Operators in half precision, but for those that need more.
+    Half,
+    /// Operators in float32, behind a Cast of the weights.
+    Float32,
+}
+
+/// Settings of [`Approach::Float16`] and [`Approach::Bfloat16`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HalfOptions {
+    /// Whether inputs and outputs become half-precision too.
+    pub io: bool,
+    /// What operators compute in: half for float16, float32 for bfloat16 unless set, for which ONNX Runtime has no
+    /// operators on CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
+}
+
+impl HalfOptions {
+    /// What operators compute in.
+    pub fn compute(&self, approach: Approach) -> Compute {
+        let usual = if approach == Approach::Bfloat16 { Compute::Float32 } else { Compute::Half };
+        self.compute.unwrap_or(usual)
+    }
+}
+
+/// Settings that contradict each other or can't be written as a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApproachError {
+    /// A block of another length.
+    #[error("a block has {0} elements\nhelp: the runtimes that read blocks know powers of two from 16 to 4096")]
+    Block(usize),
+    /// MatMulNBits has integers only.
+    #[error(
+        "MatMulNBits holds integers of 2, 4 and 8 bits, not {0}\nhelp: leave out --format matmulnbits, or choose int4"
+    )]
+    Codes(BlockType),
+    /// HQQ moves a zero point, which these codes have not.
+    #[error("hqq looks for a zero point, which {0} does not have\nhelp: use --algorithm mse")]
+    NoZeroPoint(BlockType),
+    /// A Microscaling format with a block of another length.
+    #[error("a block of {0} has 32 elements, not {1}\nhelp: leave out --block")]
+    MxBlock(BlockType, usize),
+    /// Scales that are powers of two, of codes whose scales are not.
+    #[error(
+        "scales of e8m0 belong to blocks of Microscaling formats behind DequantizeLinear\nhelp: leave out --block-scales, or use --weights mxfp8_e4m3 and the like without --format matmulnbits"
+    )]
+    Scales,
+    /// DynamicQuantizeLinear has one format.
+    #[error(
+        "at run time activations become asymmetric uint8: DynamicQuantizeLinear has no other format\nhelp: leave out --activations, --symmetric and the like, or calibrate (--approach static)"
+    )]
+    Activations,
+    /// Weights of a dynamic product with a type that it does not take.
+    #[error(
+        "ConvInteger of other runtimes takes one weight zero point\nhelp: leave out --asymmetric-weights, or add --per-tensor"
+    )]
+    ConvZeroPoints,
+    /// An operator type that half precision is not for.
+    #[error("op-types: \"{0}\" is not written in half precision\nhelp: these are: {1}")]
+    HalfType(String, String),
+    /// Half-precision inputs of operators that compute in float32.
+    #[error("inputs and outputs stay float32 where operators compute in float32\nhelp: add --compute half")]
+    HalfIo,
+    /// The operator set of the model is too old.
+    #[error("the model has opset {0}, but this needs {1}\nhelp: `narrowbit convert` or the exporter can raise it")]
+    Opset(i64, i64),
+}
