@@ -56,6 +56,11 @@ pub fn insert(graph: &mut Graph, plan: &QuantPlan, opset: i64, exec: &Exec) -> R
     for &(node, input) in plan.biases.keys() {
         writer.bias(node, input)?;
     }
+    for (&(node, input), bias) in &plan.float_biases {
+        let name = format!("{}_bias_corrected", writer.graph.node(node).name);
+        let bias = writer.patch.constant(&name, bias.clone());
+        writer.patch.set_input(node, input, Some(bias));
+    }
     let patch = writer.patch;
     graph.apply(patch)?;
     Ok(())

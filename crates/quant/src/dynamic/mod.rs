@@ -118,7 +118,13 @@ fn tables(
     let mut layout = Layout::default();
     layout.kinds.extend(jobs.iter().map(|(id, ..)| (*id, Kind::Embedding)));
     let weights = jobs.iter().zip(params).map(|((id, ..), p)| ((*id, 0), p)).collect();
-    let plan = QuantPlan { layout, activations: BTreeMap::new(), weights, biases: BTreeMap::new() };
+    let plan = QuantPlan {
+        layout,
+        activations: BTreeMap::new(),
+        weights,
+        biases: BTreeMap::new(),
+        float_biases: BTreeMap::new(),
+    };
     let opset = model.opset();
     Ok(qdq::insert(&mut model.graph, &plan, opset, exec)?)
 }

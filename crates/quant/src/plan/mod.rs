@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
+use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use given::{Used, fixed};
@@ -53,6 +54,8 @@ pub struct QuantPlan {
     pub weights: BTreeMap<(NodeId, usize), WeightParams>,
     /// Constant biases that are quantized, by the node and input that read them.
     pub biases: BTreeMap<(NodeId, usize), BiasParams>,
+    /// Constant biases that stay float, as sums of fp8 products are, and take up the mean error of the weights.
+    pub float_biases: BTreeMap<(NodeId, usize), Tensor>,
 }
 
 /// Why a plan could not be made.
@@ -156,7 +159,13 @@ impl QuantPlan {
             let params = ActivationParams { scheme, point: scheme.qparams(range), range };
             activations.extend(group.iter().map(|&v| (v, params)));
         }
-        let mut plan = QuantPlan { layout, activations, weights: BTreeMap::new(), biases: BTreeMap::new() };
+        let mut plan = QuantPlan {
+            layout,
+            activations,
+            weights: BTreeMap::new(),
+            biases: BTreeMap::new(),
+            float_biases: BTreeMap::new(),
+        };
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
         used.check()?;
         Ok((plan, used.finish()))

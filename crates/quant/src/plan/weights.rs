@@ -91,7 +91,15 @@ pub(super) fn plan(
     plan.weights.extend(keys.iter().copied().zip(found));
     let shifted = shifts::correct(graph, plan);
     for (key, b) in keys.iter().zip(biases) {
-        let Some(b) = b.filter(|_| !options.float_biases) else { continue };
+        let Some(b) = b else { continue };
+        let float = |w: &WeightParams| options.float_biases || w.scheme.format.is_float();
+        if let Some(weight) = plan.weights.get(key).filter(|w| float(w)) {
+            if options.bias_correction {
+                let corrected = correction::bias(graph, *key, &b, weight, stats, exec)?;
+                plan.float_biases.insert(b.key, corrected);
+            }
+            continue;
+        }
         let (Some(input), Some(weight)) = (plan.activations.get(&b.input), plan.weights.get_mut(key)) else {
             continue;
         };
@@ -159,8 +167,7 @@ fn job<'a>(
             let channel = channel.resolve(tensor.rank()).filter(|_| whole);
             let axis = channel.filter(|_| scheme.per_channel);
             let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
-            // Sums of fp8 products are floats, and so is what is added to them.
-            let input = node.input(data).filter(|v| !scheme.format.is_float() && plan.activations.contains_key(v));
+            let input = node.input(data).filter(|v| plan.activations.contains_key(v));
             let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, channel, bias })
         }

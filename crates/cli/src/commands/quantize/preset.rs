@@ -254,7 +254,7 @@ pub struct PresetArgs {
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     equalize: Option<Switch>,
-    /// Let biases take up the mean error of rounded weights [default: no; vitis-dpu: yes]
+    /// Let biases take up the mean error of rounded weights [default: no; vitis-dpu, and fp8 without a scheme: yes]
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     bias_correction: Option<Switch>,

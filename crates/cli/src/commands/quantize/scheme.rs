@@ -176,9 +176,10 @@ pub struct SchemeArgs {
     /// Keep nodes of this operator type float (repeatable)
     #[arg(long, value_name = "TYPE", help_heading = "Quantization")]
     exclude_type: Vec<String>,
-    /// Keep the first Conv, Gemm or MatMul float
-    #[arg(long, help_heading = "Quantization")]
-    keep_first: bool,
+    /// Keep the first Conv, Gemm or MatMul float [default: no; yes with --activations fp8_e4m3 or fp8_e5m2]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    keep_first: Option<bool>,
     /// Keep the last Conv, Gemm or MatMul float
     #[arg(long, help_heading = "Quantization")]
     keep_last: bool,
@@ -230,13 +231,19 @@ impl SchemeArgs {
             Some(t) => o.weights.format = t.format(o.approach)?,
             None => {}
         }
+        let fp8 = o.approach == Approach::Static && o.activations.format.is_float();
+        if fp8 && o.scheme.is_none() && self.config.is_none() {
+            // Four bits of each number are too few for a picture's 256 steps, whose values all have one sign, and for
+            // weights whose errors the means of such activations add up.
+            (o.keep_first, o.bias_correction) = (true, true);
+        }
         self.preset.apply(&mut o);
         self.resolve_approach(&mut o);
         o.activations.symmetric |= self.symmetric;
         o.weights.symmetric &= !self.asymmetric_weights;
         o.weights.per_channel &= !self.per_tensor;
         o.weights.reduce_range |= self.reduce_range;
-        o.keep_first |= self.keep_first;
+        o.keep_first = self.keep_first.unwrap_or(o.keep_first);
         o.keep_last |= self.keep_last;
         o.embeddings &= !self.float_embeddings;
         o.smooth = self.smooth.unwrap_or(o.smooth);
@@ -299,7 +306,11 @@ impl SchemeArgs {
             (self.asymmetric_weights, "--asymmetric-weights", &[Static, Dynamic]),
             (self.per_tensor, "--per-tensor", &[Static, Dynamic]),
             (self.reduce_range, "--reduce-range", &[Static, Dynamic]),
-            (self.keep_first || self.keep_last, "--keep-first and --keep-last", &[Static, Dynamic, WeightOnly]),
+            (
+                self.keep_first.is_some() || self.keep_last,
+                "--keep-first and --keep-last",
+                &[Static, Dynamic, WeightOnly],
+            ),
             (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),
