@@ -59,6 +59,10 @@ pub struct QuantOptions {
     /// Whether biases of integer products stay float, for runtimes that dequantize no int32.
     #[serde(skip_serializing_if = "is_default")]
     pub float_biases: bool,
+    /// Whether convolutions whose outputs no integer node reads hand on floats, for runtimes that join such outputs with
+    /// constants wrongly.
+    #[serde(skip_serializing_if = "is_default")]
+    pub float_outputs: bool,
     /// Whether channels between convolutions get the same range in both weights ([`crate::equalize`]).
     #[serde(skip_serializing_if = "is_default")]
     pub equalize: bool,
@@ -96,6 +100,7 @@ impl Default for QuantOptions {
             embeddings: true,
             smooth: true,
             float_biases: false,
+            float_outputs: false,
             equalize: false,
             bias_correction: false,
             dynamic: DynamicOptions::default(),

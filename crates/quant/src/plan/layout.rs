@@ -277,6 +277,23 @@ impl Planner<'_> {
         self.points = integer;
     }
 
+    /// Products whose outputs are floats for want of readers, where the settings ask for it; what folded into them is
+    /// float as well.
+    fn float_ends(&mut self) -> BTreeSet<NodeId> {
+        let products = self.layout.kinds.iter().filter(|(_, k)| **k == Kind::Product && self.options.float_outputs);
+        let ends: BTreeSet<NodeId> = products
+            .map(|(&id, _)| id)
+            .filter(|&id| self.makes_integers(id) && !self.is_read_by_integers(id))
+            .collect();
+        for &id in &ends {
+            if let Some(act) = self.graph.node(id).output(0).and_then(|o| self.folded(o)) {
+                self.layout.kinds.remove(&act);
+                self.layout.reasons.insert(act, Reason::FloatConsumer);
+            }
+        }
+        ends
+    }
+
     fn float_outputs(&self, node: &Node) -> Vec<ValueId> {
         let is_f32 = |v: &ValueId| self.facts.dtype(*v) == Some(DType::F32);
         node.outputs.iter().flatten().copied().filter(is_f32).collect()
@@ -380,12 +397,13 @@ impl Planner<'_> {
     /// Step 5: the values that carry integers: all that integer nodes read or make.
     fn points(&mut self) {
         let mut points = BTreeSet::new();
+        let ends = self.float_ends();
         for (id, node) in self.graph.nodes() {
             let Some(&kind) = self.layout.kinds.get(&id) else { continue };
             let reads = node.inputs.iter().enumerate().filter(|(i, _)| self.reads_integer(id, *i));
             points.extend(reads.filter_map(|(_, v)| *v));
             match kind {
-                Kind::Product if self.makes_integers(id) => points.extend(self.leaving(id)),
+                Kind::Product if self.makes_integers(id) && !ends.contains(&id) => points.extend(self.leaving(id)),
                 Kind::Arithmetic => points.extend(self.leaving(id)),
                 Kind::Movement => points.extend(self.float_outputs(node)),
                 _ => {}

@@ -7,7 +7,7 @@ mod table;
 
 use std::fmt;
 
-use narrowbit_ir::Graph;
+use narrowbit_ir::{Graph, ValueId};
 use serde::{Deserialize, Serialize};
 
 use crate::approach::{Approach, BlockFormat, BlockScales, BlockType, Compute, Granularity};
@@ -55,6 +55,8 @@ pub enum Feature {
     WeightZeroPoints,
     /// Biases of int32 behind DequantizeLinear.
     Int32Biases,
+    /// Concat of what a convolution's codes stand for with a constant.
+    JoinedCodes,
     /// MatMul of fp8 operands.
     Fp8MatMul,
     /// Gather of a table of 8-bit integers.
@@ -89,6 +91,7 @@ impl fmt::Display for Feature {
             Feature::ActivationZeroPoints => f.write_str("asymmetric activations"),
             Feature::WeightZeroPoints => f.write_str("asymmetric weights"),
             Feature::Int32Biases => f.write_str("biases of int32"),
+            Feature::JoinedCodes => f.write_str("Concat of a convolution's codes with a constant"),
             Feature::Fp8MatMul => f.write_str("MatMul of fp8"),
             Feature::Tables => f.write_str("tables of int8"),
             Feature::QOperators => f.write_str("QLinear operators"),
@@ -119,6 +122,8 @@ pub enum Change {
     SymmetricWeights,
     /// Biases stay float.
     FloatBiases,
+    /// Convolutions that only floats read hand on floats.
+    FloatOutputs,
     /// Tables stay float.
     FloatTables,
     /// Products are dynamic by tensor instead of by token.
@@ -143,6 +148,7 @@ impl fmt::Display for Change {
             Change::SymmetricInt8Weights => "weights are symmetric int8",
             Change::SymmetricWeights => "weights are symmetric",
             Change::FloatBiases => "biases stay float",
+            Change::FloatOutputs => "convolutions hand on floats where nothing reads integers",
             Change::FloatTables => "tables stay float",
             Change::DynamicTensor => "activations have one scale per tensor",
             Change::NBits => "weights are written as MatMulNBits",
@@ -339,6 +345,9 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
     if !options.float_biases && !options.weights.format.is_float() {
         all.push(Feature::Int32Biases);
     }
+    if !options.float_outputs && !options.activations.format.is_float() && joins_codes(options, graph) {
+        all.push(Feature::JoinedCodes);
+    }
     if options.embeddings && !options.weights.format.is_float() && has_table(graph) {
         all.push(Feature::Tables);
     }
@@ -378,10 +387,39 @@ fn of_blocks(options: &QuantOptions) -> Vec<Feature> {
 
 /// Whether a MatMul is quantized, as far as operator types tell.
 fn multiplies(options: &QuantOptions, graph: &Graph) -> bool {
-    let named = options.op_types.is_empty() || options.op_types.iter().any(|t| t == "MatMul");
-    let out = |o: &crate::options::Override| o.float == Some(true) && o.op_type.as_deref() == Some("MatMul");
-    let excluded = options.overrides.iter().any(|o| out(o) && o.name.is_none() && o.regex.is_none());
-    named && !excluded && graph.nodes().any(|(_, n)| n.op.name() == "MatMul")
+    quantizes(options, "MatMul") && graph.nodes().any(|(_, n)| n.op.name() == "MatMul")
+}
+
+/// Whether operators of a type are quantized, as far as types tell.
+fn quantizes(options: &QuantOptions, op: &str) -> bool {
+    let named = options.op_types.is_empty() || options.op_types.iter().any(|t| t == op);
+    let out = |o: &crate::options::Override| o.float == Some(true) && o.op_type.as_deref() == Some(op);
+    named && !options.overrides.iter().any(|o| out(o) && o.name.is_none() && o.regex.is_none())
+}
+
+/// Whether a Concat joins a convolution's output, perhaps moved, with something else, as the class token of a vision
+/// transformer and its patches.
+fn joins_codes(options: &QuantOptions, graph: &Graph) -> bool {
+    const MOVES: [&str; 6] = ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"];
+    const MOST: usize = 8;
+    let from_conv = |v: ValueId| {
+        let producer = |v: ValueId| graph.producer(v).map(|(id, _)| graph.node(id));
+        let mut at = producer(v);
+        for _ in 0..MOST {
+            let Some(node) = at else { return false };
+            match node.op.name() {
+                "Conv" | "ConvTranspose" => return true,
+                name if MOVES.contains(&name) => at = node.input(0).and_then(producer),
+                _ => return false,
+            }
+        }
+        false
+    };
+    let joins = |n: &narrowbit_ir::Node| {
+        let (of_conv, others) = n.inputs.iter().flatten().partition::<Vec<ValueId>, _>(|&&v| from_conv(v));
+        n.op.name() == "Concat" && !of_conv.is_empty() && !others.is_empty()
+    };
+    quantizes(options, "Conv") && graph.nodes().any(|(_, n)| joins(n))
 }
 
 fn has_table(graph: &Graph) -> bool {
@@ -404,6 +442,7 @@ fn apply(options: &mut QuantOptions, change: Change) {
             });
         }
         Change::FloatBiases => options.float_biases = true,
+        Change::FloatOutputs => options.float_outputs = true,
         Change::FloatTables => options.embeddings = false,
         Change::DynamicTensor => {
             let own = options.overrides.iter_mut().filter_map(|o| o.dynamic.as_mut());

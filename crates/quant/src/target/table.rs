@@ -73,6 +73,7 @@ const ORT_ROUNDED: &str =
 const ORT_TWO_BITS: &str = "gives wrong results for 2-bit blocks behind DequantizeLinear when it optimizes";
 const ORT_FP4: &str = "has no DequantizeLinear for them";
 const ORT_FP4_HELP: &str = "use --weights nf4, int4 or mxfp8_e4m3";
+const OV_JOINED: &str = "joins such codes with constants wrongly when it optimizes";
 const OV_TWO_BITS: &str = "does not read 2-bit types";
 const OV_ROUNDED: &str =
     "rounds the activations of products of blocks to 8 bits unless DYNAMIC_QUANTIZATION_GROUP_SIZE is set to 0";
@@ -101,6 +102,7 @@ pub const ROWS: &[Row] = &[
     Row(Weights(N::Fp8E5m2), [Runs, Runs, Refuse(TRT_TYPES, TRT_HELP)]),
     Row(Feature::WeightZeroPoints, adapt_trt_activations(Change::SymmetricWeights)),
     Row(Feature::Int32Biases, [Runs, Runs, Adapt(Change::FloatBiases, "does not dequantize int32")]),
+    Row(Feature::JoinedCodes, [Runs, Adapt(Change::FloatOutputs, OV_JOINED), Runs]),
     Row(Feature::Tables, [Runs, Runs, Adapt(Change::FloatTables, "does not gather int8")]),
     Row(Feature::QOperators, [Runs, Refuse(NO_QLINEAR, QDQ_HELP), Refuse(NO_QLINEAR, QDQ_HELP)]),
     Row(

@@ -46,6 +46,7 @@ fn has_one_row_for_each_feature() {
         Feature::Fp8MatMul,
         Feature::Tables,
         Feature::Int32Biases,
+        Feature::JoinedCodes,
         Feature::QOperators,
         Feature::DynamicTensor,
         Feature::DynamicToken,
