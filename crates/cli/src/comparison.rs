@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use narrowbit_data::Dataset;
 use narrowbit_ir::{Def, Graph, NodeId, ValueId};
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use crate::args::Floats;
 use crate::metrics::{Deviation, Figures};
-use crate::output;
+use crate::{data, interrupt, output};
 
 /// The figures of one tensor.
 #[derive(Debug, Clone, Serialize)]
@@ -106,6 +107,22 @@ impl Comparison {
             isolated: BTreeMap::new(),
             saturation: BTreeMap::new(),
         })
+    }
+
+    /// Adds all batches of a data set, with a bar that says what is going on.
+    pub fn run(&mut self, what: &str, dataset: &Dataset, batch: usize) -> Result<()> {
+        let bar = output::progress(what, dataset.len());
+        for batch in dataset.batches(batch) {
+            if interrupt::requested() {
+                bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
+            }
+            let batch = batch?;
+            let n = batch.indices.len() as u64;
+            self.add(&data::tensors(batch))?;
+            bar.inc(n);
+        }
+        bar.finish_and_clear();
+        Ok(())
     }
 
     /// Runs both on one batch.

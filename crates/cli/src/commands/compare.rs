@@ -97,17 +97,7 @@ impl Compare {
 
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
         let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
-        let bar = output::progress("comparing", dataset.len());
-        for batch in dataset.batches(self.data.batch) {
-            if interrupt::requested() {
-                bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
-            }
-            let batch = batch?;
-            let n = batch.indices.len() as u64;
-            comparison.add(&data::tensors(batch))?;
-            bar.inc(n);
-        }
-        bar.finish_and_clear();
+        comparison.run("comparing", dataset, self.data.batch)?;
         Ok((comparison.outputs(), comparison.tensors()))
     }
 

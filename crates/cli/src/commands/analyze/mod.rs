@@ -14,7 +14,7 @@ use kernels::Kernel;
 
 use crate::args::{Floats, Global, Threads};
 use crate::comparison::Comparison;
-use crate::data::{self, DataArgs};
+use crate::data::DataArgs;
 use crate::metrics::Deviation;
 use crate::{interrupt, model, output};
 
@@ -135,17 +135,7 @@ impl Analyze {
         let dataset = self.data.open(float, Split::Test)?;
         let single = self.mode == Mode::Single;
         let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Floats::default())?;
-        let bar = output::progress("analyzing", dataset.len());
-        for batch in dataset.batches(self.data.batch) {
-            if interrupt::requested() {
-                bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
-            }
-            let batch = batch?;
-            let n = batch.indices.len() as u64;
-            comparison.add(&data::tensors(batch))?;
-            bar.inc(n);
-        }
-        bar.finish_and_clear();
+        comparison.run("analyzing", &dataset, self.data.batch)?;
         let row = |r: crate::comparison::TensorRow| {
             let figures = if single { r.isolated? } else { r.cumulative };
             Some(Row::new(r.name, r.op, figures.smape, r.saturated))
