@@ -151,9 +151,9 @@ def engine_latency(engine, model, data, threads, seconds):
     return result["median"], result["min"], peak
 
 
-def our_latency(binary, model, data, threads, seconds):
+def our_latency(binary, model, data, threads, seconds, batch=1):
     """As `engine_latency`, by `narrowbit bench`."""
-    command = [binary, "bench", model, "--data", data, "--threads", threads, "--batch", 1]
+    command = [binary, "bench", model, "--data", data, "--threads", threads, "--batch", batch]
     text, _, peak = run([*command, "--runs", 1000, "--seconds", seconds, "--json", "--quiet"])
     (row,) = json.loads(text)
     return row["median_ms"], row["min_ms"], peak
