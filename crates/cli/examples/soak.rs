@@ -38,12 +38,10 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         let mut seen = Vec::new();
         for look in 1..=LOOKS {
             std::thread::sleep(Duration::from_secs_f64(seconds / f64::from(LOOKS)));
-            seen.push(resident());
-            println!(
-                "{:>5.0} % of the time: {:?} bytes resident",
-                100.0 * f64::from(look) / f64::from(LOOKS),
-                resident()
-            );
+            let now = resident();
+            seen.push(now);
+            let memory = now.map_or("?".into(), |bytes| format!("{:.1}", bytes as f64 / 1e6));
+            println!("{:>5.0} % of the time: {memory} MB resident", 100.0 * f64::from(look) / f64::from(LOOKS));
         }
         seen
     });
