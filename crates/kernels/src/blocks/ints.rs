@@ -1,8 +1,13 @@
 //! Rows that are quantized to int8 by blocks on the way (ONNX Runtime's accuracy level 4): products of integers.
+//!
+//! All rows are rounded first. Then a tile of up to six rows by two vectors of columns keeps its sums of a block, and its
+//! totals, in registers, and unpacks codes on the way, which costs nothing beside the products: of a block of 32, eight
+//! products of four codes each are followed by one conversion, one multiplication and one multiply-add.
 
 use super::few::{NAME, SERIAL};
+use super::round::{Layout, round_rows};
 use super::{BlockShape, Blocks, PANEL, Values};
-use crate::buffer::with_scratch;
+use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
 use crate::isa::Isa;
@@ -11,16 +16,20 @@ use crate::isa::{Avx512, Vnni};
 use crate::panel::{Epilogue, Out, Target};
 use crate::simd::{Kernel, Simd, low_bits};
 
-/// Words of a step of four rows' elements: as bytes, and the even and the odd ones as halves.
-const FORMS: usize = 3;
-/// Most rows of a pass.
-const MOST: usize = 4;
+/// Most rows of a tile.
+const MOST: usize = 6;
+/// Words of rounded rows that all panels of a task read again: they stay in the L2 cache.
+const BAND: usize = 1 << 16;
+/// The longest block whose sums fit in 32 bits: 2⁷ · 2⁷ · 2¹⁶ < 2³¹.
+pub const LONGEST: usize = 1 << 16;
 
 /// As [`blocks_gemm`](super::blocks_gemm), but with each row rounded by blocks first: `q = round_half_even(x / scale)` in −127 … 127,
-/// `scale = max |x| / 127` of the block. Sums of a block are exact; every tier gives the same bits.
+/// `scale = max |x| / 127` of the block. Sums of a block are exact, `(f32(sum) · row_scale) · scale` is added block after block,
+/// the product with the second scale and the sum rounded once: every tier gives the same bits. A block that holds NaN or an
+/// infinity makes its row NaN.
 ///
 /// # Errors
-/// As [`blocks_gemm`](super::blocks_gemm).
+/// As [`blocks_gemm`](super::blocks_gemm); or blocks are longer than [`LONGEST`].
 pub fn blocks_gemm_int8(
     exec: &Exec,
     x: &[f32],
@@ -35,76 +44,65 @@ pub fn blocks_gemm_int8(
     epilogue.check(NAME, false, n, m * n)?;
     require(NAME, epilogue.rows.is_none(), "floats have no format")?;
     require(NAME, w.shape.values == Values::Integers, "codes of rounded rows are integers")?;
+    require(NAME, block <= LONGEST, "blocks of rounded rows are too long")?;
     let Target::F32(y) = y else { return require(NAME, false, "the results are floats") };
     if m == 0 {
         return Ok(());
     }
-    let blocks = w.shape.blocks();
-    // Of each row: the words, then the scales and the sums of its blocks.
-    let words = blocks * block / 4 * FORMS;
-    let pitch = words + 2 * blocks;
-    let rows = m.next_multiple_of(if m > 2 { MOST } else { m });
-    product(NAME, &[rows, pitch])?;
-    let out = Target::F32(y).shared();
-    with_scratch(rows * pitch, |scratch| {
+    let layout = Layout::new(w.shape, forms(exec.isa()));
+    let pitch = layout.pitch();
+    let len = product(NAME, &[m.next_multiple_of(MOST), pitch])?;
+    let (out, serial) = (Target::F32(y).shared(), m * n * k < SERIAL);
+    let run = |tasks: usize, grain: usize, body: &(dyn Fn(std::ops::Range<usize>) + Sync)| match serial {
+        true => body(0..tasks),
+        false => exec.split(tasks, grain, body),
+    };
+    with_scratch(len, |scratch| {
         scratch[m * pitch..].fill(0.0);
-        for (to, from) in scratch.chunks_exact_mut(pitch).zip(x.chunks_exact(k)) {
-            let (words, rest) = to.split_at_mut(words);
-            let (scales, sums) = rest.split_at_mut(blocks);
-            for (b, words) in words.chunks_exact_mut(block / 4 * FORMS).enumerate() {
-                let part = &from[b * block..k.min((b + 1) * block)];
-                (scales[b], sums[b]) = round(part, words);
-            }
-        }
+        let rows = SharedMut::new(scratch);
+        run(m, (SERIAL / 16).div_ceil(k), &|range| {
+            // SAFETY: each task has rows of its own, which lie in the scratch.
+            let to = unsafe { rows.slice(range.start * pitch, range.len() * pitch) };
+            round_rows(exec.isa(), &x[range.start * k..range.end * k], layout, to);
+        });
         let scratch = &*scratch;
-        let panels = n.div_ceil(PANEL);
-        let work = |range: std::ops::Range<usize>| {
-            for panel in range {
-                for row in (0..m).step_by(MOST) {
+        let (panels, band) = (n.div_ceil(PANEL), (BAND / pitch / MOST).max(1) * MOST);
+        run(panels * m.div_ceil(band), 1, &|range| {
+            for task in range {
+                let (panel, first) = (task % panels, task / panels * band);
+                for row in (first..m.min(first + band)).step_by(MOST) {
                     let rows = (m - row).min(MOST);
-                    let few = Few { w, x: &scratch[row * pitch..], pitch, rows, row, panel, epilogue, out };
+                    let few = Few { w, x: &scratch[row * pitch..], layout, rows, row, panel, epilogue, out };
                     dispatch(exec.isa(), few);
                 }
             }
-        };
-        match m * n * k < SERIAL {
-            true => work(0..panels),
-            false => exec.split(panels, 1, &work),
-        }
+        });
     });
     Ok(())
-}
-
-/// Rounds a block into words; gives its scale, and the sum of what it rounded to.
-fn round(x: &[f32], words: &mut [f32]) -> (f32, f32) {
-    // `max` passes over NaN.
-    let most = x.iter().fold(0f32, |most, v| most.max(v.abs()));
-    let scale = if most.is_finite() { most / 127.0 } else { 1.0 };
-    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let mut sum = 0;
-    for (i, words) in words.chunks_exact_mut(FORMS).enumerate() {
-        let code = |j: usize| x.get(4 * i + j).map_or(0, |v| (v * inverse).round_ties_even() as i8);
-        let q = [code(0), code(1), code(2), code(3)];
-        sum += q.iter().map(|&q| i32::from(q)).sum::<i32>();
-        let halves = |a: i8, b: i8| f32::from_bits(i32::from(a) as u32 & 0xffff | (i32::from(b) as u32) << 16);
-        words[0] = f32::from_bits(u32::from_le_bytes(q.map(|q| q as u8)));
-        (words[1], words[2]) = (halves(q[0], q[2]), halves(q[1], q[3]));
-    }
-    (scale, sum as f32)
 }
 
 /// A few rows by a panel.
 struct Few<'a> {
     w: &'a Blocks,
+    /// Rounded rows, padded to a tile's height.
     x: &'a [f32],
-    /// Words of a row.
-    pitch: usize,
+    layout: Layout,
     rows: usize,
     /// Place of the first row among all.
     row: usize,
     panel: usize,
     epilogue: &'a Epilogue<'a>,
     out: Out,
+}
+
+/// Words that hold four elements of a row, as the tier multiplies them.
+fn forms(isa: Isa) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if Vnni::new(isa).is_some() {
+        return 1;
+    }
+    let _ = isa;
+    2
 }
 
 fn dispatch(isa: Isa, job: Few<'_>) {
@@ -118,9 +116,14 @@ fn dispatch(isa: Isa, job: Few<'_>) {
 
 /// Dot products of four codes (u8) with four elements of a row (i8), exact on every tier.
 trait Dot<S: Simd>: Copy {
+    /// Four elements of a row, in each lane.
+    type Row: Copy;
+    /// Words that they take.
+    const FORMS: usize;
     /// # Safety
-    /// `x` covers the forms of a step.
-    unsafe fn dot(self, s: S, sum: S::I, codes: S::I, x: *const f32) -> S::I;
+    /// `x` covers the forms.
+    unsafe fn row(self, s: S, x: *const f32) -> Self::Row;
+    fn dot(self, s: S, sum: S::I, codes: S::I, row: Self::Row) -> S::I;
 }
 
 /// Products of 16-bit halves: bytes 0 and 2, then 1 and 3.
@@ -128,11 +131,18 @@ trait Dot<S: Simd>: Copy {
 struct Halves;
 
 impl<S: Simd> Dot<S> for Halves {
+    type Row = [S::I; 2];
+    const FORMS: usize = 2;
+
     #[inline(always)]
-    unsafe fn dot(self, s: S, sum: S::I, codes: S::I, x: *const f32) -> S::I {
-        let mask = s.splat_i(0x00ff_00ff);
+    unsafe fn row(self, s: S, x: *const f32) -> [S::I; 2] {
         // SAFETY: passed on to the caller.
-        let (even, odd) = unsafe { (s.to_bits(s.splat(*x.add(1))), s.to_bits(s.splat(*x.add(2)))) };
+        unsafe { [s.to_bits(s.splat(*x)), s.to_bits(s.splat(*x.add(1)))] }
+    }
+
+    #[inline(always)]
+    fn dot(self, s: S, sum: S::I, codes: S::I, [even, odd]: [S::I; 2]) -> S::I {
+        let mask = s.splat_i(0x00ff_00ff);
         let a = s.madd_i(s.and_i(codes, mask), even);
         let b = s.madd_i(s.and_i(s.sar_i::<8>(codes), mask), odd);
         s.add_i(sum, s.add_i(a, b))
@@ -150,10 +160,19 @@ mod x86 {
     struct Bytes(#[allow(dead_code)] Vnni); // The proof.
 
     impl Dot<Avx512> for Bytes {
+        type Row = __m512i;
+        const FORMS: usize = 1;
+
         #[inline(always)]
-        unsafe fn dot(self, _: Avx512, sum: __m512i, codes: __m512i, x: *const f32) -> __m512i {
+        unsafe fn row(self, _: Avx512, x: *const f32) -> __m512i {
             // SAFETY: the token proves the instruction; the caller vouches for the word.
-            unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(*x.cast::<i32>())) }
+            unsafe { _mm512_set1_epi32(*x.cast::<i32>()) }
+        }
+
+        #[inline(always)]
+        fn dot(self, _: Avx512, sum: __m512i, codes: __m512i, row: __m512i) -> __m512i {
+            // SAFETY: the token proves the instruction.
+            unsafe { _mm512_dpbusd_epi32(sum, codes, row) }
         }
     }
 
@@ -182,29 +201,41 @@ impl Few<'_> {
         }
     }
 
+    /// Tiles as high as their sums fit into registers.
     #[inline(always)]
     fn by_rows<S: Simd, D: Dot<S>, const BITS: usize>(&self, s: S, dot: D) {
-        match self.rows {
-            1 => self.columns::<S, D, BITS, 1>(s, dot),
-            2 => self.columns::<S, D, BITS, 2>(s, dot),
-            _ => self.columns::<S, D, BITS, MOST>(s, dot),
+        let wide = S::LANES == 16;
+        let most = if wide { MOST } else { 2 };
+        for from in (0..self.rows).step_by(most) {
+            match (self.rows - from).min(most) {
+                1 => self.columns::<S, D, BITS, 1, 4>(s, dot, from),
+                2 if wide => self.columns::<S, D, BITS, 2, 4>(s, dot, from),
+                2 => self.columns::<S, D, BITS, 2, 2>(s, dot, from),
+                3 | 4 => self.columns::<S, D, BITS, 4, 2>(s, dot, from),
+                _ => self.columns::<S, D, BITS, MOST, 2>(s, dot, from),
+            }
         }
     }
 
     #[inline(always)]
-    fn columns<S: Simd, D: Dot<S>, const BITS: usize, const MR: usize>(&self, s: S, dot: D) {
+    fn columns<S: Simd, D: Dot<S>, const BITS: usize, const MR: usize, const NV: usize>(
+        &self,
+        s: S,
+        dot: D,
+        from: usize,
+    ) {
         let n = self.w.shape.n;
         let valid = PANEL.min(n - self.panel * PANEL);
-        for at in (0..valid).step_by(4 * S::LANES) {
-            // SAFETY: the panel has 64 columns, `x` has `MR` rows.
-            let sums = unsafe { self.multiply::<S, D, BITS, MR>(s, dot, at) };
-            for (m, line) in sums.iter().enumerate().take(self.rows) {
+        for at in (0..valid).step_by(NV * S::LANES) {
+            // SAFETY: the panel has 64 columns, `x` has `MR` rows from `from` on: they are padded.
+            let sums = unsafe { self.multiply::<S, D, BITS, MR, NV>(s, dot, from, at) };
+            for (m, line) in sums.iter().enumerate().take(self.rows - from) {
                 for (v, &sum) in line.iter().enumerate() {
-                    let from = at + v * S::LANES;
-                    let columns = valid.saturating_sub(from).min(S::LANES);
+                    let first = at + v * S::LANES;
+                    let columns = valid.saturating_sub(first).min(S::LANES);
                     if columns > 0 {
-                        let column = self.panel * PANEL + from;
-                        let place = (self.row + m) * n + column;
+                        let column = self.panel * PANEL + first;
+                        let place = (self.row + from + m) * n + column;
                         // SAFETY: `check` covered the epilogue; `place` and the next `columns` are in the result.
                         unsafe {
                             let v = self.epilogue.rest(s, sum, column, place, columns);
@@ -217,56 +248,68 @@ impl Few<'_> {
     }
 
     #[inline(always)]
-    unsafe fn multiply<S: Simd, D: Dot<S>, const BITS: usize, const MR: usize>(
+    unsafe fn multiply<S: Simd, D: Dot<S>, const BITS: usize, const MR: usize, const NV: usize>(
         &self,
         s: S,
         dot: D,
+        from: usize,
         at: usize,
-    ) -> [[S::F; 4]; MR] {
-        let (shape, panel) = (self.w.shape, self.w.panel(self.panel));
-        let (blocks, words_of_block) = (shape.blocks(), shape.block * BITS / 32);
+    ) -> [[S::F; NV]; MR] {
+        let (shape, panel, pitch) = (self.w.shape, self.w.panel(self.panel), self.layout.pitch());
+        let rows = self.x.as_ptr().wrapping_add(from * pitch);
         let (fields, mask) = (8 / BITS, s.splat_i((0x0101_0101u32 * ((1 << BITS) - 1)) as i32));
-        let middle = (1 << (BITS - 1)) as f32;
-        let scales_at = blocks * shape.block / 4 * FORMS;
-        let mut total = [[s.splat(0.0); 4]; MR];
-        let mut words = panel.words.as_ptr().wrapping_add(at);
-        for b in 0..blocks {
-            let mut acc = [[s.splat_i(0); 4]; MR];
-            let mut x = self.x.as_ptr().wrapping_add(b * shape.block / 4 * FORMS);
-            // SAFETY: the caller vouches for columns and rows; all have `blocks` blocks.
+        let (steps, mut words) = (shape.block * BITS / 32, panel.words.as_ptr().wrapping_add(at));
+        let mut total = [[s.splat(0.0); NV]; MR];
+        let mut x = rows;
+        for b in 0..shape.blocks() {
+            let mut sums = [[s.splat_i(0); NV]; MR];
+            // SAFETY: the caller vouches for columns and rows; all have as many blocks.
             unsafe {
-                for _ in 0..words_of_block {
-                    // The processor's own prefetcher stops at the end of each page.
-                    s.prefetch(words.wrapping_add(2048 + 16 * PANEL));
-                    for v in 0..4 {
-                        let mut codes = s.to_bits(s.load(words.add(v * S::LANES)));
-                        for f in 0..fields {
-                            for (m, line) in acc.iter_mut().enumerate() {
-                                let x = x.wrapping_add(m * self.pitch + f * FORMS);
-                                line[v] = dot.dot(s, line[v], s.and_i(codes, mask), x);
+                // What the code in the middle takes off.
+                for (m, line) in sums.iter_mut().enumerate() {
+                    let start = s.to_bits(s.splat(*rows.add(m * pitch + self.layout.starts() + b)));
+                    *line = [start; NV];
+                }
+                for _ in 0..steps {
+                    if MR <= 2 {
+                        // The processor's own prefetcher stops at the end of each page.
+                        s.prefetch(words.wrapping_add(2048 + 16 * PANEL));
+                    }
+                    let mut codes = [s.splat_i(0); NV];
+                    for (v, codes) in codes.iter_mut().enumerate() {
+                        *codes = s.to_bits(s.load(words.add(v * S::LANES)));
+                    }
+                    for _ in 0..fields {
+                        let mut low = codes;
+                        low.iter_mut().for_each(|codes| *codes = s.and_i(*codes, mask));
+                        for (m, line) in sums.iter_mut().enumerate() {
+                            let row = dot.row(s, x.wrapping_add(m * pitch));
+                            for (sum, &codes) in line.iter_mut().zip(&low) {
+                                *sum = dot.dot(s, *sum, codes, row);
                             }
-                            codes = match BITS {
-                                2 => s.sar_i::<2>(codes),
-                                4 => s.sar_i::<4>(codes),
-                                _ => codes,
+                        }
+                        for codes in &mut codes {
+                            *codes = match BITS {
+                                2 => s.sar_i::<2>(*codes),
+                                4 => s.sar_i::<4>(*codes),
+                                _ => *codes,
                             };
                         }
+                        x = x.wrapping_add(D::FORMS);
                     }
                     words = words.wrapping_add(PANEL);
-                    x = x.wrapping_add(fields * FORMS);
                 }
-                for m in 0..MR {
-                    let row = self.x.as_ptr().wrapping_add(m * self.pitch + scales_at + b);
-                    let (row_scale, row_sum) = (s.splat(*row), *row.add(blocks));
-                    for v in 0..4 {
-                        let place = b * PANEL + at + v * S::LANES;
-                        let scale = s.mul(s.load(panel.scales.as_ptr().add(place)), row_scale);
-                        // Exact: both are integers below 2²⁴ in blocks of up to 512 codes of 4 bits.
-                        let mut sum = s.sub(s.to_f32(acc[m][v]), s.splat(middle * row_sum));
+                for v in 0..NV {
+                    let place = b * PANEL + at + v * S::LANES;
+                    let scale = s.load(panel.scales.as_ptr().add(place));
+                    for m in 0..MR {
+                        let row = rows.add(m * pitch + b);
+                        let mut sum = s.to_f32(sums[m][v]);
                         if !panel.shifts.is_empty() {
                             let shift = s.neg(s.load(panel.shifts.as_ptr().add(place)));
-                            sum = s.mul_add(s.splat(row_sum), shift, sum);
+                            sum = s.mul_add(s.splat(*row.add(self.layout.sums())), shift, sum);
                         }
+                        let sum = s.mul(sum, s.splat(*row.add(self.layout.scales())));
                         total[m][v] = s.mul_add(sum, scale, total[m][v]);
                     }
                 }

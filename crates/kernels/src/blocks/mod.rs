@@ -10,9 +10,10 @@
 mod few;
 mod ints;
 mod pack;
+mod round;
 
 pub use few::{SMALL, blocks_gemm};
-pub use ints::blocks_gemm_int8;
+pub use ints::{LONGEST, blocks_gemm_int8};
 pub(crate) use pack::Unpack;
 pub use pack::{BlockShape, Blocks, Values};
 
