@@ -11,11 +11,13 @@ mod few;
 mod ints;
 mod pack;
 mod round;
+mod search;
 
 pub use few::{SMALL, blocks_gemm};
 pub use ints::{LONGEST, blocks_gemm_int8};
 pub(crate) use pack::Unpack;
 pub use pack::{BlockShape, Blocks, Values};
+pub use search::{ScaleSearch, search_scales};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 64;

@@ -1,5 +1,7 @@
 //! The codes, scale and zero point of one block of weights.
 
+use narrowbit_kernels::blocks::ScaleSearch;
+
 use super::table::{E2M1_TABLE, E4M3_TABLE, E5M2_TABLE, NF4_TABLE, Table};
 use crate::approach::{Algorithm, BlockType, WeightOnlyOptions};
 
@@ -10,7 +12,8 @@ pub(super) struct Point {
     pub zero: i32,
 }
 
-/// Chooses scale and zero point of a block, and writes its codes (two's complement where they are signed).
+/// Chooses scale and zero point of a block, and writes its codes (two's complement where they are signed). Blocks of
+/// [`Symmetric`] settings have a kernel.
 pub(super) fn quantize(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8]) -> Point {
     let table: &Table = match options.codes {
         BlockType::Nf4 => &NF4_TABLE,
@@ -139,27 +142,45 @@ fn absolute_error(x: &[f32], scale: f32, bounds: Bounds) -> f32 {
     sum(x, |v| (v - bounds.round(v * inverse) * scale).abs())
 }
 
+/// How the scales of blocks around zero are chosen, many blocks at a time (`narrowbit_kernels::blocks::search_scales`); `None`
+/// for other settings. After a search over shares of the full range comes the exact optimum for the codes found.
+pub(super) struct Symmetric {
+    range: (i32, i32),
+    shares: Vec<f32>,
+    refinements: usize,
+}
+
+impl Symmetric {
+    pub fn new(options: &WeightOnlyOptions) -> Option<Symmetric> {
+        if options.codes.has_zero_point() || options.codes.mx_exponent().is_some() {
+            return None;
+        }
+        let range = options.codes.code_range()?;
+        match options.algorithm {
+            Algorithm::Rtn => Some(Symmetric { range, shares: Vec::new(), refinements: 0 }),
+            // The full range is the first that is tried.
+            Algorithm::Mse => Some(Symmetric { range, shares: shares(range).skip(1).collect(), refinements: 3 }),
+            Algorithm::Hqq => None,
+        }
+    }
+
+    pub fn search(&self) -> ScaleSearch<'_> {
+        ScaleSearch { range: self.range, shares: &self.shares, refinements: self.refinements }
+    }
+}
+
 fn integers(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8]) -> Point {
     let range = options.codes.code_range().unwrap_or((-8, 7));
-    let asymmetric = options.codes.has_zero_point();
     let p = match options.algorithm {
         Algorithm::Hqq => hqq(x, range),
-        Algorithm::Mse if asymmetric => least_squares_asymmetric(x, range),
-        Algorithm::Mse => least_squares(x, range),
-        Algorithm::Rtn if asymmetric => asymmetric_point(extremes(x), range),
-        Algorithm::Rtn => Point { scale: symmetric_scale(extremes(x), range), zero: 0 },
+        Algorithm::Mse => least_squares_asymmetric(x, range),
+        Algorithm::Rtn => asymmetric_point(extremes(x), range),
     };
     let (bounds, inverse) = (Bounds::new(range, p.zero), 1.0 / p.scale);
     for (c, &v) in codes.iter_mut().zip(x) {
         *c = (bounds.round(v * inverse) as i32 + p.zero) as u8;
     }
     p
-}
-
-/// The least scale around zero at which nothing saturates; the codes are not symmetric, so that a negative extreme
-/// allows a smaller one.
-fn symmetric_scale((low, high): (f32, f32), (lo, hi): (i32, i32)) -> f32 {
-    usable((low / lo as f32).max(high / hi as f32))
 }
 
 /// `scale = (max − min) / (hi − lo)`, `zero = round(lo − min / scale)`, the range widened to hold 0.
@@ -179,36 +200,7 @@ fn shares((lo, hi): (i32, i32)) -> impl Iterator<Item = f32> {
     (0..=count).map(move |i| 1.0 - (1.0 - least) * i as f32 / count as f32)
 }
 
-/// The scale around zero with the least squared error: a search over shares of the full range, then the exact optimum
-/// for the codes found, `Σ x·q / Σ q²`, as long as the error falls.
-fn least_squares(x: &[f32], range: (i32, i32)) -> Point {
-    let full = symmetric_scale(extremes(x), range);
-    let bounds = Bounds::new(range, 0);
-    let mut best = (squared_error(x, full, bounds), full);
-    for scale in shares(range).skip(1).map(|s| full * s).filter(|s| *s >= f32::MIN_POSITIVE) {
-        let error = squared_error(x, scale, bounds);
-        if error < best.0 {
-            best = (error, scale);
-        }
-    }
-    for _ in 0..3 {
-        let inverse = 1.0 / best.1;
-        let product = sum(x, |v| v * bounds.round(v * inverse));
-        let square = sum(x, |v| bounds.round(v * inverse).powi(2));
-        let scale = product / square;
-        if !(scale.is_finite() && scale >= f32::MIN_POSITIVE) {
-            break;
-        }
-        let error = squared_error(x, scale, bounds);
-        if error >= best.0 {
-            break;
-        }
-        best = (error, scale);
-    }
-    Point { scale: best.1, zero: 0 }
-}
-
-/// As [`least_squares`], with a zero point: both ends of the range are drawn in by the same share.
+/// The scale and zero point with the least squared error of those where both ends of the range are drawn in by one share.
 fn least_squares_asymmetric(x: &[f32], range: (i32, i32)) -> Point {
     let (low, high) = extremes(x);
     let mut best = (f32::INFINITY, asymmetric_point((low, high), range));
@@ -272,9 +264,19 @@ mod tests {
     use crate::approach::BlockFormat;
 
     fn run(x: &[f32], codes: BlockType, algorithm: Algorithm) -> (Point, Vec<i32>) {
-        let options = WeightOnlyOptions { codes, block: 16, algorithm, format: BlockFormat::Qdq, scales: None };
+        let options =
+            WeightOnlyOptions { codes, block: 16, algorithm, format: BlockFormat::Qdq, ..WeightOnlyOptions::default() };
         let mut out = vec![0u8; x.len()];
-        let p = quantize(x, &options, &mut out);
+        let p = match Symmetric::new(&options) {
+            Some(s) => {
+                let mut scale = [0.0];
+                let (isa, len) = (narrowbit_kernels::Isa::detect(), x.len());
+                let to = (&mut out[..], len);
+                narrowbit_kernels::blocks::search_scales(isa, (x, 1), [len, 1], s.search(), &mut scale, to).unwrap();
+                Point { scale: scale[0], zero: 0 }
+            }
+            None => quantize(x, &options, &mut out),
+        };
         let signed = codes.code_range().is_some_and(|r| r.0 < 0);
         (p, out.iter().map(|&c| if signed { i32::from(c as i8) } else { i32::from(c) }).collect())
     }

@@ -1,6 +1,7 @@
 //! A whole matrix by blocks, and its bytes in the layouts of files.
 
-use narrowbit_kernels::Exec;
+use narrowbit_kernels::blocks::search_scales;
+use narrowbit_kernels::{Exec, Isa};
 use narrowbit_tensor::{DType, Tensor, TensorError, minifloat};
 
 use super::block;
@@ -38,8 +39,15 @@ const COLUMNS: usize = 64;
 impl Blocks {
     /// Quantizes a matrix on the threads of `exec`.
     pub fn new(exec: &Exec, m: Matrix, options: WeightOnlyOptions) -> Blocks {
+        let symmetric = block::Symmetric::new(&options);
         let starts: Vec<usize> = (0..m.n).step_by(COLUMNS).collect();
-        let parts = in_parallel(exec, &starts, |&n0| part(m, n0..(n0 + COLUMNS).min(m.n), &options));
+        let parts = in_parallel(exec, &starts, |&n0| {
+            let columns = n0..(n0 + COLUMNS).min(m.n);
+            match &symmetric {
+                Some(s) => symmetric_part(exec.isa(), m, columns, &options, s),
+                None => part(m, columns, &options),
+            }
+        });
         let mut all = Blocks {
             n: m.n,
             k: m.k,
@@ -114,20 +122,26 @@ impl Blocks {
         lo.unsigned_abs() as u8
     }
 
-    /// The codes of MatMulNBits, u8 `[n, blocks, block · bits / 8]`, low bits first; what is beyond `k` is 0.
-    pub fn nbits_codes(&self) -> Result<Tensor, TensorError> {
+    /// The codes of MatMulNBits, u8 `[n, blocks, block · bits / 8]`, low bits first; what is beyond `k` is 0. Packed on the
+    /// threads of `exec`.
+    pub fn nbits_codes(&self, exec: &Exec) -> Result<Tensor, TensorError> {
         let (bits, block) = (self.options.codes.dtype().bits(), self.options.block);
         let (offset, per) = (self.offset(), 8 / bits);
         let row = self.blocks() * block / per;
-        let mut out = vec![0u8; self.n * row];
-        for (column, (to, from)) in out.chunks_exact_mut(row).zip(self.codes.chunks_exact(self.k)).enumerate() {
-            pack_row(from, bits, offset, to);
-            let fill = |b: usize| self.zeros.as_ref().map_or(0, |z| z[column * self.blocks() + b]).wrapping_add(offset);
-            for k in self.k..self.blocks() * block {
-                to[k / per] |= low(fill(k / block), bits) << (bits * (k % per));
+        let starts: Vec<usize> = (0..self.n).step_by(COLUMNS).collect();
+        let packed = in_parallel(exec, &starts, |&n0| {
+            let columns = n0..(n0 + COLUMNS).min(self.n);
+            let mut out = vec![0u8; columns.len() * row];
+            for (column, to) in columns.zip(out.chunks_exact_mut(row)) {
+                pack_row(&self.codes[column * self.k..][..self.k], bits, offset, to);
+                let zero = |b: usize| self.zeros.as_ref().map_or(0, |z| z[column * self.blocks() + b]);
+                for k in self.k..self.blocks() * block {
+                    to[k / per] |= low(zero(k / block).wrapping_add(offset), bits) << (bits * (k % per));
+                }
             }
-        }
-        Tensor::from_bytes(DType::U8, [self.n, self.blocks(), block / per], out)
+            out
+        });
+        Tensor::from_bytes(DType::U8, [self.n, self.blocks(), block / per], packed.concat())
     }
 
     /// The zero points of MatMulNBits, u8 `[n, ceil(blocks · bits / 8)]`; `None` where all are the middle code.
@@ -167,6 +181,40 @@ fn tensor(dtype: DType, shape: impl Into<Vec<usize>>, codes: &[u8]) -> Result<Te
     } else {
         Tensor::from_bytes(dtype, shape, codes.to_vec())
     }
+}
+
+/// As [`part`], for blocks whose scales a kernel finds.
+fn symmetric_part(
+    isa: Isa,
+    m: Matrix,
+    columns: std::ops::Range<usize>,
+    options: &WeightOnlyOptions,
+    symmetric: &block::Symmetric,
+) -> (Vec<u8>, Vec<block::Point>) {
+    let (n, per) = (columns.len(), m.k.div_ceil(options.block));
+    let mut codes = vec![0u8; n * m.k];
+    let mut points = vec![block::Point { scale: 1.0, zero: 0 }; n * per];
+    let mut scales = vec![0f32; n];
+    let mut turned = vec![0f32; if m.by_column { n * options.block } else { 0 }];
+    for (b, k0) in (0..m.k).step_by(options.block).enumerate() {
+        let len = options.block.min(m.k - k0);
+        let (x, ld) = match m.by_column {
+            true => {
+                for (c, column) in columns.clone().enumerate() {
+                    let values = &m.values[column * m.k + k0..][..len];
+                    values.iter().enumerate().for_each(|(i, &v)| turned[i * n + c] = v);
+                }
+                (&turned[..len * n], n)
+            }
+            false => (&m.values[k0 * m.n + columns.start..][..(len - 1) * m.n + n], m.n),
+        };
+        let found = search_scales(isa, (x, ld), [len, n], symmetric.search(), &mut scales, (&mut codes[k0..], m.k));
+        debug_assert!(found.is_ok(), "the slices are those of the shape: {found:?}");
+        for (c, &scale) in scales.iter().enumerate() {
+            points[c * per + b].scale = scale;
+        }
+    }
+    (codes, points)
 }
 
 /// Codes `[columns, k]` and the scales and zero points of their blocks.
@@ -210,8 +258,13 @@ mod tests {
 
     fn of(codes: BlockType, values: &[f32], [n, k]: [usize; 2], by_column: bool) -> Blocks {
         let exec = Exec::new(narrowbit_kernels::Isa::detect(), 2);
-        let options =
-            WeightOnlyOptions { codes, block: 16, algorithm: Algorithm::Rtn, format: BlockFormat::Qdq, scales: None };
+        let options = WeightOnlyOptions {
+            codes,
+            block: 16,
+            algorithm: Algorithm::Rtn,
+            format: BlockFormat::Qdq,
+            ..WeightOnlyOptions::default()
+        };
         Blocks::new(&exec, Matrix { values, n, k, by_column }, options)
     }
 
@@ -224,6 +277,9 @@ mod tests {
         let (n, k) = (70, 41);
         let by_column = values(n, k);
         let by_row: Vec<f32> = (0..n * k).map(|i| by_column[i % n * k + i / n]).collect();
+        let int4 = |x: &[f32], by_column| of(BlockType::Int4, x, [n, k], by_column);
+        let (a, b) = (int4(&by_column, true), int4(&by_row, false));
+        assert_eq!((&a.codes, &a.scales, &a.zeros), (&b.codes, &b.scales, &b.zeros));
         let a = of(BlockType::Uint4, &by_column, [n, k], true);
         let b = of(BlockType::Uint4, &by_row, [n, k], false);
         assert_eq!((&a.codes, &a.scales, &a.zeros), (&b.codes, &b.scales, &b.zeros));
@@ -240,7 +296,8 @@ mod tests {
         let x: Vec<f32> = (0..17).map(|i| (i % 16) as f32 - 8.0).collect();
         let b = of(BlockType::Int4, &x, [1, 17], true);
         assert_eq!(b.scales[0], 1.0);
-        let codes = b.nbits_codes().unwrap();
+        let exec = Exec::new(Isa::detect(), 2);
+        let codes = b.nbits_codes(&exec).unwrap();
         assert_eq!(codes.shape(), [1, 2, 8]);
         assert_eq!(codes.bytes()[..4], [0x10, 0x32, 0x54, 0x76]);
         assert_eq!(codes.bytes()[8], 0x80, "−8 of a block of its own, and the middle code as padding");

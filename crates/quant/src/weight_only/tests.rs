@@ -34,7 +34,13 @@ fn block(codes: BlockType) -> usize {
 fn options(codes: BlockType, algorithm: Algorithm, format: BlockFormat) -> QuantOptions {
     QuantOptions {
         approach: Approach::WeightOnly,
-        weight_only: WeightOnlyOptions { codes, block: block(codes), algorithm, format, scales: None },
+        weight_only: WeightOnlyOptions {
+            codes,
+            block: block(codes),
+            algorithm,
+            format,
+            ..WeightOnlyOptions::default()
+        },
         op_types: ["MatMul", "Gemm", "Gather"].map(String::from).to_vec(),
         ..QuantOptions::default()
     }

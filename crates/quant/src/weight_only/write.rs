@@ -179,7 +179,7 @@ impl Writer<'_> {
         if !self.written.contains_key(&key) {
             let Some(b) = self.blocks(w, by_column, job.options)? else { return Ok(()) };
             let name = self.graph.value(w).name.clone();
-            let codes = self.patch.constant(&format!("{name}_quantized"), b.nbits_codes()?);
+            let codes = self.patch.constant(&format!("{name}_quantized"), b.nbits_codes(self.exec)?);
             let scale = self.patch.constant(&format!("{name}_scale"), b.scales(true)?);
             let zero = match b.nbits_zeros() {
                 Some(zeros) => Some(self.patch.constant(&format!("{name}_zero_point"), zeros?)),
@@ -234,7 +234,7 @@ impl Writer<'_> {
 
     fn gather_blocks(&mut self, name: &str, node: &Node, b: &Blocks) -> Result<ValueId, QdqError> {
         let bits = b.options.codes.dtype().bits();
-        let codes = b.nbits_codes()?;
+        let codes = b.nbits_codes(self.exec)?;
         let row = codes.shape()[1] * codes.shape()[2];
         // Rows end with the last code, not with the last block.
         let used = (b.k * bits).div_ceil(8);
