@@ -90,13 +90,27 @@ impl Floats {
             FloatType::Bf16 => Float::Bf16,
         }
     }
+}
 
+/// What products may do with the floats that they read.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Products {
+    #[command(flatten)]
+    pub floats: Floats,
+    /// Round the rows of products with weights by blocks to 8 bits where the file leaves it open (blocked DequantizeLinear,
+    /// MatMulNBits of accuracy level 0): faster, and what ONNX Runtime does with the former
+    #[arg(long)]
+    pub round_rows: bool,
+}
+
+impl Products {
     /// The session with this arithmetic.
     ///
     /// # Errors
     /// The machine does not multiply bfloat16.
     pub fn apply(self, session: Session) -> anyhow::Result<Session> {
-        match self.arithmetic() {
+        let session = if self.round_rows { session.with_rounded_blocks(true) } else { session };
+        match self.floats.arithmetic() {
             Float::F32 => Ok(session),
             other => Ok(session.with_float(other)?),
         }

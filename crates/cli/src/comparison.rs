@@ -10,7 +10,7 @@ use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
 
-use crate::args::Floats;
+use crate::args::Products;
 use crate::metrics::{Deviation, Figures};
 use crate::{data, interrupt, output};
 
@@ -88,7 +88,7 @@ struct Part {
 
 impl Comparison {
     /// Prepares a comparison; isolated figures need a session for each tensor. `float` is for B.
-    pub fn new(a: &Graph, b: &Graph, threads: usize, isolated: bool, float: Floats) -> Result<Comparison> {
+    pub fn new(a: &Graph, b: &Graph, threads: usize, isolated: bool, float: Products) -> Result<Comparison> {
         let pairs = pairs(a, b);
         if pairs.is_empty() {
             bail!("the models have no tensor in common\nhelp: B must have been made from A; names must have been kept");
@@ -209,7 +209,13 @@ fn codes(b: &Graph, pairs: &BTreeMap<ValueId, ValueId>) -> BTreeMap<ValueId, Val
     out
 }
 
-fn parts(a: &Graph, b: &Graph, pairs: &BTreeMap<ValueId, ValueId>, threads: usize, float: Floats) -> Result<Vec<Part>> {
+fn parts(
+    a: &Graph,
+    b: &Graph,
+    pairs: &BTreeMap<ValueId, ValueId>,
+    threads: usize,
+    float: Products,
+) -> Result<Vec<Part>> {
     let back: BTreeMap<ValueId, ValueId> = pairs.iter().map(|(&a, &b)| (b, a)).collect();
     let mut out = Vec::new();
     for (&va, &vb) in pairs {

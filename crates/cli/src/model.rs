@@ -13,7 +13,7 @@ use narrowbit_quant::options::QuantOptions;
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::DType;
 
-use crate::args::Floats;
+use crate::args::Products;
 
 /// Reads a model file of a format that is known by its ending.
 pub fn load(path: &Path) -> Result<Model> {
@@ -123,7 +123,7 @@ pub enum Runner {
 
 impl Runner {
     /// Loads a model; `float` is for the compiled one.
-    pub fn new(path: &Path, threads: usize, reference: bool, float: Floats) -> Result<Runner> {
+    pub fn new(path: &Path, threads: usize, reference: bool, float: Products) -> Result<Runner> {
         if reference {
             Ok(Runner::Reference(Box::new(load_runnable(path)?.graph)))
         } else {

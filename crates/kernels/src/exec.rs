@@ -10,12 +10,13 @@ pub struct Exec {
     isa: Isa,
     pool: Pool,
     bf16: bool,
+    rounds_blocks: bool,
 }
 
 impl Exec {
     /// Kernels of tier `isa` on `threads` threads, the caller's included.
     pub fn new(isa: Isa, threads: usize) -> Exec {
-        Exec { isa, pool: Pool::new(threads), bf16: false }
+        Exec { isa, pool: Pool::new(threads), bf16: false, rounds_blocks: false }
     }
 
     /// The same, where products of floats may round their operands to bfloat16.
@@ -26,6 +27,16 @@ impl Exec {
     /// Whether products of floats may round their operands to bfloat16; sums stay f32.
     pub fn bf16(&self) -> bool {
         self.bf16
+    }
+
+    /// The same, where rows of products with weights by blocks may be rounded to int8.
+    pub fn with_rounded_blocks(self, rounds_blocks: bool) -> Exec {
+        Exec { rounds_blocks, ..self }
+    }
+
+    /// Whether rows of products with weights by blocks may be rounded to int8, unless the model forbids it.
+    pub fn rounds_blocks(&self) -> bool {
+        self.rounds_blocks
     }
 
     /// The instruction-set tier.

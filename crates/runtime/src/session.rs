@@ -121,11 +121,21 @@ impl Session {
         Ok(Session { core: Arc::new(core), exec: self.exec.with_bf16(bf16) })
     }
 
+    /// The same graph, where rows of products with weights by blocks of integers may be rounded to int8 by blocks, as `accuracy_level` 4
+    /// of MatMulNBits allows it: for DequantizeLinear before a product, which has no such attribute, and for
+    /// MatMulNBits of level 0. Nothing that was packed before is used.
+    pub fn with_rounded_blocks(self, rounds: bool) -> Session {
+        let core = Core::new(self.core.graph.clone(), self.core.observe.clone(), None);
+        Session { core: Arc::new(core), exec: self.exec.with_rounded_blocks(rounds) }
+    }
+
     /// The same session on threads of its own: graph, weights and plans are shared.
     ///
     /// Runs of both at the same time do not wait for each other. Results do not depend on the number of threads.
     pub fn fork(&self, threads: usize) -> Session {
-        Session { core: self.core.clone(), exec: Exec::new(self.exec.isa(), threads).with_bf16(self.exec.bf16()) }
+        let exec = Exec::new(self.exec.isa(), threads);
+        let exec = exec.with_bf16(self.exec.bf16()).with_rounded_blocks(self.exec.rounds_blocks());
+        Session { core: self.core.clone(), exec }
     }
 
     /// The graph that runs: unless values are observed, half precision is float32, operators on integers (QLinearConv,

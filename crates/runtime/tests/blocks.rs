@@ -38,6 +38,11 @@ fn graph(rows: usize, k: usize, body: &str) -> Graph {
 
 /// Runs on a kernel whose name starts with `kernel`; results differ from the interpreter's by `tolerance` of the largest.
 fn check(graph: &Graph, kernel: &str, tolerance: f32) {
+    check_rounding(graph, false, kernel, tolerance);
+}
+
+/// The same, in a session that may round rows.
+fn check_rounding(graph: &Graph, rounds: bool, kernel: &str, tolerance: f32) {
     let shape = graph.value(graph.inputs()[0]).ty.tensor().and_then(|t| t.concrete_shape()).expect("a shape");
     let mut random = Random(3);
     let x: Vec<f32> = (0..shape.iter().product()).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect();
@@ -48,6 +53,7 @@ fn check(graph: &Graph, kernel: &str, tolerance: f32) {
     let most = want.iter().fold(0f32, |a, v| a.max(v.abs()));
     for threads in [1, 3] {
         let session = Session::new(graph.clone(), Options { threads, ..Options::default() }).expect("a session");
+        let session = session.with_rounded_blocks(rounds);
         let (got, profile) = session.profile(&inputs).expect("it runs");
         assert!(profile.rows.iter().any(|r| r.kernel.starts_with(kernel)), "{:?}", profile.rows);
         let got = got[0].to_f32s().expect("floats");
@@ -102,6 +108,33 @@ fn rounds_rows_only_where_the_model_allows_it() {
     check(&graph(3, 64, &body(1)), "blocks_f32_4bit", ORDER);
     // Half a step of 127 for each element, which mostly cancel.
     check(&graph(3, 64, &body(4)), "blocks_int8_4bit", 0.02);
+}
+
+#[test]
+fn rounds_rows_where_the_session_allows_it_and_the_model_leaves_it_open() {
+    let dequantized = format!(
+        "{}{}%d = DequantizeLinear(%w, %s) {{axis=0, block_size=16}}\n%y = MatMul(%x, %d)",
+        constant("w", "i4", &[48, 40], -8, 8),
+        scales("s", &[3, 40]),
+    );
+    for rows in [1, 3, 60] {
+        check_rounding(&graph(rows, 48, &dequantized), true, "blocks_int8_4bit", 0.02);
+    }
+    let nbits = |level: usize| {
+        format!(
+            "{}{}%y = com.microsoft.MatMulNBits(%x, %w, %s) {{K=64, N=20, bits=4, block_size=32, accuracy_level={level}}}",
+            constant("w", "u8", &[20, 2, 16], 0, 256),
+            scales("s", &[20, 2]),
+        )
+    };
+    check_rounding(&graph(3, 64, &nbits(0)), true, "blocks_int8_4bit", 0.02);
+    check_rounding(&graph(3, 64, &nbits(1)), true, "blocks_f32_4bit", ORDER);
+    let fp4 = format!(
+        "{}{}%d = DequantizeLinear(%w, %s) {{axis=0, block_size=16}}\n%y = MatMul(%x, %d)",
+        fp4("w", [48, 40]),
+        scales("s", &[3, 40]),
+    );
+    check_rounding(&graph(3, 48, &fp4), true, "blocks_f32_fp4", ORDER);
 }
 
 #[test]

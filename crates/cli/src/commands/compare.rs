@@ -10,7 +10,7 @@ use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
 
-use crate::args::{FloatType, Floats, Global, Threads};
+use crate::args::{FloatType, Global, Products, Threads};
 use crate::comparison::{Comparison, TensorRow};
 use crate::data::{self, DataArgs};
 use crate::metrics::Deviation;
@@ -39,7 +39,7 @@ pub struct Compare {
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
-    float: Floats,
+    float: Products,
     #[command(flatten)]
     threads: Threads,
 }
@@ -61,9 +61,10 @@ impl Compare {
         interrupt::install();
         let mut a = model::load_runnable(&self.a)?;
         let saved = self.b.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"));
-        if saved && self.float.float != FloatType::F32 {
+        if saved && (self.float.floats.float != FloatType::F32 || self.float.round_rows) {
+            let flag = if self.float.round_rows { "--round-rows" } else { "--float" };
             bail!(
-                "--float is for the second model, but {} holds saved tensors\nhelp: leave --float away",
+                "{flag} is for the second model, but {} holds saved tensors\nhelp: leave {flag} away",
                 self.b.display()
             );
         }

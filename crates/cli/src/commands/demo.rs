@@ -12,7 +12,7 @@ use narrowbit_quant::ranges::Ranges;
 use narrowbit_runtime::{Options, Session};
 use serde::Serialize;
 
-use crate::args::{Floats, Global, Threads};
+use crate::args::{Floats, Global, Products, Threads};
 use crate::commands::calibrate::Job;
 use crate::comparison::{Comparison, TensorRow};
 use crate::metrics::{Meter, Metric, Score};
@@ -123,7 +123,8 @@ impl Demo {
         let test = self.open(e, "test.npz", e.test, &float)?;
         let (float_scores, float_ms) = self.measure(&float, &test)?;
         let (int8_scores, int8_ms) = self.measure(&int8, &test)?;
-        let mut comparison = Comparison::new(&float.graph, &int8.graph, self.threads.threads, true, Floats::default())?;
+        let mut comparison =
+            Comparison::new(&float.graph, &int8.graph, self.threads.threads, true, Products::default())?;
         for batch in test.batches(50) {
             comparison.add(&data::tensors(batch?))?;
         }

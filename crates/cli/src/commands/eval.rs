@@ -7,7 +7,7 @@ use narrowbit_data::{Batch, Dataset, LabelKind, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
-use crate::args::{Floats, Global, Threads};
+use crate::args::{Global, Products, Threads};
 use crate::data::{self, DataArgs};
 use crate::fixed::IntegerArgs;
 use crate::metrics::{Deviation, Figures, Meter, Metric, Score, correlation, embeddings, ranks};
@@ -49,7 +49,7 @@ pub struct Eval {
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
-    float: Floats,
+    float: Products,
     #[command(flatten)]
     threads: Threads,
 }
@@ -123,7 +123,7 @@ impl Eval {
     fn measure(&self, runner: &Runner, chosen: usize, dataset: &Dataset) -> Result<(Vec<Score>, Option<Agreement>)> {
         let mut meter = self.meter(dataset)?;
         let reference = match &self.reference {
-            Some(path) => Some(Runner::new(path, self.threads.threads, self.interpret, Floats::default())?),
+            Some(path) => Some(Runner::new(path, self.threads.threads, self.interpret, Products::default())?),
             None if meter.is_none() => bail!(
                 "{}: the data has no labels\nhelp: give them with --labels FILE, or compare with another model by --reference MODEL",
                 dataset.path().display()

@@ -7,7 +7,7 @@ use narrowbit_data::{H5Writer, NpzWriter, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
-use crate::args::{Floats, Global, Threads};
+use crate::args::{Global, Products, Threads};
 use crate::data::{self, DataArgs};
 use crate::fixed::IntegerArgs;
 use crate::{interrupt, model, output};
@@ -32,7 +32,7 @@ pub struct Run {
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
-    float: Floats,
+    float: Products,
     #[command(flatten)]
     threads: Threads,
 }

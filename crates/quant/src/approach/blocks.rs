@@ -47,6 +47,9 @@ pub enum BlockType {
     Mxint8,
 }
 
+/// The accuracy level of MatMulNBits at which a runtime may round rows to int8 (com.microsoft.MatMulNBits).
+const INT8_LEVEL: i64 = 4;
+
 /// Elements of a block of OCP Microscaling (OCP MX Specification 1.0, section 5.2).
 pub const MX_BLOCK: usize = 32;
 
@@ -172,6 +175,9 @@ pub struct WeightOnlyOptions {
     /// The type of the scales where it is not the usual one ([`WeightOnlyOptions::scales`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scales: Option<BlockScales>,
+    /// The accuracy that MatMulNBits asks of a runtime, where it is not the usual one ([`WeightOnlyOptions::accuracy_level`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy_level: Option<i64>,
 }
 
 /// [`WeightOnlyOptions`] as a file gives them: what is left out depends on the type.
@@ -184,19 +190,26 @@ struct Given {
     algorithm: Option<Algorithm>,
     format: BlockFormat,
     scales: Option<BlockScales>,
+    accuracy_level: Option<i64>,
 }
 
 impl Default for Given {
     fn default() -> Given {
-        let WeightOnlyOptions { codes, block, format, scales, .. } = WeightOnlyOptions::default();
-        Given { codes, block, algorithm: None, format, scales }
+        let WeightOnlyOptions { codes, block, format, scales, accuracy_level, .. } = WeightOnlyOptions::default();
+        Given { codes, block, algorithm: None, format, scales, accuracy_level }
     }
 }
 
 impl From<Given> for WeightOnlyOptions {
     fn from(g: Given) -> WeightOnlyOptions {
-        let algorithm = g.algorithm.unwrap_or(g.codes.usual_algorithm());
-        WeightOnlyOptions { codes: g.codes, block: g.block, algorithm, format: g.format, scales: g.scales }
+        WeightOnlyOptions {
+            codes: g.codes,
+            block: g.block,
+            algorithm: g.algorithm.unwrap_or(g.codes.usual_algorithm()),
+            format: g.format,
+            scales: g.scales,
+            accuracy_level: g.accuracy_level,
+        }
     }
 }
 
@@ -209,6 +222,7 @@ impl Default for WeightOnlyOptions {
             algorithm: Algorithm::default(),
             format: BlockFormat::default(),
             scales: None,
+            accuracy_level: None,
         }
     }
 }
@@ -236,7 +250,23 @@ impl WeightOnlyOptions {
         if self.scales == Some(BlockScales::E8m0) && (!mx || self.format == BlockFormat::Matmulnbits) {
             return Err(ApproachError::Scales);
         }
+        if let Some(level) = self.accuracy_level {
+            if !(0..=INT8_LEVEL).contains(&level) {
+                return Err(ApproachError::AccuracyLevel(level));
+            }
+            if self.format != BlockFormat::Matmulnbits {
+                return Err(ApproachError::NoAccuracyLevel);
+            }
+        }
         Ok(())
+    }
+
+    /// The accuracy that MatMulNBits asks of a runtime (its attribute `accuracy_level`): 4 allows it to round rows to int8 by
+    /// blocks, 0 says nothing. Beside the error of codes of up to 4 bits that of 8-bit rows does not count; beside that of
+    /// 8-bit codes it does.
+    pub fn accuracy_level(&self) -> i64 {
+        let usual = if self.codes.dtype().bits() <= 4 { INT8_LEVEL } else { 0 };
+        self.accuracy_level.unwrap_or(usual)
     }
 
     /// The type of the scales. Those of fp4 Microscaling are a byte, because the runtimes that read fp4 read them; those of
@@ -268,7 +298,7 @@ mod tests {
     #[test]
     fn refuses_blocks_and_codes_that_no_file_can_hold() {
         let of = |codes, block, algorithm, format| {
-            WeightOnlyOptions { codes, block, algorithm, format, scales: None }.check()
+            WeightOnlyOptions { codes, block, algorithm, format, ..WeightOnlyOptions::default() }.check()
         };
         assert_eq!(of(BlockType::Int4, 32, Algorithm::Hqq, BlockFormat::Matmulnbits), Ok(()));
         assert_eq!(of(BlockType::Int4, 24, Algorithm::Rtn, BlockFormat::Qdq), Err(ApproachError::Block(24)));
@@ -302,6 +332,24 @@ mod tests {
         assert_eq!(nbits.check(), Err(ApproachError::Scales));
         assert_eq!(WeightOnlyOptions { scales: None, ..nbits }.check(), Ok(()));
         assert_eq!(of(BlockType::Int8, 32, Some(BlockScales::E8m0)).check(), Err(ApproachError::Scales));
+    }
+
+    #[test]
+    fn allows_rounded_rows_where_codes_are_coarser() {
+        let of = |codes, format, accuracy_level| WeightOnlyOptions {
+            codes,
+            format,
+            accuracy_level,
+            ..WeightOnlyOptions::default()
+        };
+        let nbits = |codes, level| of(codes, BlockFormat::Matmulnbits, level);
+        let usual = [BlockType::Int2, BlockType::Uint4, BlockType::Int8].map(|c| nbits(c, None).accuracy_level());
+        assert_eq!(usual, [4, 4, 0]);
+        assert_eq!(nbits(BlockType::Int4, Some(0)).accuracy_level(), 0);
+        assert_eq!(nbits(BlockType::Int8, Some(4)).check(), Ok(()));
+        assert_eq!(nbits(BlockType::Int8, Some(5)).check(), Err(ApproachError::AccuracyLevel(5)));
+        let qdq = of(BlockType::Int4, BlockFormat::Qdq, Some(0)).check();
+        assert_eq!(qdq, Err(ApproachError::NoAccuracyLevel));
     }
 
     #[test]

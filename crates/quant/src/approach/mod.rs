@@ -103,6 +103,16 @@ pub enum ApproachError {
         "scales of e8m0 belong to blocks of Microscaling formats behind DequantizeLinear\nhelp: leave out --block-scales, or use --weights mxfp8_e4m3 and the like without --format matmulnbits"
     )]
     Scales,
+    /// An accuracy level that the operator does not know.
+    #[error(
+        "MatMulNBits knows the accuracy levels 0 to 4, not {0}\nhelp: 4 allows 8-bit rows, 0 leaves it to the runtime"
+    )]
+    AccuracyLevel(i64),
+    /// An accuracy level for DequantizeLinear.
+    #[error(
+        "a dequantized weight has no accuracy level: that is an attribute of MatMulNBits\nhelp: add --format matmulnbits"
+    )]
+    NoAccuracyLevel,
     /// DynamicQuantizeLinear has one format.
     #[error(
         "at run time activations become asymmetric uint8: DynamicQuantizeLinear has no other format\nhelp: leave out --activations, --symmetric and the like, or calibrate (--approach static)"

@@ -453,7 +453,11 @@ fn apply(options: &mut QuantOptions, change: Change) {
             let own = options.overrides.iter_mut().filter_map(|o| o.weight_only.as_mut());
             own.chain([&mut options.weight_only]).for_each(|w| match change {
                 // The others have no such form and need none.
-                Change::NBits if w.codes.code_range().is_some() => w.format = BlockFormat::Matmulnbits,
+                Change::NBits if w.codes.code_range().is_some() => {
+                    w.format = BlockFormat::Matmulnbits;
+                    // Whose rows are not to be rounded is why.
+                    w.accuracy_level.get_or_insert(0);
+                }
                 Change::Int4 => w.codes = BlockType::Int4,
                 Change::Block128 => w.block = 128,
                 Change::FloatScales => w.scales = w.scales.map(|_| BlockScales::F32),

@@ -192,6 +192,11 @@ impl Writer<'_> {
             .with("N", n as i64)
             .with("bits", job.options.codes.dtype().bits() as i64)
             .with("block_size", job.options.block as i64);
+        // 0 is what an absent attribute says.
+        let attrs = match job.options.accuracy_level() {
+            0 => attrs,
+            level => attrs.with("accuracy_level", level),
+        };
         let op = make(MICROSOFT, "MatMulNBits", 1, attrs)?;
         let weights = self.written.get(&key).cloned().unwrap_or_default();
         let mut inputs: Vec<Option<ValueId>> = [node.input(0)].into_iter().chain(weights).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use narrowbit_ir::Node;
 use narrowbit_kernels::Activation;
-use narrowbit_kernels::blocks::{BlockShape, Blocks, Values, blocks_gemm, blocks_gemm_int8};
+use narrowbit_kernels::blocks::{BlockShape, Blocks, LONGEST, Values, blocks_gemm, blocks_gemm_int8};
 use narrowbit_kernels::panel::{Epilogue, Residual, Target};
 use narrowbit_ops::microsoft::matmul_nbits::MatMulNBits;
 use narrowbit_ops::quant::dequantize_linear::DequantizeLinear;
@@ -167,6 +167,11 @@ fn pack(cx: &BuildCx, source: &Source) -> Result<Blocks, StepError> {
     Ok(Blocks::pack(cx.exec, source.shape, &codes, &scales, zeros)?)
 }
 
+/// Whether the session lets rows be rounded where the model says nothing.
+fn may_round(cx: &BuildCx, shape: BlockShape) -> bool {
+    cx.exec.rounds_blocks() && shape.values == Values::Integers && shape.block <= LONGEST
+}
+
 /// Codes of `bits` each, low bits first, in rows of `bytes` bytes; the first `n` of each row.
 fn rows_of_codes(data: &[u8], bits: usize, bytes: usize, n: usize) -> Vec<u8> {
     let (per, mask) = (8 / bits, (0xffu16 >> (8 - bits)) as u8);
@@ -199,7 +204,11 @@ fn nbits(cx: &BuildCx, op: &MatMulNBits) -> Option<Source> {
         }
     };
     let scales = Scales::new(scales.to_f32s().ok()?.into_owned(), (blocks, 1), shape)?;
-    Some(Source { shape, codes, by_row: false, scales, zeros, rounds: op.accuracy_level == INT8_LEVEL })
+    let rounds = match op.accuracy_level {
+        0 => may_round(cx, shape),
+        level => level == INT8_LEVEL && shape.block <= LONGEST,
+    };
+    Some(Source { shape, codes, by_row: false, scales, zeros, rounds })
 }
 
 /// The operands of a DequantizeLinear before a product.
@@ -250,7 +259,7 @@ fn dequantize(cx: &BuildCx) -> Option<Source> {
         }
     };
     let scales = Scales::new(scales.to_f32s().ok()?.into_owned(), steps, shape)?;
-    Some(Source { shape, codes, by_row: !transposed, scales, zeros, rounds: false })
+    Some(Source { shape, codes, by_row: !transposed, scales, zeros, rounds: may_round(cx, shape) })
 }
 
 struct Product {

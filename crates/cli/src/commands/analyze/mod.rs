@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use kernels::Kernel;
 
-use crate::args::{Floats, Global, Threads};
+use crate::args::{Global, Products, Threads};
 use crate::comparison::Comparison;
 use crate::data::DataArgs;
 use crate::metrics::Deviation;
@@ -134,7 +134,7 @@ impl Analyze {
     fn layers(&self, float: &Graph, quantized: &Graph) -> Result<Vec<Row>> {
         let dataset = self.data.open(float, Split::Test)?;
         let single = self.mode == Mode::Single;
-        let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Floats::default())?;
+        let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Products::default())?;
         comparison.run("analyzing", &dataset, self.data.batch)?;
         let row = |r: crate::comparison::TensorRow| {
             let figures = if single { r.isolated? } else { r.cumulative };

@@ -23,7 +23,10 @@ pub fn of_process(path: &Path, work: &Work) -> Option<u64> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["bench", "--runs", "1", "--warmup", "0", "--json", "--quiet"]);
     command.args(["--threads", &work.threads.to_string(), "--batch", &work.batch.to_string()]);
-    command.args(["--float", work.float.float.name()]);
+    command.args(["--float", work.float.floats.float.name()]);
+    if work.float.round_rows {
+        command.arg("--round-rows");
+    }
     for (flag, value) in [("--data", &work.data), ("--preprocess", &work.preprocess)] {
         value.iter().for_each(|v| {
             command.arg(flag).arg(v);

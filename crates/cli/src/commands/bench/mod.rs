@@ -19,7 +19,7 @@ use clap::{Args, Subcommand};
 use self::peaks::Peaks;
 use self::report::{Ratios, Row};
 use self::subject::{Subject, Work};
-use crate::args::{Floats, Global};
+use crate::args::{Global, Products};
 use crate::timing::Profiled;
 use crate::{interrupt, output};
 
@@ -58,7 +58,7 @@ pub struct Bench {
     #[arg(long, value_name = "N", default_value_t = 12, requires = "profile")]
     top: usize,
     #[command(flatten)]
-    float: Floats,
+    float: Products,
     /// Samples to run on, by default random ones
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,

@@ -12,7 +12,7 @@ use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use super::memory;
-use crate::args::Floats;
+use crate::args::Products;
 use crate::{data, model};
 
 /// How models are run.
@@ -20,7 +20,7 @@ pub struct Work {
     /// Threads to compute with.
     pub threads: usize,
     /// How floats are multiplied.
-    pub float: Floats,
+    pub float: Products,
     /// Samples per run.
     pub batch: usize,
     /// Samples to run on; random ones without.

@@ -203,6 +203,10 @@ pub struct SchemeArgs {
     /// The type of the scales of mx types: weight-only [default: f32, which ONNX Runtime reads; mxfp4: e8m0]
     #[arg(long, value_enum, value_name = "TYPE", help_heading = "Quantization")]
     block_scales: Option<BlockScalesArg>,
+    /// What MatMulNBits asks of a runtime: 4 allows int8 products of rows rounded to 8 bits by blocks, 1 float32 products, 0
+    /// says nothing; weight-only with --format matmulnbits [default: 4; weights of 8 bits: 0]
+    #[arg(long, value_name = "0-4", value_parser = clap::value_parser!(i64).range(0..=4), help_heading = "Quantization")]
+    accuracy_level: Option<i64>,
     /// Make inputs and outputs half precision too: float16, bfloat16
     #[arg(long, help_heading = "Quantization")]
     io_float16: bool,
@@ -285,6 +289,7 @@ impl SchemeArgs {
             Some(BlockScalesArg::E8m0) => o.weight_only.scales = Some(BlockScales::E8m0),
             None => {}
         }
+        o.weight_only.accuracy_level = self.accuracy_level.or(o.weight_only.accuracy_level);
         o.half.io |= self.io_float16;
         match self.compute {
             Some(ComputeArg::Half) => o.half.compute = Some(Compute::Half),
@@ -296,7 +301,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 17] = [
+        let all: [(bool, &str, &[Approach]); 18] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -316,6 +321,7 @@ impl SchemeArgs {
             (self.block.is_some(), "--block", &[WeightOnly]),
             (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),
             (self.block_scales.is_some(), "--block-scales", &[WeightOnly]),
+            (self.accuracy_level.is_some(), "--accuracy-level", &[WeightOnly]),
             (self.io_float16, "--io-float16", &[Float16, Bfloat16]),
             (self.compute.is_some(), "--compute", &[Float16, Bfloat16]),
         ];
