@@ -11,7 +11,7 @@ use narrowbit_tensor::{DType, Tensor};
 
 use crate::lower::{self, QParams, Quantized};
 
-pub use attention::{Attention, AttentionInts, Operand};
+pub use attention::{Attention, AttentionInts, Format, Operand};
 
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Default)]

@@ -42,12 +42,25 @@ pub enum Granularity {
     Tensor,
 }
 
+/// What the two products of an attention, of activations both, compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttentionProducts {
+    /// 8-bit integers: queries, keys and values with a scale each, the softmax by row.
+    #[default]
+    Int8,
+    /// Floats.
+    Float,
+}
+
 /// Settings of [`Approach::Dynamic`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DynamicOptions {
     /// What shares a scale of an activation.
     pub granularity: Granularity,
+    /// What the products of attention compute on.
+    pub attention: AttentionProducts,
 }
 
 /// What computes on half-precision weights.

@@ -6,7 +6,9 @@
 //! `(MatMulInteger(x, w) − zero · column_sums(w)) · scale · scale_w` in standard operators, because the zero point of
 //! MatMulInteger is one for all rows in ONNX Runtime. With one scale per tensor it is DynamicQuantizeLinear →
 //! MatMulInteger (or ConvInteger) → Cast → Mul, as ONNX Runtime's `quantize_dynamic` writes it and as ONNX Runtime fuses.
+//! The two products of attention, of activations both, are those of [`attention`].
 
+mod attention;
 mod weights;
 mod write;
 
@@ -17,12 +19,12 @@ use std::collections::BTreeMap;
 use narrowbit_ir::{Model, Node, NodeId};
 use narrowbit_kernels::Exec;
 
-use crate::approach::{ApproachError, Granularity};
+use crate::approach::{ApproachError, AttentionProducts, Granularity};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
 use crate::plan::{Kind, Layout, QuantPlan, Reason, weight_params};
 use crate::qdq::{self, QdqError};
-use crate::quantize::{Converted, NodeFate, QuantizeError};
+use crate::quantize::{Converted, NodeFate, QuantizeError, facts};
 use crate::scheme::{ActivationScheme, WeightScheme};
 use crate::select::{Selection, select};
 
@@ -49,10 +51,18 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
     if model.opset() < needed {
         return Err(ApproachError::Opset(model.opset(), needed).into());
     }
+    let attentions = match options.dynamic.attention {
+        AttentionProducts::Int8 => attention::find(&model.graph, &facts(model)?, &found),
+        AttentionProducts::Float => Vec::new(),
+    };
+    for a in &attentions {
+        found.reasons.remove(&a.scores);
+        found.reasons.remove(&a.values);
+    }
     let fates = fates(model, &found);
     tables(model, &matcher, options, &found, exec)?;
     let weights = weights::make(&model.graph, &jobs, exec).map_err(QdqError::from)?;
-    write::products(model, &jobs, &weights)?;
+    write::products(model, &jobs, &weights, &attentions)?;
     Ok(Converted { fates, warnings: Vec::new() })
 }
 
@@ -169,7 +179,7 @@ mod tests {
     fn options(granularity: Granularity, types: &[&str]) -> QuantOptions {
         QuantOptions {
             approach: Approach::Dynamic,
-            dynamic: DynamicOptions { granularity },
+            dynamic: DynamicOptions { granularity, ..DynamicOptions::default() },
             op_types: types.iter().map(ToString::to_string).collect(),
             ..QuantOptions::default()
         }

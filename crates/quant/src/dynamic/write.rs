@@ -8,6 +8,7 @@ use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor, TensorError};
 
 use super::Job;
+use super::attention::Attention;
 use super::weights::{Key, Weight, key};
 use crate::approach::Granularity;
 use crate::qdq::QdqError;
@@ -16,7 +17,12 @@ use crate::qdq::QdqError;
 const LEAST_SCALE: f32 = f32::MIN_POSITIVE;
 
 /// Rewrites the products of a graph.
-pub(super) fn products(model: &mut Model, jobs: &[Job], weights: &BTreeMap<Key, Weight>) -> Result<(), QdqError> {
+pub(super) fn products(
+    model: &mut Model,
+    jobs: &[Job],
+    weights: &BTreeMap<Key, Weight>,
+    attentions: &[Attention],
+) -> Result<(), QdqError> {
     let opset = model.opset();
     let graph = &model.graph;
     let mut writer = Writer {
@@ -24,6 +30,7 @@ pub(super) fn products(model: &mut Model, jobs: &[Job], weights: &BTreeMap<Key, 
         opset,
         patch: Patch::new(graph),
         codes: BTreeMap::new(),
+        turned: BTreeMap::new(),
         constants: BTreeMap::new(),
         written: BTreeMap::new(),
     };
@@ -32,6 +39,9 @@ pub(super) fn products(model: &mut Model, jobs: &[Job], weights: &BTreeMap<Key, 
         let Some((key, weight)) = found else { continue };
         writer.product(job, &key, weight)?;
     }
+    for attention in attentions {
+        writer.attention(attention)?;
+    }
     let patch = writer.patch;
     model.graph.apply(patch)?;
     Ok(())
@@ -39,11 +49,11 @@ pub(super) fn products(model: &mut Model, jobs: &[Job], weights: &BTreeMap<Key, 
 
 /// An activation as codes.
 #[derive(Debug, Clone, Copy)]
-struct Codes {
-    codes: ValueId,
-    scale: ValueId,
+pub(super) struct Codes {
+    pub codes: ValueId,
+    pub scale: ValueId,
     /// u8, one for all; for rows: i32, one per row.
-    zero: ValueId,
+    pub zero: ValueId,
 }
 
 /// The constants of a weight.
@@ -58,34 +68,36 @@ struct Constants {
     sums: Option<ValueId>,
 }
 
-struct Writer<'a> {
-    graph: &'a Graph,
-    opset: i64,
-    patch: Patch,
+pub(super) struct Writer<'a> {
+    pub graph: &'a Graph,
+    pub opset: i64,
+    pub patch: Patch,
     /// Products that read one value share its codes.
     codes: BTreeMap<(ValueId, Granularity, usize), Codes>,
+    /// Codes of what a Transpose makes.
+    pub turned: BTreeMap<ValueId, Codes>,
     constants: BTreeMap<&'static str, ValueId>,
     written: BTreeMap<(Key, Granularity), Constants>,
 }
 
 impl Writer<'_> {
-    fn op(&self, name: &str, attrs: AttrMap) -> Result<Arc<dyn Op>, OpError> {
+    pub(super) fn op(&self, name: &str, attrs: AttrMap) -> Result<Arc<dyn Op>, OpError> {
         Registry::make(name, self.opset, attrs)
     }
 
     /// A node with one output of the same name.
-    fn node(&mut self, name: String, op: &str, inputs: &[Option<ValueId>]) -> Result<ValueId, OpError> {
+    pub(super) fn node(&mut self, name: String, op: &str, inputs: &[Option<ValueId>]) -> Result<ValueId, OpError> {
         let op = self.op(op, AttrMap::new())?;
         Ok(self.patch.node(&name, op, inputs))
     }
 
-    fn cast(&mut self, name: String, x: ValueId, to: DType) -> Result<ValueId, OpError> {
+    pub(super) fn cast(&mut self, name: String, x: ValueId, to: DType) -> Result<ValueId, OpError> {
         let op = self.op("Cast", AttrMap::new().with("to", i64::from(to.to_onnx())))?;
         Ok(self.patch.node(&name, op, &[Some(x)]))
     }
 
     /// A constant that all rows share.
-    fn shared(&mut self, name: &'static str, value: Tensor) -> ValueId {
+    pub(super) fn shared(&mut self, name: &'static str, value: Tensor) -> ValueId {
         let patch = &mut self.patch;
         *self.constants.entry(name).or_insert_with(|| patch.constant(name, value))
     }
@@ -112,7 +124,7 @@ impl Writer<'_> {
     }
 
     /// One scale and zero point for the whole tensor.
-    fn whole(&mut self, x: ValueId) -> Result<Codes, OpError> {
+    pub(super) fn whole(&mut self, x: ValueId) -> Result<Codes, OpError> {
         let key = (x, Granularity::Tensor, 0);
         if let Some(&codes) = self.codes.get(&key) {
             return Ok(codes);

@@ -5,7 +5,7 @@ use narrowbit_kernels::panel::Factor;
 use narrowbit_tensor::{DType, shape};
 
 use super::{Finder, Fusion};
-use crate::lower::{self, QParams};
+use crate::lower::{self, QParams, Runtime};
 
 /// `softmax(q · kᵀ · scale + mask) · v`.
 #[derive(Debug, Clone)]
@@ -41,13 +41,28 @@ pub struct Operand {
 #[derive(Debug, Clone)]
 pub struct AttentionInts {
     /// Of queries, keys and values.
-    pub operands: [QParams; 3],
-    /// Of the softmax's results.
-    pub weights: QParams,
+    pub operands: [Format; 3],
+    /// Of the softmax's results; by row, what is left of it without the greatest result of each row.
+    pub weights: Format,
+    /// Whether each row of the softmax's results is rounded as parts of its greatest one.
+    pub by_row: bool,
     /// Of the output, where it is quantized.
     pub output: Option<QParams>,
     /// What the product of queries and keys goes through.
     pub factor: Factor,
+}
+
+/// A format that is known, or made at run time.
+pub type Format = (QParams, Option<Runtime>);
+
+/// The softmax's results as integers.
+struct Rounded {
+    nodes: Vec<NodeId>,
+    weights: Format,
+    /// The greatest result of each row, where they are parts of it.
+    greatest: Option<ValueId>,
+    /// The integers as floats.
+    floats: ValueId,
 }
 
 /// What leads from a product to a Softmax.
@@ -137,35 +152,103 @@ impl<'a> Finder<'a> {
 
     /// Both products on integers, with the weights quantized between them.
     fn match_ints(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
-        let (round, quantize, _) = self.next(node.output(0)?).filter(|n| n.2 == 0)?;
-        let (weights, codes) = (lower::target(self.facts, quantize)?, quantize.output(0)?);
-        let (read, dequantize, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
-        let floats = dequantize.output(0)?;
-        if lower::source(self.graph, self.facts, floats)?.params != weights {
-            return None;
-        }
-        let (second, last, _) = self.next(floats).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
+        let probs = node.output(0)?;
+        let rounded = self.rounded(probs).or_else(|| self.rounded_by_row(probs))?;
+        let (second, last, _) = self.next(rounded.floats).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
         let found = self.scores(node)?;
         let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
         self.check_shapes(sources, found.mask)?;
-        let mut nodes = vec![found.product, softmax, round, read, second];
+        let mut nodes = vec![found.product, softmax, second];
+        nodes.extend(rounded.nodes);
         nodes.extend(found.nodes);
         let mut operands = Vec::new();
         let mut formats = Vec::new();
         for (i, &v) in sources.iter().enumerate() {
-            let source = lower::source(self.graph, self.facts, v)?;
+            let source = lower::any_source(self.graph, self.facts, v)?;
+            if source.runtime.is_some_and(|r| r.by_row) {
+                return None;
+            }
             operands.push(self.moved_codes(v, source.value, i == 1, &mut nodes));
-            formats.push(source.params);
+            formats.push((source.params, source.runtime));
         }
         let [q, kt, v] = <[Operand; 3]>::try_from(operands).ok()?;
-        let tail = self.tail(last.output(0)?)?;
+        let mut out = last.output(0)?;
+        if let Some(greatest) = rounded.greatest {
+            let (id, mul, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
+            if mul.input(1 - at.min(1)) != Some(greatest) {
+                return None;
+            }
+            nodes.push(id);
+            out = mul.output(0)?;
+        }
+        let tail = self.tail(out)?;
         nodes.extend(tail.nodes);
-        let ints =
-            AttentionInts { operands: formats.try_into().ok()?, weights, output: tail.output, factor: found.factor };
+        let ints = AttentionInts {
+            operands: formats.try_into().ok()?,
+            weights: rounded.weights,
+            by_row: rounded.greatest.is_some(),
+            output: tail.output,
+            factor: found.factor,
+        };
         let attention =
             Attention { q, kt, v, scale: 1.0, mask: found.mask, weights: None, out_perm: tail.perm, ints: Some(ints) };
         let fusion = Fusion { nodes, output: Some(tail.y), attention: Some(attention), ..Fusion::default() };
         Some((found.product, fusion))
+    }
+
+    /// The softmax's results in one format.
+    fn rounded(&self, probs: ValueId) -> Option<Rounded> {
+        let (round, quantize, _) = self.next(probs).filter(|n| n.2 == 0)?;
+        let (format, codes) = (lower::target(self.facts, quantize)?, quantize.output(0)?);
+        let (read, floats) = self.dequantized(codes)?;
+        let same = lower::source(self.graph, self.facts, floats)?.params == format;
+        same.then(|| Rounded { nodes: vec![round, read], weights: (format, None), greatest: None, floats })
+    }
+
+    /// The softmax's results over the greatest of each row, as u8 from 0 to 1.
+    fn rounded_by_row(&self, probs: ValueId) -> Option<Rounded> {
+        let [a, b] = self.graph.uses(probs) else { return None };
+        let named = |id: NodeId, name: &str| self.graph.node(id).op.name() == name && !self.taken.contains(&id);
+        let (most, div) = if named(a.node, "ReduceMax") { (a.node, b) } else { (b.node, a) };
+        let fits = named(most, "ReduceMax") && named(div.node, "Div") && div.input == 0;
+        let greatest = self.graph.node(most).output(0).filter(|_| fits && self.reduces_last(most))?;
+        let (parts, hidden) = (self.graph.node(div.node), [probs, greatest]);
+        let [c, d] = self.graph.uses(greatest) else { return None };
+        let seen = |v: &ValueId| self.keep.contains(v) || self.graph.is_output(*v);
+        if parts.input(1) != Some(greatest) || ![c.node, d.node].contains(&div.node) || hidden.iter().any(seen) {
+            return None;
+        }
+        let (round, quantize, _) = self.next(parts.output(0)?).filter(|n| n.2 == 0)?;
+        let format = lower::target(self.facts, quantize)?;
+        if format != (QParams { dtype: DType::U8, scale: 1.0 / 255.0, zero: 0 }) {
+            return None;
+        }
+        let (read, floats) = self.dequantized(quantize.output(0)?)?;
+        let source = lower::any_source(self.graph, self.facts, floats)?;
+        let is_zero =
+            |z: ValueId| self.facts.get(z).value.as_ref().is_some_and(|t| t.to_i64s().is_ok_and(|z| z == [0]));
+        let plain = source.params.zero == 0 && source.runtime.is_none_or(|r| r.zero.is_none_or(is_zero) && !r.by_row);
+        let weights = (source.params, source.runtime);
+        let nodes = vec![most, div.node, round, read];
+        plain.then_some(Rounded { nodes, weights, greatest: Some(greatest), floats })
+    }
+
+    /// The DequantizeLinear that alone reads codes, and what it makes.
+    fn dequantized(&self, codes: ValueId) -> Option<(NodeId, ValueId)> {
+        let (read, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
+        Some((read, node.output(0)?))
+    }
+
+    /// Whether a reduction is along the last axis alone, and keeps it.
+    fn reduces_last(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        let mut attrs = node.op.attrs();
+        let axes = match node.input(1) {
+            Some(axes) => self.facts.get(axes).value.as_ref().and_then(|t| t.to_i64s().ok()),
+            None => attrs.ints("axes").ok().flatten(),
+        };
+        let rank = node.input(0).and_then(|x| self.facts.shape(x)).map_or(0, <[_]>::len) as i64;
+        axes.is_some_and(|a| a == [-1] || a == [rank - 1]) && attrs.int_or("keepdims", 1) == Ok(1)
     }
 
     /// Whether the kernel on integers takes operands of these shapes: batches and heads are the same in all, nothing is

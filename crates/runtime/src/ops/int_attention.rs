@@ -2,13 +2,13 @@
 
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::attention::HeadView;
-use narrowbit_kernels::panel::{Factor, IntAttention, IntHeads, int_attention};
+use narrowbit_kernels::panel::{Factor, IntAttention, IntHeads, Weights, int_attention};
 use narrowbit_tensor::DType;
 
 use super::attention::{axes, mask_strides, out_strides};
-use super::integer::{rows_at, target};
+use super::integer::{rows_at, runtime_params, target};
 use crate::error::StepError;
-use crate::fuse::{Attention, AttentionInts};
+use crate::fuse::{Attention, AttentionInts, Format};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 use crate::lower::QParams;
 
@@ -19,12 +19,40 @@ struct Attend {
     depth: usize,
     value_depth: usize,
     /// Queries, keys and values: their formats and steps.
-    operands: [(QParams, [usize; 4]); 3],
+    operands: [(Scaled, [usize; 4]); 3],
     factor: Factor,
     mask: Option<[usize; 3]>,
-    weights: QParams,
+    weights: Scaled,
+    by_row: bool,
     output: Option<QParams>,
     out: [usize; 3],
+}
+
+/// A format; where it is made at run time, the place of its scale among the inputs, and whether its zero point comes after.
+#[derive(Clone, Copy)]
+struct Scaled {
+    known: QParams,
+    at: Option<(usize, bool)>,
+}
+
+impl Scaled {
+    /// A format whose values become inputs.
+    fn new((known, runtime): Format, ins: &mut Vec<ValueId>) -> Scaled {
+        let at = runtime.map(|r| {
+            ins.push(r.scale);
+            ins.extend(r.zero);
+            (ins.len() - 1 - usize::from(r.zero.is_some()), r.zero.is_some())
+        });
+        Scaled { known, at }
+    }
+
+    /// The scale and the zero point.
+    fn get(&self, cx: &RunCx) -> Result<(f32, i32), StepError> {
+        match self.at {
+            Some((at, zero)) => runtime_params(cx, at, zero),
+            None => Ok((self.known.scale, self.known.zero)),
+        }
+    }
 }
 
 /// The kernel; `fuse` has checked the shapes.
@@ -35,7 +63,9 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
         Some(mask) => Some(mask_strides(cx, mask, full)?),
         None => None,
     };
-    let [fq, fk, fv] = ints.operands;
+    let mut ins = vec![a.q.value, a.kt.value, a.v.value];
+    ins.extend(a.mask);
+    let [fq, fk, fv] = ints.operands.map(|format| Scaled::new(format, &mut ins));
     let kernel = Attend {
         heads: [q[0], q[1]],
         queries: q[2],
@@ -45,12 +75,11 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
         operands: [(fq, sq), (fk, sk), (fv, sv)],
         factor: ints.factor,
         mask,
-        weights: ints.weights,
+        weights: Scaled::new(ints.weights, &mut ins),
+        by_row: ints.by_row,
         output: ints.output,
         out: out_strides(a, [q[0], q[1], q[2], v[3]])?,
     };
-    let mut ins = vec![a.q.value, a.kt.value, a.v.value];
-    ins.extend(a.mask);
     Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] })
 }
 
@@ -64,30 +93,32 @@ impl Kernel for Attend {
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let operand = |i: usize| -> Result<IntHeads<'_>, StepError> {
+        let operand = |i: usize| -> Result<(IntHeads<'_>, f32), StepError> {
             let (format, strides) = self.operands[i];
-            Ok(IntHeads { data: rows_at(cx, i, format.dtype)?, zero: format.zero, strides })
+            let (scale, zero) = format.get(cx)?;
+            Ok((IntHeads { data: rows_at(cx, i, format.known.dtype)?, zero, strides }, scale))
         };
         let mask = match self.mask {
             Some(strides) => Some(HeadView { data: cx.f32s(3)?, strides }),
             None => None,
         };
-        let [q, kt, v] = self.operands.map(|(format, _)| format.scale);
-        let w = self.weights;
+        let [(q, q_scale), (kt, k_scale), (v, v_scale)] = [operand(0)?, operand(1)?, operand(2)?];
+        let (w_scale, w_zero) = self.weights.get(cx)?;
+        let fixed = Weights::Fixed(self.weights.known.dtype == DType::I8, 1.0 / w_scale, w_zero);
         let p = IntAttention {
             heads: self.heads,
             queries: self.queries,
             keys: self.keys,
             depth: self.depth,
             value_depth: self.value_depth,
-            q: operand(0)?,
-            kt: operand(1)?,
-            v: operand(2)?,
-            scale: q * kt,
+            q,
+            kt,
+            v,
+            scale: q_scale * k_scale,
             factor: self.factor,
             mask,
-            weights: (w.dtype == DType::I8, 1.0 / w.scale, w.zero),
-            value_scale: w.scale * v,
+            weights: if self.by_row { Weights::ByRow } else { fixed },
+            value_scale: w_scale * v_scale,
         };
         Ok(int_attention(cx.exec, &p, target(self.output, cx)?, self.out)?)
     }

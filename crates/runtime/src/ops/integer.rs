@@ -107,7 +107,7 @@ fn zero_point(cx: &RunCx, i: usize) -> Result<i32, StepError> {
 }
 
 /// The scale and zero point of a tensor whose `runtime` they are, at `ins[at]` and `ins[at + 1]`.
-fn runtime_params(cx: &RunCx, at: usize, zero: bool) -> Result<(f32, i32), StepError> {
+pub(super) fn runtime_params(cx: &RunCx, at: usize, zero: bool) -> Result<(f32, i32), StepError> {
     let scale = cx.f32s(at)?.first().copied().unwrap_or(1.0);
     Ok((scale, if zero { zero_point(cx, at + 1)? } else { 0 }))
 }

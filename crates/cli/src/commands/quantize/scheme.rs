@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use narrowbit_quant::approach::{Algorithm, Approach, BlockScales, BlockType, Compute, Granularity, WeightOnlyOptions};
+use narrowbit_quant::approach::{
+    Algorithm, Approach, AttentionProducts, BlockScales, BlockType, Compute, Granularity, WeightOnlyOptions,
+};
 use narrowbit_quant::encodings::Encodings;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions};
@@ -48,6 +50,15 @@ pub enum GranularityArg {
     Token,
     /// The whole tensor: what other runtimes have fused kernels for
     Tensor,
+}
+
+/// What the two products of attention compute on.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AttentionArg {
+    /// 8-bit integers: queries, keys and values with a scale each, the softmax with one by row
+    Int8,
+    /// Floats
+    Float,
 }
 
 /// How the scale of a block of weights is chosen.
@@ -194,6 +205,9 @@ pub struct SchemeArgs {
     /// What shares a scale of an activation: dynamic [default: token]
     #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
     granularity: Option<GranularityArg>,
+    /// What the two products of attention compute on, the softmax between them on floats: dynamic [default: int8]
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
+    attention: Option<AttentionArg>,
     /// Weights that share a scale, a power of two from 16 on: weight-only [default: 32]
     #[arg(long, value_name = "N", help_heading = "Quantization")]
     block: Option<usize>,
@@ -277,6 +291,11 @@ impl SchemeArgs {
             Some(GranularityArg::Tensor) => o.dynamic.granularity = Granularity::Tensor,
             None => {}
         }
+        match self.attention {
+            Some(AttentionArg::Int8) => o.dynamic.attention = AttentionProducts::Int8,
+            Some(AttentionArg::Float) => o.dynamic.attention = AttentionProducts::Float,
+            None => {}
+        }
         o.weight_only.block = self.block.unwrap_or(o.weight_only.block);
         match self.algorithm {
             Some(AlgorithmArg::Rtn) => o.weight_only.algorithm = Algorithm::Rtn,
@@ -301,7 +320,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 18] = [
+        let all: [(bool, &str, &[Approach]); 19] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -318,6 +337,7 @@ impl SchemeArgs {
             ),
             (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
+            (self.attention.is_some(), "--attention", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),
             (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),
             (self.block_scales.is_some(), "--block-scales", &[WeightOnly]),

@@ -1,7 +1,7 @@
 //! Blocks of the rows of one head.
 
 use super::weights::{Scores, Soften};
-use super::{LINE, Plan, Shared, weights};
+use super::{LINE, Plan, Shared, Weights, weights};
 use crate::buffer::with_scratch;
 use crate::panel::drive::{Lines, Sweep, ahead, part};
 use crate::panel::finish::{Epilogue, Out, RowParams};
@@ -165,9 +165,10 @@ impl Head<'_> {
             factor: p.factor,
             mask,
             row: &mut *block.row,
-            out: Out::codes(block.codes, p.weights.1, plan.weight_zero()),
+            out: Out::codes(block.codes, p.weights.inverse_scale(), plan.weight_zero()),
             pitch: self.code_pitch(),
             terms: &mut block.terms[..rows],
+            scales: (p.weights == Weights::ByRow).then_some(&mut block.row_scales[..rows]),
         });
         // The sums of the weights become what the values' zero point takes off the results.
         block.terms[..rows].iter_mut().for_each(|t| *t = t.wrapping_mul(zero_of_values));

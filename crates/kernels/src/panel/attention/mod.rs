@@ -45,6 +45,30 @@ pub enum Factor {
     Div(f32),
 }
 
+/// The integers that the weights of an attention, which sum up to 1 in each row, are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Weights {
+    /// One format for all: whether they are i8, else u8; one over the scale; the zero point.
+    Fixed(bool, f32, i32),
+    /// u8 without a zero point, and a scale for each row: its greatest weight is 255. `round_half_even(255 · exp(score −
+    /// greatest score))`: a weight over the greatest one, without rounding either first. Long rows of small weights keep 8 bits.
+    ByRow,
+}
+
+impl Weights {
+    fn signed(self) -> bool {
+        matches!(self, Weights::Fixed(true, ..))
+    }
+
+    fn inverse_scale(self) -> f32 {
+        if let Weights::Fixed(_, inverse, _) = self { inverse } else { 255.0 }
+    }
+
+    fn zero(self) -> i32 {
+        if let Weights::Fixed(.., zero) = self { zero } else { 0 }
+    }
+}
+
 /// `softmax(factor((q − q_zero) · (kᵀ − k_zero) · scale) + mask)`, rounded to integers, `· (v − v_zero) · value_scale`.
 #[derive(Clone, Copy, Debug)]
 pub struct IntAttention<'a> {
@@ -70,9 +94,10 @@ pub struct IntAttention<'a> {
     pub factor: Factor,
     /// Added to the scores: `[batch, heads, queries, keys]`, a stride of 0 repeats.
     pub mask: Option<HeadView<'a>>,
-    /// The integers that the weights are rounded to: whether they are i8, else u8; one over the scale; the zero point.
-    pub weights: (bool, f32, i32),
-    /// The product of the scales of weights and values.
+    /// The integers that the weights are rounded to.
+    pub weights: Weights,
+    /// The product of the scales of weights and values. By row that of the weights is 1/255: the greatest weight of each row,
+    /// by which its results are multiplied, is found here.
     pub value_scale: f32,
 }
 
@@ -214,7 +239,7 @@ impl<'a> Plan<'a> {
 
     /// The weights' zero point as u8.
     fn weight_zero(&self) -> i32 {
-        self.p.weights.2 + if self.p.weights.0 { 128 } else { 0 }
+        self.p.weights.zero() + if self.p.weights.signed() { 128 } else { 0 }
     }
 
     /// What columns are combined with, and their zero point as i8.

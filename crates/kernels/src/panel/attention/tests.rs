@@ -19,6 +19,7 @@ struct Case {
     formats: [(bool, i32); 4],
     factor: Factor,
     masked: bool,
+    by_row: bool,
 }
 
 const PLAIN: Case = Case {
@@ -30,6 +31,7 @@ const PLAIN: Case = Case {
     formats: [(false, 120), (false, 128), (false, 131), (false, 0)],
     factor: Factor::None,
     masked: false,
+    by_row: false,
 };
 
 const SCALE: f32 = 3e-4;
@@ -56,6 +58,34 @@ impl Case {
             .map(|_| if random.below(5) == 0 { f32::NEG_INFINITY } else { random.unit() })
             .collect();
         Data { q, kt, v, mask }
+    }
+
+    /// Without rounding, and the most that rounding may be off: half a step of 255 for each weight. The values' scale is that of
+    /// 1/255 and the values.
+    fn exact(&self, data: &Data) -> Vec<(f64, f64)> {
+        let (s, t, d, e) = (self.queries, self.keys, self.depth, self.value_depth);
+        let [q, k, v, _] = self.formats;
+        let of = |x: &[u8], i: usize, (signed, zero): (bool, i32)| {
+            f64::from(if signed { i32::from(x[i] as i8) } else { i32::from(x[i]) } - zero)
+        };
+        let mut y = Vec::new();
+        for row in 0..self.heads[0] * self.heads[1] * s {
+            let h = row / s;
+            let score = |j: usize| {
+                let sum: f64 = (0..d).map(|i| of(&data.q, row * d + i, q) * of(&data.kt, (h * d + i) * t + j, k)).sum();
+                sum * f64::from(SCALE) + if self.masked { f64::from(data.mask[row * t + j]) } else { 0.0 }
+            };
+            let weights: Vec<f64> = (0..t).map(|j| score(j).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let greatest = weights.iter().fold(0f64, |most, &w| most.max(w));
+            y.extend((0..e).map(|c| {
+                let value = |j: usize| of(&data.v, (h * t + j) * e + c, v) * f64::from(VALUE_SCALE);
+                let sum: f64 = (0..t).map(|j| weights[j] / total * value(j) * 255.0).sum();
+                let size: f64 = (0..t).map(|j| value(j).abs()).sum();
+                (sum, 0.5 * greatest / total * size)
+            }));
+        }
+        y
     }
 
     /// The product, the scores' factor and mask, the softmax, and the second product, one after the other.
@@ -147,7 +177,7 @@ fn run(case: &Case, exec: &Exec, data: &Data, is_moved: bool) -> Vec<f32> {
         scale: SCALE,
         factor: case.factor,
         mask: case.masked.then_some(mask),
-        weights: (fw.0, INVERSE, fw.1),
+        weights: if case.by_row { Weights::ByRow } else { Weights::Fixed(fw.0, INVERSE, fw.1) },
         value_scale: VALUE_SCALE,
     };
     let mut y = Guarded::new(&vec![0f32; heads * s * e]);
@@ -186,6 +216,35 @@ fn gives_the_bits_of_the_operators_it_replaces_on_every_tier() {
 }
 
 #[test]
+fn keeps_eight_bits_of_each_row_of_small_weights() {
+    let signed = [(true, -3), (true, 5), (true, 2), (false, 0)];
+    let by_row = Case { by_row: true, ..PLAIN };
+    let cases = [
+        by_row,
+        Case { heads: [2, 3], queries: 37, keys: 70, depth: 11, value_depth: 33, formats: signed, ..by_row },
+        // Each weight is about 1/700: as parts of 1 all of them would be 0.
+        Case { queries: 30, keys: 700, depth: 4, value_depth: 16, masked: true, ..by_row },
+    ];
+    let mut random = Random::new(63);
+    for case in cases {
+        let data = case.data(&mut random);
+        let exact = case.exact(&data);
+        let mut first: Option<Vec<f32>> = None;
+        for exec in execs() {
+            for is_moved in [false, true] {
+                let got = run(&case, &exec, &data, is_moved);
+                for (g, (want, most)) in got.iter().zip(&exact) {
+                    // And the floats' own rounding.
+                    let tolerance = most * 1.001 + 1e-4 * want.abs();
+                    assert!((f64::from(*g) - want).abs() <= tolerance, "{case:?}: {g} {want}, {most}");
+                }
+                assert_eq!(&got, first.get_or_insert_with(|| got.clone()), "{case:?} {exec:?} {is_moved}");
+            }
+        }
+    }
+}
+
+#[test]
 fn rounds_its_results() {
     let mut random = Random::new(62);
     let case = Case { queries: 20, keys: 40, value_depth: 16, ..PLAIN };
@@ -207,7 +266,7 @@ fn rounds_its_results() {
         scale: SCALE,
         factor: Factor::None,
         mask: None,
-        weights: (false, INVERSE, 0),
+        weights: Weights::Fixed(false, INVERSE, 0),
         value_scale: VALUE_SCALE,
     };
     let want: Vec<i8> = case

@@ -52,6 +52,8 @@ pub(super) struct Soften<'a> {
     pub pitch: usize,
     /// By row: what is added to its sums; becomes the sum of its integers.
     pub terms: &'a mut [i32],
+    /// By row: takes its greatest weight; the weights are then rounded as parts of it.
+    pub scales: Option<&'a mut [f32]>,
 }
 
 impl Kernel for Soften<'_> {
@@ -67,7 +69,13 @@ impl Kernel for Soften<'_> {
                     None => self.read::<S, false>(s, i, std::ptr::null()),
                 };
                 let total = exponentials(s, self.row, s.splat(s.hmax(peak)));
-                self.terms[i] = self.write(s, i, 1.0 / total);
+                let mut factor = 1.0 / total;
+                if let Some(scales) = &mut self.scales {
+                    // That of the greatest score, whose exponential is 1.
+                    scales[i] = factor;
+                    factor = 1.0;
+                }
+                self.terms[i] = self.write(s, i, factor);
             }
         }
     }
