@@ -74,6 +74,32 @@ fn dynamic_models_give_the_results_of_onnx_runtime_on_integers() {
 }
 
 #[test]
+fn files_are_as_large_as_their_weights() {
+    let home = Home::new();
+    crate::models::save_heavy(&home.path("model.onnx"));
+    let size = |name: &str| std::fs::metadata(home.path(name)).expect("a file").len() as f64;
+    let float = size("model.onnx");
+    assert!(float < 1.001 * 4.0 * f64::from(1 << 20), "weights are all that counts: {float}");
+    // A code each, and of blocks 4 bytes for 32 codes.
+    for (flags, bits) in [
+        ("--approach float16", 16.0),
+        ("--approach bfloat16", 16.0),
+        ("--approach dynamic", 8.0),
+        ("--random 4", 8.0),
+        ("--random 4 --weights fp8_e4m3 --activations fp8_e4m3 --keep-first=no", 8.0),
+        ("--approach weight-only --weights int8", 8.0 + 1.0),
+        ("--approach weight-only --weights int4", 4.0 + 1.0),
+        ("--approach weight-only --weights int4 --format matmulnbits", 4.0 + 1.0),
+        ("--approach weight-only --weights uint4", 4.0 + 1.0 + 4.0 / 32.0),
+        ("--approach weight-only --weights int2 --format matmulnbits", 2.0 + 1.0),
+    ] {
+        home.ok(&format!("quantize model.onnx {flags} --measure=no -o out.onnx"));
+        let (got, least) = (size("out.onnx") / float, bits / 32.0);
+        assert!(got >= least * 0.99 && got <= least * 1.05, "{flags}: {got:.4}, but {least:.4} in theory");
+    }
+}
+
+#[test]
 fn dynamic_models_run_on_integers() {
     for (example, least) in [("digits-vit", 0.8), ("diabetes-mlp", 1.0)] {
         for flags in ["", "--granularity tensor", "--asymmetric-weights"] {
@@ -112,10 +138,13 @@ fn weights_by_blocks_give_the_results_of_onnx_runtime() {
                 );
                 let Some(report) = beside(&home, &flags) else { return };
                 println!("{flags}: {report}");
-                assert!(number(&report, "plain_sqnr_db") > 60.0, "{flags}: {report}");
+                // At accuracy level 4 it rounds rows to 8 bits; the interpreter never does.
+                let rounds = format == "matmulnbits" && !codes.ends_with('8');
+                let close = if rounds { 35.0 } else { 60.0 };
+                assert!(number(&report, "plain_sqnr_db") > close, "{flags}: {report}");
                 // It gets 2-bit blocks behind DequantizeLinear wrong when it optimizes; `quantize` warns of it.
                 let right = format != "qdq" || !codes.ends_with('2');
-                assert!(!right || number(&report, "exact_sqnr_db") > 60.0, "{flags}: {report}");
+                assert!(!right || number(&report, "exact_sqnr_db") > close, "{flags}: {report}");
                 assert!(count(&report, "MatMulNBits") > 0, "ONNX Runtime has kernels for it: {report}");
             }
         }

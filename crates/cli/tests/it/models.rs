@@ -21,6 +21,22 @@ pub fn save_linear(path: &Path) {
     onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
 }
 
+/// `x [n, 512] → MatMul → Relu → MatMul → y [n, 512]`: a million weights, beside which nothing else in the file counts.
+pub fn save_heavy(path: &Path) {
+    let mut g = GraphBuilder::new(21);
+    let mut y = g.input("x", &[-1, 512]);
+    for (name, [k, n]) in [("a", [512usize, 1024]), ("b", [1024, 512])] {
+        let values: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.77).sin() * 0.05).collect();
+        let w = g.constant(&format!("{name}_w"), Tensor::new([k, n], values).expect("a tensor"));
+        y = g.named(name, "", "MatMul", &[y, w], AttrMap::default()).expect("MatMul");
+        if name == "a" {
+            y = g.named("relu", "", "Relu", &[y], AttrMap::default()).expect("Relu");
+        }
+    }
+    g.output(y);
+    onnx::save(&g.model(), path, &SaveOptions::default()).expect("the model is saved");
+}
+
 /// `x [n, 10] → LayerNormalization → MatMul → y [n, 6]`, where the normalisation makes two channels 256 times larger and
 /// the weights behind it take that back.
 pub fn save_outliers(path: &Path) {
