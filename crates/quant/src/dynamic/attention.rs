@@ -4,6 +4,8 @@
 //! results is divided by the greatest of them, which then multiplies the row of the result: so the fixed range [0, 1] of uint8 fits each
 //! row, and a long one of small weights keeps its 8 bits.
 
+use std::collections::BTreeSet;
+
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{AttrMap, Graph, Node, NodeId, OpError, ValueId};
 use narrowbit_tensor::{DType, Tensor};
@@ -12,6 +14,9 @@ use super::DEEPEST;
 use super::write::{Codes, Writer};
 use crate::plan::Reason;
 use crate::select::Selection;
+
+/// Nodes from a softmax back to its product: an exporter's factor and masks between them.
+const MOST: usize = 5;
 
 /// Two products of activations and the softmax between them.
 #[derive(Debug, Clone, Copy)]
@@ -32,33 +37,28 @@ pub(super) fn find(graph: &Graph, facts: &Facts, found: &Selection) -> Vec<Atten
     let softmax = |(id, node): (NodeId, &Node)| {
         let y = node.output(0).filter(|&y| node.op.name() == "Softmax" && !graph.is_output(y))?;
         let read = graph.only_use(y).filter(|u| u.input == 0 && free(u.node))?;
-        let scores = maker(graph, node.input(0)?).filter(|&id| free(id))?;
+        let scores = maker(graph, node.input(0)?, MOST).filter(|&id| free(id))?;
         is_last(facts, node).then_some(Attention { scores, softmax: id, values: read.node })
     };
-    graph.nodes().filter_map(softmax).collect()
+    // Each product once: two softmaxes may read one.
+    let mut taken = BTreeSet::new();
+    let once = |a: &Attention| a.scores != a.values && taken.insert(a.scores) && taken.insert(a.values);
+    graph.nodes().filter_map(softmax).filter(once).collect()
 }
 
-/// The product behind the additions and factors of scores.
-fn maker(graph: &Graph, v: ValueId) -> Option<NodeId> {
-    /// Nodes between a product and its softmax: an exporter's factor and masks.
-    const MOST: usize = 4;
-    let mut v = v;
-    for _ in 0..MOST {
-        let (id, _) = graph.producer(v)?;
-        let node = graph.node(id);
-        let constant = |v: Option<ValueId>| v.is_some_and(|v| graph.constant(v).is_some());
-        v = match node.op.name() {
-            "MatMul" => return Some(id),
-            "Mul" | "Div" if constant(node.input(1)) => node.input(0)?,
-            "Mul" if constant(node.input(0)) => node.input(1)?,
-            "Add" => {
-                let inputs = [node.input(0)?, node.input(1)?];
-                *inputs.iter().find(|&&v| maker(graph, v).is_some_and(|id| graph.node(id).op.name() == "MatMul"))?
-            }
-            _ => return None,
-        };
+/// The product behind the additions and factors of scores, `left` nodes away at the most.
+fn maker(graph: &Graph, v: ValueId, left: usize) -> Option<NodeId> {
+    let left = left.checked_sub(1)?;
+    let (id, _) = graph.producer(v)?;
+    let node = graph.node(id);
+    let constant = |i: usize| node.input(i).is_some_and(|v| graph.constant(v).is_some());
+    match node.op.name() {
+        "MatMul" => Some(id),
+        "Mul" | "Div" if constant(1) => maker(graph, node.input(0)?, left),
+        "Mul" if constant(0) => maker(graph, node.input(1)?, left),
+        "Add" => node.inputs.iter().flatten().find_map(|&v| maker(graph, v, left)),
+        _ => None,
     }
-    None
 }
 
 /// Whether the softmax is along the last axis. Its rank, where another axis is counted from the front, must be known.
@@ -226,6 +226,14 @@ mod tests {
         o.overrides.push(Override { name: Some("values".into()), float: Some(true), ..Override::default() });
         let half = quantized(model(21), &o);
         assert_eq!([count(&half, "MatMul"), count(&half, "MatMulInteger")], [2, 1], "both products or none");
+    }
+
+    #[test]
+    fn takes_a_product_of_two_softmaxes_once() {
+        let twice = TEXT.replace("output %y", "output %y %f = Softmax(%b) %z = MatMul(%f, %vt) output %z");
+        let twice = text::parse_model(&format!("model opset=21 {twice}"), &Registry).unwrap();
+        let got = quantized(twice, &options(AttentionProducts::Int8, Granularity::Token));
+        assert_eq!([count(&got, "MatMul"), count(&got, "MatMulInteger")], [1, 3]);
     }
 
     #[test]
