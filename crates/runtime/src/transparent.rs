@@ -5,6 +5,9 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{Graph, Node, NodeId, Patch, PatchError, ValueId};
+use narrowbit_ops::tensor::resample::Coordinates;
+use narrowbit_ops::tensor::resize::Resize;
+use narrowbit_ops::tensor::upsample::Upsample;
 use narrowbit_tensor::{DType, Tensor};
 
 /// The graph with every DequantizeLinear as late as can be.
@@ -28,8 +31,17 @@ fn next(graph: &Graph) -> Option<Patch> {
         "Concat" => concat(graph, id, node).or_else(|| quantized_concat(graph, id, node)),
         "Split" => moved(graph, id, node),
         name if is_movement(name) && node.outputs.iter().flatten().count() == 1 => moved(graph, id, node),
+        "Resize" | "Upsample" if selects(node) => moved(graph, id, node),
         _ => None,
     })
+}
+
+/// Whether a resampling takes elements as they are, and nothing but them.
+fn selects(node: &Node) -> bool {
+    if let Some(op) = node.op.downcast::<Resize>() {
+        return op.is_nearest() && op.method.coordinates != Coordinates::TfCropAndResize;
+    }
+    node.op.downcast::<Upsample>().is_some_and(|op| !op.linear)
 }
 
 fn is_movement(name: &str) -> bool {

@@ -2,8 +2,10 @@
 
 mod copy;
 mod permute;
+mod resample;
 mod resize;
 
 pub use copy::floats_of;
 pub use permute::{Element, copy_strided, gather_rows, permute};
-pub use resize::{LinearTap, resize_linear, resize_nearest};
+pub use resample::{Resample, Sample, Taps, resample};
+pub use resize::resize_nearest;

@@ -18,6 +18,7 @@ mod pool;
 mod quantize;
 mod reduce;
 mod reference;
+mod resize;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
@@ -81,6 +82,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
+        "Resize" | "Upsample" => resize::build(cx),
         "QuantizeLinear" => match table::requantize(cx) {
             Some(built) => Ok(Some(built)),
             None => quantize::build(cx),
