@@ -16,6 +16,7 @@ mod movement;
 mod norm;
 mod pool;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod reference;
 mod resize;
@@ -82,6 +83,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
+        "LSTM" | "GRU" => recurrent::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
         "QuantizeLinear" => match table::requantize(cx) {
             Some(built) => Ok(Some(built)),
