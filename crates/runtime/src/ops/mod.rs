@@ -14,6 +14,7 @@ mod layout;
 mod matmul;
 mod movement;
 mod norm;
+mod pad;
 mod pool;
 mod quantize;
 mod recurrent;
@@ -84,6 +85,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
         "LSTM" | "GRU" => recurrent::build(cx),
+        "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
         "QuantizeLinear" => match table::requantize(cx) {
             Some(built) => Ok(Some(built)),
