@@ -24,7 +24,7 @@ pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], mut y: Targ
         return Ok(());
     }
     y.require_results(NAME)?;
-    let (input, out, width) = (x.input(), y.shared(), block_width(axis, inner));
+    let (input, out, width) = (x.input(), y.shared(), block_width(axis, inner).min(inner));
     let size = product(NAME, &[axis, width])?;
     let blocks = inner.div_ceil(width);
     exec.split(outer * blocks, 1, &|range| {

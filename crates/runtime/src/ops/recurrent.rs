@@ -40,6 +40,9 @@ pub fn build(cx: &BuildCx) -> Maybe {
     Ok(Some(Built { kernel: Box::new(Planned { layer, weights }), ins, outs }))
 }
 
+/// Sums of all steps at the most: they are made at once, 1 GiB of them.
+const MOST_SUMS: usize = 1 << 28;
+
 /// A layer whose shapes fit.
 struct Layer {
     cell: Cell,
@@ -90,7 +93,9 @@ impl Layer {
         let stated = attrs.hidden_size.is_none_or(|h| usize::try_from(h) == Ok(hidden));
         let whole = cell.gates().checked_mul(hidden) == Some(rows) && cx.f32_shape(2)? == [dirs, rows, hidden];
         let known = dirs == attrs.direction.count() && columns == input && stated;
-        (whole && known && input > 0 && hidden > 0).then(|| Layer {
+        let sums = [batch, dirs, rows].iter().try_fold(steps, |n, &d| n.checked_mul(d));
+        let small = sums.is_some_and(|n| n <= MOST_SUMS);
+        (whole && known && small && input > 0 && hidden > 0).then(|| Layer {
             cell,
             weights_shape: [dirs, input, hidden],
             steps,
