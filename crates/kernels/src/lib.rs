@@ -30,6 +30,7 @@ pub mod peak;
 pub mod pool;
 pub mod pooling;
 pub mod quantize;
+pub mod recurrent;
 pub mod reduce;
 mod simd;
 

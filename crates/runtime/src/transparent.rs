@@ -5,6 +5,10 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{Graph, Node, NodeId, Patch, PatchError, ValueId};
+use narrowbit_ops::tensor::pad::{Pad, PadMode};
+use narrowbit_ops::tensor::resample::Coordinates;
+use narrowbit_ops::tensor::resize::Resize;
+use narrowbit_ops::tensor::upsample::Upsample;
 use narrowbit_tensor::{DType, Tensor};
 
 /// The graph with every DequantizeLinear as late as can be.
@@ -28,8 +32,18 @@ fn next(graph: &Graph) -> Option<Patch> {
         "Concat" => concat(graph, id, node).or_else(|| quantized_concat(graph, id, node)),
         "Split" => moved(graph, id, node),
         name if is_movement(name) && node.outputs.iter().flatten().count() == 1 => moved(graph, id, node),
+        "Pad" => padded(graph, id, node),
+        "Resize" | "Upsample" if selects(node) => moved(graph, id, node),
         _ => None,
     })
+}
+
+/// Whether a resampling takes elements as they are, and nothing but them.
+fn selects(node: &Node) -> bool {
+    if let Some(op) = node.op.downcast::<Resize>() {
+        return op.is_nearest() && op.method.coordinates != Coordinates::TfCropAndResize;
+    }
+    node.op.downcast::<Upsample>().is_some_and(|op| !op.linear)
 }
 
 fn is_movement(name: &str) -> bool {
@@ -101,6 +115,20 @@ fn moved(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
     let s = source(graph, node.input(0)?)?;
     let mut inputs = node.inputs.clone();
     inputs[0] = Some(s.x);
+    Some(behind(graph, id, inputs, s))
+}
+
+/// A Pad with zeros puts the zero point around integers.
+fn padded(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
+    let s = source(graph, node.input(0)?)?;
+    let op = node.op.downcast::<Pad>().filter(|op| op.mode == PadMode::Constant && op.pads.attr().is_none())?;
+    let is_zero = |v| graph.constant(v).is_some_and(|t| t.to_f64s().is_ok_and(|x| x == [0.0]));
+    if op.value.is_some() || !node.input(2).is_none_or(is_zero) {
+        return None;
+    }
+    let mut inputs = node.inputs.clone();
+    inputs.resize(inputs.len().max(3), None);
+    (inputs[0], inputs[2]) = (Some(s.x), s.zero);
     Some(behind(graph, id, inputs, s))
 }
 

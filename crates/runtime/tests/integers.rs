@@ -338,3 +338,18 @@ fn runs_the_same_on_emulated_tiles() {
     let run = std::process::Command::new(tests).env(ISA_VARIABLE, EMULATED).output().expect("they start");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
 }
+
+/// Along the channels of a detector's boxes, and over all axes from the given one on before opset 13.
+#[test]
+fn runs_softmax_along_any_axis_between_integers() {
+    for (axis, kernel) in [(1, "softmax_columns"), (2, "softmax_columns"), (3, "softmax_rows")] {
+        let body = format!("{}%y = Softmax(%x_d) {{axis={axis}}}\n{}", pair("x", 0.03, 128), pair("y", 1.0 / 255.0, 0));
+        let graph = graph("input %x: f32[2, 16, 4, 37]", &body);
+        assert_eq!(kernels(&graph), ["quantize_linear", kernel]);
+        assert_runs_on_integers(&graph, kernel);
+    }
+    let body = format!("{}%y = Softmax(%x_d)\n{}", pair("x", 0.03, 128), pair("y", 1.0 / 255.0, 0));
+    let text = format!("graph \"g\" {{\ninput %x: f32[3, 4, 5]\n{body}\noutput %y_q\n}}");
+    let graph = text::parse_graph(&text, &Registry, 12).expect("it is valid");
+    assert_runs_on_integers(&graph, "softmax_rows");
+}

@@ -5,6 +5,7 @@
 
 mod binary;
 mod block;
+mod columns;
 mod depthwise;
 mod layout;
 mod lookup;
@@ -13,6 +14,7 @@ mod rows;
 
 pub use binary::{Broadcast, binary};
 pub use block::Quant;
+pub use columns::softmax_columns;
 pub use depthwise::{DepthwiseElement, DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
 pub use layout::{dequantize_to_nchw, quantize_to_nhwc, to_nchw, to_nhwc};
 pub use lookup::{lookup, lookup_in_place};

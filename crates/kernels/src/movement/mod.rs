@@ -1,9 +1,13 @@
-//! Data movement: permutation, strided copies, gathers, resizing.
+//! Data movement: permutation, strided copies, gathers, padding, resizing.
 
 mod copy;
+mod pad;
 mod permute;
+mod resample;
 mod resize;
 
 pub use copy::floats_of;
+pub use pad::{Padding, pad};
 pub use permute::{Element, copy_strided, gather_rows, permute};
-pub use resize::{LinearTap, resize_linear, resize_nearest};
+pub use resample::{Resample, Sample, Taps, resample};
+pub use resize::resize_nearest;

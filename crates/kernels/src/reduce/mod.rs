@@ -10,3 +10,4 @@ pub use norm::{LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, 
 pub use softmax::{log_softmax, softmax};
 
 pub(crate) use rows::softmax_row;
+pub(crate) use softmax::{Columns, block_width};

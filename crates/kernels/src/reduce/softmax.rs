@@ -32,20 +32,48 @@ fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], 
         return Ok(());
     }
     let y = SharedMut::new(y);
-    let block = axis * inner;
-    exec.split(outer, (1 << 12) / block + 1, &|range| {
-        for index in range {
-            let x = &x[index * block..][..block];
-            // SAFETY: each outer index owns its block.
-            let y = unsafe { y.slice(index * block, block) };
-            if inner == 1 {
-                exec.isa().dispatch(Row { x, y, log });
-            } else {
-                exec.isa().dispatch(Columns { x, y, inner, log });
+    if inner == 1 {
+        exec.split(outer, (1 << 12) / axis + 1, &|range| {
+            for index in range {
+                // SAFETY: each outer index owns its row.
+                let y = unsafe { y.slice(index * axis, axis) };
+                exec.isa().dispatch(Row { x: &x[index * axis..][..axis], y, log });
             }
+        });
+        return Ok(());
+    }
+    let (x, width) = (Shared(x.as_ptr()), block_width(axis, inner));
+    let blocks = inner.div_ceil(width);
+    exec.split(outer * blocks, 1, &|range| {
+        for index in range {
+            let first = index % blocks * width;
+            let at = index / blocks * axis * inner + first;
+            let (x, y) = (x.get().wrapping_add(at), y.ptr().wrapping_add(at));
+            let block = Columns { x, y, axis, stride: inner, columns: width.min(inner - first), log };
+            exec.isa().dispatch(block);
         }
     });
     Ok(())
+}
+
+/// An operand that tasks only read.
+#[derive(Clone, Copy)]
+struct Shared(*const f32);
+
+// SAFETY: only read, while the slice that it came from is borrowed.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn get(self) -> *const f32 {
+        self.0
+    }
+}
+
+/// Columns of a task: whole cache lines, and enough of them to be worth one.
+pub(crate) fn block_width(axis: usize, inner: usize) -> usize {
+    ((1 << 12) / axis.max(1)).next_multiple_of(64).clamp(64, inner.next_multiple_of(64))
 }
 
 struct Row<'a> {
@@ -98,27 +126,30 @@ impl Kernel for Row<'_> {
     }
 }
 
-/// Vectors across `inner`, one softmax per lane.
-struct Columns<'a> {
-    x: &'a [f32],
-    y: &'a mut [f32],
-    inner: usize,
-    log: bool,
+/// Some columns of a matrix whose rows are `stride` apart in both operands, one softmax per lane. The operands are valid for
+/// them, no other task writes them, and they may be the same.
+pub(crate) struct Columns {
+    pub x: *const f32,
+    pub y: *mut f32,
+    pub axis: usize,
+    pub stride: usize,
+    pub columns: usize,
+    pub log: bool,
 }
 
-impl Kernel for Columns<'_> {
+impl Kernel for Columns {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (inner, axis) = (self.inner, self.x.len() / self.inner);
+        let (inner, axis) = (self.stride, self.axis);
         let mut column = 0;
-        while column < inner {
-            let bits = low_bits((inner - column).min(S::LANES));
-            // SAFETY: `bits` keeps within the row of `inner`; rows are in the slices.
+        while column < self.columns {
+            let bits = low_bits((self.columns - column).min(S::LANES));
+            // SAFETY: `bits` keeps within the columns, for which the operands are valid.
             unsafe {
-                let x = self.x.as_ptr().add(column);
-                let y = self.y.as_mut_ptr().add(column);
+                let x = self.x.add(column);
+                let y = self.y.add(column);
                 let mut peak = s.splat(f32::NEG_INFINITY);
                 for i in 0..axis {
                     peak = s.max(peak, s.load_bits(x.add(i * inner), bits));
@@ -176,7 +207,17 @@ mod tests {
     fn equals_the_definition_along_any_axis() {
         let mut r = Random::new(3);
         for exec in execs() {
-            for shape in [[1, 1, 1], [3, 197, 1], [5, 16, 1], [2, 7, 19], [2, 3, 64], [300, 33, 1], [0, 3, 2]] {
+            for shape in [
+                [1, 1, 1],
+                [3, 197, 1],
+                [5, 16, 1],
+                [2, 7, 19],
+                [2, 3, 64],
+                [1, 16, 1000],
+                [2, 70, 130],
+                [300, 33, 1],
+                [0, 3, 2],
+            ] {
                 let x: Vec<f32> = r.vec(shape.iter().product()).iter().map(|v| v * 20.0).collect();
                 for log in [false, true] {
                     let want = reference(&x, shape, log);

@@ -43,6 +43,14 @@ impl Softmax {
         Ok(Arc::new(Softmax { kind, axis, flattened }))
     }
 
+    /// How an input of `shape` is normalized along the middle of `[outer, length, inner]`.
+    ///
+    /// # Errors
+    /// When the shape has no such axis.
+    pub fn lines(self, shape: &[usize]) -> Result<[usize; 3], OpError> {
+        self.along(shape).map(|a| [a.outer, a.len, a.inner])
+    }
+
     fn along(self, shape: &[usize]) -> Result<Along, OpError> {
         // As a matrix, an axis behind the last one leaves rows of one element.
         if self.flattened && usize::try_from(self.axis).is_ok_and(|a| a == shape.len()) {

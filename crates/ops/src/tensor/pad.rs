@@ -107,6 +107,24 @@ impl Pad {
         }
     }
 
+    /// The pads before and after each axis of an input of `rank` axes, from the contents of inputs; `None` where those are absent
+    /// that hold them.
+    ///
+    /// # Errors
+    /// When they are no integers or do not fit the rank.
+    pub fn sides(
+        &self,
+        rank: usize,
+        input: &dyn Fn(usize) -> Option<Tensor>,
+    ) -> Result<Option<Vec<(i64, i64)>>, OpError> {
+        let list = |ints: &Ints| match ints {
+            Ints::Input(i) => input(*i).map(|t| t.to_i64s()).transpose(),
+            other => Ok(other.attr()),
+        };
+        let Some(pads) = list(&self.pads)? else { return Ok(None) };
+        spread(&pads, list(&self.axes)?, rank).map(Some)
+    }
+
     fn fill(&self, cx: &EvalCx, x: &Tensor) -> Result<Tensor, OpError> {
         match (self.value, cx.opt(2)) {
             (Some(v), _) if self.pads.attr().is_some() => {

@@ -114,6 +114,27 @@ impl Axis {
         mode == Coordinates::TfCropAndResize && !(0.0..=self.from as f32 - 1.0).contains(&at)
     }
 
+    /// By output element the input element that a nearest kernel takes; `None` if a place outside of the input has a fixed value.
+    pub fn places(&self, method: &Method, nearest: Nearest) -> Option<Vec<usize>> {
+        let place = |i| {
+            let at = self.coordinate(i, method.coordinates);
+            (!self.is_outside(at, method.coordinates)).then(|| self.nearest(at, nearest))
+        };
+        (0..self.to).map(place).collect()
+    }
+
+    /// An upper bound of the taps of this axis, all output elements together, for the memory that they take.
+    pub fn most_taps(&self, method: &Method) -> f64 {
+        let reach = if matches!(method.kernel, Kernel::Cubic(_)) { 2.0 } else { 1.0 };
+        2.0 * (self.to as f64) * (reach / self.narrowing(method) + 1.0)
+    }
+
+    /// How much smaller the kernel's argument gets when antialiasing stretches it. A kernel stretched beyond the input sees
+    /// only the border: its extent is bounded by that.
+    fn narrowing(&self, method: &Method) -> f64 {
+        if method.antialias { f64::from(self.scale).min(1.0).max(1.0 / (self.from as f64 + 1.0)) } else { 1.0 }
+    }
+
     fn nearest(&self, at: f32, mode: Nearest) -> usize {
         let i = match mode {
             Nearest::RoundPreferFloor => (at - 0.5).ceil(),
@@ -128,15 +149,20 @@ impl Axis {
 }
 
 /// The weights of one axis: `output[i] = Σ weight·input[index]` over the taps `starts[i]..starts[i + 1]`.
-struct Taps {
-    starts: Vec<usize>,
-    index: Vec<usize>,
-    weight: Vec<f64>,
+#[derive(Debug, Clone)]
+pub struct Taps {
+    /// By output element its first tap, and the number of all taps.
+    pub starts: Vec<usize>,
+    /// By tap the input element.
+    pub index: Vec<usize>,
+    /// By tap its weight.
+    pub weight: Vec<f64>,
     outside: Vec<bool>,
 }
 
 impl Taps {
-    fn new(axis: &Axis, method: &Method) -> Taps {
+    /// The taps of an axis under a kernel that mixes elements.
+    pub fn new(axis: &Axis, method: &Method) -> Taps {
         let mut taps = Taps { starts: vec![0], index: Vec::new(), weight: Vec::new(), outside: Vec::new() };
         for x in 0..axis.to {
             let at = axis.coordinate(x, method.coordinates);
@@ -155,9 +181,7 @@ impl Taps {
             Kernel::Cubic(a) => (2.0, f64::from(a)),
             _ => (1.0, 0.0),
         };
-        // A kernel stretched beyond the input sees only the border: its extent is bounded by that.
-        let narrow =
-            if method.antialias { f64::from(axis.scale).min(1.0).max(1.0 / (axis.from as f64 + 1.0)) } else { 1.0 };
+        let narrow = axis.narrowing(method);
         let reach = support / narrow;
         let (first, last) = ((at - reach).ceil() as i64, (at + reach).floor() as i64);
         let begin = self.weight.len();
@@ -177,7 +201,13 @@ impl Taps {
         }
     }
 
-    fn is_identity(&self, from: usize) -> bool {
+    /// Whether a place lies outside of the input and has a fixed value.
+    pub fn leaves_input(&self) -> bool {
+        self.outside.contains(&true)
+    }
+
+    /// Whether every output element is the input element of the same index.
+    pub fn is_identity(&self, from: usize) -> bool {
         let n = self.outside.len();
         n == from
             && self.index.len() == n
@@ -242,10 +272,7 @@ pub fn resample(x: &Tensor, axes: &[Axis], method: &Method) -> Result<Tensor, Op
     let mut data = x.to_f64s()?;
     let mut now = x.shape().to_vec();
     let taps: Vec<Taps> = axes.iter().map(|a| Taps::new(a, method)).collect();
-    // Shrinking axes first keeps the intermediate results small.
-    let mut order: Vec<usize> = (0..axes.len()).filter(|&a| !taps[a].is_identity(axes[a].from)).collect();
-    order.sort_by(|&a, &b| axes[a].scale.total_cmp(&axes[b].scale));
-    for a in order {
+    for a in order(axes, &taps) {
         let (outer, inner) = (shape::count(&now[..a])?, shape::count(&now[a + 1..])?);
         let mut next = now.clone();
         next[a] = axes[a].to;
@@ -257,6 +284,13 @@ pub fn resample(x: &Tensor, axes: &[Axis], method: &Method) -> Result<Tensor, Op
         extrapolate(&mut data, &out, a, &taps.outside, f64::from(method.extrapolation));
     }
     finish(x.dtype(), &out, &data, method.antialias)
+}
+
+/// The axes that change, in the order in which they are resampled: shrinking ones first keeps the intermediate results small.
+pub fn order(axes: &[Axis], taps: &[Taps]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..axes.len()).filter(|&a| !taps[a].is_identity(axes[a].from)).collect();
+    order.sort_by(|&a, &b| axes[a].scale.total_cmp(&axes[b].scale));
+    order
 }
 
 fn fill(dtype: DType, value: f32) -> Result<Option<Tensor>, OpError> {

@@ -191,17 +191,35 @@ impl Resize {
         Ok(out)
     }
 
-    fn set_roi(&self, cx: &EvalCx, rank: usize, plan: &mut [Axis]) -> Result<(), OpError> {
+    fn set_roi(&self, roi: Option<&Tensor>, rank: usize, plan: &mut [Axis]) -> Result<(), OpError> {
         if self.method.coordinates != Coordinates::TfCropAndResize {
             return Ok(());
         }
-        let roi = cx.get(1)?.to_f32s()?;
+        let roi = roi.ok_or(OpError::MissingInput(1))?.to_f32s()?;
         let axes = self.axes(rank)?;
         Self::check("bounds of the region", roi.len(), 2 * axes.len())?;
         for (i, &a) in axes.iter().enumerate() {
             plan[a].roi = (roi[i], roi[i + axes.len()]);
         }
         Ok(())
+    }
+
+    /// The axes of an input of `shape`; `input` gives the region, the scales and the sizes by their position.
+    ///
+    /// # Errors
+    /// When an input is missing, or does not fit the shape.
+    pub fn sampling(&self, shape: &[usize], input: &dyn Fn(usize) -> Option<Tensor>) -> Result<Vec<Axis>, OpError> {
+        let sizes = match input(3) {
+            Some(t) if self.opset >= 11 => params::extents(&t.to_i64s()?)?,
+            _ => Vec::new(),
+        };
+        let scales = match input(self.scales_input()) {
+            Some(t) if sizes.is_empty() => t.to_f32s()?.into_owned(),
+            _ => Vec::new(),
+        };
+        let mut plan = self.plan(shape, &scales, &sizes)?;
+        self.set_roi(input(1).as_ref(), shape.len(), &mut plan)?;
+        Ok(plan)
     }
 }
 
@@ -218,16 +236,7 @@ impl Op for Resize {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, OpError> {
         let x = cx.get(0)?;
-        let sizes = match cx.opt(3) {
-            Some(t) if self.opset >= 11 => params::extents(&t.to_i64s()?)?,
-            _ => Vec::new(),
-        };
-        let scales = match cx.opt(self.scales_input()) {
-            Some(t) if sizes.is_empty() => t.to_f32s()?.into_owned(),
-            _ => Vec::new(),
-        };
-        let mut plan = self.plan(x.shape(), &scales, &sizes)?;
-        self.set_roi(cx, x.rank(), &mut plan)?;
+        let plan = self.sampling(x.shape(), &|i| cx.opt(i).cloned())?;
         Ok(vec![resample(x, &plan, &self.method)?])
     }
 

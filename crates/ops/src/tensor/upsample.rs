@@ -44,6 +44,33 @@ fn check(scales: usize, rank: usize) -> Result<(), OpError> {
     Ok(())
 }
 
+impl Upsample {
+    /// How elements are found and mixed.
+    pub fn method(&self) -> Method {
+        Method {
+            coordinates: Coordinates::Asymmetric,
+            kernel: if self.linear { Kernel::Linear } else { Kernel::Nearest(Nearest::Simple) },
+            antialias: false,
+            exclude_outside: false,
+            extrapolation: 0.0,
+        }
+    }
+
+    /// The axes of an input of `shape`; `input` gives the scales by their position, where they are no attribute.
+    ///
+    /// # Errors
+    /// When the scales are missing, or do not fit the shape.
+    pub fn sampling(&self, shape: &[usize], input: &dyn Fn(usize) -> Option<Tensor>) -> Result<Vec<Axis>, OpError> {
+        let scales = match &self.scales {
+            Some(s) => s.clone(),
+            None => input(1).ok_or(OpError::MissingInput(1))?.to_f32s()?.into_owned(),
+        };
+        check(scales.len(), shape.len())?;
+        let axis = |(&from, &scale)| Ok(Axis { from, to: scaled(from, scale)?, scale, roi: (0.0, 1.0) });
+        shape.iter().zip(&scales).map(axis).collect()
+    }
+}
+
 impl Op for Upsample {
     fn name(&self) -> &str {
         "Upsample"
@@ -65,21 +92,8 @@ impl Op for Upsample {
 
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, OpError> {
         let x = cx.get(0)?;
-        let scales = match &self.scales {
-            Some(s) => s.clone(),
-            None => cx.get(1)?.to_f32s()?.into_owned(),
-        };
-        check(scales.len(), x.rank())?;
-        let axis = |(&from, &scale)| Ok(Axis { from, to: scaled(from, scale)?, scale, roi: (0.0, 1.0) });
-        let axes = x.shape().iter().zip(&scales).map(axis).collect::<Result<Vec<_>, OpError>>()?;
-        let method = Method {
-            coordinates: Coordinates::Asymmetric,
-            kernel: if self.linear { Kernel::Linear } else { Kernel::Nearest(Nearest::Simple) },
-            antialias: false,
-            exclude_outside: false,
-            extrapolation: 0.0,
-        };
-        Ok(vec![resample(x, &axes, &method)?])
+        let axes = self.sampling(x.shape(), &|i| cx.opt(i).cloned())?;
+        Ok(vec![resample(x, &axes, &self.method())?])
     }
 
     fn quant(&self) -> QuantRole {

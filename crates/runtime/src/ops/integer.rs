@@ -8,7 +8,7 @@ use narrowbit_kernels::Activation;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::integer::{
     DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
-    layer_norm_rows, softmax_rows, unary_rows,
+    layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
     Epilogue, IntMatMul, Panels, Residual, RowParams, Rows, Stage, Target, conv2d_nhwc, conv2d_nhwc_fits,
@@ -487,26 +487,18 @@ fn any_quant<'a>(cx: &RunCx<'a>, q: Option<QParams>) -> Result<Quant<'a>, StepEr
     }
 }
 
-/// Softmax or a normalisation of the last axis, between integers or from floats to integers.
+/// Softmax of any axis or a normalisation of the last ones, between integers or from floats to integers.
 fn rowwise(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     let (source, out) = (*ints.operands.first()?, f.output?);
     let x = source.map_or(cx.node.input(0)?, |q| q.value);
     let dims = cx.f32_shape(0)?;
-    let softmax = cx.node.op.name() == "Softmax";
-    let axis = narrowbit_tensor::shape::axis(cx.int("axis", -1), dims.len())?;
-    if softmax && axis + 1 != dims.len() {
-        return None;
+    if cx.node.op.name() == "Softmax" {
+        return soft(cx, source, &dims, (x, out), ints.output);
     }
+    let axis = narrowbit_tensor::shape::axis(cx.int("axis", -1), dims.len())?;
     let columns: usize = dims[axis..].iter().product();
     let shape = [dims[..axis].iter().product(), columns];
     let (input, output) = (source.map(|q| q.params), ints.output);
-    if softmax {
-        let kernel = crate::kernel::simple("softmax_rows", move |cx| {
-            let (exec, x) = (cx.exec, any_quant(cx, input)?);
-            Ok(softmax_rows(exec, x, shape, target(output, cx)?)?)
-        });
-        return Some(Built { kernel, ins: vec![x], outs: vec![out] });
-    }
     let vector = |i: usize| cx.floats(i).filter(|v| v.len() == columns);
     let (scale, bias) = (vector(1)?, vector(2));
     if bias.is_none() && cx.node.input(2).is_some() {
@@ -518,6 +510,30 @@ fn rowwise(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
         let (exec, x) = (cx.exec, any_quant(cx, input)?);
         Ok(layer_norm_rows(exec, x, shape, &norm, target(output, cx)?)?)
     });
+    Some(Built { kernel, ins: vec![x], outs: vec![out] })
+}
+
+/// Softmax along any axis.
+fn soft(
+    cx: &BuildCx,
+    source: Option<Quantized>,
+    dims: &[usize],
+    (x, out): (ValueId, ValueId),
+    output: Option<QParams>,
+) -> Option<Built> {
+    let (input, lines) = (source.map(|q| q.params), super::norm::lines(cx, dims)?);
+    let [rows, columns, inner] = lines;
+    let kernel = if inner == 1 {
+        crate::kernel::simple("softmax_rows", move |cx| {
+            let (exec, x) = (cx.exec, any_quant(cx, input)?);
+            Ok(softmax_rows(exec, x, [rows, columns], target(output, cx)?)?)
+        })
+    } else {
+        crate::kernel::simple("softmax_columns", move |cx| {
+            let (exec, x) = (cx.exec, any_quant(cx, input)?);
+            Ok(softmax_columns(exec, x, lines, target(output, cx)?)?)
+        })
+    };
     Some(Built { kernel, ins: vec![x], outs: vec![out] })
 }
 

@@ -14,10 +14,13 @@ mod layout;
 mod matmul;
 mod movement;
 mod norm;
+mod pad;
 mod pool;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod reference;
+mod resize;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
@@ -81,6 +84,9 @@ fn fast(cx: &BuildCx) -> Maybe {
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
+        "LSTM" | "GRU" => recurrent::build(cx),
+        "Pad" => pad::build(cx),
+        "Resize" | "Upsample" => resize::build(cx),
         "QuantizeLinear" => match table::requantize(cx) {
             Some(built) => Ok(Some(built)),
             None => quantize::build(cx),

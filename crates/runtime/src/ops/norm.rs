@@ -81,17 +81,17 @@ fn batch(cx: &BuildCx) -> Option<Built> {
 
 fn soft(cx: &BuildCx, log: bool) -> Option<Built> {
     let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
-    let axis = shape::axis(cx.node.op.downcast::<Softmax>()?.axis, dims.len())?;
-    // Before opset 13 all axes from this one on are normalised together; on the last axis both agree.
-    let flattened = cx.node.op.downcast::<Softmax>()?.flattened;
-    if flattened && axis + 1 != dims.len() {
-        return None;
-    }
-    let split = [dims[..axis].iter().product(), dims[axis], dims[axis + 1..].iter().product()];
+    let split = lines(cx, &dims)?;
     let kernel = simple(if log { "log_softmax_f32" } else { "softmax_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
         let f = if log { log_softmax } else { softmax };
         Ok(f(exec, x, cx.out_f32s()?, split)?)
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+/// How a Softmax sees an input of `dims`: `[outer, length, inner]`. Before opset 13 all axes from its axis on are one.
+pub(super) fn lines(cx: &BuildCx, dims: &[usize]) -> Option<[usize; 3]> {
+    let lines = cx.node.op.downcast::<Softmax>()?.lines(dims).ok()?;
+    (lines.iter().product::<usize>() == dims.iter().product()).then_some(lines)
 }
