@@ -186,6 +186,16 @@ pub struct SchemeArgs {
     /// Keep embedding tables in 32 bits
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
+    /// Whether convolutions round what they make even where a function that is no ReLU, or no integer node, follows: what ONNX
+    /// Runtime needs to compute them on integers [default: no; yes with --target onnxruntime, --scheme or --format qoperator]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    round_convolutions: Option<bool>,
+    /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer (int8, min-max)
+    /// [default: yes; no with --round-convolutions and the targets onnxruntime and tensorrt]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    channel_activations: Option<bool>,
     /// Whether to divide channels that stand out behind a normalisation between it and the weights that follow, exactly;
     /// static, dynamic [default: yes; no with --scheme]
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
@@ -247,6 +257,8 @@ impl SchemeArgs {
         o.keep_last |= self.keep_last;
         o.embeddings &= !self.float_embeddings;
         o.smooth = self.smooth.unwrap_or(o.smooth);
+        o.float_outputs = self.round_convolutions.map_or(o.float_outputs, |round| !round);
+        o.channel_activations = self.channel_activations.unwrap_or(o.channel_activations);
         if !self.op_types.is_empty() {
             o.op_types.clone_from(&self.op_types);
         }
@@ -296,7 +308,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 17] = [
+        let all: [(bool, &str, &[Approach]); 19] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -312,6 +324,8 @@ impl SchemeArgs {
                 &[Static, Dynamic, WeightOnly],
             ),
             (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
+            (self.round_convolutions.is_some(), "--round-convolutions", &[Static]),
+            (self.channel_activations.is_some(), "--channel-activations", &[Static]),
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),
             (self.algorithm.is_some(), "--algorithm", &[WeightOnly]),
