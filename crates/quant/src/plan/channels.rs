@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
 
 use super::{ActivationParams, Kind, Layout, QuantPlan};
-use crate::observe::{Method, Spread, Stats};
+use crate::observe::{Spread, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::scheme::{ActivationScheme, Formula, NumberFormat};
 
@@ -47,7 +47,8 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
     w.shape()[0] > 1 && w.shape()[1] == 1 && usize::try_from(groups) == Ok(w.shape()[0])
 }
 
-/// Gives channels scales of their own where they gain by it.
+/// Gives channels scales of their own where they gain by it, whatever method chose the one for all: these leave no value
+/// out and are finer all the same.
 pub(super) fn choose(
     graph: &Graph,
     stats: &BTreeMap<String, Stats>,
@@ -59,9 +60,7 @@ pub(super) fn choose(
     for (v, conv) in candidates(graph, &plan.layout, options) {
         let node = graph.node(conv);
         let weights = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
-        let method = matcher.of(node).find_map(|o| o.method).unwrap_or(options.method);
-        // Other methods leave values out, which they choose by those of the whole tensor.
-        let plain = method == Method::Minmax && weights.per_channel && weights.formula == Formula::Narrowbit;
+        let plain = weights.per_channel && weights.formula == Formula::Narrowbit;
         let Some(params) = plan.activations.get_mut(&v).filter(|_| plain && !given(v)) else { continue };
         let Some(spread) = stats.get(&graph.value(v).name).and_then(|s| s.spread.as_ref()) else { continue };
         let channels = graph.const_input(conv, 1).map_or(0, |w| w.shape()[0]);

@@ -420,7 +420,7 @@ mod tests {
         let w = Tensor::new([2, 1], vec![1e-12f32, 1.0]).unwrap();
         let mut p = params(&exec(), &w, WeightScheme::default(), Some(0));
         let b = Tensor::new([2], vec![100f32, 100.0]).unwrap();
-        let scales = fit_bias(0.01, &mut p, &b);
+        let scales = fit_bias(&[0.01], &mut p, &b);
         let codes = BiasParams { scales: scales.clone(), per_channel: true, codes: None }.quantize(&b);
         for (c, s) in codes.iter().zip(&scales) {
             assert!((f64::from(*c) * f64::from(*s) - 100.0).abs() < 1e-3, "{c} * {s}");

@@ -192,7 +192,7 @@ pub struct SchemeArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     float_outputs: Option<bool>,
-    /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer (int8, min-max)
+    /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer (int8)
     /// [default: yes; no with --float-outputs=no and --target onnxruntime or tensorrt]
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
