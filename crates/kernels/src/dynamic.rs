@@ -205,6 +205,7 @@ mod tests {
                         stage: None,
                         residual: Residual::None,
                         activation: Activation::Relu,
+                        factors: &[],
                         rows: Some(rows),
                     };
                     let mut y = vec![0f32; m * n];

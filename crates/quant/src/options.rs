@@ -59,10 +59,13 @@ pub struct QuantOptions {
     /// Whether biases of integer products stay float, for runtimes that dequantize no int32.
     #[serde(skip_serializing_if = "is_default")]
     pub float_biases: bool,
-    /// Whether convolutions whose outputs no integer node reads hand on floats, for runtimes that join such outputs with
-    /// constants wrongly.
-    #[serde(skip_serializing_if = "is_default")]
+    /// Whether convolutions whose outputs no integer node reads hand on floats, and those with a function behind them
+    /// (HardSwish, SiLU, Sigmoid …) round once, behind the function. Otherwise all hand on integers, which is the form that
+    /// ONNX Runtime computes on integers.
     pub float_outputs: bool,
+    /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer; needs
+    /// `float_outputs`.
+    pub channel_activations: bool,
     /// Whether channels between convolutions get the same range in both weights ([`crate::equalize`]).
     #[serde(skip_serializing_if = "is_default")]
     pub equalize: bool,
@@ -100,7 +103,8 @@ impl Default for QuantOptions {
             embeddings: true,
             smooth: true,
             float_biases: false,
-            float_outputs: false,
+            float_outputs: true,
+            channel_activations: true,
             equalize: false,
             bias_correction: false,
             dynamic: DynamicOptions::default(),

@@ -111,11 +111,21 @@ impl Writer<'_> {
 
     fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
         let name = self.graph.value(v).name.clone();
-        let scale = self.patch.constant(&format!("{name}_scale"), Tensor::scalar(params.point.scale));
-        let zero = params.scheme.format.zero_points(&[], &[params.point.zero_point])?;
+        let channels = self.plan.channel_scales.get(&v);
+        let (scale, zero) = match channels {
+            None => {
+                (Tensor::scalar(params.point.scale), params.scheme.format.zero_points(&[], &[params.point.zero_point])?)
+            }
+            Some(scales) => {
+                let zeros = vec![params.point.zero_point; scales.len()];
+                (Tensor::vector(scales.clone()), params.scheme.format.zero_points(&[scales.len()], &zeros)?)
+            }
+        };
+        let scale = self.patch.constant(&format!("{name}_scale"), scale);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
-        let q = self.op("QuantizeLinear", None)?;
-        let dq = self.op("DequantizeLinear", None)?;
+        let axis = channels.map(|_| 1);
+        let q = self.op("QuantizeLinear", axis)?;
+        let dq = self.op("DequantizeLinear", axis)?;
         if let Some(tensor) = self.graph.constant(v) {
             // A constant operand is stored as integers right away.
             let codes = quantize_constant(tensor, params)?;

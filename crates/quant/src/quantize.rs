@@ -8,13 +8,13 @@ use narrowbit_kernels::Exec;
 use serde::Serialize;
 
 use crate::approach::{Approach, ApproachError, Compute, Granularity};
-use crate::calibrate::ChannelAxis;
+use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::encodings::{Applied, Encodings};
 use crate::equalize::{self, Equalized};
 use crate::observe::Method;
 use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
-use crate::plan::{Kind, Layout, PlanError, QuantPlan, correction};
+use crate::plan::{self, Kind, Layout, PlanError, QuantPlan, correction};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
 use crate::scheme::SchemeError;
@@ -152,9 +152,15 @@ pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equal
     Ok(equalized)
 }
 
-/// The values whose means by channel calibration has to record for these settings.
-pub fn channels(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTreeMap<ValueId, ChannelAxis> {
-    if options.bias_correction { correction::channels(graph, layout) } else { BTreeMap::new() }
+/// The values of which calibration has to keep a record by channel for these settings.
+pub fn channels(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTreeMap<ValueId, ByChannel> {
+    let extremes = ByChannel { axis: ChannelAxis::Second, means: false };
+    let depthwise = plan::channels::candidates(graph, layout, options);
+    let mut all: BTreeMap<ValueId, ByChannel> = depthwise.into_keys().map(|v| (v, extremes)).collect();
+    if options.bias_correction {
+        all.extend(correction::channels(graph, layout));
+    }
+    all
 }
 
 /// Quantizes a sanitized model in place, on the threads of `exec`, as its [`layout`] with the same options says.

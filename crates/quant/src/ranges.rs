@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use narrowbit_ir::Graph;
 use serde::{Deserialize, Serialize};
 
-use crate::observe::{Histogram, Means, MovingAverage, Peak, Positions, SavedHistogram, Stats};
+use crate::observe::{Histogram, Means, MovingAverage, Peak, Positions, SavedHistogram, Spread, Stats};
 
 /// The value of the field `format`.
 pub const FORMAT: &str = "narrowbit-ranges/1";
@@ -93,6 +93,8 @@ struct Record {
     positions: Option<Positions>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     means: Option<Means>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    spread: Option<Spread>,
 }
 
 /// Larger files are refused: no calibration of any real model writes one.
@@ -232,6 +234,7 @@ fn record(s: &Stats) -> Record {
         histogram: s.histogram.as_ref().map(SavedHistogram::from),
         positions: s.positions.clone(),
         means: s.means.clone(),
+        spread: s.spread.clone(),
     }
 }
 
@@ -251,6 +254,9 @@ fn stats(r: Record) -> Result<Stats, String> {
     if r.means.as_ref().is_some_and(|m| !m.is_sound()) {
         return Err("the sums by channel are no numbers".into());
     }
+    if r.spread.as_ref().is_some_and(|s| !s.is_sound()) {
+        return Err("the extremes by channel are no ranges".into());
+    }
     let histogram = r.histogram.map(Histogram::try_from).transpose()?;
     let counted = histogram.as_ref().map(|h| h.counts().iter().try_fold(0u64, |n, &c| n.checked_add(c)));
     if counted.is_some_and(|n| n != Some(r.count)) {
@@ -265,6 +271,7 @@ fn stats(r: Record) -> Result<Stats, String> {
         histogram,
         positions: r.positions,
         means: r.means,
+        spread: r.spread,
     })
 }
 

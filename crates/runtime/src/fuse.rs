@@ -22,8 +22,10 @@ pub struct Fusion {
     pub bias: Option<ValueId>,
     /// A value of the output's shape, added before the activation.
     pub residual: Option<ValueId>,
-    /// Applied last.
+    /// Applied to the sum.
     pub activation: Activation,
+    /// A constant per channel that multiplies what the activation gives, before it is rounded to a scale of 1.
+    pub factor: Option<ValueId>,
     /// What the fusion makes.
     pub output: Option<ValueId>,
     /// The parts of an attention.
@@ -134,12 +136,34 @@ impl<'a> Finder<'a> {
             out = y;
         }
         if let Some(operands) = operands {
+            out = self.factor(&mut f, node, out);
             out = self.ints(&mut f, operands, out);
         } else if f.nodes.len() == 1 {
             return;
         }
         f.output = Some(out);
         self.take(root, f);
+    }
+
+    /// Takes in the product that gives channels of a convolution's output their units, and a QuantizeLinear of scale 1
+    /// behind it.
+    fn factor(&self, f: &mut Fusion, conv: &Node, out: ValueId) -> ValueId {
+        let found = || {
+            let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul" && conv.op.name() == "Conv")?;
+            let (factor, y) = (node.input(1 - at.min(1))?, node.output(0)?);
+            let scaled = self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
+            let dims =
+                |v: ValueId| -> Option<Vec<usize>> { self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect() };
+            let (long, short) = (dims(out)?, dims(factor)?);
+            let known = self.facts.get(factor).value.is_some() && self.facts.dtype(factor) == Some(DType::F32);
+            let one = conv.op.attrs().int_or("group", 1) == Ok(1);
+            let per_channel = short.len() == long.len() && lower::spread(&long, &short) == Some(1);
+            (known && one && per_channel && scaled.scale == 1.0).then_some((id, factor, y))
+        };
+        let Some((id, factor, y)) = found() else { return out };
+        f.nodes.push(id);
+        f.factor = Some(factor);
+        y
     }
 
     /// Lets a fusion compute on integers, and takes the QuantizeLinear of its output in.
@@ -166,7 +190,7 @@ impl<'a> Finder<'a> {
     /// product is at hand.
     fn staged_sum(&self, f: &Fusion, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
         let weighted = ints.operands.len() == 2 && ints.operands[1].is_none();
-        if !weighted || f.residual.is_some() || f.activation != Activation::None {
+        if !weighted || f.residual.is_some() || f.factor.is_some() || f.activation != Activation::None {
             return None;
         }
         let (dq, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;

@@ -459,7 +459,12 @@ fn runs_depthwise_convolutions_with_a_scale_per_channel_on_integers() {
             activation(zero),
             list(16, |i| 0.1 * i as f32),
         );
-        assert_same_codes(&graph("input %x: u8[2, 6, 9, 7]", &body, "output %y"), kernels);
+        let graph = graph("input %x: u8[2, 6, 9, 7]", &body, "output %y");
+        assert_same_codes(&graph, kernels);
+        // Two products, the units of the channels within the first.
+        let (_, profile) = session(&graph, 1).profile(&samples(&graph)).expect("it runs");
+        let arithmetic = profile.rows.iter().filter(|r| !r.kernel.starts_with("change_layout")).count();
+        assert_eq!(arithmetic, 2, "{act}");
     }
 }
 

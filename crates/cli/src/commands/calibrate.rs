@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use narrowbit_data::{Dataset, Split};
 use narrowbit_ir::{Graph, Model, ValueId};
-use narrowbit_quant::calibrate::{Calibrator, ChannelAxis, mask};
+use narrowbit_quant::calibrate::{ByChannel, Calibrator, mask};
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize;
@@ -192,7 +192,7 @@ pub struct Job {
     /// The bits of codes whose fix positions are searched in each batch, if a scheme asks for them.
     pub positions: Option<u8>,
     /// The values whose sums by channel are kept.
-    pub channels: BTreeMap<ValueId, ChannelAxis>,
+    pub channels: BTreeMap<ValueId, ByChannel>,
     /// The input whose zeros mark positions that are not recorded.
     pub mask: Option<usize>,
     /// How floats are multiplied.

@@ -2,7 +2,7 @@
 //!
 //! In this order, lane by lane and alike on every tier:
 //! `v = f32(acc + offset − weight zero · row sum − row zero · column sum) · (row scale · scale) + bias`, the stage, the
-//! residual, the activation, and for integer results
+//! residual, the activation, a factor, and for integer results
 //! `saturate(round_half_even(v · inverse_scale) + zero_point)`.
 
 use crate::activation::Activation;
@@ -28,8 +28,10 @@ pub struct Epilogue<'a> {
     pub stage: Option<Stage>,
     /// Added to the floats; of the result's shape.
     pub residual: Residual<'a>,
-    /// Applied last.
+    /// Applied to the sum of all these.
     pub activation: Activation,
+    /// Multiplies what the activation gives: one over a scale of each column's own, for integers of scale 1.
+    pub factors: &'a [f32],
     /// The format of integer rows, where it is known only when the product runs.
     pub rows: Option<RowParams<'a>>,
 }
@@ -65,6 +67,7 @@ impl Default for Epilogue<'_> {
             stage: None,
             residual: Residual::None,
             activation: Activation::None,
+            factors: &[],
             rows: None,
         }
     }
@@ -253,7 +256,12 @@ impl Epilogue<'_> {
         if ints {
             exact(kernel, "offsets", self.offsets.len(), columns)?;
         }
-        for (name, len) in [("bias", self.bias.len()), ("weight zero points", self.weight_zeros.len())] {
+        let arrays = [
+            ("bias", self.bias.len()),
+            ("weight zero points", self.weight_zeros.len()),
+            ("factors", self.factors.len()),
+        ];
+        for (name, len) in arrays {
             if len != 0 {
                 exact(kernel, name, len, columns)?;
             }
@@ -310,7 +318,12 @@ impl Epilogue<'_> {
                 }
             }
         }
-        self.activation.apply(s, v)
+        v = self.activation.apply(s, v);
+        if !self.factors.is_empty() {
+            // SAFETY: as above.
+            v = s.mul(v, unsafe { s.load_bits(self.factors.as_ptr().add(column), bits) });
+        }
+        v
     }
 }
 
@@ -366,7 +379,6 @@ struct Constants<S: Simd> {
     data: *mut u8,
     at: usize,
     ld: usize,
-    inverse: S::F,
     zero: S::I,
     /// The residual of integers: its elements, scale and zero point.
     residual: *const u8,
@@ -381,6 +393,8 @@ struct Column<S: Simd> {
     offset: S::I,
     scale: S::F,
     bias: S::F,
+    /// What results are multiplied by before they are rounded: one over their scale, and the column's factor.
+    inverse: S::F,
     low: S::F,
     high: S::F,
 }
@@ -429,7 +443,8 @@ impl Finish<'_> {
         // SAFETY: passed on to the caller.
         unsafe {
             let e = self.epilogue;
-            if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() {
+            let factors = KIND == 0 && !e.factors.is_empty();
+            if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
                 self.rows::<S, INTS, KIND, RESIDUAL, true>(s);
             } else {
                 self.rows::<S, INTS, KIND, RESIDUAL, false>(s);
@@ -471,7 +486,6 @@ impl Finish<'_> {
             data: self.out.data,
             at: self.at,
             ld: self.ld,
-            inverse: s.splat(self.out.inverse),
             zero: s.splat_i(self.out.zero),
             residual,
             residual_scale: s.splat(scale),
@@ -501,11 +515,20 @@ impl Finish<'_> {
         let (lo, hi) = e.activation.bounds();
         // A clamp before the multiplication by `inverse` is one after it with bounds that
         // were multiplied alike.
-        let bound = |x: i32| (x - self.out.zero) as f32;
+        let bound = |x: i32| s.splat((x - self.out.zero) as f32);
+        let inverse = match e.factors.is_empty() {
+            true => s.splat(self.out.inverse),
+            // SAFETY: `check` made sure of the arrays' lengths.
+            false => s.mul(unsafe { s.load_bits(e.factors.as_ptr().add(at), bits) }, s.splat(self.out.inverse)),
+        };
+        let within = |least: i32, most: i32| {
+            let (low, high) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
+            (s.max(low, bound(least)), s.min(high, bound(most)))
+        };
         let (low, high) = match KIND {
-            0 => (lo, hi),
-            1 => ((lo * self.out.inverse).max(bound(0)), (hi * self.out.inverse).min(bound(255))),
-            _ => ((lo * self.out.inverse).max(bound(-128)), (hi * self.out.inverse).min(bound(127))),
+            0 => (s.splat(lo), s.splat(hi)),
+            1 => within(0, 255),
+            _ => within(-128, 127),
         };
         // SAFETY: `check` made sure of the arrays' lengths.
         unsafe {
@@ -518,8 +541,9 @@ impl Finish<'_> {
                 },
                 // Adding −0 changes nothing.
                 bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
-                low: s.splat(low),
-                high: s.splat(high),
+                inverse,
+                low,
+                high,
             }
         }
     }
@@ -576,11 +600,14 @@ impl Finish<'_> {
             if KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
+                if PASS && !e.factors.is_empty() {
+                    v = s.mul(v, column.inverse);
+                }
                 s.store_bits(c.data.cast::<f32>().add(at), v, bits);
                 return;
             }
             // NaN gives the smallest value: `max` passes its second operand on.
-            v = s.max(s.min(column.high, s.mul(v, c.inverse)), column.low);
+            v = s.max(s.min(column.high, s.mul(v, column.inverse)), column.low);
             s.store_low8_n(c.data.add(at), s.add_i(s.to_i32(v), c.zero), n);
         }
     }

@@ -83,6 +83,37 @@ fn rounds_before_the_sum_as_two_operators_do() {
     }
 }
 
+#[test]
+fn multiplies_results_by_the_factors_of_their_columns() {
+    let mut random = Random::new(13);
+    let (m, k, n) = (29, 66, 35);
+    let x = bytes(&mut random, m * k);
+    let w: Vec<i8> = bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect();
+    let scales: Vec<f32> = (0..n).map(|_| 0.0004 * (1.0 + random.unit() * 0.5)).collect();
+    let factors: Vec<f32> = (0..n).map(|i| 0.5 + 3.0 * i as f32).collect();
+    let offsets = vec![77; n];
+    for exec in execs() {
+        let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
+        let product = |e: &Epilogue, y: Target| panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, e, y);
+        for activation in [Activation::None, Activation::Relu, Activation::HardSwish] {
+            let plain = Epilogue { offsets: &offsets, scales: &scales, activation, ..Epilogue::default() };
+            let (mut floats, mut scaled) = (vec![0f32; m * n], vec![0f32; m * n]);
+            product(&plain, Target::F32(&mut floats)).unwrap();
+            let e = Epilogue { factors: &factors, ..plain };
+            product(&e, Target::F32(&mut scaled)).unwrap();
+            let want: Vec<f32> = (0..m * n).map(|i| floats[i] * factors[i % n]).collect();
+            assert_eq!(scaled, want, "{activation:?} {exec:?}");
+            let code = |v: &f32| (v.round_ties_even().clamp(-300.0, 300.0) as i32 + 9).clamp(0, 255) as u8;
+            let mut codes = vec![0u8; m * n];
+            product(&e, Target::U8(&mut codes, 1.0, 9)).unwrap();
+            assert_eq!(codes, want.iter().map(code).collect::<Vec<_>>(), "{activation:?} {exec:?}");
+            assert!(codes.contains(&255), "the test wants codes that saturate");
+        }
+        let short = Epilogue { offsets: &offsets, scales: &scales, factors: &factors[1..], ..Epilogue::default() };
+        assert!(product(&short, Target::U8(&mut vec![0; m * n], 1.0, 9)).is_err(), "too few factors");
+    }
+}
+
 fn reference(c: &Case, (m, k, n): (usize, usize, usize), signed: bool) -> Vec<u8> {
     let x = |i: usize| if signed { i32::from(c.x[i] as i8) + 128 } else { i32::from(c.x[i]) };
     let mut y = Vec::new();

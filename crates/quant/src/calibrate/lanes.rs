@@ -7,12 +7,13 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Mutex, PoisonError};
 
 use narrowbit_ir::ValueId;
+use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_runtime::{RunError, Session, View};
 use narrowbit_tensor::{DType, Tensor};
 
 use super::mask::Mask;
-use super::{Batch, CalibrateError, Calibrator, ChannelAxis, Observed, observe};
-use crate::observe::{Histogram, Means, Summary, channel_sums};
+use super::{Batch, ByChannel, CalibrateError, Calibrator, ChannelAxis, Observed, observe};
+use crate::observe::{Histogram, Means, Spread, Summary, channel_sums};
 
 /// Bytes that the tensors of the runs beside the first one may take.
 const ARENAS: usize = 256 << 20;
@@ -141,8 +142,15 @@ impl Lane<'_> {
             let values = kept.as_deref().unwrap_or(all);
             summaries[place] =
                 observe(session.exec(), values, histograms.get_mut(place), *positions).map_err(|e| e.to_string())?;
-            summaries[place].means =
-                o.channels.and_then(|axis| means(&view, if axis == ChannelAxis::Last { values } else { all }, axis));
+            if let Some(ByChannel { axis, means: wanted }) = o.channels {
+                let values = if axis == ChannelAxis::Last { values } else { all };
+                let split = split(&view, values.len(), axis);
+                summaries[place].means = split.filter(|_| wanted).map(|s| means(values, s));
+                summaries[place].spread = match split {
+                    Some(s) => Some(spread(session.exec(), values, s).map_err(|e| e.to_string())?),
+                    None => None,
+                };
+            }
             Ok(())
         });
         match outputs {
@@ -152,8 +160,8 @@ impl Lane<'_> {
     }
 }
 
-/// The sums by channel of a value.
-fn means(view: &View, values: &[f32], axis: ChannelAxis) -> Option<Means> {
+/// How the channels of a value of `len` elements lie in memory: `[outer, channels, inner]`.
+fn split(view: &View, len: usize, axis: ChannelAxis) -> Option<[usize; 3]> {
     let last = view.shape.len().checked_sub(1)?;
     let axis = match axis {
         ChannelAxis::Second => 1,
@@ -167,9 +175,21 @@ fn means(view: &View, values: &[f32], axis: ChannelAxis) -> Option<Means> {
         (true, _) => after(axis + 1) * view.shape.get(1).copied().unwrap_or(1),
         (false, _) => after(axis + 1),
     };
+    Some([len / (channels * inner).max(1), channels, inner])
+}
+
+/// The sums by channel.
+fn means(values: &[f32], [_, channels, inner]: [usize; 3]) -> Means {
     let mut means = Means::default();
     means.add((values.len() / channels) as u64, &channel_sums(values, channels, inner));
-    Some(means)
+    means
+}
+
+/// The extremes by channel.
+fn spread(exec: &Exec, values: &[f32], split: [usize; 3]) -> Result<Spread, KernelError> {
+    let mut found = vec![calibrate::Range::EMPTY; split[1]];
+    calibrate::channel_min_max(exec, values, split, &mut found)?;
+    Ok(Spread::new(found.iter().map(|r| (r.min, r.max))))
 }
 
 impl<E, I: Iterator<Item = Result<Batch, E>>> Source<I> {

@@ -7,7 +7,7 @@ use narrowbit_kernels::{Exec, calibrate as kernels};
 use narrowbit_runtime::{Float, Options, RunError, Session};
 use narrowbit_tensor::Tensor;
 
-use crate::observe::{BatchPositions, Histogram, Means, Positions, Stats, Summary};
+use crate::observe::{BatchPositions, Histogram, Means, Positions, Spread, Stats, Summary};
 use crate::ranges::{Ranges, graph_hash};
 
 mod lanes;
@@ -27,7 +27,7 @@ pub struct Calibrator {
     mask: Option<usize>,
 }
 
-/// The axis of the channels whose sums are kept.
+/// The axis of the channels of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelAxis {
     /// The second, as of images.
@@ -36,14 +36,23 @@ pub enum ChannelAxis {
     Last,
 }
 
+/// What is recorded of a value by channel: its extremes, and perhaps its means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByChannel {
+    /// Where the channels are.
+    pub axis: ChannelAxis,
+    /// Whether the means are recorded too.
+    pub means: bool,
+}
+
 /// A value whose elements are recorded.
 struct Observed {
     /// Its place among the observed values.
     place: usize,
     /// The tensors with these elements; the first one's record is kept, the others' are copies of it.
     names: Vec<String>,
-    /// The axis by whose index its elements are summed up.
-    channels: Option<ChannelAxis>,
+    /// What is recorded by channel.
+    channels: Option<ByChannel>,
 }
 
 /// What calibration found wrong with one sample.
@@ -83,14 +92,14 @@ impl Calibrator {
         Calibrator::with_channels(graph, values, &BTreeMap::new(), histograms, threads, ranges)
     }
 
-    /// As [`Calibrator::new`], and sums up the elements of some of the values by channel.
+    /// As [`Calibrator::new`], and keeps the sums and extremes of some of the values by channel.
     ///
     /// # Errors
     /// As [`Calibrator::new`].
     pub fn with_channels(
         graph: &Graph,
         values: &[ValueId],
-        channels: &BTreeMap<ValueId, ChannelAxis>,
+        channels: &BTreeMap<ValueId, ByChannel>,
         histograms: bool,
         threads: usize,
         mut ranges: Ranges,
@@ -113,8 +122,10 @@ impl Calibrator {
         }
         for o in observed.values().filter(|o| o.channels.is_some()) {
             let new = o.names.iter().filter_map(|n| ranges.tensors.get(n)).all(|s| s.count == 0 && s.non_finite == 0);
+            let means = o.channels.is_some_and(|c| c.means).then(Means::default);
             for n in o.names.iter().filter(|_| new) {
-                ranges.tensors.entry(n.clone()).and_modify(|s| s.means = Some(Means::default()));
+                let empty = (means.clone(), Some(Spread::default()));
+                ranges.tensors.entry(n.clone()).and_modify(|s| (s.means, s.spread) = empty);
             }
         }
         Ok(Calibrator { session, observed, ranges, histograms, positions: None, mask: None })
@@ -246,7 +257,15 @@ fn extremes(
 
 /// Which zero of two comes first depends on threads and lanes: −0 becomes 0.
 fn summary(len: usize, non_finite: u64, (min, max): (f32, f32)) -> Summary {
-    Summary { count: len as u64 - non_finite, non_finite, min: min + 0.0, max: max + 0.0, positions: None, means: None }
+    Summary {
+        count: len as u64 - non_finite,
+        non_finite,
+        min: min + 0.0,
+        max: max + 0.0,
+        positions: None,
+        means: None,
+        spread: None,
+    }
 }
 
 #[cfg(test)]

@@ -131,6 +131,7 @@ fn tables(
     let plan = QuantPlan {
         layout,
         activations: BTreeMap::new(),
+        channel_scales: BTreeMap::new(),
         weights,
         biases: BTreeMap::new(),
         float_biases: BTreeMap::new(),

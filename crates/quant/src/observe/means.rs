@@ -11,7 +11,7 @@ pub struct Means {
 }
 
 /// Records of more channels are none.
-const MOST: usize = 1 << 24;
+pub(super) const MOST: usize = 1 << 24;
 
 impl Means {
     /// Adds one sample's sums of `count` elements per channel; those of another number of channels empty the record for good.

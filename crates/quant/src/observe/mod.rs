@@ -10,6 +10,7 @@ mod mse;
 mod peak;
 mod percentile;
 mod positions;
+mod spread;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ pub(crate) use means::sums as channel_sums;
 pub use method::{Method, Range};
 pub use peak::Peak;
 pub use positions::{BatchPositions, Positions};
+pub use spread::Spread;
 
 /// How far a new sample moves the moving average of minimum and maximum
 /// (`averaging_constant` of PyTorch and ONNX Runtime).
@@ -44,6 +46,8 @@ pub struct Stats {
     pub positions: Option<Positions>,
     /// Sums by channel, where the calibration kept them.
     pub means: Option<Means>,
+    /// Extremes by channel, where the calibration kept them.
+    pub spread: Option<Spread>,
 }
 
 /// The moving average of per-sample minima and maxima, in a form that concatenates.
@@ -141,6 +145,10 @@ impl Stats {
             (Some(all), Some(batch)) => all.merge(batch),
             _ => self.means = None,
         }
+        match (&mut self.spread, &s.spread) {
+            (Some(all), Some(batch)) => all.merge(batch),
+            _ => self.spread = None,
+        }
         let (lo, hi) = self.extremes.unwrap_or((s.min, s.max));
         self.extremes = Some((lo.min(s.min), hi.max(s.max)));
     }
@@ -177,6 +185,13 @@ impl Stats {
             }
             _ => None,
         };
+        self.spread = match (self.spread.take(), &next.spread) {
+            (Some(mut a), Some(b)) => {
+                a.merge(b);
+                Some(a)
+            }
+            _ => None,
+        };
     }
 }
 
@@ -206,19 +221,28 @@ pub struct Summary {
     pub positions: Option<BatchPositions>,
     /// The sums by channel, where they are kept.
     pub means: Option<Means>,
+    /// The extremes by channel, where they are kept.
+    pub spread: Option<Spread>,
 }
 
 impl Summary {
     /// The summary of no elements.
-    pub const EMPTY: Summary =
-        Summary { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, positions: None, means: None };
+    pub const EMPTY: Summary = Summary {
+        count: 0,
+        non_finite: 0,
+        min: f32::INFINITY,
+        max: f32::NEG_INFINITY,
+        positions: None,
+        means: None,
+        spread: None,
+    };
 
     /// The summary of `values`.
     pub fn of(values: &[f32]) -> Summary {
         let finite = values.iter().copied().filter(|v| v.is_finite());
         let (count, min, max) =
             finite.fold((0, f32::INFINITY, f32::NEG_INFINITY), |(n, a, b), v| (n + 1, f32::min(a, v), f32::max(b, v)));
-        Summary { count, non_finite: values.len() as u64 - count, min, max, positions: None, means: None }
+        Summary { count, non_finite: values.len() as u64 - count, min, max, positions: None, means: None, spread: None }
     }
 }
 

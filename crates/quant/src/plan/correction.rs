@@ -13,7 +13,7 @@ use narrowbit_tensor::{DType, Tensor};
 
 use super::weights::{Bias, WeightParams};
 use super::{Kind, Layout, PlanError};
-use crate::calibrate::ChannelAxis;
+use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::observe::Stats;
 
 /// Gives each Conv and Gemm with a constant weight a bias of zeros where it has none.
@@ -37,12 +37,12 @@ pub(crate) fn add_biases(graph: &mut Graph) -> Result<(), PatchError> {
 }
 
 /// The inputs of products with a bias, and the axis that the weight sums over.
-pub(crate) fn channels(graph: &Graph, layout: &Layout) -> BTreeMap<ValueId, ChannelAxis> {
+pub(crate) fn channels(graph: &Graph, layout: &Layout) -> BTreeMap<ValueId, ByChannel> {
     let products = layout.kinds.iter().filter(|(_, k)| **k == Kind::Product).map(|(&id, _)| (id, graph.node(id)));
     let of = |(id, node): (NodeId, &Node)| {
         let QuantRole::Weighted { data, weight, .. } = node.op.quant() else { return None };
         graph.const_input(id, weight)?;
-        Some((node.input(data)?, axis(node)?))
+        Some((node.input(data)?, ByChannel { axis: axis(node)?, means: true }))
     };
     products.filter_map(of).collect()
 }

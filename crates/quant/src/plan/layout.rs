@@ -91,6 +91,14 @@ impl Layout {
     }
 }
 
+/// Nodes that fold into the rounding of the one before them.
+struct Folded {
+    /// In order.
+    nodes: Vec<NodeId>,
+    /// What the last one makes.
+    out: ValueId,
+}
+
 struct Planner<'a> {
     graph: &'a Graph,
     facts: &'a Facts,
@@ -230,15 +238,17 @@ impl Planner<'_> {
     /// The value that leaves an integer node: the output of the activation that folds into it, or its own.
     fn leaving(&self, id: NodeId) -> Option<ValueId> {
         let out = self.graph.node(id).output(0)?;
-        match self.folded(out) {
-            Some(act) => self.graph.node(act).output(0),
-            None => Some(out),
-        }
+        Some(self.folded(out).map_or(out, |f| f.out))
     }
 
-    /// The Relu or Clip that is the only reader of a value and folds into the rounding before it.
-    fn folded(&self, out: ValueId) -> Option<NodeId> {
-        let act = self.graph.only_use(out).filter(|u| u.input == 0)?.node;
+    /// What alone reads a value and folds into the rounding before it: a Relu or Clip, or behind a convolution another
+    /// function of each element.
+    fn folded(&self, out: ValueId) -> Option<Folded> {
+        let act = match self.graph.only_use(out) {
+            Some(u) if u.input == 0 => u.node,
+            Some(_) => return None,
+            None => return self.silu(out),
+        };
         let node = self.graph.node(act);
         let folds = match node.op.name() {
             "Relu" => true,
@@ -247,9 +257,34 @@ impl Planner<'_> {
                 Some(Ok(lo)) => lo.first() == Some(&0.0),
                 _ => node.op.attrs().float("min").ok().flatten() == Some(0.0),
             },
+            "HardSwish" | "HardSigmoid" | "Sigmoid" | "Tanh" | "LeakyRelu" | "Swish" => self.folds_functions(out),
             _ => false,
         };
-        (folds && self.check_options(node).is_ok()).then_some(act)
+        let done = Folded { nodes: vec![act], out: node.output(0)? };
+        (folds && self.check_options(node).is_ok()).then_some(done)
+    }
+
+    /// `x · sigmoid(x)` of a convolution's output.
+    fn silu(&self, out: ValueId) -> Option<Folded> {
+        let [a, b] = self.graph.uses(out) else { return None };
+        let named = |n: NodeId, name: &str| self.graph.node(n).op.name() == name;
+        let (s, m) = if named(a.node, "Sigmoid") { (a.node, b.node) } else { (b.node, a.node) };
+        let gate = self.graph.node(s).output(0).filter(|_| named(s, "Sigmoid") && named(m, "Mul"))?;
+        let alone = self.graph.only_use(gate)?.node == m && !self.graph.is_output(out) && self.folds_functions(out);
+        let allowed = [s, m].iter().all(|&n| self.check_options(self.graph.node(n)).is_ok());
+        (alone && allowed).then_some(Folded { nodes: vec![s, m], out: self.graph.node(m).output(0)? })
+    }
+
+    /// Whether functions of this value fold into the rounding of the node that makes it: convolutions', which need no
+    /// rounding between.
+    fn folds_functions(&self, v: ValueId) -> bool {
+        let conv = |n: NodeId| {
+            let node = self.graph.node(n);
+            matches!(node.op.name(), "Conv" | "ConvTranspose")
+                && self.layout.kinds.get(&n) == Some(&Kind::Product)
+                && !self.makes_fp8(node)
+        };
+        self.options.float_outputs && self.graph.producer(v).is_some_and(|(n, _)| conv(n))
     }
 
     /// Step 2: in topological order, find what integers reach without a conversion.
@@ -268,7 +303,7 @@ impl Planner<'_> {
                 Kind::Fused => {}
                 _ => {
                     integer.extend(self.leaving(id));
-                    if let Some(act) = node.output(0).and_then(|o| self.folded(o)) {
+                    for act in node.output(0).and_then(|o| self.folded(o)).map_or(Vec::new(), |f| f.nodes) {
                         self.layout.kinds.insert(act, Kind::Fused);
                     }
                 }
@@ -286,10 +321,7 @@ impl Planner<'_> {
             .filter(|&id| self.makes_integers(id) && !self.is_read_by_integers(id))
             .collect();
         for &id in &ends {
-            if let Some(act) = self.graph.node(id).output(0).and_then(|o| self.folded(o)) {
-                self.layout.kinds.remove(&act);
-                self.layout.reasons.insert(act, Reason::FloatConsumer);
-            }
+            self.unfold(id);
         }
         ends
     }
@@ -339,11 +371,16 @@ impl Planner<'_> {
             for id in idle {
                 self.layout.kinds.remove(&id);
                 self.layout.reasons.insert(id, Reason::FloatConsumer);
-                if let Some(act) = self.graph.node(id).output(0).and_then(|o| self.folded(o)) {
-                    self.layout.kinds.remove(&act);
-                    self.layout.reasons.insert(act, Reason::FloatConsumer);
-                }
+                self.unfold(id);
             }
+        }
+    }
+
+    /// Makes what folded into a node float as well.
+    fn unfold(&mut self, id: NodeId) {
+        for act in self.graph.node(id).output(0).and_then(|o| self.folded(o)).map_or(Vec::new(), |f| f.nodes) {
+            self.layout.kinds.remove(&act);
+            self.layout.reasons.insert(act, Reason::FloatConsumer);
         }
     }
 
@@ -413,11 +450,8 @@ impl Planner<'_> {
         for (id, _) in self.graph.nodes() {
             let floats = self.layout.kinds.get(&id) == Some(&Kind::Product) && !self.makes_integers(id);
             if floats && !self.makes_fp8(self.graph.node(id)) {
-                let act = self.graph.node(id).output(0).and_then(|o| self.folded(o));
-                let out = act.and_then(|a| self.graph.node(a).output(0));
-                if let (Some(act), Some(out)) = (act, out)
-                    && points.contains(&out)
-                {
+                let folded = self.graph.node(id).output(0).and_then(|o| self.folded(o));
+                for act in folded.filter(|f| points.contains(&f.out)).map_or(Vec::new(), |f| f.nodes) {
                     self.layout.kinds.insert(act, Kind::Fused);
                 }
             }

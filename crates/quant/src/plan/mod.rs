@@ -4,6 +4,7 @@
 //! ranges: which nodes compute on integers and which values carry them; it tells calibration what
 //! to observe. [`QuantPlan`] adds scales and zero points.
 
+pub(crate) mod channels;
 pub(crate) mod correction;
 mod given;
 mod layout;
@@ -11,7 +12,7 @@ mod reason;
 mod shifts;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
@@ -50,6 +51,8 @@ pub struct QuantPlan {
     pub layout: Layout,
     /// Values that are quantized.
     pub activations: BTreeMap<ValueId, ActivationParams>,
+    /// Of those, the ones that have a scale for each index of axis 1; their [`ActivationParams`] hold the greatest.
+    pub channel_scales: BTreeMap<ValueId, Vec<f32>>,
     /// Constant weights that are quantized, by the node and input that read them.
     pub weights: BTreeMap<(NodeId, usize), WeightParams>,
     /// Constant biases that are quantized, by the node and input that read them.
@@ -147,10 +150,12 @@ impl QuantPlan {
             in_parallel(exec, &values, |&(v, (scheme, method))| range_of(graph, v, stats, options, method, &scheme));
         let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
+        let mut fixed_values = BTreeSet::new();
         for (group, own, (scheme, _), value) in groups {
             if let Some(value) = value {
                 let params = fixed(scheme, value);
                 activations.extend(group.iter().map(|&v| (v, params)));
+                fixed_values.extend(group.iter().copied());
                 continue;
             }
             let own = ranges.by_ref().take(own.len()).collect::<Result<Vec<_>, _>>()?;
@@ -162,10 +167,12 @@ impl QuantPlan {
         let mut plan = QuantPlan {
             layout,
             activations,
+            channel_scales: BTreeMap::new(),
             weights: BTreeMap::new(),
             biases: BTreeMap::new(),
             float_biases: BTreeMap::new(),
         };
+        channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
         used.check()?;
         Ok((plan, used.finish()))

@@ -104,11 +104,13 @@ pub(super) fn plan(
             continue;
         };
         let cut = shifted.get(&key.0).copied();
+        let whole = [input.point.scale];
+        let inputs = plan.channel_scales.get(&b.input).map_or(&whole[..], Vec::as_slice);
         let made = match options.bias_correction {
-            false => bias(b.tensor, input.point.scale, weight, cut),
+            false => bias(b.tensor, inputs, weight, cut),
             true => {
                 let corrected = correction::bias(graph, *key, &b, weight, stats, exec)?;
-                let made = bias(&corrected, input.point.scale, weight, cut);
+                let made = bias(&corrected, inputs, weight, cut);
                 let codes = Some(made.quantize(&corrected));
                 BiasParams { codes, ..made }
             }
@@ -118,9 +120,11 @@ pub(super) fn plan(
     Ok(())
 }
 
-/// The scales, and where the scheme has its own way the codes, of a bias. `cut` is by how many bits the sums of the
+/// The scales, and where the scheme has its own way the codes, of a bias. `inputs` are the scales of the activation: one,
+/// or one per channel of a depthwise convolution. `cut` is by how many bits the sums of the
 /// product are shifted to become its output, where that is known.
-fn bias(b: &Tensor, input: f32, weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
+fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
+    let input = inputs.first().copied().unwrap_or(1.0);
     let per_channel = weight.axis.is_some();
     let values = b.to_f32s().unwrap_or_default();
     let scales_of = |weight: &WeightParams| -> Vec<f32> {
@@ -137,7 +141,7 @@ fn bias(b: &Tensor, input: f32, weight: &mut WeightParams, cut: Option<i32>) -> 
             let codes = vitis::bias_codes(&values, position + vitis::position_of(input), cut.unwrap_or(0));
             BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
         }
-        _ => BiasParams { scales: fit_bias(input, weight, b), per_channel, codes: None },
+        _ => BiasParams { scales: fit_bias(inputs, weight, b), per_channel, codes: None },
     }
 }
 
@@ -270,18 +274,20 @@ fn split(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
 
 /// The bias's scales; a channel's weight scale is enlarged where the bias would overflow int32
 /// (a tiny weight scale under a large bias). Accumulators keep a factor of two of room.
-fn fit_bias(input: f32, weight: &mut WeightParams, bias: &Tensor) -> Vec<f32> {
+fn fit_bias(inputs: &[f32], weight: &mut WeightParams, bias: &Tensor) -> Vec<f32> {
     const LIMIT: f64 = (1i64 << 30) as f64;
     let values = bias.to_f32s().unwrap_or_default();
-    let input = f64::from(input);
     if weight.points.len() == 1 {
+        let input = f64::from(inputs.first().copied().unwrap_or(1.0));
         let largest = values.iter().fold(0f64, |m, &b| m.max(f64::from(b).abs()));
         enlarge(&mut weight.points[0], &mut weight.divisors[0], largest / LIMIT / input);
         return vec![(input * f64::from(weight.points[0].scale)) as f32; values.len()];
     }
     let pairs = values.iter().zip(weight.points.iter_mut().zip(weight.divisors.iter_mut()));
     pairs
-        .map(|(&b, (p, d))| {
+        .enumerate()
+        .map(|(i, (&b, (p, d)))| {
+            let input = f64::from(inputs.get(i).or(inputs.first()).copied().unwrap_or(1.0));
             enlarge(p, d, f64::from(b).abs() / LIMIT / input);
             (input * f64::from(p.scale)) as f32
         })
@@ -414,7 +420,7 @@ mod tests {
         let w = Tensor::new([2, 1], vec![1e-12f32, 1.0]).unwrap();
         let mut p = params(&exec(), &w, WeightScheme::default(), Some(0));
         let b = Tensor::new([2], vec![100f32, 100.0]).unwrap();
-        let scales = fit_bias(0.01, &mut p, &b);
+        let scales = fit_bias(&[0.01], &mut p, &b);
         let codes = BiasParams { scales: scales.clone(), per_channel: true, codes: None }.quantize(&b);
         for (c, s) in codes.iter().zip(&scales) {
             assert!((f64::from(*c) * f64::from(*s) - 100.0).abs() < 1e-3, "{c} * {s}");

@@ -110,6 +110,8 @@ impl Preset {
             fixed_ranges,
             // The tools quantize the weights that they are given.
             smooth: false,
+            float_outputs: false,
+            channel_activations: false,
             equalize: vitis,
             bias_correction: vitis,
             ..QuantOptions::default()

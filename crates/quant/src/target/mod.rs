@@ -57,6 +57,10 @@ pub enum Feature {
     Int32Biases,
     /// Concat of what a convolution's codes stand for with a constant.
     JoinedCodes,
+    /// Convolutions on integers that hand on floats, or have a function between them and QuantizeLinear.
+    FloatOutputs,
+    /// Activations with a scale per channel, in front of depthwise convolutions.
+    ChannelActivations,
     /// MatMul of fp8 operands.
     Fp8MatMul,
     /// Gather of a table of 8-bit integers.
@@ -92,6 +96,8 @@ impl fmt::Display for Feature {
             Feature::WeightZeroPoints => f.write_str("asymmetric weights"),
             Feature::Int32Biases => f.write_str("biases of int32"),
             Feature::JoinedCodes => f.write_str("Concat of a convolution's codes with a constant"),
+            Feature::FloatOutputs => f.write_str("convolutions on integers with float results"),
+            Feature::ChannelActivations => f.write_str("activations with a scale per channel"),
             Feature::Fp8MatMul => f.write_str("MatMul of fp8"),
             Feature::Tables => f.write_str("tables of int8"),
             Feature::QOperators => f.write_str("QLinear operators"),
@@ -124,6 +130,10 @@ pub enum Change {
     FloatBiases,
     /// Convolutions that only floats read hand on floats.
     FloatOutputs,
+    /// All convolutions hand on integers.
+    IntegerOutputs,
+    /// Activations have one scale each.
+    TensorActivations,
     /// Tables stay float.
     FloatTables,
     /// Products are dynamic by tensor instead of by token.
@@ -149,6 +159,8 @@ impl fmt::Display for Change {
             Change::SymmetricWeights => "weights are symmetric",
             Change::FloatBiases => "biases stay float",
             Change::FloatOutputs => "convolutions hand on floats where nothing reads integers",
+            Change::IntegerOutputs => "convolutions hand on integers everywhere",
+            Change::TensorActivations => "activations have one scale each",
             Change::FloatTables => "tables stay float",
             Change::DynamicTensor => "activations have one scale per tensor",
             Change::NBits => "weights are written as MatMulNBits",
@@ -348,6 +360,17 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
     if !options.float_outputs && !options.activations.format.is_float() && joins_codes(options, graph) {
         all.push(Feature::JoinedCodes);
     }
+    let convolves = |group: fn(i64) -> bool| {
+        let fits =
+            |n: &narrowbit_ir::Node| n.op.name() == "Conv" && group(n.op.attrs().int_or("group", 1).unwrap_or(1));
+        graph.nodes().any(|(_, n)| fits(n)) && !options.activations.format.is_float()
+    };
+    if options.channel_activations && options.float_outputs && convolves(|groups| groups > 1) {
+        all.push(Feature::ChannelActivations);
+    }
+    if options.float_outputs && convolves(|_| true) {
+        all.push(Feature::FloatOutputs);
+    }
     if options.embeddings && !options.weights.format.is_float() && has_table(graph) {
         all.push(Feature::Tables);
     }
@@ -443,6 +466,8 @@ fn apply(options: &mut QuantOptions, change: Change) {
         }
         Change::FloatBiases => options.float_biases = true,
         Change::FloatOutputs => options.float_outputs = true,
+        Change::IntegerOutputs => options.float_outputs = false,
+        Change::TensorActivations => options.channel_activations = false,
         Change::FloatTables => options.embeddings = false,
         Change::DynamicTensor => {
             let own = options.overrides.iter_mut().filter_map(|o| o.dynamic.as_mut());

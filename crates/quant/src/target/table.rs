@@ -73,6 +73,9 @@ const ORT_ROUNDED: &str =
 const ORT_TWO_BITS: &str = "gives wrong results for 2-bit blocks behind DequantizeLinear when it optimizes";
 const ORT_FP4: &str = "has no DequantizeLinear for them";
 const ORT_FP4_HELP: &str = "use --weights nf4, int4 or mxfp8_e4m3";
+const ORT_CONV: &str = "computes a convolution on integers only between QuantizeLinear nodes";
+const ORT_CHANNELS: &str = "computes convolutions of such activations on floats";
+const TRT_CHANNELS: &str = "quantizes activations by tensor";
 const OV_JOINED: &str = "joins such codes with constants wrongly when it optimizes";
 const OV_TWO_BITS: &str = "does not read 2-bit types";
 const OV_ROUNDED: &str =
@@ -103,6 +106,11 @@ pub const ROWS: &[Row] = &[
     Row(Feature::WeightZeroPoints, adapt_trt_activations(Change::SymmetricWeights)),
     Row(Feature::Int32Biases, [Runs, Runs, Adapt(Change::FloatBiases, "does not dequantize int32")]),
     Row(Feature::JoinedCodes, [Runs, Adapt(Change::FloatOutputs, OV_JOINED), Runs]),
+    Row(Feature::FloatOutputs, [Adapt(Change::IntegerOutputs, ORT_CONV), Runs, Runs]),
+    Row(
+        Feature::ChannelActivations,
+        [Adapt(Change::TensorActivations, ORT_CHANNELS), Runs, Adapt(Change::TensorActivations, TRT_CHANNELS)],
+    ),
     Row(Feature::Tables, [Runs, Runs, Adapt(Change::FloatTables, "does not gather int8")]),
     Row(Feature::QOperators, [Runs, Refuse(NO_QLINEAR, QDQ_HELP), Refuse(NO_QLINEAR, QDQ_HELP)]),
     Row(

@@ -47,6 +47,8 @@ fn has_one_row_for_each_feature() {
         Feature::Tables,
         Feature::Int32Biases,
         Feature::JoinedCodes,
+        Feature::FloatOutputs,
+        Feature::ChannelActivations,
         Feature::QOperators,
         Feature::DynamicTensor,
         Feature::DynamicToken,

@@ -65,6 +65,8 @@ pub(super) struct Finish {
     weight_zeros: Vec<i32>,
     bias: Vec<f32>,
     activation: Activation,
+    /// By column, or empty: what multiplies the activation's results.
+    pub factors: Vec<f32>,
     output: Option<QParams>,
     /// The format between the product and the residual.
     stage: Option<QParams>,
@@ -137,6 +139,7 @@ impl Finish {
             weight_zeros: w.zeros,
             bias: Vec::new(),
             activation: f.activation,
+            factors: Vec::new(),
             output: ints.output,
             stage: ints.stage,
             residual: None,
@@ -212,6 +215,7 @@ impl Finish {
             stage: self.stage.map(|q| Stage::new(q.dtype == DType::I8, q.scale, q.zero)),
             residual,
             activation: self.activation,
+            factors: &self.factors,
             rows: None,
         };
         match (&self.runtime, format) {
@@ -311,6 +315,12 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     if cx.node.input(2).is_some() {
         let Some(bias) = cx.floats(2) else { return Ok(None) };
         finish.add_bias(&bias);
+    }
+    if let Some(factor) = f.factor {
+        let Some(values) = (cx.consts)(factor).and_then(|t| Some(t.to_f32s().ok()?.into_owned())) else {
+            return Ok(None);
+        };
+        finish.factors = values;
     }
     if let Some(r) = f.residual {
         finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));

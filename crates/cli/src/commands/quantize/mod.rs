@@ -108,6 +108,8 @@ struct Made {
     /// What became of the entries of another tool's file.
     encodings: Option<Applied>,
     equalized: Option<Equalized>,
+    /// Activations with a scale per channel.
+    by_channel: usize,
 }
 
 impl Quantize {
@@ -202,7 +204,9 @@ impl Quantize {
             (_, None) => {}
             (Approach::WeightOnly, Some(Format::Matmulnbits)) => options.weight_only.format = BlockFormat::Matmulnbits,
             (Approach::WeightOnly, Some(Format::Qdq)) => options.weight_only.format = BlockFormat::Qdq,
-            (Approach::Static, Some(Format::Qdq | Format::Qoperator)) => {}
+            (Approach::Static, Some(Format::Qdq)) => {}
+            // A QLinearConv makes integers.
+            (Approach::Static, Some(Format::Qoperator)) => options.float_outputs = false,
             (_, Some(_)) => bail!(
                 "--format has no such form for this approach\nhelp: qdq and qoperator are for static, qdq and matmulnbits for weight-only"
             ),
@@ -222,7 +226,7 @@ impl Quantize {
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let exec = self.threads.exec()?;
         let none = Encodings::default();
-        let (_, fates, applied) =
+        let (plan, fates, applied) =
             quantize::quantize_with(model, layout, &ranges, given.as_ref().unwrap_or(&none), options, &exec)?;
         warnings.extend(first_float(&fates, options));
         model::raise_opset(model, opset)?;
@@ -235,7 +239,15 @@ impl Quantize {
         }
         // Without samples there is no calibration to tell of.
         let ranges = Some(ranges).filter(|r| given.is_none() || !r.tensors.is_empty());
-        Ok(Made { fates, ranges, check, warnings, encodings: given.map(|_| applied), equalized })
+        Ok(Made {
+            fates,
+            ranges,
+            check,
+            warnings,
+            encodings: given.map(|_| applied),
+            equalized,
+            by_channel: plan.channel_scales.len(),
+        })
     }
 
     /// The ranges, and what is needed to check the result, where samples are given.

@@ -197,6 +197,17 @@ pub struct SchemeArgs {
     /// Keep embedding tables in 32 bits
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
+    /// Whether convolutions hand on floats where no integer node follows, and round once, behind a function such as HardSwish
+    /// or SiLU; no: each rounds its sums, the form that ONNX Runtime computes on integers [default: yes; no with --target
+    /// onnxruntime, --scheme or --format qoperator]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    float_outputs: Option<bool>,
+    /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer (int8)
+    /// [default: yes; no with --float-outputs=no and --target onnxruntime or tensorrt]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    channel_activations: Option<bool>,
     /// Whether to divide channels that stand out behind a normalisation between it and the weights that follow, exactly;
     /// static, dynamic [default: yes; no with --scheme]
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
@@ -265,6 +276,8 @@ impl SchemeArgs {
         o.keep_last |= self.keep_last;
         o.embeddings &= !self.float_embeddings;
         o.smooth = self.smooth.unwrap_or(o.smooth);
+        o.float_outputs = self.float_outputs.unwrap_or(o.float_outputs);
+        o.channel_activations = self.channel_activations.unwrap_or(o.channel_activations);
         if !self.op_types.is_empty() {
             o.op_types.clone_from(&self.op_types);
         }
@@ -336,6 +349,8 @@ impl SchemeArgs {
                 &[Static, Dynamic, WeightOnly],
             ),
             (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
+            (self.float_outputs.is_some(), "--float-outputs", &[Static]),
+            (self.channel_activations.is_some(), "--channel-activations", &[Static]),
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
             (self.attention.is_some(), "--attention", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),

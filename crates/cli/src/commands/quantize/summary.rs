@@ -34,6 +34,8 @@ pub struct Summary {
     nodes: usize,
     /// Normalisations whose channels were evened out with the weights behind them.
     pub smoothed: usize,
+    /// Activations with a scale per channel, in front of depthwise convolutions.
+    pub by_channel: usize,
     /// Why the others do not: number of nodes by operator and reason.
     pub float: Vec<FloatGroup>,
     /// Bytes on disk.
@@ -83,7 +85,7 @@ impl Quantize {
         error: Option<Loss>,
         seconds: f64,
     ) -> Result<Summary> {
-        let Made { fates, ranges, warnings, encodings, equalized, .. } = made;
+        let Made { fates, ranges, warnings, encodings, equalized, by_channel, .. } = made;
         let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
         let mut warnings = warnings;
         if random {
@@ -104,6 +106,7 @@ impl Quantize {
             integer_nodes: fates.iter().filter(|f| f.integer).count(),
             nodes: fates.len(),
             smoothed: 0,
+            by_channel,
             float: groups(&fates),
             bytes_before: model::size_on_disk(&self.model)?,
             bytes_after: model::size_on_disk(&self.output)?,
@@ -206,6 +209,12 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
         out.push_str(&format!(
             "  smooth  {} normalisations: channels that stand out moved into the weights behind them (--smooth=no leaves them)\n",
             s.smoothed
+        ));
+    }
+    if s.by_channel > 0 {
+        out.push_str(&format!(
+            "  channel {} inputs of depthwise convolutions have a scale per channel (--channel-activations=no: one each)\n",
+            s.by_channel
         ));
     }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;

@@ -28,7 +28,7 @@ impl Quantize {
             .context("the model can't be brought to the operator set that this needs")?;
         let done = quantize::convert(model, options, &self.threads.exec()?)?;
         warnings.extend(done.warnings);
-        Ok(Made { fates: done.fates, ranges: None, check, warnings, encodings: None, equalized: None })
+        Ok(Made { fates: done.fates, ranges: None, check, warnings, encodings: None, equalized: None, by_channel: 0 })
     }
 
     /// What the float model makes of the first samples.
