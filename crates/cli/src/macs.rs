@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Fact, Graph, Node, ValueId};
+use narrowbit_ir::{Body, Fact, Graph, Node, ValueId};
 
 /// Multiply-accumulates of a node, where the shapes are known: one per weight and output position.
 pub fn of_node(facts: &Facts, node: &Node) -> Option<u64> {
@@ -31,8 +31,14 @@ pub fn of_node(facts: &Facts, node: &Node) -> Option<u64> {
             let k = if transposed { at(0)?.first()? } else { at(0)?.last()? };
             product(&y?)?.checked_mul(*k as u64)
         }
-        _ => node.op.bodies().iter().map(|(_, b)| of_graph(&b.graph, &BTreeMap::new())).reduce(u64::max),
+        _ => node.op.bodies().iter().map(|(_, b)| of_graph(&b.graph, &captured(facts, node, b))).reduce(u64::max),
     }
+}
+
+/// What is known of the values that a graph inside of a node takes from around it: the last inputs of both.
+fn captured(facts: &Facts, node: &Node, body: &Body) -> BTreeMap<ValueId, Fact> {
+    let inside = body.graph.inputs().iter().rev().take(body.captures);
+    inside.zip(node.inputs.iter().rev()).filter_map(|(&v, outer)| Some((v, facts.get((*outer)?).clone()))).collect()
 }
 
 /// Multiply-accumulates of one pass through a graph, as far as the shapes in it are known; `inputs` adds
@@ -41,4 +47,27 @@ pub fn of_graph(graph: &Graph, inputs: &BTreeMap<ValueId, Fact>) -> u64 {
     let options = infer::Options { max_folded: 1024, strict: false };
     let Ok(facts) = infer::infer(graph, inputs, options) else { return 0 };
     graph.nodes().filter_map(|(_, n)| of_node(&facts, n)).fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narrowbit_ir::text;
+    use narrowbit_ops::Registry;
+
+    #[test]
+    fn counts_the_larger_branch_with_the_shapes_around_it() {
+        let branch = |name: &str, body: &str| {
+            format!(
+                "{name}=graph \"{name}\" captures=2 {{\ninput %a: f32[m, k]\ninput %b: f32[k, n]\n{body}\noutput %z\n}}"
+            )
+        };
+        let (large, small) = (branch("then_branch", "%z = MatMul(%a, %b)"), branch("else_branch", "%z = Relu(%a)"));
+        let source = format!(
+            "graph \"g\" {{\ninput %c: bool[]\ninput %x: f32[2, 3]\ninput %w: f32[3, 5]\n\
+             %y = If(%c, %x, %w) {{{large}, {small}}}\noutput %y\n}}"
+        );
+        let graph = text::parse_graph(&source, &Registry, 13).unwrap();
+        assert_eq!(of_graph(&graph, &BTreeMap::new()), 30);
+    }
 }

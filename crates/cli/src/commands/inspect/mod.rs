@@ -1,4 +1,5 @@
 mod integers;
+mod parameters;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,7 +9,6 @@ use anyhow::{Result, bail};
 use clap::Args;
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Dim, Fact, Graph, Model, Node, NodeId, TensorType, ValueId, ValueType};
-use narrowbit_tensor::DType;
 use serde::Serialize;
 
 use crate::args::Global;
@@ -109,9 +109,7 @@ impl Inspect {
         let graph = &model.graph;
         let facts = self.facts(graph)?;
         let nodes: Vec<Row> = graph.nodes().map(|(id, node)| row(graph, &facts, id, node)).collect();
-        let inputs = graph.nodes().flat_map(|(_, n)| n.inputs.iter().enumerate().map(move |(i, &v)| (n, i, v)));
-        let weights: BTreeMap<_, _> =
-            inputs.filter_map(|(n, i, v)| Some((graph.const_id(v?)?, parameter(graph, n, i)?))).collect();
+        let parameters = parameters::of_graph(graph);
         let mut operators = BTreeMap::new();
         graph.nodes().for_each(|(_, n)| *operators.entry(n.op.name().to_owned()).or_insert(0) += 1);
         let tensor = |&v: &ValueId| Tensor { name: graph.value(v).name.clone(), ty: graph.value(v).ty.to_string() };
@@ -121,8 +119,8 @@ impl Inspect {
             opset: model.opset(),
             ir_version: model.ir_version,
             bytes: model::size_on_disk(&self.file)?,
-            parameters: weights.values().map(|t| t.len() as u64).sum(),
-            parameter_bytes: weights.values().map(|t| t.bytes().len() as u64).sum(),
+            parameters: parameters.count,
+            parameter_bytes: parameters.bytes,
             macs: nodes.iter().map(|r| r.macs).sum(),
             inputs: graph.inputs().iter().map(tensor).collect(),
             outputs: graph.outputs().iter().map(tensor).collect(),
@@ -217,7 +215,6 @@ fn tree(rows: &[&Row]) -> Vec<Vec<String>> {
 
 fn row(graph: &Graph, facts: &Facts, id: NodeId, node: &Node) -> Row {
     let op = node.op.name();
-    let parameters = |i: usize| weight(graph, node, i).map_or(0, |t| t.len() as u64);
     let converts = matches!(op, "QuantizeLinear" | "DequantizeLinear");
     let output = node.outputs.iter().flatten().next();
     let float = output.is_some_and(|&v| facts.dtype(v).is_none_or(|d| d.is_float() || d.bits() <= 8));
@@ -227,41 +224,12 @@ fn row(graph: &Graph, facts: &Facts, id: NodeId, node: &Node) -> Row {
         name: node.name.clone(),
         op: op.to_owned(),
         output: output.map_or(String::new(), |&v| facts.get(v).ty.to_string()),
-        parameters: if converts { 0 } else { (0..node.inputs.len()).map(parameters).sum() },
+        parameters: if converts { 0 } else { parameters::of_node(graph, node) },
         macs: macs::of_node(facts, node).unwrap_or(0),
         a_scale,
         w_scale,
         shown: !converts && float && !folded && op != "Constant",
     }
-}
-
-/// The parameters that a node reads at an input, also through a DequantizeLinear.
-fn weight<'a>(graph: &'a Graph, node: &Node, input: usize) -> Option<&'a narrowbit_tensor::Tensor> {
-    match graph.producer(node.input(input)?).map(|(n, _)| graph.node(n)) {
-        Some(dq) if dq.op.name() == "DequantizeLinear" => parameter(graph, dq, 0),
-        _ => parameter(graph, node, input),
-    }
-}
-
-/// The constant at an input, where it holds what training has found: not a shape, axes or indices, a single
-/// number, a scale or a zero point.
-fn parameter<'a>(graph: &'a Graph, node: &Node, input: usize) -> Option<&'a narrowbit_tensor::Tensor> {
-    let t = graph.constant(node.input(input)?)?;
-    let (op, dtype) = (node.op.name(), t.dtype());
-    let data = match op {
-        "QuantizeLinear" | "DequantizeLinear" | "Resize" | "Upsample" => input == 0,
-        "ConvInteger" | "MatMulInteger" => input < 2,
-        "QLinearConcat" => input % 3 == 2,
-        "QLinearConv" => matches!(input, 0 | 3 | 8),
-        "QGemm" => matches!(input, 0 | 3 | 6),
-        _ if op.starts_with("QLinear") => matches!(input, 0 | 3),
-        _ => true,
-    };
-    // Biases of integer products have 32 bits, and nothing else that is trained has.
-    let bias = dtype == DType::I32 && matches!(op, "DequantizeLinear" | "QLinearConv" | "QGemm");
-    let wide = if op == "DequantizeLinear" { 16 } else { 8 };
-    let number = dtype.is_float() || dtype.is_int() && dtype.bits() <= wide;
-    (data && (number || bias) && t.rank() > 0).then_some(t)
 }
 
 /// A text for one line of a terminal: without line breaks, and cut where it is long.
