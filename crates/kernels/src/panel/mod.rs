@@ -30,7 +30,7 @@ pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, RowParams, Stage, Target};
-pub(crate) use finish::{Kind, Out, Rounding};
+pub(crate) use finish::{IntFormat, Kind, Out, Rounding};
 pub use float_matmul::{FloatMatMul, panel_float_matmul};
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
