@@ -10,7 +10,7 @@ use crate::error::{Result, exact, require};
 use crate::simd::{Kernel, Simd, low_bits};
 
 pub use super::stage::Stage;
-use super::stage::Steps;
+use super::stage::{IntFormat, Steps};
 
 /// What happens to the sums of a product. Arrays have one element per column, or none.
 #[derive(Clone, Copy, Debug)]
@@ -219,22 +219,6 @@ impl Out {
                 Kind::I32 => s.store_i32_n(self.data.cast::<i32>().add(at), s.to_i32(v), n),
             }
         }
-    }
-}
-
-/// How results become 8-bit integers: `saturate(round_half_even(v · inverse) + zero)`.
-#[derive(Clone, Copy)]
-pub(crate) struct IntFormat {
-    /// Whether they are i8, else u8.
-    pub signed: bool,
-    pub inverse: f32,
-    pub zero: i32,
-}
-
-impl IntFormat {
-    /// The highest code.
-    pub fn highest(&self) -> i32 {
-        if self.signed { 127 } else { 255 }
     }
 }
 
@@ -515,24 +499,9 @@ impl Finish<'_> {
         j: usize,
         n: usize,
     ) {
-        let mut i = 0;
-        // Four vectors become bytes together.
-        while KIND != 0 && n == S::LANES && i + 4 <= self.rows {
-            // SAFETY: rows `i..i + 4` are in the tile, columns `j..j + n` too.
-            unsafe {
-                let mut v = [column.low; 4];
-                for (k, v) in v.iter_mut().enumerate() {
-                    *v = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, &constants, column, (i + k, j), n);
-                }
-                let to = constants.data.wrapping_add(constants.at + i * constants.ld + j);
-                s.store_codes(to, constants.ld, v, constants.zero, KIND == 2);
-            }
-            i += 4;
-        }
-        while i < self.rows {
+        for i in 0..self.rows {
             // SAFETY: row `i` is in the tile, columns `j..j + n` too.
             unsafe { self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, &constants, column, (i, j), n) };
-            i += 1;
         }
     }
 
@@ -569,35 +538,11 @@ impl Finish<'_> {
     unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
         &self,
         s: S,
-        c: &Constants<S>,
-        column: &Column<S>,
-        (i, j): (usize, usize),
-        n: usize,
-    ) {
-        let at = c.at + i * c.ld + j;
-        // SAFETY: passed on to the caller.
-        unsafe {
-            let v = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, (i, j), n);
-            match KIND {
-                0 => s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n)),
-                _ => s.store_low8_n(c.data.add(at), s.add_i(s.to_i32(v), c.zero), n),
-            }
-        }
-    }
-
-    /// A vector of results: floats, or what rounds to codes less their zero point.
-    ///
-    /// # Safety
-    /// As [`Finish::vector`].
-    #[inline(always)]
-    unsafe fn value<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
-        &self,
-        s: S,
         constants: &Constants<S>,
         column: &Column<S>,
         (i, j): (usize, usize),
         n: usize,
-    ) -> S::F {
+    ) {
         let (e, c, bits) = (self.epilogue, constants, low_bits(n));
         let acc = c.acc.wrapping_add(i * c.width + j);
         let at = c.at + i * c.ld + j;
@@ -640,10 +585,13 @@ impl Finish<'_> {
             }
             if KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.
-                return s.min(column.high, s.max(column.low, v));
+                v = s.min(column.high, s.max(column.low, v));
+                s.store_bits(c.data.cast::<f32>().add(at), v, bits);
+                return;
             }
             // NaN gives the smallest value: `max` passes its second operand on.
-            s.max(s.min(column.high, s.mul(v, c.inverse)), column.low)
+            v = s.max(s.min(column.high, s.mul(v, c.inverse)), column.low);
+            s.store_low8_n(c.data.add(at), s.add_i(s.to_i32(v), c.zero), n);
         }
     }
 }

@@ -30,11 +30,12 @@ pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};
 pub use finish::{Epilogue, Residual, RowParams, Stage, Target};
-pub(crate) use finish::{IntFormat, Kind, Out, Rounding};
+pub(crate) use finish::{Kind, Out, Rounding};
 pub use float_matmul::{FloatMatMul, panel_float_matmul};
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
+pub(crate) use stage::IntFormat;
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 pub use transpose::{conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack};
 

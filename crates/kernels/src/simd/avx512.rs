@@ -117,27 +117,6 @@ unsafe fn transpose(src: *const f32, ld_src: usize, rows: usize, cols: usize, ds
 }
 
 /// 64 bytes of each row at a time: two rounds of interleaving leave the words of channels
-/// [`Simd::store_codes`]: sums and saturation in 16 and 8 bits, for several vectors at once.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn codes(p: *mut u8, pitch: usize, [a, b, c, d]: [F; 4], zero: I, signed: bool) {
-    let zero = _mm512_packs_epi32(zero, zero);
-    let low = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
-    let high = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
-    let (low, high) = (_mm512_adds_epi16(low, zero), _mm512_adds_epi16(high, zero));
-    let codes = if signed { _mm512_packs_epi16(low, high) } else { _mm512_packus_epi16(low, high) };
-    // Each quarter has four codes of each vector.
-    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let codes = _mm512_permutexvar_epi32(order, codes);
-    // SAFETY: the caller vouches for four rows of sixteen bytes.
-    unsafe {
-        _mm_storeu_si128(p.cast(), _mm512_castsi512_si128(codes));
-        _mm_storeu_si128(p.wrapping_add(pitch).cast(), _mm512_extracti32x4_epi32::<1>(codes));
-        _mm_storeu_si128(p.wrapping_add(2 * pitch).cast(), _mm512_extracti32x4_epi32::<2>(codes));
-        _mm_storeu_si128(p.wrapping_add(3 * pitch).cast(), _mm512_extracti32x4_epi32::<3>(codes));
-    }
-}
-
 /// 4q … 4q + 3 of each 16 in one vector, whose quarters are then put in order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -310,7 +289,6 @@ impl Simd for Avx512 {
         store_low8_n(p: *mut u8, v: I, n: usize) {
             _mm_mask_storeu_epi8(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi8(v))
         }
-        store_codes(p: *mut u8, pitch: usize, v: [F; 4], zero: I, signed: bool) { codes(p, pitch, v, zero, signed) }
         store_low16_n(p: *mut u16, v: I, n: usize) {
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))
         }

@@ -123,15 +123,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// Stores the low 8 bits of each lane.
     unsafe fn store_low8_n(self, p: *mut u8, v: Self::I, n: usize);
-    /// Stores `round(v) + zero` of four vectors as bytes, each vector `pitch` bytes after the one before. All results are
-    /// u8, or i8 if `signed`.
-    #[inline(always)]
-    unsafe fn store_codes(self, p: *mut u8, pitch: usize, v: [Self::F; 4], zero: Self::I, _signed: bool) {
-        for (k, &v) in v.iter().enumerate() {
-            // SAFETY: passed on to the caller.
-            unsafe { self.store_low8_n(p.wrapping_add(k * pitch), self.add_i(self.to_i32(v), zero), Self::LANES) };
-        }
-    }
     /// Stores the low 16 bits of each lane.
     unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
 

@@ -5,6 +5,8 @@ mod direct;
 mod finish;
 mod floats;
 mod ints;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 use crate::buffer::Buffer;
 use crate::conv::Conv2dParams;
