@@ -1,9 +1,12 @@
-"""Latency of float models beside ONNX Runtime fp32, in turns: peer, ours, peer, ours …
+"""Latency of float models beside a peer, in turns: peer, ours, peer, ours …
 
     python float_latency.py BINARY [MODELS_DIR] [--models vitb16 resnet50 …] [--threads 2 1] [--rounds 5] [--seconds 3]
+                            [--peer ort|openvino] [--float f32|bf16]
 
 MODELS_DIR defaults to $NARROWBIT_BENCH/models. Each round gives a median of each side; the table shows the
-medians over the rounds and the median of the rounds' ratios (ours / ONNX Runtime; below 1 is faster).
+medians over the rounds and the median of the rounds' ratios (ours / peer; below 1 is faster). The peer is ONNX Runtime in
+fp32, or OpenVINO at its own choice of precision, which is bfloat16 where the processor multiplies it: `--peer openvino
+--float bf16` holds like against like.
 """
 
 import argparse
@@ -22,8 +25,9 @@ def compare(args, common, model, threads, data):
     rounds = []
     with measure.Load(common) as load:
         for _ in range(args.rounds):
-            theirs = measure.engine_latency("ort", path, data, threads, args.seconds)
-            rounds.append((theirs, measure.our_latency(args.binary, path, data, threads, args.seconds)))
+            theirs = measure.engine_latency(args.peer, path, data, threads, args.seconds)
+            mine = measure.our_latency(args.binary, path, data, threads, args.seconds, float_type=args.float)
+            rounds.append((theirs, mine))
     ratio = measure.median([mine[0] / theirs[0] for theirs, mine in rounds])
     column = lambda side, field: measure.median([r[side][field] for r in rounds])
     print(f"{model}, {threads} threads: {ratio:.2f}", file=sys.stderr, flush=True)
@@ -33,7 +37,7 @@ def compare(args, common, model, threads, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Float latency beside ONNX Runtime fp32.")
+    parser = argparse.ArgumentParser(description="Float latency beside a peer.")
     parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
     default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
     parser.add_argument("models_dir", type=Path, nargs="?", default=default)
@@ -42,6 +46,8 @@ def main():
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="time of each measurement")
+    parser.add_argument("--peer", choices=["ort", "openvino"], default="ort")
+    parser.add_argument("--float", choices=["f32", "bf16"], default="f32", help="how we multiply floats")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     common = measure.peers_common(args.models_dir)
@@ -51,7 +57,9 @@ def main():
             data = Path(scratch) / f"{model}.npz"
             np.savez(data, **common.test_feed(model))
             rows += [compare(args, common, model, threads, data) for threads in args.threads]
-    header = ["model", "threads", "ours ms (min)", "ORT ms (min)", "ours/ORT", "ours MB", "ORT MB", "others' cores"]
+    peer = args.peer
+    header = ["model", "threads", "ours ms (min)", f"{peer} ms (min)", f"ours/{peer}", "ours MB", f"{peer} MB"]
+    header.append("others' cores")
     print(measure.table(header, rows))
 
 

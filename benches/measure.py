@@ -151,9 +151,9 @@ def engine_latency(engine, model, data, threads, seconds):
     return result["median"], result["min"], peak
 
 
-def our_latency(binary, model, data, threads, seconds, batch=1):
+def our_latency(binary, model, data, threads, seconds, batch=1, float_type="f32"):
     """As `engine_latency`, by `narrowbit bench`."""
-    command = [binary, "bench", model, "--data", data, "--threads", threads, "--batch", batch]
+    command = [binary, "bench", model, "--data", data, "--threads", threads, "--batch", batch, "--float", float_type]
     text, _, peak = run([*command, "--runs", 1000, "--seconds", seconds, "--json", "--quiet"])
     (row,) = json.loads(text)
     return row["median_ms"], row["min_ms"], peak

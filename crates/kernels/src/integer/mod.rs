@@ -19,5 +19,5 @@ pub use depthwise::{DepthwiseElement, DepthwiseWeights, depthwise_nhwc, depthwis
 pub use layout::{dequantize_to_nchw, quantize_to_nhwc, to_nchw, to_nhwc};
 pub use lookup::{lookup, lookup_in_place};
 pub use pool::{PoolElement, PoolNhwcParams, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc};
-pub(crate) use rows::{CHAINS, exponentials};
+pub(crate) use rows::exponentials;
 pub use rows::{RowNorm, layer_norm_rows, softmax_rows, unary_rows};

@@ -10,13 +10,12 @@ use crate::error::{Result, exact, product};
 use crate::exec::Exec;
 use crate::math;
 use crate::panel::{Out, Target};
+use crate::reduce::{CHAINS, joined};
 use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "integer rows";
 /// Elements that one task takes at least.
 const GRAIN: usize = 1 << 12;
-/// Chains of a sum: the lanes of the widest vectors.
-pub(crate) const CHAINS: usize = 16;
 
 /// `y = op(x)`, element by element.
 ///
@@ -161,17 +160,6 @@ fn sum<S: Simd>(s: S, row: &[f32], f: impl Fn(S::F) -> S::F) -> f32 {
         unsafe { s.store(chains.as_mut_ptr().add(lane), total) };
     }
     joined(chains)
-}
-
-fn joined(mut chains: [f32; CHAINS]) -> f32 {
-    let mut half = CHAINS / 2;
-    while half > 0 {
-        for i in 0..half {
-            chains[i] += chains[i + half];
-        }
-        half /= 2;
-    }
-    chains[0]
 }
 
 /// Replaces a row of whole groups of sixteen by e^(x − peak) and returns their sum, in an order that does not depend on

@@ -10,7 +10,7 @@ use crate::error::{Result, exact, require};
 use crate::simd::{Kernel, Simd, low_bits};
 
 pub use super::stage::Stage;
-use super::stage::Steps;
+use super::stage::{IntFormat, Steps};
 
 /// What happens to the sums of a product. Arrays have one element per column, or none.
 #[derive(Clone, Copy, Debug)]
@@ -186,6 +186,16 @@ impl Out {
     /// Integers of type u8 from `data` on: one over their scale, and their zero point.
     pub fn codes(data: *mut u8, inverse: f32, zero: i32) -> Out {
         Out { data, kind: Kind::U8, inverse, zero }
+    }
+
+    /// The format of integer codes, if that is what the results become.
+    pub fn int_format(&self) -> Option<IntFormat> {
+        let signed = match self.kind {
+            Kind::U8 => false,
+            Kind::I8 => true,
+            Kind::F32 | Kind::I32 => return None,
+        };
+        Some(IntFormat { signed, inverse: self.inverse, zero: self.zero })
     }
 
     /// Bytes of an element.
@@ -523,7 +533,7 @@ impl Finish<'_> {
         };
         let within = |least: i32, most: i32| {
             let (low, high) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
-            (s.max(low, bound(least)), s.min(high, bound(most)))
+            (s.min(s.max(low, bound(least)), bound(most)), s.min(high, bound(most)))
         };
         let (low, high) = match KIND {
             0 => (s.splat(lo), s.splat(hi)),

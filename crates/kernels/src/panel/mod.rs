@@ -35,6 +35,7 @@ pub use float_matmul::{FloatMatMul, panel_float_matmul};
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
+pub(crate) use stage::IntFormat;
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 pub use transpose::{conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack};
 

@@ -1,4 +1,4 @@
-//! A rounding in the midst of an epilogue.
+//! Roundings to 8-bit integers: the format at the end of an epilogue, and one in its midst.
 
 use crate::simd::Simd;
 
@@ -18,6 +18,22 @@ impl Stage {
         let (low, high) = if signed { (-128, 127) } else { (0, 255) };
         let bound = |x: i64| (x - i64::from(zero)) as f32;
         Stage { scale, low: bound(low), high: bound(high) }
+    }
+}
+
+/// How results become 8-bit integers: `saturate(round_half_even(v · inverse) + zero)`.
+#[derive(Clone, Copy)]
+pub(crate) struct IntFormat {
+    /// Whether they are i8, else u8.
+    pub signed: bool,
+    pub inverse: f32,
+    pub zero: i32,
+}
+
+impl IntFormat {
+    /// The highest code.
+    pub fn highest(&self) -> i32 {
+        if self.signed { 127 } else { 255 }
     }
 }
 

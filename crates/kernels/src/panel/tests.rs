@@ -52,6 +52,21 @@ fn multiplies_integers_as_plain_loops_on_every_tier() {
 }
 
 #[test]
+fn saturates_where_a_clip_lies_beyond_the_codes() {
+    let (x, w) = (vec![3u8; 5 * 8], vec![1i8; 8 * 20]);
+    for exec in execs() {
+        let weights = panel_gemm_pack(&exec, (8, 20), &w, false).unwrap();
+        for (lo, hi, want) in [(60.0, 70.0, 127), (-50.0, -40.0, -128), (5.0, 50.0, 24)] {
+            let activation = Activation::Clip { lo, hi };
+            let e = Epilogue { offsets: &[0; 20], scales: &[1.0; 20], activation, ..Epilogue::default() };
+            let mut y = vec![0i8; 5 * 20];
+            panel_gemm(&exec, Rows::U8(&x), (5, 8, 8), &weights, &e, Target::I8(&mut y, 4.0, -72)).unwrap();
+            assert_eq!(y, [want; 5 * 20], "{activation:?} {exec:?}");
+        }
+    }
+}
+
+#[test]
 fn rounds_before_the_sum_as_two_operators_do() {
     let mut random = Random::new(11);
     let (m, k, n) = (29, 66, 33);

@@ -3,6 +3,21 @@
 use crate::math;
 use crate::simd::{Simd, low_bits};
 
+/// Chains of a sum that is the same on every tier: the lanes of the widest vectors.
+pub(crate) const CHAINS: usize = 16;
+
+/// The sum of all chains, in the order of the widest vectors.
+pub(crate) fn joined(mut chains: [f32; CHAINS]) -> f32 {
+    let mut half = CHAINS / 2;
+    while half > 0 {
+        for i in 0..half {
+            chains[i] += chains[i + half];
+        }
+        half /= 2;
+    }
+    chains[0]
+}
+
 /// Folds a row with `step(accumulator, value)` in two chains, joined by `join`. Lanes
 /// beyond the end are never folded: the last vector keeps their accumulators.
 #[inline(always)]
@@ -48,7 +63,7 @@ fn keep_first<S: Simd>(s: S, x: S::F, y: S::F, n: usize) -> S::F {
     }
 }
 
-/// `y = softmax(x)` of one row; with no element above −∞ the row becomes NaN, as the
+/// `y = softmax(x)` of one row, the same bits on every tier; with no element above −∞ the row becomes NaN, as the
 /// formula gives.
 ///
 /// # Safety
@@ -68,22 +83,28 @@ pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len:
             |a, b| s.max(a, b),
         ));
         let peak = s.splat(peak);
-        let mut total = s.splat(0.0);
+        let mut totals = [s.splat(0.0); CHAINS];
         let mut i = 0;
-        while i + S::LANES <= len {
-            let e = math::exp_nonpositive(s, s.sub(s.load(x.add(i)), peak));
-            total = s.add(total, e);
-            s.store(y.add(i), e);
-            i += S::LANES;
+        while i + CHAINS <= len {
+            for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(&mut totals) {
+                let e = math::exp_nonpositive(s, s.sub(s.load(x.add(i + lane)), peak));
+                s.store(y.add(i + lane), e);
+                *total = s.add(*total, e);
+            }
+            i += CHAINS;
         }
-        let mut sum = s.sum(total);
-        if i < len {
-            let bits = low_bits(len - i);
-            let e = math::exp_nonpositive(s, s.sub(s.load_bits(x.add(i), bits), peak));
-            s.store_bits(y.add(i), e, bits);
-            sum += s.sum(s.load_bits(y.add(i), bits));
+        for (lane, total) in (0..len - i).step_by(S::LANES).zip(&mut totals) {
+            let (at, bits) = (i + lane, low_bits((len - i - lane).min(S::LANES)));
+            let e = math::exp_nonpositive(s, s.sub(s.load_bits(x.add(at), bits), peak));
+            s.store_bits(y.add(at), e, bits);
+            // Read again, zeros stand behind the end.
+            *total = s.add(*total, s.load_bits(y.add(at), bits));
         }
-        let factor = s.splat(1.0 / sum);
+        let mut chains = [0f32; CHAINS];
+        for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(totals) {
+            s.store(chains.as_mut_ptr().add(lane), total);
+        }
+        let factor = s.splat(1.0 / joined(chains));
         crate::elementwise::map(
             s,
             y,

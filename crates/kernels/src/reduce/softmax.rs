@@ -230,6 +230,21 @@ mod tests {
     }
 
     #[test]
+    fn gives_the_same_bits_on_every_tier() {
+        let mut r = Random::new(4);
+        for shape in [[2, 1, 1], [3, 10, 1], [2, 33, 1], [3, 197, 1], [2, 5, 37]] {
+            let x: Vec<f32> = r.vec(shape.iter().product()).iter().map(|v| v * 9.0).collect();
+            let mut first: Option<Vec<u32>> = None;
+            for exec in execs() {
+                let mut y = vec![0.0; x.len()];
+                softmax(&exec, &x, &mut y, shape).unwrap();
+                let bits: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
+                assert_eq!(&bits, first.get_or_insert_with(|| bits.clone()), "{shape:?} {exec:?}");
+            }
+        }
+    }
+
+    #[test]
     fn gives_zero_to_masked_elements() {
         let exec = Exec::new(crate::Isa::detect(), 1);
         let mut y = [1.0; 3];

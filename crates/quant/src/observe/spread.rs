@@ -45,7 +45,7 @@ impl Spread {
     /// Whether it can be a record: what a file claims may not.
     pub(crate) fn is_sound(&self) -> bool {
         let ordered = || self.channels().all(|(a, b)| a.is_finite() && b.is_finite() && a <= b);
-        self.min.len() == self.max.len() && self.min.len() <= MOST && ordered() && !(self.void && !self.min.is_empty())
+        self.min.len() == self.max.len() && self.min.len() <= MOST && ordered() && (!self.void || self.min.is_empty())
     }
 }
 

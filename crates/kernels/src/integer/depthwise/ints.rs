@@ -93,13 +93,13 @@ impl Plan {
 
 /// The image and the shape of the result.
 pub(super) struct Image<'a> {
-    p: &'a Conv2dParams,
-    out: [usize; 2],
-    data: *const u8,
+    pub p: &'a Conv2dParams,
+    pub out: [usize; 2],
+    pub data: *const u8,
     /// A pixel of padding, as in the image.
-    pad: [u8; BLOCK],
+    pub pad: [u8; BLOCK],
     /// What makes the image's bytes unsigned.
-    flip: u8,
+    pub flip: u8,
     /// Columns that the windows reach.
     reach: usize,
 }

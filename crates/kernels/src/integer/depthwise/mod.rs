@@ -1,8 +1,12 @@
 //! Depthwise convolution of NHWC images: each channel alone, vectors over the channels.
 
+#[cfg(target_arch = "x86_64")]
+mod direct;
 mod finish;
 mod floats;
 mod ints;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 use crate::buffer::Buffer;
 use crate::conv::Conv2dParams;
@@ -51,6 +55,8 @@ pub struct DepthwiseWeights {
     shape: [usize; 3],
     form: Form,
     data: Buffer,
+    /// The same in the order of `direct`, where that multiplies them.
+    direct: Option<Buffer>,
     sums: Vec<i32>,
 }
 
@@ -70,7 +76,7 @@ impl DepthwiseWeights {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.data.len() * 4
+        4 * (self.data.len() + self.direct.as_ref().map_or(0, |direct| direct.len()))
     }
 }
 
@@ -108,7 +114,7 @@ pub fn depthwise_nhwc_pack<T: DepthwiseElement>(
                 *value = w[c * window + t].float();
             }
         }
-        return Ok(DepthwiseWeights { shape, form: Form::Floats, data, sums: Vec::new() });
+        return Ok(DepthwiseWeights { shape, form: Form::Floats, data, direct: None, sums: Vec::new() });
     }
     let at = |c: usize, t: usize| w[c * window + t].float() as i32 - zeros.get(c).copied().unwrap_or(0);
     let narrow = (0..p.c).all(|c| (0..window).all(|t| i8::try_from(at(c, t)).is_ok()));
@@ -116,7 +122,18 @@ pub fn depthwise_nhwc_pack<T: DepthwiseElement>(
     let bytes = narrow && ints::multiplies_bytes(exec.isa());
     let plan = ints::Plan::new(p);
     let data = plan.pack(p, padded, bytes, &at)?;
-    Ok(DepthwiseWeights { shape, form: Form::Words { plan, bytes }, data, sums })
+    let direct = if bytes { pack_direct(p, &at)? } else { None };
+    Ok(DepthwiseWeights { shape, form: Form::Words { plan, bytes }, data, direct, sums })
+}
+
+/// The weights for `direct`, if it takes such windows.
+fn pack_direct(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Option<Buffer>> {
+    #[cfg(target_arch = "x86_64")]
+    if direct::takes(p) {
+        return direct::pack(p, at).map(Some);
+    }
+    let _ = (p, at);
+    Ok(None)
 }
 
 /// `y = epilogue(conv(x, w))` for NHWC `x` and `y`, each channel with its own window;
@@ -157,6 +174,14 @@ pub fn depthwise_nhwc(
             let tier = !bytes || ints::multiplies_bytes(exec.isa());
             require(NAME, tier, "the weights were packed for another instruction set")?;
             let image = ints::Image::new(p, [oh, ow], &x, pad)?;
+            #[cfg(target_arch = "x86_64")]
+            if let (Some(vnni), Some(weights)) = (crate::isa::Vnni::new(exec.isa()), &weights.direct)
+                && direct::takes(p)
+                && direct::finishes(epilogue, &out)
+            {
+                direct::run(exec, vnni, &image, weights, epilogue, out);
+                return Ok(());
+            }
             ints::run(exec, &image, (plan, bytes), &weights.data, epilogue, out);
         }
     }

@@ -123,6 +123,53 @@ fn finishes_as_the_definition_on_every_tier() {
 }
 
 #[test]
+fn rounds_windows_of_nine_alike_on_every_tier() {
+    let mut random = Random::new(34);
+    let base = params()[0];
+    let shapes = [1, 15, 16, 24, 48, 64, 96, 144].into_iter().flat_map(|c| {
+        [([1, 1], [1; 4]), ([2, 2], [1; 4]), ([2, 1], [0, 2, 1, 0]), ([1, 2], [0, 0, 1, 2]), ([1, 1], [3, 4, 3, 5])]
+            .map(|(strides, pads)| Conv2dParams { n: 2, c, oc: c, groups: c, strides, pads, ..base })
+    });
+    for p in shapes {
+        let ([oh, ow], c) = (p.output().unwrap(), p.c);
+        let x: Vec<u8> = (0..p.n * p.h * p.w * c).map(|_| random.next() as u8).collect();
+        let signed: Vec<i8> = x.iter().map(|&b| (b ^ 0x80) as i8).collect();
+        let w: Vec<i8> = (0..p.weight_len().unwrap()).map(|_| random.next() as i8).collect();
+        let scales: Vec<f32> = (0..c).map(|_| 1e-3 * (2.0 + random.unit())).collect();
+        // Weights without a scale: NaN must be alike too.
+        let scales: Vec<f32> = scales.iter().enumerate().map(|(i, &s)| if i == 13 { f32::NAN } else { s }).collect();
+        let (offsets, bias) = ((0..c).map(|i| i as i32 * 37 - 9000).collect::<Vec<_>>(), random.vec(c));
+        for (activation, bias) in
+            [(Activation::None, &bias[..]), (Activation::Relu, &[]), (Activation::Clip { lo: 0.0, hi: 6.0 }, &bias[..])]
+        {
+            let e = Epilogue { offsets: &offsets, scales: &scales, bias, activation, ..Epilogue::default() };
+            let (mut want, mut first) = (vec![0f32; p.n * oh * ow * c], None);
+            for exec in execs() {
+                let weights = depthwise_nhwc_pack(&exec, &p, &w, &[]).unwrap();
+                if first.is_none() {
+                    depthwise_nhwc(&exec, &p, Rows::U8(&x), 77, &weights, &e, Target::F32(&mut want)).unwrap();
+                    first = Some(());
+                }
+                let code = |v: f32, zero: i32, low: i32| match (v * 7.0).round_ties_even() {
+                    v if v.is_nan() => low,
+                    v => (v as i32).saturating_add(zero).clamp(low, low + 255),
+                };
+                let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&vec![0u8; want.len()]));
+                let target = Target::U8(y.get(), 7.0, 31);
+                depthwise_nhwc(&exec, &p, Rows::U8(gx.get()), 77, &weights, &e, target).unwrap();
+                let codes: Vec<u8> = want.iter().map(|&v| code(v, 31, 0) as u8).collect();
+                assert_eq!(y.get(), codes, "{p:?} {activation:?} {exec:?}");
+                let (mut gx, mut y) = (Guarded::new(&signed), Guarded::new(&vec![0i8; want.len()]));
+                let target = Target::I8(y.get(), 7.0, -128);
+                depthwise_nhwc(&exec, &p, Rows::I8(gx.get()), 77 - 128, &weights, &e, target).unwrap();
+                let codes: Vec<i8> = want.iter().map(|&v| code(v, -128, -128) as i8).collect();
+                assert_eq!(y.get(), codes, "{p:?} {activation:?} {exec:?} signed");
+            }
+        }
+    }
+}
+
+#[test]
 fn convolves_floats_alike_on_every_tier() {
     let mut random = Random::new(35);
     for p in params() {

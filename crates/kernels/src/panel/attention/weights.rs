@@ -1,10 +1,10 @@
 //! From sums of products to the weights of an attention, as integers.
 
 use super::Factor;
-pub(super) use crate::integer::CHAINS as GROUP;
 use crate::integer::exponentials;
 use crate::panel::finish::{Out, Rounding};
 use crate::panel::pack::Columns;
+pub(super) use crate::reduce::CHAINS as GROUP;
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// Scratch as integers.

@@ -1,0 +1,396 @@
+//! Windows of 3 × 3 on 8-bit integers with AVX-512 VNNI, from the image to the codes of the result in registers.
+//!
+//! As in [`super::ints`], a word holds four rows of a channel, and a column of the window is a dot product of four bytes.
+//! The words of a column of the image are made once, kept for the three windows that they belong to, and never stored.
+//! They come in the order in which the bytes of a vector unpack: word `4 l + i` of vector `j` is channel `16 l + 4 j + i`.
+//! Weights are packed in that order, and packing the results to bytes undoes it.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::NAME;
+use super::finish::is_plain;
+use super::ints::Image;
+use super::vectors::Vector;
+use crate::buffer::Buffer;
+use crate::conv::Conv2dParams;
+use crate::error::{Result, product};
+use crate::exec::Exec;
+use crate::isa::Vnni;
+use crate::panel::{Epilogue, IntFormat, Out};
+
+/// Multiply-adds that one task takes at least.
+const GRAIN: usize = 1 << 17;
+/// Channels of the widest vectors.
+const WIDE: usize = 64;
+/// Channels of the narrowest vectors.
+const NARROW: usize = 16;
+/// Rows and columns of a window.
+const WINDOW: usize = 3;
+
+/// Whether windows are of the shape that is multiplied here.
+pub(super) fn takes(p: &Conv2dParams) -> bool {
+    (p.kh, p.kw) == (WINDOW, WINDOW) && p.dilations == [1, 1] && p.strides[1] <= 2
+}
+
+/// Whether results of this kind are made here: integers behind no more than a bias and a clamp.
+pub(super) fn finishes(e: &Epilogue<'_>, out: &Out) -> bool {
+    is_plain(e) && out.int_format().is_some()
+}
+
+/// Rows of the result that share the words of four rows of the image.
+fn rows_together(p: &Conv2dParams) -> usize {
+    if p.strides[0] == 1 { 2 } else { 1 }
+}
+
+/// Channels that one vector takes.
+#[derive(Clone, Copy)]
+struct Piece {
+    first: usize,
+    channels: usize,
+    /// `channels`, or the bytes of the narrowest vectors if that is more.
+    width: usize,
+}
+
+/// The channels by the widest vectors that they fill.
+fn pieces(c: usize) -> impl Iterator<Item = Piece> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let left = c - first;
+        let width = [WIDE, WIDE / 2].into_iter().find(|&width| width <= left).unwrap_or(NARROW);
+        let channels = left.min(width);
+        let piece = Piece { first, channels, width };
+        first += channels;
+        (channels > 0).then_some(piece)
+    })
+}
+
+/// The weights by piece, row of the result and column of the window. `at(c, t)` is tap `t` of channel `c`, which is an i8.
+pub(super) fn pack(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Buffer> {
+    let rows = rows_together(p);
+    let mut data = Buffer::lasting(product(NAME, &[rows * WINDOW, p.c.next_multiple_of(NARROW)])?);
+    for piece in pieces(p.c) {
+        let words = &mut data[piece.first * rows * WINDOW..][..piece.width * rows * WINDOW];
+        for (index, words) in words.chunks_exact_mut(piece.width).enumerate() {
+            let (row, kx) = (index / WINDOW, index % WINDOW);
+            for c in 0..piece.channels {
+                let byte = |k: usize| match k.checked_sub(row) {
+                    Some(ky) if ky < WINDOW => at(piece.first + c, ky * WINDOW + kx) as u8,
+                    _ => 0,
+                };
+                words[place(c, piece.width)] = f32::from_bits(u32::from_le_bytes([0, 1, 2, 3].map(byte)));
+            }
+        }
+    }
+    Ok(data)
+}
+
+/// Where the word of channel `c` of a piece stands.
+fn place(c: usize, width: usize) -> usize {
+    c % 16 / 4 * (width / 4) + c / 16 * 4 + c % 4
+}
+
+/// Convolves `image`; [`takes`] and [`finishes`] have accepted it, and `weights` are those of [`pack`].
+pub(super) fn run(exec: &Exec, vnni: Vnni, image: &Image<'_>, weights: &[f32], epilogue: &Epilogue<'_>, out: Out) {
+    let Some(format) = out.int_format() else { return };
+    let (p, [oh, ow]) = (image.p, image.out);
+    let rows = rows_together(p);
+    let down = p.n * oh.div_ceil(rows);
+    let work = (rows * ow * WIDE.min(p.c)).saturating_mul(WINDOW * WINDOW);
+    // The rows of a piece follow each other: they share its constants and rows of the image.
+    exec.split(pieces(p.c).count() * down, GRAIN / work.max(1) + 1, &|range| {
+        for (i, piece) in pieces(p.c).enumerate() {
+            let groups = range.start.max(i * down)..range.end.min((i + 1) * down);
+            if groups.is_empty() {
+                continue;
+            }
+            let groups = groups.start - i * down..groups.end - i * down;
+            let job = Job { image, weights, epilogue, out, format, piece, groups };
+            // SAFETY: the token proves the features; other tasks write other rows or channels.
+            unsafe { by_shape(vnni, &job) };
+        }
+    });
+}
+
+/// Groups of rows of one piece.
+struct Job<'a> {
+    image: &'a Image<'a>,
+    weights: &'a [f32],
+    epilogue: &'a Epilogue<'a>,
+    out: Out,
+    format: IntFormat,
+    piece: Piece,
+    groups: Range<usize>,
+}
+
+/// # Safety
+/// As [`Job::run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx2,fma,f16c,bmi2,popcnt")]
+unsafe fn by_shape(_: Vnni, job: &Job<'_>) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match job.piece.width {
+            WIDE => job.by_strides::<__m512i>(),
+            NARROW => job.by_strides::<__m128i>(),
+            _ => job.by_strides::<__m256i>(),
+        }
+    }
+}
+
+/// What is the same for all results of a piece.
+struct Constants<V: Vector> {
+    offset: [V; 4],
+    scale: [V::Floats; 4],
+    bias: Option<[V::Floats; 4]>,
+    inverse: V::Floats,
+    low: V::Floats,
+    high: V::Floats,
+    /// In 16 bits.
+    zero: V,
+}
+
+/// Four rows of the image, or padding: where they start, and bytes between pixels.
+type Lines = [(*const u8, usize); 4];
+
+impl Job<'_> {
+    /// # Safety
+    /// As [`Job::run`].
+    #[inline(always)]
+    unsafe fn by_strides<V: Vector>(&self) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match (self.image.p.strides[0], self.image.p.strides[1]) {
+                (1, 1) => self.run::<V, 2, 1>(),
+                (1, _) => self.run::<V, 2, 2>(),
+                (_, 1) => self.run::<V, 1, 1>(),
+                _ => self.run::<V, 1, 2>(),
+            }
+        }
+    }
+
+    /// `ROWS` rows of the result at a time, `STRIDE` columns of the image from one of its pixels to the next.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VNNI, and nobody else uses these results.
+    #[inline(always)]
+    unsafe fn run<V: Vector, const ROWS: usize, const STRIDE: usize>(&self) {
+        let p = self.image.p;
+        let [oh, _] = self.image.out;
+        let down = oh.div_ceil(ROWS);
+        // SAFETY: passed on to the caller; `check` accepted one constant per channel.
+        unsafe {
+            let constants = self.constants::<V>();
+            for group in self.groups.clone() {
+                let (n, oy) = (group / down, group % down * ROWS);
+                let lines = self.lines(n, oy);
+                let at = (n * oh + oy) * self.image.out[1] * p.c + self.piece.first;
+                self.row::<V, ROWS, STRIDE>(&constants, &lines, self.out.data.wrapping_add(at), ROWS.min(oh - oy));
+            }
+        }
+    }
+
+    /// The four rows of the image that belong to the windows of row `oy` of the result; with only one row of results the
+    /// fourth counts nothing, and is the third.
+    fn lines(&self, n: usize, oy: usize) -> Lines {
+        let (image, p) = (self.image, self.image.p);
+        let used = WINDOW + rows_together(p) - 1;
+        [0, 1, 2, 3].map(|k: usize| {
+            let y = (oy * p.strides[0] + k.min(used - 1)).wrapping_sub(p.pads[0]);
+            if y < p.h {
+                (image.data.wrapping_add((n * p.h + y) * p.w * p.c + self.piece.first), p.c)
+            } else {
+                (image.pad.as_ptr(), 0)
+            }
+        })
+    }
+
+    /// # Safety
+    /// The arrays of the epilogue have an element per channel.
+    #[inline(always)]
+    unsafe fn constants<V: Vector>(&self) -> Constants<V> {
+        let (e, format) = (self.epilogue, self.format);
+        let range = self.piece.first..self.piece.first + self.piece.channels;
+        let (offset, scale) = (spread(&e.offsets[range.clone()], V::BYTES), spread(&e.scales[range.clone()], V::BYTES));
+        let (low, high) = e.activation.bounds();
+        let bias = (!e.bias.is_empty()).then(|| spread(&e.bias[range], V::BYTES));
+        // SAFETY: four vectors of floats or words each.
+        unsafe {
+            let zero = V::splat_float(0.0);
+            let mut constants = Constants {
+                offset: [V::splat(0); 4],
+                scale: [zero; 4],
+                bias: bias.map(|_| [zero; 4]),
+                inverse: V::splat_float(format.inverse),
+                // A clamp behind the multiplication by `inverse`; below, saturation bounds the codes.
+                low: V::splat_float(low * format.inverse),
+                high: V::splat_float((high * format.inverse).min((format.highest() - format.zero) as f32)),
+                zero: V::splat_half(format.zero as i16),
+            };
+            for j in 0..4 {
+                let at = j * V::BYTES / 4;
+                constants.offset[j] = V::words(offset.as_ptr().add(at).cast());
+                constants.scale[j] = V::floats(scale.as_ptr().add(at));
+                if let (Some(to), Some(bias)) = (&mut constants.bias, &bias) {
+                    to[j] = V::floats(bias.as_ptr().add(at));
+                }
+            }
+            constants
+        }
+    }
+
+    /// # Safety
+    /// The lines lie in the image, and `count` rows of results from `out` on are ours.
+    #[inline(always)]
+    unsafe fn row<V: Vector, const ROWS: usize, const STRIDE: usize>(
+        &self,
+        constants: &Constants<V>,
+        lines: &Lines,
+        out: *mut u8,
+        count: usize,
+    ) {
+        let (image, p) = (self.image, self.image.p);
+        let [_, ow] = image.out;
+        let weights = self.weights[self.piece.first * ROWS * WINDOW..].as_ptr().cast::<u32>();
+        // SAFETY: passed on to the caller; the weights were packed for these rows.
+        unsafe {
+            let flip = V::splat(image.flip);
+            let filled = V::xor(V::splat(image.pad[0]), flip);
+            let padding = V::zip([filled, filled, filled, filled]);
+            let columns = Columns { lines, flip, padding, left: p.pads[1], width: p.w, channels: self.piece.channels };
+            let mut words = [padding, padding, columns.at(0)];
+            if STRIDE == 1 {
+                words = [padding, words[2], columns.at(1)];
+            }
+            for x in 0..ow {
+                words = match STRIDE {
+                    1 => [words[1], words[2], columns.at(x + 2)],
+                    _ => [words[2], columns.at(2 * x + 1), columns.at(2 * x + 2)],
+                };
+                for row in 0..ROWS {
+                    let mut sums = constants.offset;
+                    for (kx, words) in words.iter().enumerate() {
+                        let w = weights.add((row * WINDOW + kx) * V::BYTES);
+                        for (j, sum) in sums.iter_mut().enumerate() {
+                            *sum = V::dot(*sum, words[j], V::words(w.add(j * V::BYTES / 4)));
+                        }
+                    }
+                    let codes = self.codes(constants, sums);
+                    if row < count {
+                        V::store(out.wrapping_add((row * ow + x) * p.c), codes, self.piece.channels);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scales, clamps and rounds a vector of channels.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[inline(always)]
+    unsafe fn codes<V: Vector>(&self, c: &Constants<V>, sums: [V; 4]) -> V {
+        let mut rounded = sums;
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for (j, r) in rounded.iter_mut().enumerate() {
+                let mut v = V::mul(V::convert(*r), c.scale[j]);
+                if let Some(bias) = &c.bias {
+                    v = V::add(v, bias[j]);
+                }
+                // NaN passes, and becomes the smallest code: `min` and `max` give their second operand then.
+                *r = V::round(V::min(c.high, V::max(c.low, V::mul(v, c.inverse))));
+            }
+            V::narrow(rounded, c.zero, self.format.signed)
+        }
+    }
+}
+
+/// The words of a column of four rows. Columns count from the padding on the left.
+///
+/// No closures here: they would be compiled without the features.
+struct Columns<'a, V: Vector> {
+    lines: &'a Lines,
+    /// Combined with all bytes.
+    flip: V,
+    padding: [V; 4],
+    left: usize,
+    width: usize,
+    channels: usize,
+}
+
+impl<V: Vector> Columns<'_, V> {
+    /// # Safety
+    /// The lines have the columns.
+    #[inline(always)]
+    unsafe fn at(&self, x: usize) -> [V; 4] {
+        let x = x.wrapping_sub(self.left);
+        if x >= self.width {
+            return self.padding;
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { V::zip([self.bytes(0, x), self.bytes(1, x), self.bytes(2, x), self.bytes(3, x)]) }
+    }
+
+    /// # Safety
+    /// As [`Columns::at`].
+    #[inline(always)]
+    unsafe fn bytes(&self, k: usize, x: usize) -> V {
+        let (line, step) = self.lines[k];
+        // SAFETY: passed on to the caller.
+        unsafe { V::xor(V::load(line.wrapping_add(x * step), self.channels), self.flip) }
+    }
+}
+
+/// Constants of the channels in the order of the words.
+fn spread<T: Copy + Default>(from: &[T], width: usize) -> [T; WIDE] {
+    let mut to = [T::default(); WIDE];
+    for (i, four) in from.chunks(4).enumerate() {
+        let at = i % 4 * (width / 4) + i / 4 * 4;
+        to[at..at + four.len()].copy_from_slice(four);
+    }
+    to
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn covers_each_channel_once() {
+        for c in 1..300 {
+            let mut next = 0;
+            for piece in pieces(c) {
+                assert_eq!(piece.first, next, "{c}");
+                assert!(piece.width == piece.channels || piece.width == NARROW && piece.channels < NARROW, "{c}");
+                next += piece.channels;
+            }
+            assert_eq!(next, c);
+        }
+    }
+
+    #[test]
+    fn leaves_other_windows_alone() {
+        let p = Conv2dParams {
+            n: 1,
+            c: 8,
+            h: 9,
+            w: 9,
+            oc: 8,
+            kh: 3,
+            kw: 3,
+            strides: [1, 1],
+            pads: [1; 4],
+            dilations: [1, 1],
+            groups: 8,
+        };
+        assert!(takes(&p) && takes(&Conv2dParams { strides: [3, 2], ..p }));
+        for other in [
+            Conv2dParams { kw: 5, ..p },
+            Conv2dParams { kh: 5, ..p },
+            Conv2dParams { dilations: [1, 2], ..p },
+            Conv2dParams { strides: [1, 3], ..p },
+        ] {
+            assert!(!takes(&other), "{other:?}");
+        }
+    }
+}
