@@ -130,12 +130,16 @@ impl Calibrate {
         let dataset = self.data.open(&model.graph, Split::Calibration)?;
         let layout = quantize::layout(model, options)?;
         let channels = quantize::channels(&model.graph, &layout, options);
+        // The ranges serve settings that round convolutions everywhere as well.
+        let rounded = QuantOptions { float_outputs: false, ..options.clone() };
+        let also = quantize::layout(model, &rounded)?.observed(&model.graph);
         let job = Job {
             threads: self.threads.threads,
             batch: self.data.batch,
             histograms: !self.no_histograms,
             positions: options.position_bits(),
             channels,
+            also,
             mask: self.mask.input(&model.graph)?,
             float: self.float,
             skip,
@@ -191,8 +195,10 @@ pub struct Job {
     pub histograms: bool,
     /// The bits of codes whose fix positions are searched in each batch, if a scheme asks for them.
     pub positions: Option<u8>,
-    /// The values whose sums by channel are kept.
+    /// The values of which a record by channel is kept.
     pub channels: BTreeMap<ValueId, ByChannel>,
+    /// Values to observe beside those of the layout.
+    pub also: Vec<ValueId>,
     /// The input whose zeros mark positions that are not recorded.
     pub mask: Option<usize>,
     /// How floats are multiplied.
@@ -216,7 +222,10 @@ pub struct Done {
 impl Job {
     /// Runs the model on the samples and records what the plan needs.
     pub fn run(&self, model: &Model, layout: &Layout, dataset: &Dataset, mut start: Ranges) -> Result<Done> {
-        let observed = layout.observed(&model.graph);
+        let mut observed = layout.observed(&model.graph);
+        observed.extend(&self.also);
+        observed.sort_unstable();
+        observed.dedup();
         start.random |= dataset.is_random();
         let source = dataset.path().display().to_string();
         if !start.data.contains(&source) {

@@ -110,6 +110,7 @@ impl Demo {
             histograms: false,
             positions: None,
             channels: Default::default(),
+            also: Vec::new(),
             mask: None,
             float: Floats::default(),
             skip: 0,

@@ -176,7 +176,7 @@ fn makes_the_integers_of_onnx_runtime_from_integer_operators() {
 
 #[test]
 fn keeps_the_fusions_of_onnx_runtime() {
-    let Some(cnn) = quantized("digits-cnn", "") else { return };
+    let Some(cnn) = quantized("digits-cnn", "--target onnxruntime") else { return };
     for op in ["QLinearConv", "QLinearAdd", "QGemm"] {
         assert!(count(&cnn, op) > 0, "no {op}: {}", cnn["operators"]);
     }

@@ -179,6 +179,8 @@ pub enum Verdict {
     Runs,
     /// It runs it, but the user should know this.
     Note(&'static str),
+    /// It runs it as ONNX defines it, but on floats; settings are changed to have it on integers.
+    Slow(Change, &'static str),
     /// It does not, for this reason; settings are changed.
     Adapt(Change, &'static str),
     /// It does not, for this reason, and nothing else would be what was asked for; what the user can do.
@@ -271,7 +273,7 @@ fn round(
                     fitted.notes.push(note);
                 }
             }
-            Verdict::Adapt(change, why) => {
+            Verdict::Slow(change, why) | Verdict::Adapt(change, why) => {
                 apply(options, change);
                 fitted.adapted.push(format!("{change}: {} {why}", profile.name));
                 return Ok(true);

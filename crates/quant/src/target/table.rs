@@ -11,7 +11,7 @@ use crate::approach::BlockType::{
 };
 use crate::scheme::NumberFormat as N;
 use Feature::{Activations, Blocks, NBits, Weights};
-use Verdict::{Adapt, Note, Refuse, Runs};
+use Verdict::{Adapt, Note, Refuse, Runs, Slow};
 
 /// A target, as it is known.
 #[derive(Debug, Clone, Copy)]
@@ -106,10 +106,10 @@ pub const ROWS: &[Row] = &[
     Row(Feature::WeightZeroPoints, adapt_trt_activations(Change::SymmetricWeights)),
     Row(Feature::Int32Biases, [Runs, Runs, Adapt(Change::FloatBiases, "does not dequantize int32")]),
     Row(Feature::JoinedCodes, [Runs, Adapt(Change::FloatOutputs, OV_JOINED), Runs]),
-    Row(Feature::FloatOutputs, [Adapt(Change::IntegerOutputs, ORT_CONV), Runs, Runs]),
+    Row(Feature::FloatOutputs, [Slow(Change::IntegerOutputs, ORT_CONV), Runs, Runs]),
     Row(
         Feature::ChannelActivations,
-        [Adapt(Change::TensorActivations, ORT_CHANNELS), Runs, Adapt(Change::TensorActivations, TRT_CHANNELS)],
+        [Slow(Change::TensorActivations, ORT_CHANNELS), Runs, Adapt(Change::TensorActivations, TRT_CHANNELS)],
     ),
     Row(Feature::Tables, [Runs, Runs, Adapt(Change::FloatTables, "does not gather int8")]),
     Row(Feature::QOperators, [Runs, Refuse(NO_QLINEAR, QDQ_HELP), Refuse(NO_QLINEAR, QDQ_HELP)]),

@@ -276,6 +276,7 @@ impl Quantize {
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),
+            also: Vec::new(),
             mask: self.mask.input(&model.graph)?,
             float: self.float,
             skip: 0,

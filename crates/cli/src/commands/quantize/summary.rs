@@ -213,7 +213,7 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     }
     if s.by_channel > 0 {
         out.push_str(&format!(
-            "  channel {} inputs of depthwise convolutions have a scale per channel (--channel-activations=no: one each)\n",
+            "  channel {} inputs of depthwise convolutions have a scale per channel (ONNX Runtime computes those on floats: --target onnxruntime)\n",
             s.by_channel
         ));
     }
