@@ -185,7 +185,7 @@ fn keeps_the_fusions_of_onnx_runtime() {
     }
     let Some(mlp) = quantized("diabetes-mlp", "") else { return };
     assert_eq!((count(&mlp, "QGemm") + count(&mlp, "QLinearMatMul"), count(&mlp, "Gemm")), (3, 0), "{mlp}");
-    let Some(vit) = quantized("digits-vit", "") else { return };
+    let Some(vit) = quantized("digits-vit", "--target onnxruntime") else { return };
     let fused = count(&vit, "QLinearMatMul") + count(&vit, "MatMulIntegerToFloat") + count(&vit, "QGemm");
     // Four products with weights in each of three layers, and the head.
     assert!(fused >= 13, "{vit}");
