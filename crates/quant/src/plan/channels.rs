@@ -19,8 +19,8 @@ const GAIN: f64 = 1.0;
 /// The smallest scale of a channel, as a share of the greatest, so that no channel drowns in the rounding of its factor.
 const LEAST: f64 = 0.01;
 
-/// The depthwise convolutions whose input may have a scale per channel, by that input: what one convolution makes (and a
-/// function behind it) and nothing else reads.
+/// The depthwise convolutions whose input may have a scale per channel, by that input: what a function behind a convolution
+/// makes and nothing else reads.
 pub(crate) fn candidates(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTreeMap<ValueId, NodeId> {
     if !options.channel_activations || !options.float_outputs {
         return BTreeMap::new();
@@ -28,8 +28,11 @@ pub(crate) fn candidates(graph: &Graph, layout: &Layout, options: &QuantOptions)
     let alone: Vec<ValueId> = layout.groups().filter_map(|g| <[ValueId; 1]>::try_from(g).ok()).map(|[v]| v).collect();
     let of = |v: ValueId| {
         let u = graph.only_use(v)?;
-        let made = graph.producer(v).and_then(|(id, _)| layout.kinds.get(&id));
-        let fits = matches!(made, Some(Kind::Product | Kind::Fused)) && !graph.is_output(v);
+        let (maker, _) = graph.producer(v)?;
+        // ONNX Runtime 1.31.1 fuses a convolution with the QuantizeLinear behind it or its Relu whatever the scales are, and
+        // fails when it runs; ranges behind a Relu can be evened out in the weights instead (`--equalize`).
+        let function = !matches!(graph.node(maker).op.name(), "Relu" | "Clip");
+        let fits = layout.kinds.get(&maker) == Some(&Kind::Fused) && function && !graph.is_output(v);
         let product = layout.kinds.get(&u.node) == Some(&Kind::Product);
         (fits && product && u.input == 0 && is_depthwise(graph, u.node)).then_some((v, u.node))
     };
