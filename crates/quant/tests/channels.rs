@@ -4,6 +4,7 @@ use narrowbit_ir::{Graph, Model, text};
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_ops::Registry;
 use narrowbit_quant::calibrate::{CalibrateError, Calibrator};
+use narrowbit_quant::encodings::{Encodings, Format};
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::plan::QuantPlan;
 use narrowbit_quant::quantize;
@@ -36,19 +37,24 @@ fn outputs(graph: &Graph) -> Vec<f32> {
     session.run(&[samples()]).unwrap()[0].to_f32s().unwrap().into_owned()
 }
 
+/// What calibration sees of the samples.
+fn ranges(model: &Model, options: &QuantOptions) -> Ranges {
+    let layout = quantize::layout(model, options).unwrap();
+    let (observed, channels) = (layout.observed(&model.graph), quantize::channels(&model.graph, &layout, options));
+    let mut calibrator =
+        Calibrator::with_channels(&model.graph, &observed, &channels, false, 1, Ranges::default()).unwrap();
+    calibrator.add(std::iter::once(Ok::<_, CalibrateError>((vec![samples()], 1))), |_, _| {}).unwrap();
+    calibrator.into_ranges()
+}
+
 /// Quantizes on the samples; the plan, the names of the operators in order, and the error of each channel's outputs as a
 /// share of their magnitude.
 fn quantized(function: &str, options: &QuantOptions) -> (QuantPlan, Vec<String>, Vec<f32>) {
     let mut model = model(function);
     let want = outputs(&model.graph);
-    let layout = quantize::layout(&model, options).unwrap();
-    let (observed, channels) = (layout.observed(&model.graph), quantize::channels(&model.graph, &layout, options));
-    let calibrator =
-        Calibrator::with_channels(&model.graph, &observed, &channels, false, 1, Ranges::default()).unwrap();
-    let mut calibrator = calibrator;
-    calibrator.add(std::iter::once(Ok::<_, CalibrateError>((vec![samples()], 1))), |_, _| {}).unwrap();
+    let (layout, ranges) = (quantize::layout(&model, options).unwrap(), ranges(&model, options));
     let exec = Exec::new(Isa::detect(), 1);
-    let (plan, _) = quantize::quantize(&mut model, layout, &calibrator.into_ranges(), options, &exec).unwrap();
+    let (plan, _) = quantize::quantize(&mut model, layout, &ranges, options, &exec).unwrap();
     let got = outputs(&model.graph);
     let share = |c: usize| {
         let (a, b) = (&want[c * 64..][..64], &got[c * 64..][..64]);
@@ -94,12 +100,9 @@ fn has_one_scale_where_that_is_asked_for_or_where_channels_are_alike() {
     let layout = quantize::layout(&even, &options).unwrap();
     let channels = quantize::channels(&even.graph, &layout, &options);
     assert_eq!(channels.len(), 1);
-    let observed = layout.observed(&even.graph);
-    let mut calibrator =
-        Calibrator::with_channels(&even.graph, &observed, &channels, false, 1, Ranges::default()).unwrap();
-    calibrator.add(std::iter::once(Ok::<_, CalibrateError>((vec![samples()], 1))), |_, _| {}).unwrap();
+    let ranges = ranges(&even, &options);
     let exec = Exec::new(Isa::detect(), 1);
-    let (plan, _) = quantize::quantize(&mut even, layout, &calibrator.into_ranges(), &options, &exec).unwrap();
+    let (plan, _) = quantize::quantize(&mut even, layout, &ranges, &options, &exec).unwrap();
     assert!(plan.channel_scales.is_empty(), "nothing is gained by more scales");
 }
 
@@ -110,5 +113,71 @@ fn rounds_convolutions_before_their_functions_where_that_is_asked_for() {
         let (plan, ops, _) = quantized(function, &rounded);
         assert!(plan.channel_scales.is_empty());
         assert_eq!(ops.iter().filter(|o| *o == "QuantizeLinear").count(), pairs, "{function}: {ops:?}");
+    }
+}
+
+/// Quantizes by decisions alone: the operators in order and every constant, or why not.
+fn by_decisions(given: &Encodings) -> Result<Vec<(String, Tensor)>, String> {
+    let (mut model, options) = (model(FUNCTIONS[0]), QuantOptions::default());
+    let layout = quantize::layout(&model, &options).unwrap();
+    let ranges = ranges(&model, &options);
+    let exec = Exec::new(Isa::detect(), 1);
+    quantize::quantize_with(&mut model, layout, &ranges, given, &options, &exec).map_err(|e| e.to_string())?;
+    Ok(constants(&model.graph))
+}
+
+fn constants(graph: &Graph) -> Vec<(String, Tensor)> {
+    let of = |(_, n): (_, &narrowbit_ir::Node)| n.inputs.iter().flatten().copied().collect::<Vec<_>>();
+    let values = graph.nodes().flat_map(of);
+    values.filter_map(|v| Some((graph.value(v).name.clone(), graph.constant(v)?.clone()))).collect()
+}
+
+#[test]
+fn takes_decided_scales_of_channels_back() {
+    let (mut model, options) = (model(FUNCTIONS[0]), QuantOptions::default());
+    let (layout, ranges) = (quantize::layout(&model, &options).unwrap(), ranges(&model, &options));
+    quantize::quantize(&mut model, layout, &ranges, &options, &Exec::new(Isa::detect(), 1)).unwrap();
+    let decided = Encodings::decided(&model.graph, Some(&options));
+    assert_eq!((decided["a"].axis, decided["a"].scales.len()), (Some(1), 4));
+    let same = by_decisions(&Encodings::of_decided(&decided).unwrap()).unwrap();
+    assert_eq!(same, constants(&model.graph));
+
+    let edited = |edit: fn(&mut narrowbit_quant::encodings::Decided)| {
+        let mut edited = decided.clone();
+        edit(edited.get_mut("a").unwrap());
+        by_decisions(&Encodings::of_decided(&edited).unwrap())
+    };
+    assert_ne!(edited(|a| a.scales[3] *= 2.0).unwrap(), same, "a scale that is edited");
+    let whole = edited(|a| {
+        (a.axis, a.scales, a.scales_for) = (None, vec![0.5], None);
+        a.zero_points.truncate(1);
+    })
+    .unwrap();
+    assert!(whole.iter().any(|(name, t)| name == "a_scale" && t.rank() == 0), "one scale for the tensor");
+    for (edit, says) in [
+        ((|a| a.zero_points[1] += 1) as fn(&mut narrowbit_quant::encodings::Decided), "one zero point"),
+        (|a| [a.scales.truncate(3), a.zero_points.truncate(3)][0], "3 scales for 4 channels"),
+        (|a| (a.axis, a.scales_for) = (Some(2), None), "along axis 1"),
+    ] {
+        assert!(edited(edit).is_err_and(|e| e.contains(says)), "{says}");
+    }
+    let mut other = decided.clone();
+    other.insert("x".into(), decided["a"].clone());
+    let refused = by_decisions(&Encodings::of_decided(&other).unwrap());
+    assert!(refused.is_err_and(|e| e.contains("x: only what a depthwise convolution alone reads")));
+}
+
+#[test]
+fn writes_scales_of_channels_only_where_the_format_has_them() {
+    let (mut model, options) = (model(FUNCTIONS[0]), QuantOptions::default());
+    let (layout, ranges) = (quantize::layout(&model, &options).unwrap(), ranges(&model, &options));
+    quantize::quantize(&mut model, layout, &ranges, &options, &Exec::new(Isa::detect(), 1)).unwrap();
+    let held = Encodings::of_graph(&model.graph).unwrap();
+    let refused = held.write(Format::Ort, "").unwrap_err().to_string();
+    assert!(refused.contains("\"a\"") && refused.contains("--channel-activations=no"), "{refused}");
+    for format in [Format::Aimet, Format::AimetV0] {
+        let text = held.write(format, "").unwrap();
+        let read = Encodings::parse(text.as_bytes(), std::path::Path::new("a.json")).unwrap();
+        assert_eq!(read.tensors["a"].values, held.tensors["a"].values);
     }
 }

@@ -187,6 +187,34 @@ impl Encodings {
     }
 }
 
+/// What an entry says of an activation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Activation {
+    /// Of the tensor; with a scale for each channel the greatest of them, and the zero point of all.
+    pub value: Given,
+    /// The scale of each index of axis 1; empty for one of the tensor.
+    pub scales: Vec<f32>,
+}
+
+impl Activation {
+    fn of(values: &[Given]) -> Result<Activation, String> {
+        let points = values.iter().map(|v| if let Given::Point(p) = v { Ok(*p) } else { Err(()) });
+        match (values, points.collect::<Result<Vec<ScalePoint>, ()>>()) {
+            (&[value], _) => Ok(Activation { value, scales: Vec::new() }),
+            (_, Ok(points)) if !points.is_empty() => {
+                let zero_point = points[0].zero_point;
+                if points.iter().any(|p| p.zero_point != zero_point) {
+                    return Err("the channels of an activation have one zero point".into());
+                }
+                let scales: Vec<f32> = points.iter().map(|p| p.scale).collect();
+                let scale = scales.iter().copied().fold(0.0, f32::max);
+                Ok(Activation { value: Given::Point(ScalePoint { scale, zero_point }), scales })
+            }
+            _ => Err("an activation has one range".into()),
+        }
+    }
+}
+
 /// What became of a file's entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Applied {
@@ -226,29 +254,34 @@ impl Encoding {
         Encoding { part, format: Some(format), bits, symmetric: None, reduce_range: None, axis: None, values }
     }
 
-    /// The scheme and the point of an activation, where this entry is about one; `own` is [`Encodings::own`].
+    /// The scheme and the values of an activation, where this entry is about one; `own` is [`Encodings::own`].
     ///
     /// # Errors
     /// Why it can't be used.
-    pub(crate) fn activation(&self, before: ActivationScheme, own: bool) -> Result<(ActivationScheme, Given), String> {
-        let &[value] = self.values.as_slice() else { return Err("activations have one scale".into()) };
+    pub(crate) fn activation(
+        &self,
+        before: ActivationScheme,
+        own: bool,
+    ) -> Result<(ActivationScheme, Activation), String> {
+        let found = Activation::of(&self.values)?;
         let mut s = before;
         if let Some(format) = self.format {
             (s.format, s.bits) = (format, self.bits);
         }
         s.symmetric = self.symmetric.unwrap_or(s.symmetric);
-        if own {
-            own_activation(&mut s, before, value).map_err(|e| first_line(&e))?;
-            check_point(value, s.format.type_range())?;
-            return Ok((s, value));
-        }
-        if let Given::Point(p) = value {
-            s.symmetric = p.zero_point == middle(s.format, s.bits);
-        }
-        s.formula = kept(s.formula);
-        s.check().map_err(|e| first_line(&e))?;
-        check_point(value, s.code_range())?;
-        Ok((s, value))
+        let range = if own {
+            own_activation(&mut s, before, found.value).map_err(|e| first_line(&e))?;
+            s.format.type_range()
+        } else {
+            if let Given::Point(p) = found.value {
+                s.symmetric = p.zero_point == middle(s.format, s.bits);
+            }
+            s.formula = kept(s.formula);
+            s.check().map_err(|e| first_line(&e))?;
+            s.code_range()
+        };
+        check_point(found.value, range)?;
+        Ok((s, found))
     }
 
     /// The scheme of a weight, where this entry is about one; `own` is [`Encodings::own`].

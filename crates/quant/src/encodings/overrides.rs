@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Encoding, Encodings, EncodingsError, Given, scale};
+use super::{Encoding, Encodings, EncodingsError, Given, Part, scale};
 use crate::observe::Range;
 use crate::scheme::{NumberFormat, ScalePoint};
 
@@ -78,11 +78,18 @@ fn value(v: &Value) -> Result<Given, String> {
 pub(super) fn write(e: &Encodings) -> Result<Value, EncodingsError> {
     let mut all = Map::new();
     for (name, encoding) in &e.tensors {
-        let refuse = |problem: &str| EncodingsError::Unwritable {
+        let unwritable = |problem: &str, help| EncodingsError::Unwritable {
             tensor: name.clone(),
             problem: problem.to_owned(),
-            help: "quantize without narrower codes (--weight-bits, --activation-bits)",
+            help,
         };
+        let refuse =
+            |problem| unwritable(problem, "quantize without narrower codes (--weight-bits, --activation-bits)");
+        if encoding.part != Some(Part::Param) && encoding.values.len() > 1 {
+            // `quantize_static` takes a list of several only for initializers.
+            let problem = "it has a scale per channel, which ONNX Runtime gives weights alone";
+            return Err(unwritable(problem, "quantize with --channel-activations=no"));
+        }
         let format = encoding.format.filter(|_| encoding.bits.is_none());
         let known = TYPES.iter().find(|(_, f)| Some(*f) == format);
         let &(quant_type, _) = known.ok_or_else(|| refuse("ONNX Runtime has no such type"))?;

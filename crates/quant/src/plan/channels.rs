@@ -50,6 +50,21 @@ fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
     w.shape()[0] > 1 && w.shape()[1] == 1 && usize::try_from(groups) == Ok(w.shape()[0])
 }
 
+/// The values that may have a scale per channel, and how many channels they have.
+pub(super) fn counts(
+    graph: &Graph,
+    layout: &Layout,
+    matcher: &Matcher,
+    options: &QuantOptions,
+) -> BTreeMap<ValueId, usize> {
+    let of = |(v, conv): (ValueId, NodeId)| {
+        let weights = matcher.of(graph.node(conv)).find_map(|o| o.weights).unwrap_or(options.weights);
+        let plain = weights.per_channel && weights.formula == Formula::Narrowbit;
+        graph.const_input(conv, 1).filter(|_| plain).map(|w| (v, w.shape()[0]))
+    };
+    candidates(graph, layout, options).into_iter().filter_map(of).collect()
+}
+
 /// Gives channels scales of their own where they gain by it, whatever method chose the one for all: these leave no value
 /// out and are finer all the same.
 pub(super) fn choose(
@@ -60,13 +75,9 @@ pub(super) fn choose(
     given: impl Fn(ValueId) -> bool,
     plan: &mut QuantPlan,
 ) {
-    for (v, conv) in candidates(graph, &plan.layout, options) {
-        let node = graph.node(conv);
-        let weights = matcher.of(node).find_map(|o| o.weights).unwrap_or(options.weights);
-        let plain = weights.per_channel && weights.formula == Formula::Narrowbit;
-        let Some(params) = plan.activations.get_mut(&v).filter(|_| plain && !given(v)) else { continue };
+    for (v, channels) in counts(graph, &plan.layout, matcher, options) {
+        let Some(params) = plan.activations.get_mut(&v).filter(|_| !given(v)) else { continue };
         let Some(spread) = stats.get(&graph.value(v).name).and_then(|s| s.spread.as_ref()) else { continue };
-        let channels = graph.const_input(conv, 1).map_or(0, |w| w.shape()[0]);
         if let Some((zero, scales)) = by_channel(&params.scheme, spread).filter(|s| s.1.len() == channels)
             && gain(params, &scales) >= GAIN
         {

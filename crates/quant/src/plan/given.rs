@@ -8,7 +8,7 @@ use narrowbit_tensor::Tensor;
 
 use super::weights::WeightParams;
 use super::{ActivationParams, PlanError, weight_params};
-use crate::encodings::{Applied, Encoding, Encodings, Given, held};
+use crate::encodings::{Activation, Applied, Encoding, Encodings, Given, held};
 use crate::equalize;
 use crate::scheme::{ActivationScheme, WeightScheme};
 
@@ -58,18 +58,22 @@ impl<'a> Used<'a> {
         self.applied.ignored.push(format!("{name}: {why}"));
     }
 
-    /// The scheme and the value that an entry of a group's members gives it.
+    /// The scheme and the values that an entry of a group's members gives it; `channels` are those of a value that may have
+    /// a scale for each.
     pub fn activation(
         &mut self,
         graph: &Graph,
         group: &[ValueId],
         scheme: ActivationScheme,
-    ) -> Option<(ActivationScheme, Option<Given>)> {
-        let mut found: Option<(ActivationScheme, Given)> = None;
+        channels: impl Fn(ValueId) -> Option<usize>,
+    ) -> Option<(ActivationScheme, Option<Activation>)> {
+        let mut found: Option<(ActivationScheme, Activation)> = None;
         for &v in group {
             let name = &graph.value(v).name;
             let Some(entry) = self.entry(name) else { continue };
-            match (entry.activation(scheme, self.given.own), &found) {
+            let new = entry.activation(scheme, self.given.own);
+            let new = new.and_then(|n| fits(entry, &n.1, channels(v)).map(|()| n));
+            match (new, &found) {
                 (Err(why), _) => self.ignore(name, &why),
                 (Ok(new), None) => {
                     self.applied.matched += 1;
@@ -84,7 +88,7 @@ impl<'a> Used<'a> {
         {
             self.without(&graph.value(v).name);
         }
-        found.map(|(s, value)| (s, Some(value).filter(|v| *v != Given::Nothing)))
+        found.map(|(s, given)| (s, Some(given).filter(|g| g.value != Given::Nothing)))
     }
 
     /// The parameters that an entry gives a weight, whose output channels lie along `channel`.
@@ -110,6 +114,21 @@ impl<'a> Used<'a> {
                 None
             }
         }
+    }
+}
+
+/// Whether an activation can have the scales that an entry gives it; `channels` are those that may have one each.
+fn fits(entry: &Encoding, given: &Activation, channels: Option<usize>) -> Result<(), String> {
+    match (given.scales.len(), channels) {
+        (0, _) => Ok(()),
+        (_, None) => {
+            Err("only what a depthwise convolution alone reads behind a function that is no ReLU, with weights by \
+                          channel and --channel-activations, has a scale per channel"
+                .into())
+        }
+        (n, Some(c)) if n != c => Err(format!("{n} scales for {c} channels")),
+        _ if !matches!(entry.axis, None | Some(1)) => Err("scales of an activation lie along axis 1".into()),
+        _ => Ok(()),
     }
 }
 

@@ -131,11 +131,12 @@ impl QuantPlan {
     ) -> Result<(QuantPlan, Applied), PlanError> {
         let matcher = Matcher::new(&options.overrides)?;
         let mut used = Used::new(given);
+        let by_channel = channels::counts(graph, &layout, &matcher, options);
         let groups: Vec<_> = layout
             .groups()
             .map(|g| {
                 let (scheme, method) = settings(graph, g, &matcher, options);
-                match used.activation(graph, g, scheme) {
+                match used.activation(graph, g, scheme, |v| by_channel.get(&v).copied()) {
                     // Nothing to look up.
                     Some((scheme, Some(value))) => (g, Vec::new(), (scheme, method), Some(value)),
                     Some((scheme, None)) => (g, distinct(graph, g, stats), (scheme, method), None),
@@ -151,11 +152,15 @@ impl QuantPlan {
         let mut ranges = ranges.into_iter();
         let mut activations = BTreeMap::new();
         let mut fixed_values = BTreeSet::new();
-        for (group, own, (scheme, _), value) in groups {
-            if let Some(value) = value {
-                let params = fixed(scheme, value);
+        let mut channel_scales = BTreeMap::new();
+        for (group, own, (scheme, _), given) in groups {
+            if let Some(given) = given {
+                let params = fixed(scheme, given.value);
                 activations.extend(group.iter().map(|&v| (v, params)));
                 fixed_values.extend(group.iter().copied());
+                if !given.scales.is_empty() {
+                    channel_scales.extend(group.iter().map(|&v| (v, given.scales.clone())));
+                }
                 continue;
             }
             let own = ranges.by_ref().take(own.len()).collect::<Result<Vec<_>, _>>()?;
@@ -167,7 +172,7 @@ impl QuantPlan {
         let mut plan = QuantPlan {
             layout,
             activations,
-            channel_scales: BTreeMap::new(),
+            channel_scales,
             weights: BTreeMap::new(),
             biases: BTreeMap::new(),
             float_biases: BTreeMap::new(),
