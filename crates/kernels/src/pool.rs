@@ -1,10 +1,10 @@
 //! The thread pool: the caller works too, tasks are claimed one at a time, and
-//! an idle worker spins shortly and then sleeps.
+//! an idle worker spins shortly and then sleeps. Nobody takes a lock unless somebody sleeps.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -28,23 +28,27 @@ pub struct Pool {
 }
 
 struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
-    done: Condvar,
-    /// Counts published jobs, so that spinning workers see a new one without the lock.
-    epoch: AtomicU64,
+    /// The number of the current job ([`JOB`]), whether workers may enter it ([`OPEN`]), and below those how many have.
+    gate: AtomicU64,
+    /// The current job, while the gate is open.
+    job: AtomicPtr<Job<'static>>,
     /// Runs that go on.
     runs: AtomicUsize,
+    /// Workers that sleep or are about to.
+    sleepers: AtomicUsize,
+    /// Whether a caller sleeps, or is about to, until the workers have left its job.
+    waits: AtomicBool,
+    stop: AtomicBool,
+    /// Held by who is about to sleep, and by who wakes it: nobody else needs a lock.
+    sleep: Mutex<()>,
+    wake: Condvar,
+    done: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    job: Option<JobRef>,
-    /// Workers inside the current job.
-    active: usize,
-    sleepers: usize,
-    stop: bool,
-}
+/// A job counts this much in [`Shared::gate`].
+const JOB: u64 = 1 << 32;
+/// Workers may enter the current job.
+const OPEN: u64 = 1 << 31;
 
 type Payload = Box<dyn Any + Send>;
 
@@ -52,17 +56,10 @@ struct Job<'a> {
     task: &'a (dyn Fn(usize) + Sync),
     tasks: usize,
     next: AtomicUsize,
-    /// Workers that left the job, to let the caller wait without the lock.
+    /// Workers that left the job: none touches it behind that.
     left: AtomicUsize,
     panic: Mutex<Option<Payload>>,
 }
-
-/// A job whose borrow was erased; the caller keeps it alive until no worker is active.
-#[derive(Clone, Copy)]
-struct JobRef(*const Job<'static>);
-
-// SAFETY: `Job` is only shared (its fields are `Sync`), and `Pool::run` outlives every use.
-unsafe impl Send for JobRef {}
 
 thread_local! {
     /// Set while this thread runs tasks, so that a nested call runs inline.
@@ -99,11 +96,15 @@ impl Pool {
     /// system refuses a thread, the pool goes on with those that it has.
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::default()),
+            gate: AtomicU64::new(0),
+            job: AtomicPtr::new(std::ptr::null_mut()),
+            runs: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            waits: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
             done: Condvar::new(),
-            epoch: AtomicU64::new(0),
-            runs: AtomicUsize::new(0),
         });
         let workers: Vec<_> = (1..threads.clamp(1, MAX_THREADS))
             .map_while(|index| {
@@ -149,14 +150,9 @@ impl Pool {
     /// run of many short jobs.
     pub fn keep_awake(&self) -> Awake<'_> {
         self.shared.runs.fetch_add(1, Ordering::Relaxed);
-        if !self.workers.is_empty() {
-            let state = lock(&self.shared.state);
-            if state.sleepers > 0 {
-                self.shared.epoch.fetch_add(1, Ordering::Release);
-                drop(state);
-                self.shared.wake.notify_all();
-            }
-        }
+        // A job without tasks, which is over before anybody enters it.
+        self.shared.gate.fetch_add(JOB, Ordering::SeqCst);
+        self.shared.wake_sleepers(usize::MAX);
         Awake(&self.shared.runs)
     }
 
@@ -169,36 +165,96 @@ impl Pool {
         }
     }
 
+    /// Opens the gate to a job: by the host thread that holds `busy`.
     fn publish(&self, job: &Job<'_>) {
-        let mut state = lock(&self.shared.state);
-        state.job = Some(JobRef(std::ptr::from_ref(job).cast()));
-        self.shared.epoch.fetch_add(1, Ordering::Release);
-        let wanted = state.sleepers.min(job.tasks - 1);
-        drop(state);
-        match wanted {
-            0 => {}
-            1 => self.shared.wake.notify_one(),
-            _ => self.shared.wake.notify_all(),
-        }
+        let shared = &self.shared;
+        shared.job.store(std::ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
+        // Another host may count up meanwhile (`keep_awake`), but nobody enters: the gate is closed.
+        let next = |gate: u64| Some((gate & !(JOB - 1)).wrapping_add(JOB) | OPEN);
+        let _ = shared.gate.fetch_update(Ordering::SeqCst, Ordering::Relaxed, next);
+        shared.wake_sleepers(job.tasks - 1);
     }
 
-    /// Withdraws the job and waits until the workers that entered it have left.
+    /// Closes the gate and waits until the workers that entered have left the job.
     fn retire(&self, job: &Job<'_>) {
-        let entered = {
-            let mut state = lock(&self.shared.state);
-            state.job = None;
-            state.active
-        };
+        let shared = &self.shared;
+        let entered = (shared.gate.fetch_and(!OPEN, Ordering::AcqRel) & (OPEN - 1)) as usize;
         for _ in 0..SPINS {
             if job.left.load(Ordering::Acquire) >= entered {
-                break;
+                return;
             }
             std::hint::spin_loop();
         }
-        let mut state = lock(&self.shared.state);
-        while state.active > 0 {
-            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        // A worker that leaves sees `waits`, or else this thread sees that it has left.
+        let mut guard = lock(&shared.sleep);
+        shared.waits.store(true, Ordering::SeqCst);
+        while job.left.load(Ordering::SeqCst) < entered {
+            guard = shared.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
+        shared.waits.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    /// Wakes some workers, behind a change of the gate.
+    fn wake_sleepers(&self, most: usize) {
+        // A worker that is about to sleep sees the change, or else this thread sees the worker.
+        let wanted = self.sleepers.load(Ordering::SeqCst).min(most);
+        if wanted > 0 {
+            drop(lock(&self.sleep));
+            match wanted {
+                1 => self.wake.notify_one(),
+                _ => self.wake.notify_all(),
+            }
+        }
+    }
+
+    /// Tries to enter the current job, unless it is the one that was `seen`.
+    fn enter(&self, seen: &mut u64) -> Option<*const Job<'static>> {
+        let mut gate = self.gate.load(Ordering::Acquire);
+        while gate & OPEN != 0 && gate / JOB != *seen {
+            match self.gate.compare_exchange_weak(gate, gate + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    *seen = gate / JOB;
+                    return Some(self.job.load(Ordering::Relaxed));
+                }
+                Err(now) => gate = now,
+            }
+        }
+        *seen = gate / JOB;
+        None
+    }
+
+    /// Waits for a job and enters it; `None` when the pool is dropped.
+    fn next_job(&self, seen: &mut u64) -> Option<*const Job<'static>> {
+        loop {
+            self.await_change(*seen);
+            if self.stop.load(Ordering::Acquire) {
+                return None;
+            }
+            if let Some(job) = self.enter(seen) {
+                return Some(job);
+            }
+        }
+    }
+
+    /// Spins, then sleeps, until the gate counts another job than the one that was seen.
+    fn await_change(&self, seen: u64) {
+        let changed = || self.gate.load(Ordering::SeqCst) / JOB != seen || self.stop.load(Ordering::SeqCst);
+        let mut spins = 0;
+        while spins < if self.runs.load(Ordering::Relaxed) > 0 { SPINS_IN_RUN } else { SPINS } {
+            if changed() {
+                return;
+            }
+            spins += 1;
+            std::hint::spin_loop();
+        }
+        let mut guard = lock(&self.sleep);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !changed() {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -214,8 +270,8 @@ impl Drop for Awake<'_> {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.state).stop = true;
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(lock(&self.shared.sleep));
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
             // A worker can't panic outside of a task, whose panic is caught.
@@ -226,45 +282,16 @@ impl Drop for Pool {
 
 fn worker(shared: &Shared) {
     let mut seen = 0;
-    while let Some(job) = next_job(shared, &mut seen) {
-        // SAFETY: the job was entered under the lock while published, so `Pool::run`
-        // waits in `retire` until `active` drops below.
-        let job = unsafe { &*job.0 };
+    while let Some(job) = shared.next_job(&mut seen) {
+        // SAFETY: the job was entered through the open gate, so `Pool::run` waits in `retire` until `left` counts this
+        // worker too.
+        let job = unsafe { &*job };
         job.work();
-        job.left.fetch_add(1, Ordering::Release);
-        let mut state = lock(&shared.state);
-        state.active -= 1;
-        if state.active == 0 {
+        job.left.fetch_add(1, Ordering::SeqCst);
+        // The job may be gone by now.
+        if shared.waits.load(Ordering::SeqCst) {
+            drop(lock(&shared.sleep));
             shared.done.notify_all();
-        }
-    }
-}
-
-/// Waits for a job and enters it; `None` when the pool is dropped.
-fn next_job(shared: &Shared, seen: &mut u64) -> Option<JobRef> {
-    loop {
-        let mut spins = 0;
-        while shared.epoch.load(Ordering::Acquire) == *seen {
-            let most = if shared.runs.load(Ordering::Relaxed) > 0 { SPINS_IN_RUN } else { SPINS };
-            if spins >= most {
-                break;
-            }
-            spins += 1;
-            std::hint::spin_loop();
-        }
-        let mut state = lock(&shared.state);
-        while !state.stop && shared.epoch.load(Ordering::Acquire) == *seen {
-            state.sleepers += 1;
-            state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.sleepers -= 1;
-        }
-        if state.stop {
-            return None;
-        }
-        *seen = shared.epoch.load(Ordering::Acquire);
-        if let Some(job) = state.job {
-            state.active += 1;
-            return Some(job);
         }
     }
 }
