@@ -29,6 +29,12 @@ impl Exec {
         self.bf16
     }
 
+    /// Whether products are of bfloat16: where floats may be rounded to it and an instruction multiplies it, and where
+    /// nothing is lost by it (`exact`) and it is faster than f32.
+    pub fn takes_bf16(&self, exact: bool) -> bool {
+        self.bf16 && self.isa.multiplies_bf16() || exact && self.isa.gains_by_bf16()
+    }
+
     /// The same, where rows of products with weights by blocks may be rounded to int8.
     pub fn with_rounded_blocks(self, rounds_blocks: bool) -> Exec {
         Exec { rounds_blocks, ..self }

@@ -2,10 +2,11 @@
 //! the rows that it has find it in a cache.
 
 use super::drive::{CHUNK, Lines, SERIAL, Source, Sweep, part, parts};
-use super::finish::{Epilogue, Out, Residual, Target};
+use super::epilogue::{Epilogue, Residual};
 use super::gather::Windows;
 use super::lines::{Placed, SLACK, spread};
 use super::packing::{Elements, Packing};
+use super::target::{Out, Target};
 use crate::buffer::{Buffer, SharedMut, with_scratch};
 use crate::codes::{Code, decode, decode_bf16};
 use crate::conv::Conv2dParams;

@@ -4,11 +4,12 @@
 use std::ops::Range;
 
 use super::drive::{Lines, Rows, SERIAL, Source, Sweep, flat, part, parts};
-use super::finish::{Epilogue, Target};
+use super::epilogue::Epilogue;
 use super::gather::{self, Windows};
 use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
 use super::table::PanelKernel;
+use super::target::Target;
 use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::error::{Result, exact, product, require};

@@ -3,10 +3,12 @@
 use std::ops::Range;
 
 use super::amx::{self, Unit};
-use super::finish::{Epilogue, Finish, Out, Target};
+use super::epilogue::Epilogue;
+use super::finish::Finish;
 use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
 use super::table::Body;
+use super::target::{Out, Target};
 use super::tile::Tile;
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};

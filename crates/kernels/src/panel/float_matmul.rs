@@ -1,8 +1,9 @@
 //! Products of two float activations as bfloat16, or of numbers of fewer bits: the right one is packed on the way.
 
 use super::drive::{SERIAL, Source, part};
-use super::finish::{Epilogue, Target};
+use super::epilogue::Epilogue;
 use super::packing::{Dense, Elements, Packing, multiplies_bf16};
+use super::target::Target;
 use crate::activation::Activation;
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, exact, product, product_of, require, span_of};

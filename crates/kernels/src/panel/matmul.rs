@@ -1,10 +1,11 @@
 //! Products of two integer activations: the right one is packed on the way.
 
 use super::drive::{Lines, Rows, SERIAL, Source, Sweep, part};
-use super::finish::{Epilogue, Residual, Target};
+use super::epilogue::{Epilogue, Residual};
 use super::lines::{Copying, Placed};
 use super::pack::{Columns, PanelsView};
 use super::table::{INT_KERNELS, PanelKernel};
+use super::target::Target;
 use super::tile::Tile;
 use crate::activation::Activation;
 use crate::buffer::{SharedMut, with_scratch};

@@ -1,10 +1,11 @@
 //! Right operands of float products that are packed on the way: for kernels of bfloat16, or of floats.
 
 use super::drive::{Lines, Sweep};
-use super::finish::{Epilogue, Out};
+use super::epilogue::Epilogue;
 use super::lines::{Copying, Placed};
 use super::pack::{Columns, PanelsView};
 use super::table::{BF16_KERNELS, FLOAT_KERNELS, PanelKernel};
+use super::target::Out;
 use crate::buffer::with_scratch;
 use crate::codes::{Code, round_bf16};
 use crate::exec::Exec;
@@ -178,7 +179,7 @@ impl Packing {
 
 /// Whether products of these operands are of bfloat16: where nothing is lost, or the user lets floats be rounded.
 pub(crate) fn multiplies_bf16(exec: &Exec, operands: &[Elements<'_>]) -> bool {
-    exec.isa().multiplies_bf16() && (exec.bf16() || operands.iter().all(Elements::fits_bf16))
+    exec.takes_bf16(operands.iter().all(Elements::fits_bf16))
 }
 
 /// Bits of `n` floats, or of floats that are rounded to bfloat16.

@@ -3,9 +3,10 @@
 
 use super::Rows;
 use super::drive::{Lines, SERIAL, Source, Sweep, part, parts};
-use super::finish::{Epilogue, Target};
+use super::epilogue::Epilogue;
 use super::lines::Placed;
 use super::pack::{ByColumn, PanelElement, Panels, Part};
+use super::target::Target;
 use crate::conv::ConvTranspose2dParams;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;

@@ -176,7 +176,7 @@ fn weighted(cx: &BuildCx, f: &Fusion) -> Maybe {
     let Some(w) = narrow(cx, axis, 1 - axis).filter(|_| !odd) else { return Ok(None) };
     // Half precision is rounded where all floats are: to panels of the same size.
     let Some(bias) = bias(cx, f, n).filter(|_| w.code.size() == 1 || !cx.exec.bf16()) else { return Ok(None) };
-    let bf16 = x.code.is_some() || cx.exec.bf16();
+    let bf16 = cx.exec.takes_bf16(x.code.is_some());
     let factor = x.scale * if gemm { cx.float("alpha", 1.0) } else { 1.0 };
     let (scales, exact) = (w.epilogue(factor, n), w.code.size() == 1 && x.code.is_some());
     let at = move |_: usize, c: usize, row: usize| if turned { c * k + row } else { row * n + c };
@@ -215,7 +215,7 @@ fn of_two(cx: &BuildCx, f: &Fusion) -> Option<Built> {
     }
     let codes = [a.code, b.code];
     let exact = codes.iter().all(Option::is_some);
-    let bf16 = cx.exec.isa().multiplies_bf16() && (cx.exec.bf16() || exact);
+    let bf16 = cx.exec.takes_bf16(exact);
     let (shape, batch, activation) = (problem.shape, problem.batch, f.activation);
     let kernel = OfTwo { codes, shape, batch, scale: a.scale * b.scale, activation, exact, bf16 };
     Some(Built { kernel: Box::new(kernel), ins: vec![a.value, b.value], outs: vec![out] })
@@ -234,7 +234,7 @@ pub fn conv(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> Maybe {
     if !(bias.is_empty() || bias.len() == p.oc) {
         return Ok(None);
     }
-    let bf16 = x.code.is_some() || cx.exec.bf16();
+    let bf16 = cx.exec.takes_bf16(x.code.is_some());
     let (scales, exact) = (w.epilogue(x.scale, p.oc), x.code.is_some());
     let at = move |g: usize, c: usize, row: usize| ((g * n + c) * channels + row % channels) * taps + row / channels;
     let weights = w.pack(cx, [p.groups, n, channels * taps], bf16, at)?;

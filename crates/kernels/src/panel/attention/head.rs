@@ -4,11 +4,12 @@ use super::weights::{Scores, Soften};
 use super::{LINE, Plan, Shared, Weights, weights};
 use crate::buffer::with_scratch;
 use crate::panel::drive::{Lines, Sweep, ahead, part};
-use crate::panel::finish::{Epilogue, Out, RowParams};
+use crate::panel::epilogue::{Epilogue, RowParams};
 use crate::panel::lines::{ByteSum, SLACK, copy_flipped, spread};
 use crate::panel::matmul::integers;
 use crate::panel::pack::PanelsView;
 use crate::panel::table::Body;
+use crate::panel::target::Out;
 use crate::panel::tile::Tile;
 use crate::simd::{Kernel, Simd};
 

@@ -9,10 +9,10 @@ mod weights;
 
 use super::Rows;
 use super::drive::{SERIAL, Source, part};
-use super::finish::Target;
 use super::matmul::integers;
 use super::pack::{Columns, PanelsView};
 use super::table::{INT_KERNELS, PanelKernel};
+use super::target::Target;
 use crate::attention::{HeadView, require_apart};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, product, require, span};

@@ -2,8 +2,8 @@
 
 use super::Factor;
 use crate::integer::exponentials;
-use crate::panel::finish::{Out, Rounding};
 use crate::panel::pack::Columns;
+use crate::panel::target::{Out, Rounding};
 pub(super) use crate::reduce::CHAINS as GROUP;
 use crate::simd::{Kernel, Simd, low_bits};
 

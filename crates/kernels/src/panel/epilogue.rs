@@ -1,0 +1,180 @@
+//! What happens to the sums of a product, in the order and the arithmetic that [`super::finish`] tells.
+
+use super::stage::{Stage, Steps};
+use crate::activation::Activation;
+use crate::error::{Result, exact, require};
+use crate::simd::{Simd, low_bits};
+
+/// What happens to the sums of a product. Arrays have one element per column, or none.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// Added to integer sums: the bias in units of the product of the scales, less the
+    /// rows' zero point times the column sum of the weights.
+    pub offsets: &'a [i32],
+    /// Factor of the sums: scale of the rows times scale of the column. Sums of floats may have none.
+    pub scales: &'a [f32],
+    /// Zero points of the weights where they are not all 0.
+    pub weight_zeros: &'a [i32],
+    /// Added to the floats.
+    pub bias: &'a [f32],
+    /// The integers that the floats become, and are read from again, before an integer residual is added.
+    pub stage: Option<Stage>,
+    /// Added to the floats; of the result's shape.
+    pub residual: Residual<'a>,
+    /// Applied to the sum of all these.
+    pub activation: Activation,
+    /// Multiplies what the activation gives: one over a scale of each column's own, for integers of scale 1.
+    pub factors: &'a [f32],
+    /// The format of integer rows, where it is known only when the product runs.
+    pub rows: Option<RowParams<'a>>,
+}
+
+/// Scale and zero point of integer rows that were quantized with a range of their own: their factor
+/// comes on top of [`Epilogue::scales`], and their zero point is taken off the sums as
+/// `zero point · (column sum − depth · weight zero point)`.
+#[derive(Clone, Copy, Debug)]
+pub struct RowParams<'a> {
+    /// One scale for all rows, or one per row.
+    pub scales: &'a [f32],
+    /// As many zero points; 128 more than the rows' own where these are i8, which kernels read as u8.
+    pub zeros: &'a [i32],
+    /// By column: the sum of the weights, less the depth times the column's zero point.
+    pub column_sums: &'a [i32],
+}
+
+impl RowParams<'_> {
+    #[inline(always)]
+    pub(super) fn at(&self, row: usize) -> (f32, i32) {
+        let i = if self.scales.len() == 1 { 0 } else { row };
+        (self.scales[i], self.zeros[i])
+    }
+}
+
+impl Default for Epilogue<'_> {
+    fn default() -> Self {
+        Epilogue {
+            offsets: &[],
+            scales: &[],
+            weight_zeros: &[],
+            bias: &[],
+            stage: None,
+            residual: Residual::None,
+            activation: Activation::None,
+            factors: &[],
+            rows: None,
+        }
+    }
+}
+
+/// A tensor of the result's shape that is added to it.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// Floats.
+    F32(&'a [f32]),
+    /// `(x − zero point) · scale`.
+    U8(&'a [u8], f32, i32),
+    /// `(x − zero point) · scale`.
+    I8(&'a [i8], f32, i32),
+}
+
+impl Residual<'_> {
+    /// Bytes of an element; 0 without a residual.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Residual::None => 0,
+            Residual::F32(_) => 4,
+            Residual::U8(..) | Residual::I8(..) => 1,
+        }
+    }
+
+    fn len(&self) -> Option<usize> {
+        match self {
+            Residual::None => None,
+            Residual::F32(x) => Some(x.len()),
+            Residual::U8(x, ..) => Some(x.len()),
+            Residual::I8(x, ..) => Some(x.len()),
+        }
+    }
+}
+
+impl Epilogue<'_> {
+    /// Checks the lengths against `columns` (of all groups) and the result's elements.
+    pub(crate) fn check(&self, kernel: &'static str, ints: bool, columns: usize, results: usize) -> Result {
+        if ints || !self.scales.is_empty() {
+            exact(kernel, "scales", self.scales.len(), columns)?;
+        }
+        if ints {
+            exact(kernel, "offsets", self.offsets.len(), columns)?;
+        }
+        let arrays = [
+            ("bias", self.bias.len()),
+            ("weight zero points", self.weight_zeros.len()),
+            ("factors", self.factors.len()),
+        ];
+        for (name, len) in arrays {
+            if len != 0 {
+                exact(kernel, name, len, columns)?;
+            }
+        }
+        require(kernel, ints || self.weight_zeros.is_empty(), "floats have no weight zero points")?;
+        if let Some(rows) = &self.rows {
+            let count = results / columns.max(1);
+            let fits = rows.scales.len() == 1 || rows.scales.len() == count;
+            require(kernel, ints && fits, "there must be one scale for all integer rows, or one per row")?;
+            exact(kernel, "zero points of the rows", rows.zeros.len(), rows.scales.len())?;
+            exact(kernel, "column sums", rows.column_sums.len(), columns)?;
+        }
+        let fits = self.stage.is_none() || matches!(self.residual, Residual::U8(..) | Residual::I8(..));
+        require(kernel, fits, "only a sum of integers has a stage before it")?;
+        match self.residual.len() {
+            Some(len) => exact(kernel, "residual", len, results),
+            None => Ok(()),
+        }
+    }
+
+    /// The sum with a residual of `r` steps of `scale`. Behind a stage it is that of two tensors that are dequantized one
+    /// by one, with all roundings, as in the graph.
+    #[inline(always)]
+    fn sum<S: Simd>(&self, s: S, v: S::F, r: S::F, scale: f32) -> S::F {
+        match self.stage {
+            Some(stage) => s.add(Steps::new(s, stage).apply(s, v), s.mul(r, s.splat(scale))),
+            None => s.mul_add(r, s.splat(scale), v),
+        }
+    }
+
+    /// Bias, residual and activation of `n` results, which are columns from `column` on
+    /// and elements from `at` on.
+    ///
+    /// # Safety
+    /// `Epilogue::check` accepted lengths that cover these places.
+    #[inline(always)]
+    pub unsafe fn rest<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
+        let bits = low_bits(n);
+        // SAFETY: the caller vouches for these places.
+        unsafe {
+            if !self.bias.is_empty() {
+                v = s.add(v, s.load_bits(self.bias.as_ptr().add(column), bits));
+            }
+            match self.residual {
+                Residual::None => {}
+                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                Residual::U8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = self.sum(s, v, s.to_f32(r), scale);
+                }
+                Residual::I8(r, scale, zero) => {
+                    let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
+                    v = self.sum(s, v, s.to_f32(r), scale);
+                }
+            }
+        }
+        v = self.activation.apply(s, v);
+        if !self.factors.is_empty() {
+            // SAFETY: as above.
+            v = s.mul(v, unsafe { s.load_bits(self.factors.as_ptr().add(column), bits) });
+        }
+        v
+    }
+}
