@@ -1,7 +1,7 @@
 """Networks that other tools have quantized: our time on their files beside our own file's, and their engine's results.
 
     python peer_files.py BINARY [MODELS_DIR] [--models minilm vitb16] [--forms qdq qoperator dynamic nncf] [--threads 2]
-                         [--rounds 3] [--seconds 2] [--quantized DIR] [--base BINARY] [--make] [--no-time]
+                         [--rounds 3] [--seconds 2] [--quantized DIR] [--base BINARY] [--make] [--no-time] [--no-results]
 
 MODELS_DIR defaults to $NARROWBIT_BENCH/models. DIR (default: `quantized` beside MODELS_DIR) receives the files that are not
 there yet: ONNX Runtime's `quantize_static` in both formats and `quantize_dynamic`, NNCF's quantization of the ONNX model,
@@ -12,7 +12,8 @@ and ours. `--make` only makes them. Each row says:
 - `interp`, `plain`, `opt`: the largest difference from our interpreter, and from ONNX Runtime without and with its
   optimizations, over the largest magnitude of ONNX Runtime's output.
 
-`dynamic` also answers to ranges of the sample; all files run one sample of the peers' `common`.
+All files run one sample of the peers' `common`; static ones were calibrated with four others, as speed does not depend on
+ranges.
 """
 
 import argparse
