@@ -7,6 +7,7 @@ use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, NodeId, ValueId, check_size}
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::collapse::{self, Lookup};
 use crate::error::RunError;
 use crate::fuse::{self, Fusion};
 use crate::kernel::{BuildCx, Built, Concrete, Kernel};
@@ -131,6 +132,8 @@ struct Compiler<'a> {
     weights: &'a Weights,
     fusions: BTreeMap<NodeId, Fusion>,
     swallowed: BTreeMap<NodeId, NodeId>,
+    /// Codes that are functions of other codes.
+    lookups: BTreeMap<ValueId, Lookup>,
     steps: Vec<(NodeId, Built)>,
     /// What the steps make, by id and layout.
     made: BTreeSet<ValueId>,
@@ -224,6 +227,7 @@ impl<'a> Compiler<'a> {
         let fusions = fuse::find(graph, facts, keep);
         let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
         let scope = Scope { graph, facts, alias: BTreeMap::new() };
+        let lookups = collapse::find(graph, facts, &|v| scope.constant(v));
         Compiler {
             scope,
             keep,
@@ -231,6 +235,7 @@ impl<'a> Compiler<'a> {
             weights,
             fusions,
             swallowed,
+            lookups,
             steps: Vec::new(),
             made: BTreeSet::new(),
             converted: BTreeSet::new(),
@@ -341,6 +346,10 @@ impl<'a> Compiler<'a> {
             exec: self.exec,
             weights: self.weights,
         };
+        let made = fusion.map_or(cx.node.output(0), |f| f.output);
+        if let Some((y, lookup)) = made.and_then(|y| Some((y, self.lookups.get(&y)?))) {
+            return Ok(ops::lookup(&cx, lookup, y));
+        }
         ops::build(&cx, fusion).map_err(|error| RunError::Kernel { node: cx.node.name.clone(), error }.into())
     }
 

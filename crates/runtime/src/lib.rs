@@ -5,6 +5,7 @@
 //! values as they are made (calibration). Constant operands are packed once per session.
 #![forbid(unsafe_code)]
 
+mod collapse;
 mod compile;
 mod core;
 mod error;

@@ -302,7 +302,7 @@ pub fn spread(y: &[usize], x: &[usize]) -> Option<usize> {
 }
 
 /// Operators that map each element by itself: a table of 256 entries computes them on integers.
-fn is_function(name: &str) -> bool {
+pub fn is_function(name: &str) -> bool {
     let functions = [
         "Abs",
         "Add",

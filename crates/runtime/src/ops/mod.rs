@@ -24,6 +24,7 @@ mod resize;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
+pub use table::lookup;
 
 use narrowbit_ir::Node;
 

@@ -1,14 +1,20 @@
 //! Functions of single 8-bit integers, through a table of 256 entries.
 
 use narrowbit_ir::{Datum, EvalCx, ValueId};
-use narrowbit_kernels::integer::lookup;
+use narrowbit_kernels::integer;
 use narrowbit_tensor::{DType, Tensor};
 
 use super::Maybe;
+use crate::collapse::Lookup;
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
 use crate::kernel::{BuildCx, Built, simple};
 use crate::lower::{self, QParams};
+
+/// Codes that are a function of other codes, whatever nodes lie between.
+pub fn lookup(cx: &BuildCx, lookup: &Lookup, y: ValueId) -> Built {
+    step(cx, "lookup_i8", lookup.table, lookup.source, y)
+}
 
 /// A function of single elements, through a table.
 pub fn function(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
@@ -30,7 +36,7 @@ fn step(cx: &BuildCx, name: &'static str, table: [u8; 256], x: ValueId, y: Value
     let kernel = simple(name, move |cx| {
         let (exec, x) = (cx.exec, cx.view(0)?.bytes);
         let Some(y) = cx.outs.first_mut() else { return Ok(()) };
-        Ok(lookup(exec, x, &table, y.bytes)?)
+        Ok(integer::lookup(exec, x, &table, y.bytes)?)
     });
     let last = cx.is_channels_last(x);
     let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
