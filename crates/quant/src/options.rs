@@ -191,6 +191,12 @@ impl QuantOptions {
         schemes.into_iter().find(|s| s.formula == Formula::Vitis).map(|s| vitis::bits_of(s.code_range()))
     }
 
+    /// Whether activations are rounded at the ends of blocks only, as fixed-point hardware does (QuantizeML), and integers
+    /// end before the first operator without integer form.
+    pub(crate) fn rounds_blocks(&self) -> bool {
+        self.activations.formula == Formula::Quantizeml && !self.activations.format.is_float()
+    }
+
     /// Bits of the register in which fixed-point hardware sums up.
     pub fn buffer_bits(&self) -> u8 {
         self.buffer_bits.unwrap_or(32)

@@ -5,7 +5,7 @@ use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, PlanError, QuantPlan, Used, correction, shifts};
+use super::{Kind, Layout, PlanError, QuantPlan, Used, correction, shifts};
 use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
@@ -170,7 +170,7 @@ fn job<'a>(
             let whole = node.op.name() != "ConvTranspose" || groups(node) == 1;
             let channel = channel.resolve(tensor.rank()).filter(|_| whole);
             let axis = channel.filter(|_| scheme.per_channel);
-            let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
+            let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, &plan.layout, id, tensor));
             let input = node.input(data).filter(|v| plan.activations.contains_key(v));
             let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, channel, bias })
@@ -204,13 +204,14 @@ fn first_product(graph: &Graph, plan: &QuantPlan) -> Option<NodeId> {
 ///
 /// ONNX Runtime merges such a pair into Gemm before it looks for integer products. With a float bias it then
 /// finds none, and dequantizes the weights at each run.
-fn added_bias(graph: &Graph, plan: &QuantPlan, product: NodeId, weight: &Tensor) -> Option<(NodeId, usize)> {
+pub(super) fn added_bias(graph: &Graph, layout: &Layout, product: NodeId, weight: &Tensor) -> Option<(NodeId, usize)> {
     let node = graph.node(product);
     let u = graph.only_use(node.output(0)?).filter(|_| node.op.name() == "MatMul" && weight.rank() == 2)?;
     let add = graph.node(u.node);
     let at = 1usize.checked_sub(u.input)?;
     let bias = graph.const_input(u.node, at)?;
-    let float = add.op.name() == "Add" && !plan.layout.kinds.contains_key(&u.node);
+    let alone = matches!(layout.kinds.get(&u.node), None | Some(Kind::Fused));
+    let float = add.op.name() == "Add" && alone;
     let row = bias.dtype() == DType::F32 && bias.shape() == &weight.shape()[1..];
     let finite = || bias.to_f32s().is_ok_and(|b| b.iter().all(|x| x.is_finite()));
     (float && row && finite()).then_some((u.node, at))
