@@ -214,7 +214,7 @@ impl QuantOptions {
     pub fn warnings(&self) -> Vec<&'static str> {
         let (a, w) = (self.activations.formula, self.weights.formula);
         let second = Some(w).filter(|w| *w != a);
-        let formulas = [Some(a), second].into_iter().flatten().filter_map(|f| f.warning(self.per_tensor_activations));
+        let formulas = [Some(a), second].into_iter().flatten().filter_map(Formula::warning);
         let fp8 = self.activations.format.is_float().then_some(FP8);
         formulas.chain(fp8).collect()
     }

@@ -5,7 +5,7 @@ use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, Layout, PlanError, QuantPlan, Used, correction, shifts};
+use super::{Kind, Layout, channels, PlanError, QuantPlan, Used, correction, shifts};
 use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
@@ -104,8 +104,14 @@ pub(super) fn plan(
             continue;
         };
         let cut = shifted.get(&key.0).copied();
-        let whole = [input.point.scale];
-        let inputs = plan.channel_scales.get(&b.input).map_or(&whole[..], Vec::as_slice);
+        let (whole, own) = (input.point.scale, plan.channel_scales.get(&b.input));
+        let inputs = match own {
+            None => vec![whole],
+            Some(all) if channels::is_depthwise(graph, key.0) => all.clone(),
+            // Channels are added up in the finest of their steps.
+            Some(all) => vec![all.iter().copied().fold(whole, f32::min)],
+        };
+        let inputs = &inputs[..];
         let made = match options.bias_correction {
             false => bias(b.tensor, inputs, weight, cut),
             true => {
@@ -124,21 +130,22 @@ pub(super) fn plan(
 /// or one per channel of a depthwise convolution. `cut` is by how many bits the sums of the
 /// product are shifted to become its output, where that is known.
 fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
-    let input = inputs.first().copied().unwrap_or(1.0);
+    let input = |i: usize| inputs.get(i).or(inputs.first()).copied().unwrap_or(1.0);
     let per_channel = weight.axis.is_some();
     let values = b.to_f32s().unwrap_or_default();
     let scales_of = |weight: &WeightParams| -> Vec<f32> {
         let scale = |i: usize| weight.points.get(i).or(weight.points.first()).map_or(1.0, |p| p.scale);
-        (0..values.len()).map(|i| (f64::from(input) * f64::from(scale(i))) as f32).collect()
+        (0..values.len()).map(|i| (f64::from(input(i)) * f64::from(scale(i))) as f32).collect()
     };
     match weight.scheme.formula {
         Formula::Quantizeml => {
-            let codes = quantizeml::bias_codes(&values, &weight.divisors, quantizeml::frac_of(input));
+            let fracs: Vec<i32> = inputs.iter().map(|&s| quantizeml::frac_of(s)).collect();
+            let codes = quantizeml::bias_codes(&values, &weight.divisors, &fracs);
             BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
         }
         Formula::Vitis => {
             let position = vitis::position_of(weight.points.first().map_or(1.0, |p| p.scale));
-            let codes = vitis::bias_codes(&values, position + vitis::position_of(input), cut.unwrap_or(0));
+            let codes = vitis::bias_codes(&values, position + vitis::position_of(input(0)), cut.unwrap_or(0));
             BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
         }
         _ => BiasParams { scales: fit_bias(inputs, weight, b), per_channel, codes: None },
