@@ -27,15 +27,35 @@ pub(super) fn ends(
         let node = graph.node(id);
         let asks = matches!(kind, Kind::Product) || *kind == Kind::Arithmetic && !WIDE.contains(&node.op.name());
         let operands = node.inputs.iter().enumerate().filter(|(i, _)| asks && reads(id, *i));
-        let mut open: Vec<ValueId> = operands.filter_map(|(_, v)| *v).collect();
-        while let Some(v) = open.pop() {
-            match graph.producer(v).map(|(n, _)| n).filter(|n| kinds.get(n) == Some(&Kind::Movement)) {
-                Some(n) => open.extend(carried(graph.node(n))),
-                None => _ = found.insert(v),
-            }
+        found.extend(operands.filter_map(|(_, v)| *v).flat_map(|v| sources(graph, kinds, v)));
+    }
+    found
+}
+
+/// The rounded values whose elements a value holds: itself, or those before what only moves elements.
+pub(super) fn sources(graph: &Graph, kinds: &BTreeMap<NodeId, Kind>, v: ValueId) -> BTreeSet<ValueId> {
+    let (mut open, mut seen, mut found) = (vec![v], BTreeSet::new(), BTreeSet::new());
+    while let Some(v) = open.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        match graph.producer(v).map(|(n, _)| n).filter(|n| kinds.get(n) == Some(&Kind::Movement)) {
+            Some(n) => open.extend(carried(graph.node(n))),
+            None => _ = found.insert(v),
         }
     }
     found
+}
+
+/// Whether only pooling stands between a value and its one source, so that channels are where they were.
+pub(super) fn keeps_channels(graph: &Graph, kinds: &BTreeMap<NodeId, Kind>, mut v: ValueId) -> bool {
+    while let Some((n, _)) = graph.producer(v).filter(|(n, _)| kinds.get(n) == Some(&Kind::Movement)) {
+        match graph.node(n).input(0).filter(|_| graph.node(n).op.name() == "MaxPool") {
+            Some(x) => v = x,
+            None => return false,
+        }
+    }
+    true
 }
 
 /// The data that a node without arithmetic hands on.

@@ -5,7 +5,7 @@ use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, Layout, channels, PlanError, QuantPlan, Used, correction, shifts};
+use super::{Kind, Layout, blocks, channels, PlanError, QuantPlan, Used, correction, shifts};
 use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
@@ -100,17 +100,9 @@ pub(super) fn plan(
             }
             continue;
         }
-        let (Some(input), Some(weight)) = (plan.activations.get(&b.input), plan.weights.get_mut(key)) else {
-            continue;
-        };
         let cut = shifted.get(&key.0).copied();
-        let (whole, own) = (input.point.scale, plan.channel_scales.get(&b.input));
-        let inputs = match own {
-            None => vec![whole],
-            Some(all) if channels::is_depthwise(graph, key.0) => all.clone(),
-            // Channels are added up in the finest of their steps.
-            Some(all) => vec![all.iter().copied().fold(whole, f32::min)],
-        };
+        let inputs = input_scales(graph, plan, key.0, b.input);
+        let Some(weight) = plan.weights.get_mut(key).filter(|_| !inputs.is_empty()) else { continue };
         let inputs = &inputs[..];
         let made = match options.bias_correction {
             false => bias(b.tensor, inputs, weight, cut),
@@ -152,6 +144,29 @@ fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>)
     }
 }
 
+/// The scales in which a product reads a value: one, or one for each channel of a depthwise convolution. Channels that are
+/// added up have the finest of theirs, and so have values that were joined.
+fn input_scales(graph: &Graph, plan: &QuantPlan, product: NodeId, v: ValueId) -> Vec<f32> {
+    let own = |v: ValueId| match plan.channel_scales.get(&v) {
+        Some(all) => all.clone(),
+        None => plan.activations.get(&v).map_or(Vec::new(), |a| vec![a.point.scale]),
+    };
+    let (kinds, direct) = (&plan.layout.kinds, own(v));
+    let sources: Vec<Vec<f32>> = match direct.is_empty() {
+        true => blocks::sources(graph, kinds, v).into_iter().map(own).collect(),
+        false => vec![direct],
+    };
+    if let ([one], true) = (&sources[..], channels::is_depthwise(graph, product))
+        && blocks::keeps_channels(graph, kinds, v)
+    {
+        return one.clone();
+    }
+    match sources.iter().any(Vec::is_empty) {
+        true => Vec::new(),
+        false => sources.into_iter().flatten().reduce(f32::min).into_iter().collect(),
+    }
+}
+
 fn job<'a>(
     graph: &'a Graph,
     matcher: &Matcher,
@@ -178,7 +193,7 @@ fn job<'a>(
             let channel = channel.resolve(tensor.rank()).filter(|_| whole);
             let axis = channel.filter(|_| scheme.per_channel);
             let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, &plan.layout, id, tensor));
-            let input = node.input(data).filter(|v| plan.activations.contains_key(v));
+            let input = node.input(data).filter(|&v| !input_scales(graph, plan, id, v).is_empty());
             let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, channel, bias })
         }
