@@ -271,7 +271,8 @@ fn multiplies_channels_aligned_in_rows() {
 fn refuses_scales_along_another_axis_and_bounds_that_are_no_row() {
     let other = format!("{CHANNELS} output %q2").replace("%q2 = QuantizeLinear(%hi, %t4, %zw) {axis=1}", "const %s8: f32[8] = [1, 1, 1, 1, 1, 1, 1, 2] const %z8: i8[8] = [0, 0, 0, 0, 0, 0, 0, 0] %q2 = QuantizeLinear(%hi, %s8, %z8) {axis=2}");
     let other = other.replace("%d2 = DequantizeLinear(%q2, %t4, %zw) {axis=1}", "");
-    let column = format!("{CHANNELS} output %q2").replace("%lo = Min(%e, %most)", "const %column: f32[8, 1] = [1, 2, 3, 4, 5, 6, 7, 8] %lo = Min(%e, %column)");
+    let column = format!("{CHANNELS} output %q2")
+        .replace("%lo = Min(%e, %most)", "const %column: f32[8, 1] = [1, 2, 3, 4, 5, 6, 7, 8] %lo = Min(%e, %column)");
     for (text, why) in [(other, "axis"), (column, "bounds are no row")] {
         let g = graph(&text);
         let shapes: Shapes = [(g.inputs()[0], vec![1, 3, 8, 8])].into();

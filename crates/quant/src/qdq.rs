@@ -167,7 +167,8 @@ impl Writer<'_> {
             let abs = self.op("Abs", None)?;
             return Ok(self.patch.node(&format!("{name}_Abs"), abs, &[Some(v)]));
         }
-        if let Some(scales) = self.plan.channel_scales.get(&v).filter(|_| params.scheme.formula == Formula::Quantizeml) {
+        if let Some(scales) = self.plan.channel_scales.get(&v).filter(|_| params.scheme.formula == Formula::Quantizeml)
+        {
             return self.clipped_channels(v, name, params, scales);
         }
         if !params.scheme.needs_clip() {

@@ -147,7 +147,11 @@ impl Lowering<'_> {
             if node.input(i).is_some() {
                 let t = self.tensor(node, i).ok_or("a bound is only known at run time")?;
                 let channels = fixed.shape.len() == 4 && t.shape() == [1, fixed.shape[1], 1, 1];
-                return if t.len() == 1 || channels { numbers(&t) } else { Err("its bounds are no row of channels".into()) };
+                return if t.len() == 1 || channels {
+                    numbers(&t)
+                } else {
+                    Err("its bounds are no row of channels".into())
+                };
             }
             let attr = node.op.attrs().float(name).ok().flatten();
             Ok(attr.and_then(|x| Dyadic::of_bits(x.to_bits())).into_iter().collect())

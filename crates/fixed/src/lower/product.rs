@@ -31,7 +31,8 @@ impl Lowering<'_> {
         };
         let x = self.ints(node, 0)?;
         // Channels that are added up have one unit, the finest; a depthwise convolution keeps theirs apart.
-        let apart = node.op.downcast::<Conv>().is_some_and(|c| x.shape.get(1) == Some(&c.group)) && w.shape.get(1) == Some(&1);
+        let apart =
+            node.op.downcast::<Conv>().is_some_and(|c| x.shape.get(1) == Some(&c.group)) && w.shape.get(1) == Some(&1);
         let x = if x.unit.axis.is_some() && !apart || x.unit.divisor != 1 { self.expanded(x, i32::MIN)? } else { x };
         let (x, p) = match node.op.name() {
             "Conv" => self.conv(node, x, &w)?,
@@ -213,7 +214,8 @@ impl Lowering<'_> {
     fn product_unit(&self, node: &Node, x: &Fixed, w: &Codes, p: &Product) -> Result<Unit, Why> {
         let (oc, inputs) = (p.conv.oc, x.unit.scales.len());
         let of = |i: usize| x.unit.scales[if inputs == 1 { 0 } else { i * inputs / oc }];
-        let times = |(i, s): (usize, &Dyadic)| s.times(of(i)).ok_or_else(|| "its scale does not fit 64 bits".to_owned());
+        let times =
+            |(i, s): (usize, &Dyadic)| s.times(of(i)).ok_or_else(|| "its scale does not fit 64 bits".to_owned());
         // With a unit for each channel of the input, so has the output, whatever the weight has.
         let own = if inputs > 1 && w.unit.axis.is_none() { vec![w.unit.scales[0]; oc] } else { w.unit.scales.clone() };
         let scales = own.iter().enumerate().map(times).collect::<Result<Vec<_>, _>>()?;

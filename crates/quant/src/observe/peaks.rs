@@ -55,7 +55,9 @@ impl Peaks {
     /// Whether it can be an average of magnitudes: what a file claims may not.
     pub(crate) fn is_sound(&self) -> bool {
         let all = self.first.iter().chain(&self.now);
-        self.first.len() == self.now.len() && self.now.len() <= MOST && all.into_iter().all(|x| x.is_finite() && *x >= 0.0)
+        self.first.len() == self.now.len()
+            && self.now.len() <= MOST
+            && all.into_iter().all(|x| x.is_finite() && *x >= 0.0)
     }
 }
 

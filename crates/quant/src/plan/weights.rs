@@ -5,7 +5,7 @@ use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, Layout, blocks, channels, PlanError, QuantPlan, Used, correction, shifts};
+use super::{Kind, Layout, PlanError, QuantPlan, Used, blocks, channels, correction, shifts};
 use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
