@@ -17,7 +17,7 @@ const MEMORY: usize = 1 << 30;
 const MOST_ELEMENTS: usize = 4096;
 
 /// Small graphs with all that lowering knows.
-const SEEDS: [&str; 4] = [
+const SEEDS: [&str; 5] = [
     r#"input %x: f32[n, 2, 4, 4] const %s: f32[] = [0.0625] const %t: f32[] = [0.25] const %z: i8[] = [0]
     const %w: i8[2, 2, 1, 1] = [3, -4, 127, 90] const %sw: f32[2] = [0.125, 0.046875] const %zw: i8[2] = [0, 0]
     const %b: i32[2] = [100, -7] const %sb: f32[2] = [0.0078125, 0.0029296875] const %zb: i32[2] = [0, 0]
@@ -52,6 +52,13 @@ const SEEDS: [&str; 4] = [
     %c = ConvTranspose(%d, %dw) {strides=[2, 2], pads=[1, 0, 0, 1], output_padding=[1, 0]} %qc = QuantizeLinear(%c, %so, %z)
     %dc = DequantizeLinear(%qc, %so, %z) %r = Resize(%dc, _, %up) {mode="nearest"} %b = Sub(%r, %r) %qb = QuantizeLinear(%b, %so, %z)
     output %qb"#,
+    r#"input %x: f32[n, 2, 4, 4] const %s: f32[2] = [0.0625, 0.25] const %t: f32[] = [0.25] const %z: i8[2] = [0, 0] const %o: i8[] = [0]
+    const %v: i8[2, 1, 3, 3] = [1, 2, 3, 4, 5, 6, 7, 8, 9, -1, -2, -3, -4, -5, -6, -7, -8, -9] const %w: i8[2, 2, 1, 1] = [3, -4, 127, 90]
+    const %most: f32[1, 2, 1, 1] = [7.9375, 31.75] const %least: f32[] = [-1.5] %q = QuantizeLinear(%x, %t, %o)
+    %d = DequantizeLinear(%q, %t, %o) %dw = DequantizeLinear(%w, %t, %o) %c = Conv(%d, %dw) %m = Min(%c, %most) %k = Max(%m, %least)
+    %q1 = QuantizeLinear(%k, %s, %z) {axis=1} %d1 = DequantizeLinear(%q1, %s, %z) {axis=1} %dv = DequantizeLinear(%v, %t, %o)
+    %e = Conv(%d1, %dv) {group=2, pads=[1, 1, 1, 1]} %f = Conv(%d1, %dw) %a = Add(%e, %d1) %g = GlobalAveragePool(%a)
+    %qa = QuantizeLinear(%a, %s, %z) {axis=1} %qf = QuantizeLinear(%f, %t, %o) %qg = QuantizeLinear(%g, %t, %o) output %qa output %qf output %qg"#,
 ];
 
 /// What stands where a number, a type or an operator stood.

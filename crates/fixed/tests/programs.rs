@@ -235,3 +235,48 @@ fn refuses_what_is_not_quantized_and_inputs_that_do_not_fit() {
 fn keeps_numbers_exact() {
     assert_eq!(Dyadic::of_bits(0.75f32.to_bits()), Some(Dyadic::new(3, 2)));
 }
+
+/// Codes with a scale for each of four channels, behind a convolution with bounds for each.
+const CHANNELS: &str = r#"input %x: f32[n, 3, 8, 8] const %sx: f32[] = [0.0078125] const %z: i8[] = [0] const %six: f32[] = [6.0] const %none: f32[] = [0.0]
+    const %w: i8[4, 3, 3, 3] = codes(1) const %sw: f32[4] = [0.00390625, 0.0029296875, 0.00634765625, 0.001953125] const %zw: i8[4] = [0, 0, 0, 0]
+    const %s4: f32[4] = [0.0625, 0.015625, 0.125, 0.03125] const %t4: f32[4] = [0.5, 0.25, 0.125, 1.0]
+    const %most: f32[1, 4, 1, 1] = [7.9375, 1.984375, 15.875, 3.96875] const %least: f32[1, 4, 1, 1] = [-4.0, -1.0, -8.0, -2.0]
+    const %s: f32[] = [0.25] const %v: i8[4, 1, 3, 3] = codes(3) const %w2: i8[4, 4, 1, 1] = codes(2)
+    %qx = QuantizeLinear(%x, %sx, %z) %dx = DequantizeLinear(%qx, %sx, %z) %dw = DequantizeLinear(%w, %sw, %zw) {axis=0}
+    %c = Conv(%dx, %dw) {pads=[1, 1, 1, 1]} %r = Clip(%c, %none, %six) %m = Min(%r, %most)
+    %q1 = QuantizeLinear(%m, %s4, %zw) {axis=1} %d1 = DequantizeLinear(%q1, %s4, %zw) {axis=1}
+    %dv = DequantizeLinear(%v, %sx, %z) %e = Conv(%d1, %dv) {group=4, pads=[1, 1, 1, 1]} %lo = Min(%e, %most) %hi = Max(%lo, %least)
+    %q2 = QuantizeLinear(%hi, %t4, %zw) {axis=1} %d2 = DequantizeLinear(%q2, %t4, %zw) {axis=1}
+"#;
+
+#[test]
+fn keeps_the_scales_of_channels_apart_or_aligns_them() {
+    let tail = r#"%dw2 = DequantizeLinear(%w2, %sx, %z) %f = Conv(%d2, %dw2) %qf = QuantizeLinear(%f, %s, %z)
+        %a = Add(%d1, %d2) %ra = Relu(%a) %qa = QuantizeLinear(%ra, %t4, %zw) {axis=1}
+        %k = Concat(%d1, %d2) {axis=1} %qk = QuantizeLinear(%k, %s, %z)
+        %p = MaxPool(%d2) {kernel_shape=[2, 2], strides=[2, 2]} %qp = QuantizeLinear(%p, %s, %z)
+        %g = GlobalAveragePool(%ra) %qg = QuantizeLinear(%g, %s, %z) %h = ReduceMean(%f) {axes=[2, 3], keepdims=0} %qh = QuantizeLinear(%h, %s, %z)
+        output %q1 output %q2 output %qf output %qa output %qk output %qp output %qg output %qh output %d2"#;
+    agrees(&graph(&format!("{CHANNELS}{tail}")), &[samples(&[2, 3, 8, 8], 1.0)]);
+}
+
+#[test]
+fn multiplies_channels_aligned_in_rows() {
+    let tail = r#"const %k: i8[256, 5] = codes(9) const %shape: i64[2] = [-1, 256] %i = Reshape(%d2, %shape)
+        %dk = DequantizeLinear(%k, %s, %z) %y = Gemm(%i, %dk) output %y"#;
+    agrees(&graph(&format!("{CHANNELS}{tail}")), &[samples(&[3, 3, 8, 8], 1.0)]);
+}
+
+#[test]
+fn refuses_scales_along_another_axis_and_bounds_that_are_no_row() {
+    let other = format!("{CHANNELS} output %q2").replace("%q2 = QuantizeLinear(%hi, %t4, %zw) {axis=1}", "const %s8: f32[8] = [1, 1, 1, 1, 1, 1, 1, 2] const %z8: i8[8] = [0, 0, 0, 0, 0, 0, 0, 0] %q2 = QuantizeLinear(%hi, %s8, %z8) {axis=2}");
+    let other = other.replace("%d2 = DequantizeLinear(%q2, %t4, %zw) {axis=1}", "");
+    let column = format!("{CHANNELS} output %q2")
+        .replace("%lo = Min(%e, %most)", "const %column: f32[8, 1] = [1, 2, 3, 4, 5, 6, 7, 8] %lo = Min(%e, %column)");
+    for (text, why) in [(other, "axis"), (column, "bounds are no row")] {
+        let g = graph(&text);
+        let shapes: Shapes = [(g.inputs()[0], vec![1, 3, 8, 8])].into();
+        let error = lower(&g, &shapes, Options::default(), &exec()).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}

@@ -191,6 +191,12 @@ impl QuantOptions {
         schemes.into_iter().find(|s| s.formula == Formula::Vitis).map(|s| vitis::bits_of(s.code_range()))
     }
 
+    /// Whether activations are rounded at the ends of blocks only, as fixed-point hardware does (QuantizeML), and integers
+    /// end before the first operator without integer form.
+    pub(crate) fn rounds_blocks(&self) -> bool {
+        self.activations.formula == Formula::Quantizeml && !self.activations.format.is_float()
+    }
+
     /// Bits of the register in which fixed-point hardware sums up.
     pub fn buffer_bits(&self) -> u8 {
         self.buffer_bits.unwrap_or(32)
@@ -208,7 +214,7 @@ impl QuantOptions {
     pub fn warnings(&self) -> Vec<&'static str> {
         let (a, w) = (self.activations.formula, self.weights.formula);
         let second = Some(w).filter(|w| *w != a);
-        let formulas = [Some(a), second].into_iter().flatten().filter_map(|f| f.warning(self.per_tensor_activations));
+        let formulas = [Some(a), second].into_iter().flatten().filter_map(Formula::warning);
         let fp8 = self.activations.format.is_float().then_some(FP8);
         formulas.chain(fp8).collect()
     }

@@ -14,6 +14,7 @@ use narrowbit_tensor::{DType, Tensor, TensorError, minifloat};
 
 use crate::parallel::in_parallel;
 use crate::plan::{ActivationParams, Kind, QuantPlan, WeightError, WeightParams};
+use crate::scheme::Formula;
 
 /// Why the plan could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +167,10 @@ impl Writer<'_> {
             let abs = self.op("Abs", None)?;
             return Ok(self.patch.node(&format!("{name}_Abs"), abs, &[Some(v)]));
         }
+        if let Some(scales) = self.plan.channel_scales.get(&v).filter(|_| params.scheme.formula == Formula::Quantizeml)
+        {
+            return self.clipped_channels(v, name, params, scales);
+        }
         if !params.scheme.needs_clip() {
             return Ok(v);
         }
@@ -175,6 +180,34 @@ impl Writer<'_> {
         let hi = self.patch.constant(&format!("{name}_greatest"), Tensor::scalar(value(qmax)));
         let clip = self.op("Clip", None)?;
         Ok(self.patch.node(&format!("{name}_Clip"), clip, &[Some(v), Some(lo), Some(hi)]))
+    }
+
+    /// The value within the codes of each channel, along axis 1 of four.
+    ///
+    /// QuantizeLinear would saturate there by itself, mostly. But ONNX Runtime 1.31.1 fuses it with what is before it
+    /// whatever the scales are, and fails when it runs; a Min in between keeps them apart.
+    fn clipped_channels(
+        &mut self,
+        v: ValueId,
+        name: &str,
+        params: &ActivationParams,
+        scales: &[f32],
+    ) -> Result<ValueId, QdqError> {
+        let (qmin, qmax) = params.scheme.code_range();
+        let bound = |code: i32| {
+            let of = |&s: &f32| (f64::from(code - params.point.zero_point) * f64::from(s)) as f32;
+            Tensor::new([1, scales.len(), 1, 1], scales.iter().map(of).collect::<Vec<f32>>())
+        };
+        let mut limit = |graph: ValueId, op: &str, suffix: &str, code: i32| -> Result<ValueId, QdqError> {
+            let bound = self.patch.constant(&format!("{name}_{suffix}"), bound(code)?);
+            let op_made = self.op(op, None)?;
+            Ok(self.patch.node(&format!("{name}_{op}"), op_made, &[Some(graph), Some(bound)]))
+        };
+        let below = limit(v, "Min", "greatest", qmax)?;
+        if qmin > params.scheme.format.type_range().0 {
+            return limit(below, "Max", "least", qmin);
+        }
+        Ok(below)
     }
 
     fn makes_integers(&self, n: NodeId) -> bool {

@@ -154,11 +154,14 @@ pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equal
 
 /// The values of which calibration has to keep a record by channel for these settings.
 pub fn channels(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTreeMap<ValueId, ByChannel> {
-    let extremes = ByChannel { axis: ChannelAxis::Second, means: false };
+    let extremes = ByChannel { axis: ChannelAxis::Second, means: false, peaks: false };
     let depthwise = plan::channels::candidates(graph, layout, options);
     let mut all: BTreeMap<ValueId, ByChannel> = depthwise.into_keys().map(|v| (v, extremes)).collect();
     if options.bias_correction {
         all.extend(correction::channels(graph, layout));
+    }
+    for v in plan::channels::rounded(graph, layout, options).into_keys() {
+        all.entry(v).or_insert(extremes).peaks = true;
     }
     all
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use narrowbit_ir::Graph;
 use serde::{Deserialize, Serialize};
 
-use crate::observe::{Histogram, Means, MovingAverage, Peak, Positions, SavedHistogram, Spread, Stats};
+use crate::observe::{Histogram, Means, MovingAverage, Peak, Peaks, Positions, SavedHistogram, Spread, Stats};
 
 /// The value of the field `format`.
 pub const FORMAT: &str = "narrowbit-ranges/1";
@@ -95,6 +95,8 @@ struct Record {
     means: Option<Means>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     spread: Option<Spread>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    peaks: Option<Peaks>,
 }
 
 /// Larger files are refused: no calibration of any real model writes one.
@@ -235,6 +237,7 @@ fn record(s: &Stats) -> Record {
         positions: s.positions.clone(),
         means: s.means.clone(),
         spread: s.spread.clone(),
+        peaks: s.peaks.clone(),
     }
 }
 
@@ -257,6 +260,9 @@ fn stats(r: Record) -> Result<Stats, String> {
     if r.spread.as_ref().is_some_and(|s| !s.is_sound()) {
         return Err("the extremes by channel are no ranges".into());
     }
+    if r.peaks.as_ref().is_some_and(|p| !p.is_sound()) {
+        return Err("the moving peaks by channel are no magnitudes".into());
+    }
     let histogram = r.histogram.map(Histogram::try_from).transpose()?;
     let counted = histogram.as_ref().map(|h| h.counts().iter().try_fold(0u64, |n, &c| n.checked_add(c)));
     if counted.is_some_and(|n| n != Some(r.count)) {
@@ -272,6 +278,7 @@ fn stats(r: Record) -> Result<Stats, String> {
         positions: r.positions,
         means: r.means,
         spread: r.spread,
+        peaks: r.peaks,
     })
 }
 

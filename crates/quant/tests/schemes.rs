@@ -226,7 +226,7 @@ fn agrees_with_quantizeml() {
     let f = compare("quantizeml", Preset::Quantizeml);
     assert!(!f.biases.is_empty() && !f.peaks.is_empty() && !f.ceil_log2.is_empty());
     for b in &f.biases {
-        assert_eq!(quantizeml::bias_codes(&b.bias, &b.scales, b.frac), b.codes, "{:?} {:?}", b.bias, b.scales);
+        assert_eq!(quantizeml::bias_codes(&b.bias, &b.scales, &[b.frac]), b.codes, "{:?} {:?}", b.bias, b.scales);
     }
     for p in &f.peaks {
         let mut stats = Stats::new(false);

@@ -8,8 +8,10 @@ use super::{Clip, Lowering, State, Why};
 use crate::dyadic::{Dyadic, shifted};
 use crate::proof::bits_of;
 use crate::run::{Map, Step, Width};
-use crate::value::{Fixed, Unit};
+use crate::value::{Fixed, Layout, Unit};
 
+/// The axis of an image's channels, from the back.
+const IMAGE_CHANNELS: usize = 3;
 /// Right shifts beyond which nothing is left of 64 bits.
 const MOST_SHIFT: i32 = 62;
 
@@ -21,10 +23,11 @@ impl Lowering<'_> {
             return Err("it dequantizes floats".into());
         };
         let (unit, zeros, _) = self.params(node, fixed.shape.len())?;
-        let zero = *zeros.first().ok_or("it has no zero point")?;
-        if unit.axis.is_some() || zeros.len() != 1 {
-            return Err("an activation has a scale for each channel".into());
-        }
+        let zero = one_zero(&zeros)?;
+        let fixed = match unit.axis {
+            None => fixed,
+            Some(axis) => self.by_channel(fixed, axis)?,
+        };
         self.set(node, Fixed { unit, zero, ..fixed });
         Ok(())
     }
@@ -38,22 +41,26 @@ impl Lowering<'_> {
         let (unit, zeros, dtype) = self.params(node, x.shape.len())?;
         let said = node.op.attrs().int_or("output_dtype", 0).ok().and_then(DType::from_onnx);
         let width = width_of(dtype.or(said).or(Some(DType::U8))).ok_or("its codes are not integers of 8 or 16 bits")?;
-        if unit.scales.len() != 1 {
-            return Err("an activation has a scale for each channel".into());
-        }
-        let scale = unit.scales[0];
-        if !scale.is_power_of_two() {
+        let zero = one_zero(&zeros)?;
+        if let Some(scale) = unit.scales.iter().find(|s| !s.is_power_of_two()) {
             return Err(format!("its scale is no power of two but {} · 2^{}", scale.mantissa, -scale.frac));
         }
-        let map = self.requantizing(&x, scale, zeros[0], width, clip)?;
+        let axis = unit.axis.or((clip.channels() > 1).then_some(IMAGE_CHANNELS));
+        let x = match axis {
+            None => x,
+            Some(a) if x.unit.axis.is_none_or(|own| own == a) => self.by_channel(x, a)?,
+            Some(_) => return Err("its scales lie along another axis than those of its input".into()),
+        };
+        let map = self.requantizing(&x, &unit.scales, zero, width, &clip)?;
         let buffer = map.buffer;
         let product = product_bounds(&x, &map)?;
         let shifts = map.shift.iter().fold((i32::MAX, i32::MIN), |(lo, hi), &s| (lo.min(s), hi.max(s)));
         let bits = x.unit.bits();
         let words = words(&map, x.unit.bits(), shifts, self.options);
-        let bounds = map.clamp;
+        let bounds = map.range();
         let same = map.factor.iter().all(|&f| f == 1) && shifts == (0, 0) && map.divisor == 1;
-        let alias = same && x.zero == zeros[0] && self.widths[x.register] == width && within(x.bounds, bounds);
+        let free = map.clamp.iter().all(|&c| within(x.bounds, c));
+        let alias = same && x.zero == zero && self.widths[x.register] == width && free;
         let len = x.shape.iter().product();
         let to = match alias {
             true => x.register,
@@ -69,42 +76,59 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn requantizing(&self, x: &Fixed, scale: Dyadic, zero: i64, width: Width, clip: Clip) -> Result<Map, Why> {
+    /// The channels of an image, or of rows, innermost in memory.
+    fn by_channel(&mut self, x: Fixed, axis: usize) -> Result<Fixed, Why> {
+        let layout = Layout::natural(x.shape.len(), Some(axis));
+        if axis != 1 && layout == Layout::Plain {
+            return Err("an activation has scales along an axis that is not that of its channels".into());
+        }
+        Ok(self.laid(x, layout))
+    }
+
+    fn requantizing(&self, x: &Fixed, scales: &[Dyadic], zero: i64, width: Width, clip: &Clip) -> Result<Map, Why> {
         let bits = x.unit.bits();
         if bits > self.options.multiplier_bits {
             let most = self.options.multiplier_bits;
             return Err(format!("its input's scale has a mantissa of {bits} bits, and multipliers have {most}"));
         }
-        let shift = |s: &Dyadic| s.frac.checked_sub(scale.frac).filter(|s| s.abs() <= MOST_SHIFT);
-        let shifts: Option<Vec<i32>> = x.unit.scales.iter().map(shift).collect();
-        let (low, high) = range(width);
-        let map = Map {
+        let channels = x.unit.scales.len().max(scales.len()).max(clip.channels());
+        let at = |all: &[Dyadic], c: usize| all.get(c).or(all.first()).copied();
+        let (own, next) = (|c: usize| at(&x.unit.scales, c), |c: usize| at(scales, c));
+        let shift = |c: usize| own(c)?.frac.checked_sub(next(c)?.frac).filter(|s| s.abs() <= MOST_SHIFT);
+        let shifts: Option<Vec<i32>> = (0..channels).map(shift).collect();
+        let ends = range(width);
+        Ok(Map {
             subtract: x.zero,
-            factor: x.unit.scales.iter().map(|s| s.mantissa).collect(),
+            factor: (0..channels).filter_map(own).map(|s| s.mantissa).collect(),
             shift: shifts.ok_or("its shift is longer than 62 bits")?,
             divisor: x.unit.divisor,
             rounding: self.options.rounding,
             // What a mantissa multiplies lies in the buffer, too.
             buffer: self.buffer().filter(|_| bits > 1),
             add: zero,
-            clamp: (low, high),
-        };
-        let code = |d: Dyadic, otherwise: i64| -> i64 {
-            let shift = d.frac.saturating_sub(scale.frac);
-            if d.mantissa == 0 || shift > MOST_SHIFT {
-                return zero.clamp(low, high);
-            }
-            if shifted(d.mantissa, (-shift).max(0) as u32).is_none() {
-                return otherwise;
-            }
-            let one =
-                Map { factor: vec![d.mantissa], shift: vec![shift], add: zero, clamp: (low, high), ..Map::identity() };
-            Map { rounding: self.options.rounding, ..one }.apply(1, 0)
-        };
-        let most = |d: Dyadic| if d.mantissa < 0 { low } else { high };
-        let (least, greatest) = (clip.low.map(|d| code(d, most(d))), clip.high.map(|d| code(d, most(d))));
-        let clamp = (low.max(least.unwrap_or(low)), high.min(greatest.unwrap_or(high)));
-        Ok(Map { clamp: (clamp.0.min(clamp.1), clamp.1), ..map })
+            clamp: (0..channels)
+                .filter_map(|c| {
+                    let code = |d: Dyadic| Some(self.code_of(d, next(c)?, zero, ends));
+                    let (least, greatest) = (at(&clip.low, c).and_then(code), at(&clip.high, c).and_then(code));
+                    let high = ends.1.min(greatest.unwrap_or(ends.1));
+                    Some((ends.0.max(least.unwrap_or(ends.0)).min(high), high))
+                })
+                .collect(),
+        })
+    }
+
+    /// The code of a number, within the ends of the codes.
+    fn code_of(&self, d: Dyadic, scale: Dyadic, zero: i64, (low, high): (i64, i64)) -> i64 {
+        let shift = d.frac.saturating_sub(scale.frac);
+        if d.mantissa == 0 || shift > MOST_SHIFT {
+            return zero.clamp(low, high);
+        }
+        if shifted(d.mantissa, (-shift).max(0) as u32).is_none() {
+            return if d.mantissa < 0 { low } else { high };
+        }
+        let clamp = vec![(low, high)];
+        let one = Map { factor: vec![d.mantissa], shift: vec![shift], add: zero, clamp, ..Map::identity() };
+        Map { rounding: self.options.rounding, ..one }.apply(1, 0)
     }
 
     /// The range of a register in which products saturate.
@@ -113,35 +137,39 @@ impl Lowering<'_> {
         Some((-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1))
     }
 
-    /// Relu and Clip wait for the rounding behind them.
+    /// Relu, Clip, Min and Max wait for the rounding behind them.
     pub(super) fn clip(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let (x, out) = (node.input(0), node.output(0).ok_or("it makes nothing")?);
         let Some(State::Ints { fixed, codes: false, clip }) = x.and_then(|x| self.states.get(&x)).cloned() else {
             return Err("it clips codes".into());
         };
-        let bound = |i: usize, name: &str| -> Result<Option<Dyadic>, Why> {
-            if node.op.name() == "Relu" {
-                return Ok((i == 1).then_some(Dyadic::new(0, 0)));
-            }
+        let bound = |i: usize, name: &str| -> Result<Vec<Dyadic>, Why> {
             if node.input(i).is_some() {
                 let t = self.tensor(node, i).ok_or("a bound is only known at run time")?;
-                return Ok(numbers(&t)?.first().copied());
+                let channels = fixed.shape.len() == 4 && t.shape() == [1, fixed.shape[1], 1, 1];
+                return if t.len() == 1 || channels {
+                    numbers(&t)
+                } else {
+                    Err("its bounds are no row of channels".into())
+                };
             }
             let attr = node.op.attrs().float(name).ok().flatten();
-            Ok(attr.and_then(|x| Dyadic::of_bits(x.to_bits())))
+            Ok(attr.and_then(|x| Dyadic::of_bits(x.to_bits())).into_iter().collect())
         };
-        let (low, high) = (bound(1, "min")?, bound(2, "max")?);
+        let (low, high) = match node.op.name() {
+            "Relu" => (vec![Dyadic::new(0, 0)], Vec::new()),
+            "Min" | "Max" if node.inputs.len() != 2 => return Err("it has not two operands".into()),
+            "Min" => (Vec::new(), bound(1, "")?),
+            "Max" => (bound(1, "")?, Vec::new()),
+            _ => (bound(1, "min")?, bound(2, "max")?),
+        };
         let words = match node.op.name() {
             "Relu" => "max(x, 0)".to_owned(),
             _ => "bounds of the codes of the rounding behind it".to_owned(),
         };
         let bounds = fixed.bounds;
         self.row(id, words, bounds);
-        let both = |a: Option<Dyadic>, b: Option<Dyadic>, least: bool| match (a, b) {
-            (Some(a), Some(b)) => Some(if less(a, b) == least { a } else { b }),
-            (a, b) => a.or(b),
-        };
-        let clip = Clip { low: both(clip.low, low, false), high: both(clip.high, high, true) };
+        let clip = Clip { low: tighter(&clip.low, &low, false), high: tighter(&clip.high, &high, true) };
         self.states.insert(out, State::Ints { fixed, codes: false, clip });
         Ok(())
     }
@@ -152,20 +180,24 @@ impl Lowering<'_> {
             return Ok(x);
         }
         let zero = |d: &Dyadic| d.mantissa == 0;
-        let wanted: Vec<Dyadic> = [clip.low, clip.high].into_iter().flatten().filter(|d| !zero(d)).collect();
+        let x = if clip.channels() > 1 { self.by_channel(x, IMAGE_CHANNELS)? } else { x };
+        let wanted: Vec<Dyadic> = clip.low.iter().chain(&clip.high).copied().filter(|d| !zero(d)).collect();
         let x = match wanted.iter().map(|d| d.frac).max() {
             None => x,
             Some(frac) => self.expanded(x, frac)?,
         };
         let unit = x.unit.scales[0];
-        let whole = |d: Dyadic| -> Result<i64, Why> {
+        let whole = |d: &Dyadic| -> Result<i64, Why> {
             let n = d.in_units(unit).and_then(|n| n.checked_add(x.zero));
             n.ok_or_else(|| "a bound is no whole number of units".into())
         };
-        let low = clip.low.map(whole).transpose()?.unwrap_or(i64::MIN);
-        let high = clip.high.map(whole).transpose()?.unwrap_or(i64::MAX);
-        let clamp = (low.min(high), high);
-        let map = Map { clamp, ..Map::identity() };
+        let low = clip.low.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
+        let high = clip.high.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
+        let at = |all: &[i64], c: usize, none: i64| all.get(c).or(all.first()).copied().unwrap_or(none);
+        let ends = |c: usize| (at(&low, c, i64::MIN), at(&high, c, i64::MAX));
+        let clamp: Vec<_> = (0..clip.channels()).map(ends).map(|(low, high)| (low.min(high), high)).collect();
+        let map = Map { factor: vec![1; clamp.len()], shift: vec![0; clamp.len()], clamp, ..Map::identity() };
+        let clamp = map.range();
         let (width, len) = (self.widths[x.register], x.shape.iter().product());
         let register = self.step(Step::Map(Box::new(map)), &[x.register], width, len);
         let bounds = (x.bounds.0.clamp(clamp.0, clamp.1), x.bounds.1.clamp(clamp.0, clamp.1));
@@ -185,6 +217,7 @@ impl Lowering<'_> {
             subtract: x.zero,
             factor: x.unit.scales.iter().map(|s| s.mantissa).collect(),
             shift: x.unit.scales.iter().map(|s| s.frac.saturating_sub(most).max(-MOST_SHIFT)).collect(),
+            clamp: vec![(i64::MIN, i64::MAX); x.unit.scales.len()],
             ..Map::identity()
         };
         let bounds = product_bounds(&x, &map)?;
@@ -210,7 +243,34 @@ fn words(map: &Map, bits: u32, (lo, hi): (i32, i32), options: super::Options) ->
         (lo, hi) => format!(">> {} ({rounding})", span(lo, hi)),
     });
     let zero = if map.add != 0 { format!(", + {}", map.add) } else { String::new() };
-    format!("{text}{zero}, saturate to {}…{}", map.clamp.0, map.clamp.1)
+    let (least, greatest) = map.range();
+    format!("{text}{zero}, saturate to {least}…{greatest}")
+}
+
+/// The one zero point of all channels.
+fn one_zero(zeros: &[i64]) -> Result<i64, Why> {
+    let first = *zeros.first().ok_or("it has no zero point")?;
+    if zeros.iter().any(|&z| z != first) {
+        return Err("the zero points of its channels differ".into());
+    }
+    Ok(first)
+}
+
+impl Clip {
+    /// The number of bounds: 1 with one for all.
+    fn channels(&self) -> usize {
+        self.low.len().max(self.high.len()).max(1)
+    }
+}
+
+/// The tighter of two bounds: the lesser one where `least`, else the greater one.
+fn tighter(a: &[Dyadic], b: &[Dyadic], least: bool) -> Vec<Dyadic> {
+    let at = |all: &[Dyadic], c: usize| all.get(c).or(all.first()).copied();
+    let one = |c: usize| match (at(a, c), at(b, c)) {
+        (Some(a), Some(b)) => Some(if less(a, b) == least { a } else { b }),
+        (a, b) => a.or(b),
+    };
+    (0..a.len().max(b.len())).filter_map(one).collect()
 }
 
 pub(super) fn within(inner: (i64, i64), outer: (i64, i64)) -> bool {

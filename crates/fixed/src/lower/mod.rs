@@ -157,11 +157,11 @@ enum State {
     After,
 }
 
-/// Bounds that wait for the rounding behind them, which they commute with.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// Bounds that wait for the rounding behind them, which they commute with: none, one, or one for each channel of an image.
+#[derive(Debug, Clone, PartialEq, Default)]
 struct Clip {
-    low: Option<crate::Dyadic>,
-    high: Option<crate::Dyadic>,
+    low: Vec<crate::Dyadic>,
+    high: Vec<crate::Dyadic>,
 }
 
 struct Lowering<'a> {
@@ -239,7 +239,7 @@ impl Lowering<'_> {
             "QuantizeLinear" => self.quantize(id, node),
             "DequantizeLinear" => self.dequantize(node),
             "Conv" | "ConvTranspose" | "Gemm" | "MatMul" => self.product(id, node),
-            "Relu" | "Clip" => self.clip(id, node),
+            "Relu" | "Clip" | "Min" | "Max" => self.clip(id, node),
             "Add" | "Sub" | "Mul" => self.join(id, node),
             "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" | "ReduceMean" => self.pool(id, node),
             _ => self.movement(id, node),

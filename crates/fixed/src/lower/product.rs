@@ -30,9 +30,10 @@ impl Lowering<'_> {
             return Err("its second operand is no constant of integers".into());
         };
         let x = self.ints(node, 0)?;
-        if x.unit.axis.is_some() || x.unit.divisor != 1 {
-            return Err("its first operand has a unit for each channel".into());
-        }
+        // Channels that are added up have one unit, the finest; a depthwise convolution keeps theirs apart.
+        let apart =
+            node.op.downcast::<Conv>().is_some_and(|c| x.shape.get(1) == Some(&c.group)) && w.shape.get(1) == Some(&1);
+        let x = if x.unit.axis.is_some() && !apart || x.unit.divisor != 1 { self.expanded(x, i32::MIN)? } else { x };
         let (x, p) = match node.op.name() {
             "Conv" => self.conv(node, x, &w)?,
             "ConvTranspose" => self.conv_transpose(node, x, &w)?,
@@ -211,8 +212,13 @@ impl Lowering<'_> {
 
     /// The unit of the sums: the scale of the data times that of each weight.
     fn product_unit(&self, node: &Node, x: &Fixed, w: &Codes, p: &Product) -> Result<Unit, Why> {
-        let times = |s: &Dyadic| s.times(x.unit.scales[0]).ok_or_else(|| "its scale does not fit 64 bits".to_owned());
-        let scales = w.unit.scales.iter().map(times).collect::<Result<Vec<_>, _>>()?;
+        let (oc, inputs) = (p.conv.oc, x.unit.scales.len());
+        let of = |i: usize| x.unit.scales[if inputs == 1 { 0 } else { i * inputs / oc }];
+        let times =
+            |(i, s): (usize, &Dyadic)| s.times(of(i)).ok_or_else(|| "its scale does not fit 64 bits".to_owned());
+        // With a unit for each channel of the input, so has the output, whatever the weight has.
+        let own = if inputs > 1 && w.unit.axis.is_none() { vec![w.unit.scales[0]; oc] } else { w.unit.scales.clone() };
+        let scales = own.iter().enumerate().map(times).collect::<Result<Vec<_>, _>>()?;
         let rank = w.shape.len();
         let channels = match node.op.name() {
             "Conv" => 0,
@@ -221,6 +227,7 @@ impl Lowering<'_> {
             _ => rank - 1,
         };
         match w.unit.axis {
+            None if inputs > 1 => Ok(Unit { scales, axis: Some(p.shape.len() - 1), divisor: 1 }),
             None => Ok(Unit { scales, axis: None, divisor: 1 }),
             Some(a) if rank - a == channels && scales.len() == p.conv.oc => {
                 let axis = if p.matrix { 1 } else { p.shape.len() - 1 };

@@ -59,10 +59,11 @@ impl Lowering<'_> {
         let mut fixed = Fixed { register, shape: vec![n, c, window.output[0], window.output[1]], bounds, unit, ..x };
         if shape != fixed.shape {
             // The mean over all pixels without the axes: one pixel, whatever its layout.
-            if fixed.unit.axis.is_some() || shape.iter().product::<usize>() != len || window.positions() != 1 {
+            if shape.iter().product::<usize>() != len || window.positions() != 1 || shape.len() != 2 {
                 return Err("its result is of another shape".into());
             }
-            fixed = Fixed { shape, layout: Layout::Plain, ..fixed };
+            let unit = Unit { axis: fixed.unit.axis.map(|_| 1), ..fixed.unit };
+            fixed = Fixed { shape, layout: Layout::Plain, unit, ..fixed };
         }
         self.states.insert(out, State::Ints { fixed, codes, clip: super::Clip::default() });
         Ok(())

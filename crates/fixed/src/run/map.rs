@@ -32,8 +32,8 @@ pub struct Map {
     pub buffer: Option<(i64, i64)>,
     /// Added after the shift: a zero point.
     pub add: i64,
-    /// The least and the greatest result.
-    pub clamp: (i64, i64),
+    /// The least and the greatest result, as many.
+    pub clamp: Vec<(i64, i64)>,
 }
 
 impl Map {
@@ -47,8 +47,13 @@ impl Map {
             rounding: Rounding::default(),
             buffer: None,
             add: 0,
-            clamp: (i64::MIN, i64::MAX),
+            clamp: vec![(i64::MIN, i64::MAX)],
         }
+    }
+
+    /// The least and the greatest result of any channel.
+    pub fn range(&self) -> (i64, i64) {
+        self.clamp.iter().fold((i64::MAX, i64::MIN), |(lo, hi), c| (lo.min(c.0), hi.max(c.1)))
     }
 
     /// The result for one integer of a channel. Lowering has proved that no step overflows.
@@ -63,7 +68,8 @@ impl Map {
             (s, 1) => shift_right(v, s as u32, self.rounding),
             (s, d) => divide(v, d, s, self.rounding),
         };
-        v.wrapping_add(self.add).clamp(self.clamp.0, self.clamp.1)
+        let (least, greatest) = self.clamp[channel];
+        v.wrapping_add(self.add).clamp(least, greatest)
     }
 }
 

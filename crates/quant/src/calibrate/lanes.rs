@@ -142,7 +142,7 @@ impl Lane<'_> {
             let values = kept.as_deref().unwrap_or(all);
             summaries[place] =
                 observe(session.exec(), values, histograms.get_mut(place), *positions).map_err(|e| e.to_string())?;
-            if let Some(ByChannel { axis, means: wanted }) = o.channels {
+            if let Some(ByChannel { axis, means: wanted, .. }) = o.channels {
                 let values = if axis == ChannelAxis::Last { values } else { all };
                 let split = split(&view, values.len(), axis);
                 summaries[place].means = split.filter(|_| wanted).map(|s| means(values, s));

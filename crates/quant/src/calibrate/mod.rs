@@ -7,7 +7,7 @@ use narrowbit_kernels::{Exec, calibrate as kernels};
 use narrowbit_runtime::{Float, Options, RunError, Session};
 use narrowbit_tensor::Tensor;
 
-use crate::observe::{BatchPositions, Histogram, Means, Positions, Spread, Stats, Summary};
+use crate::observe::{BatchPositions, Histogram, Means, Peaks, Positions, Spread, Stats, Summary};
 use crate::ranges::{Ranges, graph_hash};
 
 mod lanes;
@@ -36,13 +36,15 @@ pub enum ChannelAxis {
     Last,
 }
 
-/// What is recorded of a value by channel: its extremes, and perhaps its means.
+/// What is recorded of a value by channel: its extremes, and perhaps its means and peaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByChannel {
     /// Where the channels are.
     pub axis: ChannelAxis,
     /// Whether the means are recorded too.
     pub means: bool,
+    /// Whether the moving average of the magnitudes is.
+    pub peaks: bool,
 }
 
 /// A value whose elements are recorded.
@@ -123,9 +125,10 @@ impl Calibrator {
         for o in observed.values().filter(|o| o.channels.is_some()) {
             let new = o.names.iter().filter_map(|n| ranges.tensors.get(n)).all(|s| s.count == 0 && s.non_finite == 0);
             let means = o.channels.is_some_and(|c| c.means).then(Means::default);
+            let peaks = o.channels.is_some_and(|c| c.peaks).then(Peaks::default);
             for n in o.names.iter().filter(|_| new) {
-                let empty = (means.clone(), Some(Spread::default()));
-                ranges.tensors.entry(n.clone()).and_modify(|s| (s.means, s.spread) = empty);
+                let empty = (means.clone(), Some(Spread::default()), peaks.clone());
+                ranges.tensors.entry(n.clone()).and_modify(|s| (s.means, s.spread, s.peaks) = empty);
             }
         }
         Ok(Calibrator { session, observed, ranges, histograms, positions: None, mask: None })

@@ -8,6 +8,7 @@ mod means;
 mod method;
 mod mse;
 mod peak;
+mod peaks;
 mod percentile;
 mod positions;
 mod spread;
@@ -20,6 +21,7 @@ pub use means::Means;
 pub(crate) use means::sums as channel_sums;
 pub use method::{Method, Range};
 pub use peak::Peak;
+pub use peaks::Peaks;
 pub use positions::{BatchPositions, Positions};
 pub use spread::Spread;
 
@@ -48,6 +50,8 @@ pub struct Stats {
     pub means: Option<Means>,
     /// Extremes by channel, where the calibration kept them.
     pub spread: Option<Spread>,
+    /// The moving average of each sample's greatest magnitude by channel, where the calibration kept it.
+    pub peaks: Option<Peaks>,
 }
 
 /// The moving average of per-sample minima and maxima, in a form that concatenates.
@@ -149,6 +153,10 @@ impl Stats {
             (Some(all), Some(batch)) => all.merge(batch),
             _ => self.spread = None,
         }
+        match (&mut self.peaks, &s.spread) {
+            (Some(all), Some(batch)) => all.add(batch),
+            _ => self.peaks = None,
+        }
         let (lo, hi) = self.extremes.unwrap_or((s.min, s.max));
         self.extremes = Some((lo.min(s.min), hi.max(s.max)));
     }
@@ -183,6 +191,10 @@ impl Stats {
                 a.merge(b);
                 Some(a)
             }
+            _ => None,
+        };
+        self.peaks = match (&self.peaks, &next.peaks) {
+            (Some(a), Some(b)) => Some(a.concat(b)),
             _ => None,
         };
         self.spread = match (self.spread.take(), &next.spread) {

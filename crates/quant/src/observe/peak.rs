@@ -19,12 +19,26 @@ pub struct Peak {
 /// `1 − 0.9` as Python computes it, then rounded to f32.
 const DECAY: f32 = 0.099_999_999_999_999_98_f64 as f32;
 
+/// An average after one more sample.
+pub(super) fn moved(average: f32, magnitude: f32) -> f32 {
+    average - (average - magnitude) * DECAY
+}
+
+/// The average `old` followed by `n` samples whose own average is `new` and whose first one was `first`.
+///
+/// A sequence started by x₁ gives x₁ the weight m^(n−1), where in the longer one it has (1−m)·m^(n−1): the
+/// difference m^n·x₁ is taken back.
+pub(super) fn concat(old: f32, new: f32, first: f32, n: u64) -> f32 {
+    let fade = (1.0 - f64::from(DECAY)).powf(n as f64);
+    (f64::from(new) + fade * (f64::from(old) - f64::from(first))).max(0.0) as f32
+}
+
 impl Peak {
     pub(super) fn add(&mut self, magnitude: f32) {
         if self.samples == 0 || self.now == 1.0 {
             self.now = magnitude;
         } else {
-            self.now -= (self.now - magnitude) * DECAY;
+            self.now = moved(self.now, magnitude);
         }
         if self.samples == 0 {
             self.first = magnitude;
@@ -33,17 +47,13 @@ impl Peak {
     }
 
     /// The average over the samples of `self` followed by those of `next`, up to the rounding of f32.
-    ///
-    /// A sequence started by x₁ gives x₁ the weight m^(n−1), where in the longer one it has (1−m)·m^(n−1): the
-    /// difference m^n·x₁ is taken back.
     pub(super) fn concat(&self, next: &Peak) -> Peak {
         match (self.samples, next.samples) {
             (_, 0) => *self,
             (0, _) => *next,
             (_, n) => {
-                let fade = (1.0 - f64::from(DECAY)).powf(n as f64);
-                let now = f64::from(next.now) + fade * (f64::from(self.now) - f64::from(next.first));
-                Peak { samples: self.samples.saturating_add(n), first: self.first, now: now.max(0.0) as f32 }
+                let now = concat(self.now, next.now, next.first, n);
+                Peak { samples: self.samples.saturating_add(n), first: self.first, now }
             }
         }
     }

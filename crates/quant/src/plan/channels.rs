@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
 
-use super::{ActivationParams, Kind, Layout, QuantPlan};
-use crate::observe::{Spread, Stats};
+use super::{ActivationParams, Kind, Layout, PlanError, QuantPlan};
+use crate::observe::{Range, Spread, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::scheme::{ActivationScheme, Formula, NumberFormat};
 
@@ -40,7 +40,7 @@ pub(crate) fn candidates(graph: &Graph, layout: &Layout, options: &QuantOptions)
 }
 
 /// Whether each output channel of a convolution reads one input channel of its own.
-fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
+pub(super) fn is_depthwise(graph: &Graph, id: NodeId) -> bool {
     let node: &Node = graph.node(id);
     let QuantRole::Weighted { weight, .. } = node.op.quant() else { return false };
     let Some(w) = graph.const_input(id, weight).filter(|w| node.op.name() == "Conv" && w.rank() > 2) else {
@@ -63,6 +63,57 @@ pub(super) fn counts(
         graph.const_input(conv, 1).filter(|_| plain).map(|w| (v, w.shape()[0]))
     };
     candidates(graph, layout, options).into_iter().filter_map(of).collect()
+}
+
+/// The values of which fixed-point hardware rounds each channel by itself, with the number of channels: images that an
+/// integer node makes. Means over all pixels are vectors, whose elements have one scale.
+///
+/// Source: QuantizeML 0.8.1, `set_output_quantizer`: `per-axis` unless the output is a vector.
+pub(crate) fn rounded(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTreeMap<ValueId, usize> {
+    if !options.rounds_blocks() || options.per_tensor_activations {
+        return BTreeMap::new();
+    }
+    let of = |v: ValueId| {
+        let (maker, _) = graph.producer(v)?;
+        let vector = matches!(graph.node(maker).op.name(), "GlobalAveragePool" | "GlobalMaxPool" | "ReduceMean");
+        let shape = graph.value(v).ty.tensor()?.shape.as_ref().filter(|s| s.len() == 4)?;
+        let channels = shape[1].as_usize()?;
+        // Functions of one element are tables of codes, for which all channels have one meaning.
+        let table = |n: NodeId| {
+            let linear = ["Add", "Relu", "Clip", "AveragePool", "GlobalAveragePool"];
+            layout.kinds.get(&n) == Some(&Kind::Arithmetic) && !linear.contains(&graph.node(n).op.name())
+        };
+        let plain = !table(maker) && !graph.uses(v).iter().any(|u| table(u.node));
+        (layout.is_integer(maker) && !vector && plain && channels > 0).then_some((v, channels))
+    };
+    layout.groups().flatten().filter_map(|&v| of(v)).collect()
+}
+
+/// Gives each channel of these values the position of its moving peak.
+///
+/// # Errors
+/// When the ranges hold no peaks by channel.
+pub(super) fn round(
+    graph: &Graph,
+    stats: &BTreeMap<String, Stats>,
+    options: &QuantOptions,
+    given: impl Fn(ValueId) -> bool,
+    plan: &mut QuantPlan,
+) -> Result<(), PlanError> {
+    for (v, channels) in rounded(graph, &plan.layout, options).into_iter().filter(|(v, _)| !given(*v)) {
+        let name = &graph.value(v).name;
+        let Some(params) = plan.activations.get_mut(&v) else { continue };
+        let peaks = stats.get(name).and_then(|s| s.peaks.as_ref()).map_or(&[][..], |p| p.values());
+        if peaks.len() != channels {
+            return Err(PlanError::NoPeaks(name.clone()));
+        }
+        let scheme = params.scheme;
+        let scale = |&p: &f32| scheme.qparams(Range { min: -f64::from(p), max: p.into() }).scale;
+        let scales: Vec<f32> = peaks.iter().map(scale).collect();
+        params.point.scale = scales.iter().copied().fold(0.0, f32::max);
+        plan.channel_scales.insert(v, scales);
+    }
+    Ok(())
 }
 
 /// Gives channels scales of their own where they gain by it, whatever method chose the one for all: these leave no value

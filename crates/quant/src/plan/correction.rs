@@ -42,7 +42,7 @@ pub(crate) fn channels(graph: &Graph, layout: &Layout) -> BTreeMap<ValueId, ByCh
     let of = |(id, node): (NodeId, &Node)| {
         let QuantRole::Weighted { data, weight, .. } = node.op.quant() else { return None };
         graph.const_input(id, weight)?;
-        Some((node.input(data)?, ByChannel { axis: axis(node)?, means: true }))
+        Some((node.input(data)?, ByChannel { axis: axis(node)?, means: true, peaks: false }))
     };
     products.filter_map(of).collect()
 }

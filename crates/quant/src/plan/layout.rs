@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::{AttrMap, Graph, Node, NodeId, QuantRole, ValueId, infer::Facts};
 use narrowbit_tensor::{DType, Tensor};
 
-use super::Reason;
+use super::{Reason, blocks, weights};
 use crate::options::{Matcher, PatternError, QuantOptions};
 
 /// How a node takes part in integer computation.
@@ -62,6 +62,7 @@ impl Layout {
         planner.products();
         planner.embeddings();
         planner.flow();
+        planner.stop();
         planner.prune();
         planner.lift();
         planner.points();
@@ -226,7 +227,8 @@ impl Planner<'_> {
     /// Gemm and MatMul hand on floats unless integers are asked for.
     fn makes_integers(&self, id: NodeId) -> bool {
         let node = self.graph.node(id);
-        matches!(node.op.name(), "Conv" | "ConvTranspose") && !self.makes_fp8(node)
+        let rounds = self.options.rounds_blocks() || matches!(node.op.name(), "Conv" | "ConvTranspose");
+        rounds && !self.makes_fp8(node)
     }
 
     /// Whether a node's operands are fp8: products of them are floats, and nothing but products takes them.
@@ -242,8 +244,22 @@ impl Planner<'_> {
     }
 
     /// What alone reads a value and folds into the rounding before it: a Relu or Clip, or behind a convolution another
-    /// function of each element.
+    /// function of each element. On fixed-point hardware the bias that an Add gives to a MatMul, and what follows it, too.
     fn folded(&self, out: ValueId) -> Option<Folded> {
+        let Some(add) = self.added_bias(out) else { return self.folded_function(out) };
+        let out = self.graph.node(add).output(0)?;
+        let rest = self.folded_function(out).unwrap_or(Folded { nodes: Vec::new(), out });
+        Some(Folded { nodes: [vec![add], rest.nodes].concat(), out: rest.out })
+    }
+
+    fn added_bias(&self, out: ValueId) -> Option<NodeId> {
+        let (product, _) = self.graph.producer(out).filter(|_| self.options.rounds_blocks())?;
+        let weight = self.weight_const(product)?;
+        let (add, _) = weights::added_bias(self.graph, &self.layout, product, weight)?;
+        self.check_options(self.graph.node(add)).is_ok().then_some(add)
+    }
+
+    fn folded_function(&self, out: ValueId) -> Option<Folded> {
         let act = match self.graph.only_use(out) {
             Some(u) if u.input == 0 => u.node,
             Some(_) => return None,
@@ -310,6 +326,14 @@ impl Planner<'_> {
             }
         }
         self.points = integer;
+    }
+
+    /// Fixed-point hardware ends where the first operator has no integer form.
+    fn stop(&mut self) {
+        if self.options.rounds_blocks() {
+            let is_float = |v| self.facts.dtype(v) == Some(DType::F32);
+            blocks::stop(self.graph, &mut self.layout.kinds, &mut self.layout.reasons, is_float);
+        }
     }
 
     /// Products whose outputs are floats for want of readers, where the settings ask for it; what folded into them is
@@ -433,6 +457,10 @@ impl Planner<'_> {
 
     /// Step 5: the values that carry integers: all that integer nodes read or make.
     fn points(&mut self) {
+        if self.options.rounds_blocks() {
+            self.points = blocks::ends(self.graph, &self.layout.kinds, |id, i| self.reads_integer(id, i));
+            return;
+        }
         let mut points = BTreeSet::new();
         let ends = self.float_ends();
         for (id, node) in self.graph.nodes() {
@@ -463,7 +491,8 @@ impl Planner<'_> {
     fn group(&mut self) {
         let mut parent: BTreeMap<ValueId, ValueId> = self.points.iter().map(|&v| (v, v)).collect();
         for (id, node) in self.graph.nodes() {
-            if self.layout.kinds.get(&id) != Some(&Kind::Movement) {
+            // Where blocks end, each value is rounded by itself.
+            if self.layout.kinds.get(&id) != Some(&Kind::Movement) || self.options.rounds_blocks() {
                 continue;
             }
             let reads =

@@ -4,6 +4,7 @@
 //! ranges: which nodes compute on integers and which values carry them; it tells calibration what
 //! to observe. [`QuantPlan`] adds scales and zero points.
 
+mod blocks;
 pub(crate) mod channels;
 pub(crate) mod correction;
 mod given;
@@ -30,7 +31,7 @@ use crate::encodings::{Applied, Encodings};
 use crate::observe::{Method, Positions, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
 use crate::parallel::in_parallel;
-use crate::scheme::{ActivationScheme, Formula, ScalePoint};
+use crate::scheme::{ActivationScheme, Formula, NumberFormat, ScalePoint};
 
 /// Scale and zero point of an activation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -88,6 +89,11 @@ pub enum PlanError {
         "the ranges hold no means of tensor \"{0}\", which bias correction needs\nhelp: calibrate again with the same --scheme or with --bias-correction, or quantize with --bias-correction=no"
     )]
     NoMeans(String),
+    /// Scales by channel need peaks by channel that the ranges do not have.
+    #[error(
+        "the ranges hold no peaks by channel of tensor \"{0}\", which this scheme needs\nhelp: calibrate again with the same --scheme, or quantize with --per-tensor-activations"
+    )]
+    NoPeaks(String),
     /// An entry of our own configuration can't be used.
     #[error(
         "tensors: {0}\nhelp: mend the entry in the configuration, or take it out to have its scales computed; tensors that share a scale have equal entries"
@@ -131,11 +137,13 @@ impl QuantPlan {
     ) -> Result<(QuantPlan, Applied), PlanError> {
         let matcher = Matcher::new(&options.overrides)?;
         let mut used = Used::new(given);
-        let by_channel = channels::counts(graph, &layout, &matcher, options);
+        let mut by_channel = channels::counts(graph, &layout, &matcher, options);
+        by_channel.extend(channels::rounded(graph, &layout, options));
         let groups: Vec<_> = layout
             .groups()
             .map(|g| {
                 let (scheme, method) = settings(graph, g, &matcher, options);
+                let scheme = if options.rounds_blocks() { block_scheme(graph, g, scheme, stats) } else { scheme };
                 match used.activation(graph, g, scheme, |v| by_channel.get(&v).copied()) {
                     // Nothing to look up.
                     Some((scheme, Some(value))) => (g, Vec::new(), (scheme, method), Some(value)),
@@ -178,6 +186,7 @@ impl QuantPlan {
             float_biases: BTreeMap::new(),
         };
         channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
+        channels::round(graph, stats, options, |v| fixed_values.contains(&v), &mut plan)?;
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
         used.check()?;
         Ok((plan, used.finish()))
@@ -222,6 +231,32 @@ fn range_of(
         true => PlanError::NoPositions(name.clone()),
         false => PlanError::NoHistogram(name.clone()),
     })
+}
+
+/// How fixed-point hardware holds a value at the end of a block: a Relu's results have the bits of activations, and no sign
+/// where these are fewer than 8; other results have 8 at the least. Inputs are bytes, without a sign where samples have none.
+///
+/// Source: QuantizeML 0.8.1, `set_output_quantizer` and `tensor_inputs`.
+fn block_scheme(
+    graph: &Graph,
+    group: &[ValueId],
+    scheme: ActivationScheme,
+    stats: &BTreeMap<String, Stats>,
+) -> ActivationScheme {
+    let few = scheme.bits.is_some_and(|b| b < 8);
+    let least = |v: ValueId| stats.get(&graph.value(v).name).and_then(|s| s.extremes).map(|e| e.0);
+    let bytes = group.iter().all(|&v| graph.producer(v).is_none() && least(v) >= Some(0.0));
+    let few = few && group.iter().all(|&v| behind_relu(graph, v) && !is_mean(graph, v));
+    let format = match scheme.format {
+        NumberFormat::Int8 if bytes || few => NumberFormat::Uint8,
+        f => f,
+    };
+    ActivationScheme { format, bits: if few { scheme.bits } else { scheme.bits.map(|b| b.max(8)) }, ..scheme }
+}
+
+/// Whether a value is a mean over all pixels.
+fn is_mean(graph: &Graph, v: ValueId) -> bool {
+    graph.producer(v).is_some_and(|(n, _)| graph.node(n).op.name() == "GlobalAveragePool")
 }
 
 /// Whether a value is what a ReLU lets through.

@@ -29,6 +29,8 @@ pub enum Reason {
     FloatInput,
     /// Nothing that reads the output computes on integers.
     FloatConsumer,
+    /// It computes on what an operator without integer form makes, where fixed-point hardware ends.
+    BehindFloat,
     /// It has no constant weight, and the approach is about weights.
     NoWeight,
     /// Half precision would lose or overflow its sums, powers or exponentials.
@@ -39,7 +41,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 15] = [
         Reason::FloatOperator,
         Reason::NotFloatData,
         Reason::Excluded,
@@ -51,6 +53,7 @@ impl Reason {
         Reason::Table,
         Reason::FloatInput,
         Reason::FloatConsumer,
+        Reason::BehindFloat,
         Reason::NoWeight,
         Reason::Sensitive,
         Reason::NoHalfForm,
@@ -70,6 +73,7 @@ impl Reason {
             Reason::Table => "table",
             Reason::FloatInput => "float-input",
             Reason::FloatConsumer => "float-consumer",
+            Reason::BehindFloat => "behind-float",
             Reason::NoWeight => "no-weight",
             Reason::Sensitive => "sensitive",
             Reason::NoHalfForm => "no-half-form",
@@ -91,6 +95,7 @@ impl fmt::Display for Reason {
             Reason::Table => "a table that is small, has other readers, or is not read along axis 0",
             Reason::FloatInput => "an input is not integer already: quantizing would add a conversion",
             Reason::FloatConsumer => "no integer node reads its output",
+            Reason::BehindFloat => "it comes after the first operator without integer form, where this scheme ends",
             Reason::NoWeight => "has no constant weight, which this approach is about",
             Reason::Sensitive => "needs the range or the precision of float32 for its sums, powers or exponentials",
             Reason::NoHalfForm => "not among the operators that are written in half precision",

@@ -5,7 +5,7 @@ use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
-use super::{Kind, PlanError, QuantPlan, Used, correction, shifts};
+use super::{Kind, Layout, PlanError, QuantPlan, Used, blocks, channels, correction, shifts};
 use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
@@ -100,12 +100,10 @@ pub(super) fn plan(
             }
             continue;
         }
-        let (Some(input), Some(weight)) = (plan.activations.get(&b.input), plan.weights.get_mut(key)) else {
-            continue;
-        };
         let cut = shifted.get(&key.0).copied();
-        let whole = [input.point.scale];
-        let inputs = plan.channel_scales.get(&b.input).map_or(&whole[..], Vec::as_slice);
+        let inputs = input_scales(graph, plan, key.0, b.input);
+        let Some(weight) = plan.weights.get_mut(key).filter(|_| !inputs.is_empty()) else { continue };
+        let inputs = &inputs[..];
         let made = match options.bias_correction {
             false => bias(b.tensor, inputs, weight, cut),
             true => {
@@ -124,24 +122,48 @@ pub(super) fn plan(
 /// or one per channel of a depthwise convolution. `cut` is by how many bits the sums of the
 /// product are shifted to become its output, where that is known.
 fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
-    let input = inputs.first().copied().unwrap_or(1.0);
+    let input = |i: usize| inputs.get(i).or(inputs.first()).copied().unwrap_or(1.0);
     let per_channel = weight.axis.is_some();
     let values = b.to_f32s().unwrap_or_default();
     let scales_of = |weight: &WeightParams| -> Vec<f32> {
         let scale = |i: usize| weight.points.get(i).or(weight.points.first()).map_or(1.0, |p| p.scale);
-        (0..values.len()).map(|i| (f64::from(input) * f64::from(scale(i))) as f32).collect()
+        (0..values.len()).map(|i| (f64::from(input(i)) * f64::from(scale(i))) as f32).collect()
     };
     match weight.scheme.formula {
         Formula::Quantizeml => {
-            let codes = quantizeml::bias_codes(&values, &weight.divisors, quantizeml::frac_of(input));
+            let fracs: Vec<i32> = inputs.iter().map(|&s| quantizeml::frac_of(s)).collect();
+            let codes = quantizeml::bias_codes(&values, &weight.divisors, &fracs);
             BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
         }
         Formula::Vitis => {
             let position = vitis::position_of(weight.points.first().map_or(1.0, |p| p.scale));
-            let codes = vitis::bias_codes(&values, position + vitis::position_of(input), cut.unwrap_or(0));
+            let codes = vitis::bias_codes(&values, position + vitis::position_of(input(0)), cut.unwrap_or(0));
             BiasParams { scales: scales_of(weight), per_channel, codes: Some(codes) }
         }
         _ => BiasParams { scales: fit_bias(inputs, weight, b), per_channel, codes: None },
+    }
+}
+
+/// The scales in which a product reads a value: one, or one for each channel of a depthwise convolution. Channels that are
+/// added up have the finest of theirs, and so have values that were joined.
+fn input_scales(graph: &Graph, plan: &QuantPlan, product: NodeId, v: ValueId) -> Vec<f32> {
+    let own = |v: ValueId| match plan.channel_scales.get(&v) {
+        Some(all) => all.clone(),
+        None => plan.activations.get(&v).map_or(Vec::new(), |a| vec![a.point.scale]),
+    };
+    let (kinds, direct) = (&plan.layout.kinds, own(v));
+    let sources: Vec<Vec<f32>> = match direct.is_empty() {
+        true => blocks::sources(graph, kinds, v).into_iter().map(own).collect(),
+        false => vec![direct],
+    };
+    if let ([one], true) = (&sources[..], channels::is_depthwise(graph, product))
+        && blocks::keeps_channels(graph, kinds, v)
+    {
+        return one.clone();
+    }
+    match sources.iter().any(Vec::is_empty) {
+        true => Vec::new(),
+        false => sources.into_iter().flatten().reduce(f32::min).into_iter().collect(),
     }
 }
 
@@ -170,8 +192,8 @@ fn job<'a>(
             let whole = node.op.name() != "ConvTranspose" || groups(node) == 1;
             let channel = channel.resolve(tensor.rank()).filter(|_| whole);
             let axis = channel.filter(|_| scheme.per_channel);
-            let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, plan, id, tensor));
-            let input = node.input(data).filter(|v| plan.activations.contains_key(v));
+            let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, &plan.layout, id, tensor));
+            let input = node.input(data).filter(|&v| !input_scales(graph, plan, id, v).is_empty());
             let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, channel, bias })
         }
@@ -204,13 +226,14 @@ fn first_product(graph: &Graph, plan: &QuantPlan) -> Option<NodeId> {
 ///
 /// ONNX Runtime merges such a pair into Gemm before it looks for integer products. With a float bias it then
 /// finds none, and dequantizes the weights at each run.
-fn added_bias(graph: &Graph, plan: &QuantPlan, product: NodeId, weight: &Tensor) -> Option<(NodeId, usize)> {
+pub(super) fn added_bias(graph: &Graph, layout: &Layout, product: NodeId, weight: &Tensor) -> Option<(NodeId, usize)> {
     let node = graph.node(product);
     let u = graph.only_use(node.output(0)?).filter(|_| node.op.name() == "MatMul" && weight.rank() == 2)?;
     let add = graph.node(u.node);
     let at = 1usize.checked_sub(u.input)?;
     let bias = graph.const_input(u.node, at)?;
-    let float = add.op.name() == "Add" && !plan.layout.kinds.contains_key(&u.node);
+    let alone = matches!(layout.kinds.get(&u.node), None | Some(Kind::Fused));
+    let float = add.op.name() == "Add" && alone;
     let row = bias.dtype() == DType::F32 && bias.shape() == &weight.shape()[1..];
     let finite = || bias.to_f32s().is_ok_and(|b| b.iter().all(|x| x.is_finite()));
     (float && row && finite()).then_some((u.node, at))

@@ -64,9 +64,8 @@ impl Formula {
         }
     }
 
-    /// What must be said of every model that is made with the formula; `per_tensor` is whether one position of the
-    /// fraction per activation was asked for.
-    pub fn warning(self, per_tensor: bool) -> Option<&'static str> {
+    /// What must be said of every model that is made with the formula.
+    pub fn warning(self) -> Option<&'static str> {
         Some(match self {
             Formula::IncDoc => {
                 "inc-doc takes the printed formulas of a guide literally, with their mistakes: asymmetric int8 uses half of its codes, symmetric uint8 saturates above half of the range; use it for comparison only"
@@ -74,11 +73,8 @@ impl Formula {
             Formula::Vitis => {
                 "a DPU rounds activations half up, QuantizeLinear half to even: codes of this file differ from the DPU's by one, and only where a value lies exactly halfway between two codes of which the lower is even; weights and biases have the DPU's codes"
             }
-            Formula::Quantizeml if per_tensor => {
-                "QuantizeML rounds the shifts of activations half up, QuantizeLinear half to even: codes differ by one where a value lies exactly halfway between two codes"
-            }
             Formula::Quantizeml => {
-                "QuantizeML has a position of the fraction for each channel of an activation, this file one for each tensor (as with --per-tensor-activations); and it rounds shifts half up, QuantizeLinear half to even"
+                "QuantizeML rounds the shifts of activations half up, QuantizeLinear half to even: codes differ by one where a value lies exactly halfway between two codes"
             }
             _ => return None,
         })

@@ -61,12 +61,14 @@ pub fn quantized_scale(scale: f32) -> f32 {
 /// The codes of a bias (AlignedWeightQuantizer with 8 bits) in units of the product's fraction: 7 value bits
 /// at `min(max_frac_bits(max|b|/scale), frac)` fraction bits, shifted up to `frac`, those of the input.
 ///
-/// `bias` and `scales` have one element per output channel, or `scales` one in all.
-pub fn bias_codes(bias: &[f32], scales: &[f32], frac: i32) -> Vec<i32> {
+/// `bias` has one element per output channel, `scales` and `fracs` as many or one in all: a depthwise convolution's input
+/// may have a position for each channel.
+pub fn bias_codes(bias: &[f32], scales: &[f32], fracs: &[i32]) -> Vec<i32> {
     const VALUE_BITS: i32 = 7;
     let range = bias.iter().fold(0f32, |m, b| m.max(b.abs()));
     let code = |(i, &b): (usize, &f32)| {
         let scale = scales.get(i).or(scales.first()).copied().unwrap_or(1.0);
+        let frac = fracs.get(i).or(fracs.first()).copied().unwrap_or_default();
         let own = max_frac_bits(VALUE_BITS, range / scale, true).min(frac);
         let v = (b / scale * 2f32.powi(own)).round_ties_even().clamp(-128.0, 127.0);
         let shifted = f64::from(v) * 2f64.powi(frac - own);
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn aligns_a_bias_with_the_product() {
-        let codes = bias_codes(&[0.5, -0.25], &[0.01, 0.02], 5);
+        let codes = bias_codes(&[0.5, -0.25], &[0.01, 0.02], &[5]);
         // 0.5/0.01 = 50 has one fraction bit in seven; 2^5 is the product's unit.
         assert_eq!(codes, [50 << 5, -(25 << 4)]);
     }

@@ -343,8 +343,12 @@ fn first_float(fates: &[NodeFate], options: &QuantOptions) -> Option<String> {
     let fixed = matches!(options.scheme, Some(Preset::Quantizeml | Preset::VitisDpu));
     let behind = fates.iter().skip_while(|f| !f.integer).filter(|_| fixed);
     let first = behind.into_iter().find(|f| f.reason == Some(Reason::FloatOperator.code()))?;
+    let rest = match options.scheme {
+        Some(Preset::Quantizeml) => "it and all that depends on it run on floats",
+        _ => "it runs on floats",
+    };
     Some(format!(
-        "\"{}\" ({}) has no integer form: a DequantizeLinear stands before it, and it runs on floats",
+        "\"{}\" ({}) has no integer form: a DequantizeLinear stands before it, and {rest}",
         first.node, first.op
     ))
 }

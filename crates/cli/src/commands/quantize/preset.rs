@@ -241,7 +241,7 @@ pub struct PresetArgs {
     /// [default: 32]
     #[arg(short = 'b', long, value_name = "BITS", help_heading = "Quantization")]
     buffer_bits: Option<u8>,
-    /// One position of the fraction per activation, which is what a standard file can hold (--scheme quantizeml)
+    /// One position of the fraction per activation instead of one for each channel of images (--scheme quantizeml)
     #[arg(long, help_heading = "Quantization")]
     per_tensor_activations: bool,
     /// How one power of two comes from those of the batches [default: modal]
