@@ -107,11 +107,11 @@ impl Lowering<'_> {
             buffer: self.buffer().filter(|_| bits > 1),
             add: zero,
             clamp: (0..channels)
-                .filter_map(|c| {
+                .map(|c| {
                     let code = |d: Dyadic| Some(self.code_of(d, next(c)?, zero, ends));
                     let (least, greatest) = (at(&clip.low, c).and_then(code), at(&clip.high, c).and_then(code));
                     let high = ends.1.min(greatest.unwrap_or(ends.1));
-                    Some((ends.0.max(least.unwrap_or(ends.0)).min(high), high))
+                    (ends.0.max(least.unwrap_or(ends.0)).min(high), high)
                 })
                 .collect(),
         })
