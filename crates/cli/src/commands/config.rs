@@ -8,6 +8,7 @@ use clap::Args;
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
 use narrowbit_quant::encodings::{Decided, Encodings};
 use narrowbit_quant::options::Override;
+use narrowbit_quant::scheme::Formula;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -63,7 +64,8 @@ impl Config {
         let model = model::load(&self.model)?;
         let settings = fixed::settings(&model);
         let scaled = settings.as_ref().is_none_or(|o| o.approach.needs_ranges());
-        let nodes = if scaled { decisions(&model.graph) } else { Vec::new() };
+        let blocks = settings.as_ref().is_some_and(|o| o.activations.formula == Formula::Quantizeml);
+        let nodes = if scaled { decisions(&model.graph, blocks) } else { Vec::new() };
         let tensors = if scaled { Encodings::decided(&model.graph, settings.as_ref()) } else { BTreeMap::new() };
         if scaled && !nodes.iter().any(|d| d.quantized) {
             bail!("{}: no node is quantized\nhelp: `narrowbit quantize` makes a quantized model", self.model.display());
@@ -132,19 +134,20 @@ impl Decisions {
     }
 }
 
-fn decisions(graph: &Graph) -> Vec<Decision> {
+/// `blocks` tells that integers are rounded at the ends of blocks only.
+fn decisions(graph: &Graph, blocks: bool) -> Vec<Decision> {
     let form = ["QuantizeLinear", "DequantizeLinear", "Constant"];
     let nodes = graph.nodes().filter(|(_, n)| !form.contains(&n.op.name()));
-    nodes.map(|(id, node)| decision(graph, id, node)).collect()
+    nodes.map(|(id, node)| decision(graph, id, node, blocks)).collect()
 }
 
-fn decision(graph: &Graph, id: NodeId, node: &Node) -> Decision {
+fn decision(graph: &Graph, id: NodeId, node: &Node, blocks: bool) -> Decision {
     let data = match node.op.quant() {
         QuantRole::Weighted { data, .. } => vec![data],
         QuantRole::Arithmetic { .. } if node.op.name() != "Clip" => (0..node.inputs.len()).collect(),
         _ => vec![0],
     };
-    let float = data.iter().filter_map(|&i| node.input(i)).find(|&v| !reads_integers(graph, v));
+    let float = data.iter().filter_map(|&i| node.input(i)).find(|&v| !reads_integers(graph, v, blocks));
     let why = float.map(|v| format!("\"{}\" is not quantized", graph.value(v).name));
     let name = |v| Some(Encodings::name_of(graph, dequantizer(graph, v)?)).flatten();
     let inputs = data.iter().filter_map(|&i| name(node.input(i)?)).collect();
@@ -164,13 +167,29 @@ fn decision(graph: &Graph, id: NodeId, node: &Node) -> Decision {
     }
 }
 
+/// What runs on wide integers before the end of a block, beside what folds into a rounding everywhere.
+const WIDE: [&str; 11] = [
+    "Min",
+    "Max",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Concat",
+];
+
 /// Whether a value comes from a DequantizeLinear, also by way of what folds into the rounding behind it.
-fn reads_integers(graph: &Graph, v: ValueId) -> bool {
+fn reads_integers(graph: &Graph, v: ValueId, blocks: bool) -> bool {
     let Some((id, _)) = graph.producer(v) else { return false };
-    let node = graph.node(id);
+    let (node, name) = (graph.node(id), graph.node(id).op.name());
     let weighted = |n: &Node| matches!(n.op.quant(), QuantRole::Weighted { .. });
-    let folds = weighted(node) || ["Relu", "Clip", "Add", "Mul", "Abs"].contains(&node.op.name());
-    node.op.name() == "DequantizeLinear" || folds && node.input(0).is_some_and(|x| reads_integers(graph, x))
+    let folds =
+        weighted(node) || ["Relu", "Clip", "Add", "Mul", "Abs"].contains(&name) || blocks && WIDE.contains(&name);
+    name == "DequantizeLinear" || folds && node.input(0).is_some_and(|x| reads_integers(graph, x, blocks))
 }
 
 /// The value that a node's result is rounded as: its own, or that of the Relu or Clip behind it.

@@ -66,19 +66,33 @@ pub(super) fn table(graph: &Graph, rows: ValueId) -> Option<ValueId> {
 type Entry = (String, Result<Option<Encoding>, String>);
 
 fn activation(graph: &Graph, id: NodeId, v: ValueId) -> Entry {
-    let (v, clip) = match graph.producer(v).map(|(n, _)| n) {
-        // Where fewer codes are in use than the type has.
-        Some(n) if graph.node(n).op.name() == "Clip" && graph.value(v).name.ends_with("_Clip") => {
-            (graph.node(n).input(0).unwrap_or(v), Some(n))
-        }
-        _ => (v, None),
-    };
+    let (v, bounds) = unlimited(graph, v);
     let part = if graph.producer(v).is_some() { Part::Output } else { Part::Input };
     let entry = points(graph, id, None, part).map(|e| {
-        let bits = clip.and_then(|n| bits_between(graph, n, e.values.first()?));
+        let bits = bounds.and_then(|b| bits_between(b, &e));
         Some(Encoding { bits: bits.or(e.bits), ..e })
     });
     (original_name(graph, id, v), entry)
+}
+
+/// The value before what limits it to fewer codes than the type has, and the bounds of its first channel: a Clip, or a Min
+/// by channel and perhaps a Max behind it.
+fn unlimited(graph: &Graph, v: ValueId) -> (ValueId, Option<[Option<f32>; 2]>) {
+    let limit = |v: ValueId, op: &str| {
+        let (n, _) = graph.producer(v)?;
+        let node = graph.node(n);
+        let ours = node.op.name() == op && graph.value(v).name.ends_with(&format!("_{op}"));
+        let bound = |i: usize| graph.const_input(n, i)?.to_f32s().ok()?.first().copied();
+        Some((node.input(0).filter(|_| ours)?, [bound(1), bound(2)]))
+    };
+    if let Some((x, bounds)) = limit(v, "Clip") {
+        return (x, Some(bounds));
+    }
+    let (below, low) = limit(v, "Max").map_or((v, None), |(x, [low, _])| (x, low));
+    match limit(below, "Min") {
+        Some((x, [high, _])) => (x, Some([low, high])),
+        None => (v, None),
+    }
 }
 
 /// Integer nodes hand on what DequantizeLinear makes under the value's own name.
@@ -90,12 +104,13 @@ fn original_name(graph: &Graph, quantize: NodeId, v: ValueId) -> String {
     if made.is_some_and(|m| graph.value(m).name == short) { short.to_owned() } else { name }
 }
 
-/// The bits of the codes between the bounds of a Clip.
-fn bits_between(graph: &Graph, clip: NodeId, value: &Given) -> Option<u8> {
-    let bound = |i| graph.const_input(clip, i)?.to_f32s().ok()?.first().copied();
-    let Given::Point(p) = value else { return None };
-    let codes = (f64::from(bound(2)?) - f64::from(bound(1)?)) / f64::from(p.scale);
-    (2..=16).find(|&b| codes.round() < f64::from(1u32 << b))
+/// The bits of the codes between two bounds, of which the lower one may be that of the type; none where the type has as few.
+fn bits_between([low, high]: [Option<f32>; 2], e: &Encoding) -> Option<u8> {
+    let (Given::Point(p), format) = (*e.values.first()?, e.format?) else { return None };
+    let code = |bound: f32| (f64::from(bound) / f64::from(p.scale)).round();
+    let least = low.map_or_else(|| f64::from(format.type_range().0 - p.zero_point), code);
+    let codes = code(high?) - least;
+    (2..=16).find(|&b| codes < f64::from(1u32 << b)).filter(|&b| usize::from(b) < format.dtype().bits())
 }
 
 fn weight(graph: &Graph, id: NodeId, v: ValueId, codes: &Tensor) -> Entry {
