@@ -34,7 +34,7 @@ pub struct Summary {
     nodes: usize,
     /// Normalisations whose channels were evened out with the weights behind them.
     pub smoothed: usize,
-    /// Activations with a scale per channel, in front of depthwise convolutions.
+    /// Activations with a scale per channel: in front of depthwise convolutions, and of fixed point all images.
     pub by_channel: usize,
     /// Why the others do not: number of nodes by operator and reason.
     pub float: Vec<FloatGroup>,
@@ -213,7 +213,7 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     }
     if s.by_channel > 0 {
         out.push_str(&format!(
-            "  channel {} inputs of depthwise convolutions have a scale per channel (ONNX Runtime computes those on floats: --target onnxruntime)\n",
+            "  channel {} activations have a scale per channel (ONNX Runtime computes on floats what reads them: --target onnxruntime)\n",
             s.by_channel
         ));
     }
