@@ -63,6 +63,7 @@ struct Constants<S: Simd> {
     at: usize,
     ld: usize,
     zero: S::I,
+    biased: bool,
     /// The residual of integers: its elements, scale and zero point.
     residual: *const u8,
     residual_scale: S::F,
@@ -141,17 +142,73 @@ impl Finish<'_> {
         let mut j = 0;
         while j < self.n {
             let n = (self.n - j).min(S::LANES);
-            // SAFETY: columns `j..j + n` are in the arrays.
+            // SAFETY: columns `j..j + n`, or two vectors of them, are in the arrays and in the tile.
             unsafe {
-                let column = self.column::<S, INTS, KIND>(s, j, n);
                 // With a length that the compiler knows, no masks are made.
-                if n == S::LANES {
-                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, constants, &column, j, S::LANES);
+                if KIND > 0 && j + 2 * S::LANES <= self.n {
+                    self.codes::<S, INTS, KIND, RESIDUAL, PASS, 2>(s, constants, j);
+                    j += S::LANES;
+                } else if KIND > 0 && n == S::LANES {
+                    self.codes::<S, INTS, KIND, RESIDUAL, PASS, 1>(s, constants, j);
                 } else {
-                    self.column_rows::<S, INTS, KIND, RESIDUAL, PASS>(s, constants, &column, j, n);
+                    let column = self.column::<S, INTS, KIND>(s, j, n);
+                    let n = if KIND == 0 && n == S::LANES { S::LANES } else { n };
+                    for i in 0..self.rows {
+                        self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, &constants, &column, (i, j), n);
+                    }
                 }
             }
             j += S::LANES;
+        }
+    }
+
+    /// Integer results of `COLUMNS` (1 or 2) whole vectors of columns from `j` on, four vectors at a time.
+    #[inline(always)]
+    unsafe fn codes<
+        S: Simd,
+        const INTS: bool,
+        const KIND: u8,
+        const RESIDUAL: u8,
+        const PASS: bool,
+        const COLUMNS: usize,
+    >(
+        &self,
+        s: S,
+        constants: Constants<S>,
+        j: usize,
+    ) {
+        let (c, rows) = (&constants, 4 / COLUMNS);
+        // SAFETY: the caller vouches for the columns, and the rows are in the tile.
+        unsafe {
+            let last = j + (COLUMNS - 1) * S::LANES;
+            let columns =
+                [self.column::<S, INTS, KIND>(s, j, S::LANES), self.column::<S, INTS, KIND>(s, last, S::LANES)];
+            let mut low = [c.zero; 4];
+            for (k, low) in low.iter_mut().enumerate() {
+                *low = s.to_i32(columns[k % COLUMNS].low);
+            }
+            let mut i = 0;
+            while i + rows <= self.rows {
+                let (mut v, mut to) = ([c.zero; 4], [c.data; 4]);
+                for k in 0..4 {
+                    let (column, place) = (&columns[k % COLUMNS], (i + k / COLUMNS, j + k % COLUMNS * S::LANES));
+                    let x = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, place, S::LANES);
+                    // NaN passes, and gives the smallest integer.
+                    v[k] = s.to_i32(s.min(column.high, s.mul(x, column.inverse)));
+                    to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
+                }
+                match KIND {
+                    1 => s.store_codes::<false>(to, v, low, c.zero),
+                    _ => s.store_codes::<true>(to, v, low, c.zero),
+                }
+                i += rows;
+            }
+            for i in i..self.rows {
+                for (k, column) in columns[..COLUMNS].iter().enumerate() {
+                    let place = (i, j + k * S::LANES);
+                    self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, place, S::LANES);
+                }
+            }
         }
     }
 
@@ -170,6 +227,7 @@ impl Finish<'_> {
             at: self.at,
             ld: self.ld,
             zero: s.splat_i(self.out.zero),
+            biased: !self.epilogue.bias.is_empty(),
             residual,
             residual_scale: s.splat(scale),
             residual_zero: s.splat_i(zero),
@@ -178,40 +236,23 @@ impl Finish<'_> {
     }
 
     #[inline(always)]
-    unsafe fn column_rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
-        &self,
-        s: S,
-        constants: Constants<S>,
-        column: &Column<S>,
-        j: usize,
-        n: usize,
-    ) {
-        for i in 0..self.rows {
-            // SAFETY: row `i` is in the tile, columns `j..j + n` too.
-            unsafe { self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, &constants, column, (i, j), n) };
-        }
-    }
-
-    #[inline(always)]
     unsafe fn column<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S, j: usize, n: usize) -> Column<S> {
         let (e, at, bits) = (self.epilogue, self.column + j, low_bits(n));
         let (lo, hi) = e.activation.bounds();
-        // A clamp before the multiplication by `inverse` is one after it with bounds that
-        // were multiplied alike.
-        let bound = |x: i32| s.splat((x - self.out.zero) as f32);
         let inverse = match e.factors.is_empty() {
             true => s.splat(self.out.inverse),
             // SAFETY: `check` made sure of the arrays' lengths.
             false => s.mul(unsafe { s.load_bits(e.factors.as_ptr().add(at), bits) }, s.splat(self.out.inverse)),
         };
-        let within = |least: i32, most: i32| {
-            let (low, high) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
-            (s.min(s.max(low, bound(least)), bound(most)), s.min(high, bound(most)))
-        };
         let (low, high) = match KIND {
             0 => (s.splat(lo), s.splat(hi)),
-            1 => within(0, 255),
-            _ => within(-128, 127),
+            _ => {
+                // A clamp before the multiplication by `inverse` is one after it with bounds that were multiplied alike.
+                let (least, most) = if KIND == 1 { (0, 255) } else { (-128, 127) };
+                let (least, most) = (s.splat((least - self.out.zero) as f32), s.splat((most - self.out.zero) as f32));
+                let (low, high) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
+                (s.min(s.max(low, least), most), s.min(high, most))
+            }
         };
         // SAFETY: `check` made sure of the arrays' lengths.
         unsafe {
@@ -222,8 +263,7 @@ impl Finish<'_> {
                 } else {
                     s.splat(1.0)
                 },
-                // Adding −0 changes nothing.
-                bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
+                bias: if e.bias.is_empty() { s.splat(0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
                 inverse,
                 low,
                 high,
@@ -231,16 +271,17 @@ impl Finish<'_> {
         }
     }
 
+    /// What is clamped: the sums with all that the epilogue does to them.
     #[inline(always)]
-    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+    unsafe fn value<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
         &self,
         s: S,
-        constants: &Constants<S>,
+        c: &Constants<S>,
         column: &Column<S>,
         (i, j): (usize, usize),
         n: usize,
-    ) {
-        let (e, c, bits) = (self.epilogue, constants, low_bits(n));
+    ) -> S::F {
+        let e = self.epilogue;
         let acc = c.acc.wrapping_add(i * c.width + j);
         let at = c.at + i * c.ld + j;
         // SAFETY: the caller vouches for these places; the accumulators are whole vectors.
@@ -262,11 +303,13 @@ impl Finish<'_> {
             } else {
                 s.mul(s.load(acc.cast()), column.scale)
             };
-            v = s.add(v, column.bias);
+            if c.biased {
+                v = s.add(v, column.bias);
+            }
             if RESIDUAL == 1
                 && let Residual::F32(r) = e.residual
             {
-                v = s.add(v, s.load_bits(r.as_ptr().add(at), bits));
+                v = s.add(v, s.load_bits(r.as_ptr().add(at), low_bits(n)));
             }
             if RESIDUAL > 1 {
                 let r = c.residual.add(at);
@@ -277,16 +320,35 @@ impl Finish<'_> {
                     false => s.mul_add(r, c.residual_scale, v),
                 };
             }
-            if PASS {
-                v = if KIND == 0 { e.activation.apply(s, v) } else { e.activation.apply_coarsely(s, v) };
+            match (PASS, KIND) {
+                (false, _) => v,
+                (true, 0) => e.activation.apply(s, v),
+                (true, _) => e.activation.apply_coarsely(s, v),
             }
+        }
+    }
+
+    /// The results of row `i` from column `j` on, `n` of them.
+    #[inline(always)]
+    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+        &self,
+        s: S,
+        c: &Constants<S>,
+        column: &Column<S>,
+        (i, j): (usize, usize),
+        n: usize,
+    ) {
+        let at = c.at + i * c.ld + j;
+        // SAFETY: the caller vouches for these places.
+        unsafe {
+            let mut v = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, (i, j), n);
             if KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
-                if PASS && !e.factors.is_empty() {
+                if PASS && !self.epilogue.factors.is_empty() {
                     v = s.mul(v, column.inverse);
                 }
-                s.store_bits(c.data.cast::<f32>().add(at), v, bits);
+                s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n));
                 return;
             }
             // NaN gives the smallest value: `max` passes its second operand on.

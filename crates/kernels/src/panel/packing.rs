@@ -213,34 +213,50 @@ impl Kernel for PackRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackRows { packing: &Packing { bf16, k, .. }, from, valid, width, to } = self;
-        let size = from.form.size();
-        for (step, line) in to.chunks_exact_mut(width).enumerate() {
+        let PackRows { packing: &Packing { bf16, .. }, width, .. } = self;
+        for (step, line) in self.to.chunks_exact_mut(width).enumerate() {
+            let rows = PackedRows { packing: self.packing, from: self.from, valid: self.valid };
             let mut c = 0;
             while c < width {
-                let n = valid.saturating_sub(c).min(S::LANES);
-                let row = |i: usize| {
-                    // Rows beyond the last are zero.
-                    let none = i >= k || n == 0;
-                    let at = from.start.wrapping_add((i * from.stride + c) * size);
-                    if none {
-                        return s.splat_i(0);
-                    }
-                    // SAFETY: `n` elements of the row are left.
-                    unsafe { load(s, from.form, bf16, at, n) }
-                };
-                let word = match bf16 {
-                    true => {
-                        let low = s.and_i(s.sar_i::<16>(row(2 * step)), s.splat_i(0xffff));
-                        s.xor_i(low, s.and_i(row(2 * step + 1), s.splat_i(!0xffff)))
-                    }
-                    false => row(step),
-                };
-                // SAFETY: widths are whole vectors.
-                unsafe { s.store(line.as_mut_ptr().add(c), s.float_of(word)) };
+                // SAFETY: `pack`'s caller vouches for the elements, and widths are whole vectors.
+                unsafe {
+                    let word = match bf16 {
+                        true => {
+                            let low = s.and_i(s.sar_i::<16>(rows.at(s, 2 * step, c)), s.splat_i(0xffff));
+                            s.xor_i(low, s.and_i(rows.at(s, 2 * step + 1, c), s.splat_i(!0xffff)))
+                        }
+                        false => rows.at(s, step, c),
+                    };
+                    s.store(line.as_mut_ptr().add(c), s.float_of(word));
+                }
                 c += S::LANES;
             }
         }
+    }
+}
+
+/// Rows as they are packed, with zeros behind the last row and column.
+struct PackedRows<'a> {
+    packing: &'a Packing,
+    from: Dense,
+    valid: usize,
+}
+
+impl PackedRows<'_> {
+    /// A vector of row `i` from column `c` on. No closure: those are compiled without the tier's instructions where they
+    /// are not inlined.
+    ///
+    /// # Safety
+    /// The matrix covers its `k × n` elements.
+    #[inline(always)]
+    unsafe fn at<S: Simd>(&self, s: S, i: usize, c: usize) -> S::I {
+        let n = self.valid.saturating_sub(c).min(S::LANES);
+        if i >= self.packing.k || n == 0 {
+            return s.splat_i(0);
+        }
+        let at = self.from.start.wrapping_add((i * self.from.stride + c) * self.from.form.size());
+        // SAFETY: `n` elements of the row are left.
+        unsafe { load(s, self.from.form, self.packing.bf16, at, n) }
     }
 }
 

@@ -26,9 +26,9 @@ macro_rules! lanewise {
 }
 
 macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($($name:ident$(<const $bool:ident: bool>)?($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
         #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+        unsafe fn $name$(<const $bool: bool>)?(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the token proves the instructions; the caller vouches for the memory.
             unsafe { $body }
         }
@@ -54,6 +54,16 @@ fn narrow8(v: I) -> __m128i {
     let low = _mm256_and_si256(v, _mm256_set1_epi32(0xff));
     let words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
     _mm_packus_epi16(words, words)
+}
+
+/// `v + zero` as bytes: by lanes of 128 bits, and within a lane by vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn codes<const SIGNED: bool>(v: [I; 4], zero: I) -> I {
+    let zero = _mm256_packs_epi32(zero, zero);
+    let low = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
+    let high = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
+    if SIGNED { _mm256_packs_epi16(low, high) } else { _mm256_packus_epi16(low, high) }
 }
 
 /// The low 16 bits of the lanes.
@@ -240,6 +250,21 @@ impl Simd for Avx2 {
         store_i32_n(p: *mut i32, v: I, n: usize) { _mm256_maskstore_epi32(p, expand(low_bits(n)), v) }
         store_low8_n(p: *mut u8, v: I, n: usize) {
             if n == 8 { _mm_storel_epi64(p.cast(), narrow8(v)) } else { store_partial(p, narrow8(v), n) }
+        }
+        store_codes<const SIGNED: bool>(to: [*mut u8; 4], v: [I; 4], low: [I; 4], zero: I) {
+            {
+                let codes = match SIGNED {
+                    true => _mm256_max_epi8(codes::<true>(v, zero), codes::<true>(low, zero)),
+                    false => _mm256_max_epu8(codes::<false>(v, zero), codes::<false>(low, zero)),
+                };
+                // Four bytes of each vector lie in each lane of 128 bits.
+                let codes = _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                let (first, second) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
+                _mm_storel_epi64(to[0].cast(), first);
+                _mm_storel_epi64(to[1].cast(), _mm_unpackhi_epi64(first, first));
+                _mm_storel_epi64(to[2].cast(), second);
+                _mm_storel_epi64(to[3].cast(), _mm_unpackhi_epi64(second, second));
+            }
         }
         store_low16_n(p: *mut u16, v: I, n: usize) {
             if n == 8 { _mm_storeu_si128(p.cast(), narrow16(v)) } else { store_partial(p, narrow16(v), n) }

@@ -26,9 +26,9 @@ macro_rules! lanewise {
 }
 
 macro_rules! memory {
-    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($($name:ident$(<const $bool:ident: bool>)?($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
         #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+        unsafe fn $name$(<const $bool: bool>)?(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the token proves the instructions; the caller vouches for the memory.
             unsafe { $body }
         }
@@ -37,6 +37,16 @@ macro_rules! memory {
 
 type F = __m512;
 type I = __m512i;
+
+/// `v + zero` as bytes: by lanes of 128 bits, and within a lane by vector.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn codes<const SIGNED: bool>(v: [I; 4], zero: I) -> I {
+    let zero = _mm512_packs_epi32(zero, zero);
+    let low = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero);
+    let high = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
+    if SIGNED { _mm512_packs_epi16(low, high) } else { _mm512_packus_epi16(low, high) }
+}
 
 /// Every other element of 32 (stride 2), or a gather.
 #[inline]
@@ -288,6 +298,21 @@ impl Simd for Avx512 {
         }
         store_low8_n(p: *mut u8, v: I, n: usize) {
             _mm_mask_storeu_epi8(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi8(v))
+        }
+        store_codes<const SIGNED: bool>(to: [*mut u8; 4], v: [I; 4], low: [I; 4], zero: I) {
+            {
+                let codes = match SIGNED {
+                    true => _mm512_max_epi8(codes::<true>(v, zero), codes::<true>(low, zero)),
+                    false => _mm512_max_epu8(codes::<false>(v, zero), codes::<false>(low, zero)),
+                };
+                // Four bytes of each vector lie in each lane of 128 bits.
+                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+                let codes = _mm512_permutexvar_epi32(order, codes);
+                _mm_storeu_si128(to[0].cast(), _mm512_castsi512_si128(codes));
+                _mm_storeu_si128(to[1].cast(), _mm512_extracti32x4_epi32::<1>(codes));
+                _mm_storeu_si128(to[2].cast(), _mm512_extracti32x4_epi32::<2>(codes));
+                _mm_storeu_si128(to[3].cast(), _mm512_extracti32x4_epi32::<3>(codes));
+            }
         }
         store_low16_n(p: *mut u16, v: I, n: usize) {
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, _mm512_cvtepi32_epi16(v))

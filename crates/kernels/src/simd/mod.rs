@@ -123,6 +123,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// Stores the low 8 bits of each lane.
     unsafe fn store_low8_n(self, p: *mut u8, v: Self::I, n: usize);
+    /// Stores `max(v, low) + zero` of four vectors at four places, saturated to i8 if `SIGNED`, else to u8.
+    ///
+    /// `zero` is the same in all lanes, −128 … 255.
+    unsafe fn store_codes<const SIGNED: bool>(
+        self,
+        to: [*mut u8; 4],
+        v: [Self::I; 4],
+        low: [Self::I; 4],
+        zero: Self::I,
+    );
     /// Stores the low 16 bits of each lane.
     unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
 
@@ -218,8 +228,13 @@ pub(crate) fn low_bits(n: usize) -> u32 {
 /// [`Simd::scale_exp`] by two factors, which reach both the denormals and 2^128.
 #[inline(always)]
 fn scale_in_two<S: Simd>(s: S, a: S::F, n: S::F) -> S::F {
-    let power = |n: S::I| s.float_of(s.shl_i::<23>(s.add_i(n, s.splat_i(127))));
     let n = s.to_i32(n);
     let half = s.sar_i::<1>(n);
-    s.mul(s.mul(a, power(half)), power(s.sub_i(n, half)))
+    s.mul(s.mul(a, power_of_two(s, half)), power_of_two(s, s.sub_i(n, half)))
+}
+
+/// `2ⁿ` of normal floats.
+#[inline(always)]
+fn power_of_two<S: Simd>(s: S, n: S::I) -> S::F {
+    s.float_of(s.shl_i::<23>(s.add_i(n, s.splat_i(127))))
 }

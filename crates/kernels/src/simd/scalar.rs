@@ -250,6 +250,14 @@ impl Simd for Scalar {
         }
     }
     #[inline(always)]
+    unsafe fn store_codes<const SIGNED: bool>(self, to: [*mut u8; 4], v: [i32; 4], low: [i32; 4], zero: i32) {
+        let (least, most) = if SIGNED { (-128, 127) } else { (0, 255) };
+        for (to, (v, low)) in to.into_iter().zip(v.into_iter().zip(low)) {
+            // SAFETY: the caller vouches for the places.
+            unsafe { *to = v.max(low).saturating_add(zero).clamp(least, most) as u8 }
+        }
+    }
+    #[inline(always)]
     unsafe fn store_low16_n(self, p: *mut u16, v: i32, n: usize) {
         if n > 0 {
             // SAFETY: the caller vouches for `n` elements.
