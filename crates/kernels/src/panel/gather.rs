@@ -9,15 +9,30 @@ use crate::isa::Isa;
 /// Whether windows are copied: `ow` is the length of an output line, and all windows or none of a set of weights are
 /// copied where its panels have one run for several of the image.
 pub(crate) fn pays(kernel: &PanelKernel, p: &Conv2dParams, ow: usize, joined: bool) -> bool {
-    if joined || !kernel.takes_tails() {
-        return joined;
+    if joined {
+        return true;
     }
-    // Tiles of 16 rows for each line, which wait for each other where one holds the line, against full tiles and
-    // a copy: 32 bytes a cycle, while the product of 64 bytes by 16 columns takes one.
+    let columns = p.oc / p.groups;
+    match kernel.takes_tails() {
+        true => fills_blocks(ow, columns),
+        false => fills_tiles(kernel.mr, ow, columns) && p.kh * p.kw > 1,
+    }
+}
+
+/// Blocks of 16 rows for each line, which wait for each other where one holds the line, against full blocks and a copy: 32
+/// bytes a cycle, while the product of 64 bytes by 16 columns takes one.
+fn fills_blocks(ow: usize, columns: usize) -> bool {
     let tiles = ow.div_ceil(16) * 16;
     let lines = if ow <= 16 { tiles * 8 / 5 } else { tiles };
-    let columns = p.oc / p.groups;
     lines * columns > ow * (columns + 32)
+}
+
+/// Low tiles for each line against higher ones, and a copy as above. A step of a tile of `h` rows takes `h` cycles and
+/// about two more for its weights, which come from the second cache; a row of 4 bytes by 32 columns takes one.
+fn fills_tiles(highest: usize, ow: usize, columns: usize) -> bool {
+    let each_row = |height: usize| 1.0 + 2.0 / height.max(1) as f64;
+    let line = each_row(ow / ow.div_ceil(highest).max(1));
+    line > each_row(highest.saturating_sub(1)) + 4.0 / columns.max(1) as f64
 }
 
 /// Copies windows of a padded image of bytes with its channels last.
