@@ -16,6 +16,7 @@ mod kernel;
 mod lower;
 mod memory;
 mod ops;
+mod projections;
 mod session;
 mod stages;
 mod transparent;

@@ -9,6 +9,7 @@ use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
 use crate::forms;
+use crate::projections;
 use crate::transparent;
 use crate::view::{View, ViewMut};
 
@@ -103,6 +104,9 @@ impl Session {
             }
             if let Some(lowered) = transparent::sink(&graph)? {
                 graph = Arc::new(lowered);
+            }
+            if let Some(parts) = projections::split(&graph)? {
+                graph = Arc::new(parts);
             }
         }
         Ok(Session { core: Arc::new(Core::new(graph, options.observe, None)), exec })
