@@ -53,6 +53,35 @@ pub(crate) fn exp_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(tiny, s.splat(0.0), s.scale_exp(y, n))
 }
 
+/// A divisor that stays the same: three multiplications instead of a division, with its bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Divisor {
+    by: f32,
+    inverse: f32,
+}
+
+impl Divisor {
+    /// For quotients of 0 and of numbers whose magnitude is `least` … 2³¹ · `least`; `None` where the bits could differ.
+    ///
+    /// Markstein's theorem ("Computation of elementary functions on the IBM RISC System/6000", 1990): with the rounded
+    /// inverse of a divisor whose fraction is not all ones, one correction of the product rounds correctly, as long
+    /// as nothing leaves the range of normal numbers.
+    pub fn new(by: f32, least: f32) -> Option<Divisor> {
+        let near_one = |x: f32| (2f32.powi(-40)..2f32.powi(40)).contains(&x.abs());
+        let fits = near_one(by) && near_one(least) && by.to_bits() & 0x7f_ffff != 0x7f_ffff;
+        fits.then_some(Divisor { by, inverse: 1.0 / by })
+    }
+
+    /// `x / by`.
+    #[inline(always)]
+    pub fn divide<S: Simd>(self, s: S, x: S::F) -> S::F {
+        let (by, inverse) = (s.splat(self.by), s.splat(self.inverse));
+        let q = s.mul(x, inverse);
+        // What is left is exact.
+        s.mul_add(s.mul_add(s.neg(q), by, x), inverse, q)
+    }
+}
+
 /// ln x; −∞ at 0, NaN below.
 #[inline(always)]
 pub(crate) fn log<S: Simd>(s: S, x: S::F) -> S::F {
@@ -303,6 +332,47 @@ mod tests {
         xs.extend((-4000..4000).map(|i| i as f32 * 0.03));
         xs.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, -1.0]);
         xs
+    }
+
+    struct Divide<'a>(Divisor, &'a mut [f32]);
+
+    impl Kernel for Divide<'_> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for x in self.1.chunks_mut(S::LANES) {
+                // SAFETY: the part is as long as it says.
+                unsafe {
+                    let v = s.load_n(x.as_ptr(), x.len());
+                    s.store_n(x.as_mut_ptr(), self.0.divide(s, v), x.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn divides_by_a_known_divisor_with_the_bits_of_a_division() {
+        let mut r = crate::testing::Random::new(31);
+        for isa in Isa::available() {
+            for n in 1..300u32 {
+                let by = match n % 3 {
+                    0 => (n as f32).sqrt(),
+                    1 => -0.37 * n as f32,
+                    _ => f32::from_bits(0x3f80_0000 + n.wrapping_mul(2_654_435_761) % 0x80_0000),
+                };
+                let least = [3.1e-9f32, 0.0123, 7e5][n as usize % 3];
+                let xs: Vec<f32> = r.vec(500).iter().map(|v| (v * 2147483000.0).trunc() * least).collect();
+                let xs: Vec<f32> = xs.into_iter().chain((-250..250).map(|i| i as f32 * least)).collect();
+                let mut ys = xs.clone();
+                isa.dispatch(Divide(Divisor::new(by, least).expect("an ordinary divisor"), &mut ys));
+                for (x, y) in xs.iter().zip(&ys) {
+                    assert!((x / by).to_bits() == y.to_bits() || *x == 0.0 && *y == 0.0, "{x} / {by}: {y} {isa:?}");
+                }
+            }
+        }
+        let refused = [(0.0, 1.0), (f32::NAN, 1.0), (f32::from_bits(0x3fff_ffff), 1.0), (1e-30, 1.0), (3.0, 1e-30)];
+        assert!(refused.iter().all(|&(by, least)| Divisor::new(by, least).is_none()));
     }
 
     #[test]

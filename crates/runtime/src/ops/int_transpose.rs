@@ -40,7 +40,7 @@ pub(super) fn build(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     let each = Loaded { data: Vec::new(), scales: loaded.scales.repeat(places), zeros: loaded.zeros.repeat(places) };
     let mut finish = Finish::new(f, ints, x.params, each, packed.column_sums(), (p.c, 1.0));
     let mut ins = vec![(cx.channels_last)(x.value)];
-    finish.at_run_time(*x, &mut ins, packed.column_sums(), p.c, true);
+    finish.at_run_time(*x, &mut ins, packed.column_sums(), p.c);
     if cx.node.input(2).is_some() {
         let Some(bias) = cx.floats(2) else { return Ok(None) };
         finish.add_bias(&bias.repeat(places));

@@ -83,20 +83,19 @@ struct RowFormat {
     zero_at: Option<usize>,
     /// By column: the sum of the weights, less the depth times their zero point.
     column_sums: Vec<i32>,
-    /// Whether the kernel takes the format only as offsets and scales.
-    folded: bool,
     /// Whether each row has a scale and zero point of its own.
     by_row: bool,
 }
 
 /// Scale and zero point of the rows of one run.
 pub(super) struct Format {
-    /// One, or one for each row.
+    /// One for each row, where they have their own.
     row_scales: Vec<f32>,
     /// As many zero points, as kernels see them.
     row_zeros: Vec<i32>,
     /// The zero point as the rows have it, where it is one.
     pub zero: i32,
+    /// One for each column, where the rows have one format.
     offsets: Vec<i32>,
     scales: Vec<f32>,
 }
@@ -147,8 +146,9 @@ impl Finish {
         }
     }
 
-    /// Lets the format of the rows come from operands, which it adds to `ins`. To be called before a bias is added.
-    pub fn at_run_time(&mut self, x: Quantized, ins: &mut Vec<ValueId>, sums: &[i32], k: usize, folded: bool) {
+    /// Lets the format of the rows come from operands, which it adds to `ins`. To be called before a bias is added. One format
+    /// for all rows becomes offsets and scales of the columns, once for each run; rows of their own stay with the rows.
+    pub fn at_run_time(&mut self, x: Quantized, ins: &mut Vec<ValueId>, sums: &[i32], k: usize) {
         let Some(scale_at) = push_format(ins, x) else { return };
         let zero_of = |i: usize| self.weight_zeros.get(i).copied().unwrap_or(0);
         let corrected = |(i, s): (usize, &i32)| s.wrapping_sub((k as i32).wrapping_mul(zero_of(i)));
@@ -156,7 +156,7 @@ impl Finish {
         let zero_at = x.runtime.and_then(|r| r.zero).map(|_| scale_at + 1);
         self.offsets.fill(0);
         let by_row = x.runtime.is_some_and(|r| r.by_row);
-        self.runtime = Some(RowFormat { dtype: x.params.dtype, scale_at, zero_at, column_sums, folded, by_row });
+        self.runtime = Some(RowFormat { dtype: x.params.dtype, scale_at, zero_at, column_sums, by_row });
     }
 
     /// What the operands say of the rows.
@@ -174,12 +174,9 @@ impl Finish {
         }
         let (scale, zero) = runtime_params(cx, f.scale_at, f.zero_at.is_some())?;
         let shifted = zero + shift;
-        let (mut offsets, mut scales) = (Vec::new(), Vec::new());
-        if f.folded {
-            offsets.extend(f.column_sums.iter().map(|s| shifted.wrapping_mul(*s).wrapping_neg()));
-            scales.extend(self.scales.iter().map(|s| scale * s));
-        }
-        Ok(Some(Format { row_scales: vec![scale], row_zeros: vec![shifted], zero, offsets, scales }))
+        let offsets = f.column_sums.iter().map(|s| shifted.wrapping_mul(*s).wrapping_neg()).collect();
+        let scales = self.scales.iter().map(|s| scale * s).collect();
+        Ok(Some(Format { row_scales: Vec::new(), row_zeros: Vec::new(), zero, offsets, scales }))
     }
 
     /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
@@ -219,7 +216,7 @@ impl Finish {
             rows: None,
         };
         match (&self.runtime, format) {
-            (Some(r), Some(f)) if r.folded => (epilogue.offsets, epilogue.scales) = (&f.offsets, &f.scales),
+            (Some(r), Some(f)) if !r.by_row => (epilogue.offsets, epilogue.scales) = (&f.offsets, &f.scales),
             (Some(r), Some(f)) => {
                 let rows = RowParams { scales: &f.row_scales, zeros: &f.row_zeros, column_sums: &r.column_sums };
                 epilogue.rows = Some(rows);
@@ -310,8 +307,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     let depth = p.c / p.groups * p.kh * p.kw;
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
     let mut ins = vec![(cx.channels_last)(x.value)];
-    let folded = matches!(packed, ConvWeights::Depthwise(_));
-    finish.at_run_time(*x, &mut ins, packed.column_sums(), depth, folded);
+    finish.at_run_time(*x, &mut ins, packed.column_sums(), depth);
     if cx.node.input(2).is_some() {
         let Some(bias) = cx.floats(2) else { return Ok(None) };
         finish.add_bias(&bias);
@@ -381,7 +377,7 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     let alpha = if is_gemm { cx.float("alpha", 1.0) } else { 1.0 };
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (k, alpha));
     let mut ins = vec![x.value];
-    finish.at_run_time(*x, &mut ins, packed.column_sums(), k, false);
+    finish.at_run_time(*x, &mut ins, packed.column_sums(), k);
     let row = |t: Tensor, beta: f32| Some(t.to_f32s().ok()?.iter().map(|v| v * beta).collect::<Vec<f32>>());
     let bias = match (f.bias, cx.node.input(2)) {
         (Some(v), _) => Some((v, 1.0)),

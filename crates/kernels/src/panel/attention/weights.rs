@@ -2,6 +2,7 @@
 
 use super::Factor;
 use crate::integer::exponentials;
+use crate::math::Divisor;
 use crate::panel::pack::Columns;
 use crate::panel::target::{Out, Rounding};
 pub(super) use crate::reduce::CHAINS as GROUP;
@@ -88,6 +89,7 @@ impl Soften<'_> {
         let (columns, term, scale) = (self.scores.columns, s.splat_i(self.terms[i]), s.splat(self.scale));
         self.row[columns.n..].fill(f32::NEG_INFINITY);
         let (factor, offsets, row) = (self.factor, self.offsets.as_ptr(), self.row.as_mut_ptr());
+        let divisor = if let Factor::Div(by) = factor { Divisor::new(by, self.scale) } else { None };
         let mut peak = s.splat(f32::NEG_INFINITY);
         for panel in 0..columns.count() {
             let (sums, first, valid) = (self.scores.panel(i, panel), panel * columns.nr, columns.valid(panel));
@@ -98,10 +100,11 @@ impl Soften<'_> {
                     let column = first + j;
                     let x = s.add_i(s.to_bits(s.load(sums.add(j))), s.load_i32_n(offsets.add(column), S::LANES));
                     let mut v = s.mul(s.to_f32(s.add_i(x, term)), scale);
-                    match factor {
-                        Factor::None => {}
-                        Factor::Mul(by) => v = s.mul(v, s.splat(by)),
-                        Factor::Div(by) => v = s.div(v, s.splat(by)),
+                    match (factor, divisor) {
+                        (Factor::None, _) => {}
+                        (Factor::Mul(by), _) => v = s.mul(v, s.splat(by)),
+                        (Factor::Div(_), Some(divisor)) => v = divisor.divide(s, v),
+                        (Factor::Div(by), None) => v = s.div(v, s.splat(by)),
                     }
                     if valid - j >= S::LANES {
                         if MASKED {
