@@ -58,7 +58,11 @@ fn with_other_numbers(view: &View, id: NodeId, wanted: &[Dim]) -> Found<Patch> {
     let y = view.output(id)?;
     when(!view.is(id, "Concat") && view.dtype(y) == Some(DType::I64) && view.rank(y) == Some(1))?;
     when(view.node(id).outputs.len() == 1)?;
-    let whole = |x: &ValueId| view.facts.get(*x).dims.as_ref().is_some_and(|d| d.len() == wanted.len());
+    // A Cast from a Concat of another type is no such node.
+    let whole = |x: &ValueId| {
+        let dims = view.facts.get(*x).dims.as_ref();
+        dims.is_some_and(|d| d.len() == wanted.len()) && view.dtype(*x) == Some(DType::I64)
+    };
     let concat = |x: ValueId| view.made_by(x, &["Concat"]).ok();
     let concat = view.node(id).inputs.iter().flatten().copied().filter(whole).find_map(concat).or_no()?;
     let mut patch = view.patch();
