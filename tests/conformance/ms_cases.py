@@ -314,6 +314,22 @@ def integer_to_float(r):
 
 
 @case
+def dynamic_lstm(r):
+    hidden, inputs = 12, 9
+    for wd in (U8, I8):
+        for direction, dirs, columns in [("forward", 1, False), ("reverse", 1, True), ("bidirectional", 2, True)]:
+            rows = 4 * hidden
+            w, rec = ints(r, (dirs, inputs, rows), wd), ints(r, (dirs, hidden, rows), wd)
+            shape = (dirs, rows) if columns else (dirs,)
+            scales = [r.uniform(0.002, 0.01, shape).astype(F32) for _ in range(2)]
+            zeros = [np.full(shape, 128 if wd is U8 else 0, wd) for _ in range(2)]
+            state = [floats(r, dirs, 1, hidden), floats(r, dirs, 1, hidden)]
+            ins = [floats(r, 6, 1, inputs), w, rec, floats(r, dirs, 2 * rows), None, *state, None, scales[0], zeros[0], scales[1], zeros[1]]
+            name = f"{wd.__name__}_{direction}"
+            yield name, Case("DynamicQuantizeLSTM", ins, outputs=3, hidden_size=hidden, direction=direction, const=(1, 2, 8, 9, 10, 11), atol=1e-5)
+
+
+@case
 def matmul_nbits(r):
     for bits in (2, 4, 8):
         for name, k, n, bs, zp, bias in [("plain", 64, 24, 32, False, False), ("rest", 70, 16, 32, True, True), ("wide", 256, 40, 128, True, False)]:

@@ -33,6 +33,7 @@ crate::registry::operators! { domain "com.microsoft":
     "BiasGelu" => gelu::build_bias,
     "BiasSplitGelu" => gelu::build_split,
     "DequantizeLinear" => dequantize_linear::build_microsoft,
+    "DynamicQuantizeLSTM" => crate::nn::recurrent::build_dynamic_lstm,
     "DynamicQuantizeMatMul" => matmul_integer_to_float::build_dynamic,
     "EmbedLayerNormalization" => embed_layer_norm::build,
     "FastGelu" => gelu::build_fast,

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use narrowbit_ir::{EvalCx, OpError, check_size};
 use narrowbit_tensor::Tensor;
 
@@ -39,6 +41,11 @@ pub(super) trait Cell {
     const STATES: usize;
     /// Activations per direction.
     const ACTIVATIONS: usize;
+
+    /// The hidden states of a batch as the product with R reads them.
+    fn seen<'a>(&self, h: &'a [f64]) -> Cow<'a, [f64]> {
+        Cow::Borrowed(h)
+    }
 
     /// Updates the hidden state `h` and the cell state `c` from the products of the input (`wx`)
     /// and of the hidden state (`rh`), gate by gate, without biases.
@@ -86,7 +93,7 @@ pub(super) fn run<C: Cell>(attrs: &RecurrentAttrs, cx: &EvalCx, cell: &C) -> Res
                 xs.extend_from_slice(&x[offset * e.input..][..e.input]);
             }
             w.mul(&xs, |b, row, sum| wx[b * rows + row] = sum);
-            r.mul(h, |b, row, sum| rh[b * rows + row] = sum);
+            r.mul(&cell.seen(h), |b, row, sum| rh[b * rows + row] = sum);
             for b in 0..e.batch {
                 let Some(t) = at(b) else { continue };
                 let (hb, cb) = (&mut h[b * e.hidden..][..e.hidden], &mut c[b * e.hidden..][..e.hidden]);

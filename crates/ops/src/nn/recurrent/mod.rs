@@ -2,11 +2,13 @@
 
 mod activation;
 mod driver;
+mod dynamic_lstm;
 mod gru;
 mod lstm;
 mod rnn;
 
 pub use activation::{Activation, Function};
+pub use dynamic_lstm::{DynamicQuantizeLstm, build as build_dynamic_lstm};
 pub use gru::{Gru, build as build_gru};
 pub use lstm::{Lstm, build as build_lstm};
 pub use rnn::{Rnn, build as build_rnn};
