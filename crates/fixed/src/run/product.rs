@@ -9,20 +9,48 @@ use narrowbit_kernels::{Exec, KernelError};
 use super::data::{Data, Int, Width, with_ints};
 use super::parts;
 
-/// A convolution of channels-last codes, or a matrix product of rows, with weights of 8 bits, on the integer kernels.
+/// The most 8-bit parts of a weight.
+const MOST_PARTS: usize = 3;
+/// The most products of 8 bits whose sum 32 bits hold whatever their operands are.
+const MOST_DEPTH: usize = i32::MAX as usize / (255 * 128);
+
+/// A convolution of channels-last codes, or a matrix product of rows, on the 8-bit kernels. Weights of more bits are
+/// `Σ part · 256^i` of signed bytes: each part is columns of its own in the same product, whose sums are shifted and added.
+/// Additions wrap, so that the whole is exact wherever the whole fits 32 bits.
 #[derive(Debug)]
 pub struct Dense {
-    /// The shape; `None` for a matrix product.
+    /// The shape with the columns of all parts; `None` for a matrix product.
     conv: Option<Conv2dParams>,
     /// Rows and depth of a matrix product.
     rows: (usize, usize),
     panels: Panels,
     /// Bias less the zero point's part.
     offsets: Vec<i32>,
-    /// The kernels ask for scales; sums do not use them.
-    columns: usize,
+    columns: Columns,
     zero: i32,
-    len: usize,
+    /// Rows of the result.
+    lines: usize,
+}
+
+/// How the columns of a product lie: `[groups, parts, width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Columns {
+    groups: usize,
+    parts: usize,
+    width: usize,
+}
+
+impl Columns {
+    /// All of them.
+    fn count(self) -> usize {
+        self.groups * self.parts * self.width
+    }
+
+    /// The output channel and the part of a column.
+    fn of(self, column: usize) -> (usize, usize) {
+        let (group, part) = (column / (self.parts * self.width), column / self.width % self.parts);
+        (group * self.width + column % self.width, part)
+    }
 }
 
 /// The weights of a product, zero points taken off.
@@ -38,24 +66,60 @@ pub struct Weights<'a> {
     pub signed: bool,
 }
 
+impl Weights<'_> {
+    /// The number of 8-bit parts, where these are few enough for a product of this depth.
+    pub fn parts(&self, depth: usize) -> Option<usize> {
+        let fits = |parts: usize| self.values.iter().all(|&v| rest(v, parts) == 0);
+        let parts = (1..=MOST_PARTS).find(|&parts| fits(parts))?;
+        (parts == 1 || depth <= MOST_DEPTH).then_some(parts)
+    }
+}
+
+/// What is left of a weight when its lowest `parts` signed bytes are taken off.
+fn rest(value: i64, parts: usize) -> i64 {
+    (0..parts).fold(value, |v, _| v.wrapping_sub(i64::from(v as i8)) >> 8)
+}
+
+/// A signed byte of a weight.
+fn part(value: i64, part: usize) -> i8 {
+    rest(value, part) as i8
+}
+
 impl Dense {
-    /// A convolution.
+    /// A convolution, with weights of so many [`Weights::parts`].
     ///
     /// # Errors
     /// When the shape is none.
-    pub fn conv(exec: &Exec, p: Conv2dParams, w: &Weights<'_>) -> Result<Dense, KernelError> {
+    pub fn conv(exec: &Exec, p: Conv2dParams, w: &Weights<'_>, parts: usize) -> Result<Dense, KernelError> {
         let [oh, ow] = p.output()?;
-        let panels = conv2d_nhwc_pack(exec, &p, &narrow(w.values))?;
-        Ok(Dense::new(Some(p), (0, 0), panels, w, (p.oc, p.n * oh * ow * p.oc)))
+        let columns = Columns { groups: p.groups, parts, width: p.oc / p.groups.max(1) };
+        let wide = Conv2dParams { oc: columns.count(), ..p };
+        let per = p.c / p.groups.max(1) * p.kh * p.kw;
+        let mut narrow = Vec::with_capacity(per * wide.oc);
+        for column in 0..wide.oc {
+            let (channel, at) = columns.of(column);
+            narrow.extend(w.values[channel * per..][..per].iter().map(|&v| part(v, at)));
+        }
+        let panels = conv2d_nhwc_pack(exec, &wide, &narrow)?;
+        Ok(Dense::new(Some(wide), (0, 0), panels, w, columns, p.n * oh * ow))
     }
 
-    /// A product of `m` rows with a `k × n` matrix.
+    /// A product of `m` rows with a `k × n` matrix of so many [`Weights::parts`].
     ///
     /// # Errors
     /// When a dimension is 0.
-    pub fn matrix(exec: &Exec, [m, k, n]: [usize; 3], w: &Weights<'_>) -> Result<Dense, KernelError> {
-        let panels = panel_gemm_pack(exec, (k, n), &narrow(w.values), false)?;
-        Ok(Dense::new(None, (m, k), panels, w, (n, m * n)))
+    pub fn matrix(
+        exec: &Exec,
+        [m, k, n]: [usize; 3],
+        w: &Weights<'_>,
+        parts: usize,
+    ) -> Result<Dense, KernelError> {
+        let columns = Columns { groups: 1, parts, width: n };
+        let row = |r: usize| (0..columns.count()).map(move |column| (r, columns.of(column)));
+        let narrow: Vec<i8> =
+            (0..k).flat_map(row).map(|(r, (channel, at))| part(w.values[r * n + channel], at)).collect();
+        let panels = panel_gemm_pack(exec, (k, columns.count()), &narrow, false)?;
+        Ok(Dense::new(None, (m, k), panels, w, columns, m))
     }
 
     fn new(
@@ -63,26 +127,32 @@ impl Dense {
         rows: (usize, usize),
         panels: Panels,
         w: &Weights<'_>,
-        (columns, len): (usize, usize),
+        columns: Columns,
+        lines: usize,
     ) -> Dense {
         // Kernels read signed rows with 128 added.
         let zero = w.zero as i32 + if w.signed { 128 } else { 0 };
-        let bias = |i: usize| w.bias.get(i).map_or(0, |&b| b as i32);
+        let bias = |column: usize| match columns.of(column) {
+            (channel, 0) => w.bias.get(channel).map_or(0, |&b| b as i32),
+            _ => 0,
+        };
         let offset = |(i, s): (usize, &i32)| bias(i).wrapping_sub(zero.wrapping_mul(*s));
         let offsets = panels.column_sums().iter().enumerate().map(offset).collect();
-        Dense { conv, rows, panels, offsets, columns, zero: w.zero as i32, len }
+        Dense { conv, rows, panels, offsets, columns, zero: w.zero as i32, lines }
     }
 
     pub(super) fn run(&self, exec: &Exec, x: &Data) -> Result<Data, KernelError> {
-        let mut y = vec![0i32; self.len];
+        let count = self.columns.count();
+        let mut sums = vec![0i32; self.lines * count];
         let x = match x {
             Data::I8(x) => Rows::I8(x),
             Data::U8(x) => Rows::U8(x),
-            _ => return Ok(Data::I32(y)),
+            _ => return Err(KernelError::Invalid { kernel: "dense", what: "its data are no codes of 8 bits" }),
         };
-        let scales = vec![Default::default(); self.columns];
+        // The kernels ask for scales; sums do not use them.
+        let scales = vec![Default::default(); count];
         let epilogue = Epilogue { offsets: &self.offsets, scales: &scales, ..Epilogue::default() };
-        let target = Target::I32(&mut y);
+        let target = Target::I32(&mut sums);
         match &self.conv {
             Some(p) => conv2d_nhwc(exec, p, x, self.zero, &self.panels, &epilogue, target)?,
             None => {
@@ -90,12 +160,24 @@ impl Dense {
                 panel_gemm(exec, x, (m, k, k), &self.panels, &epilogue, target)?;
             }
         }
-        Ok(Data::I32(y))
+        Ok(Data::I32(if self.columns.parts == 1 { sums } else { self.joined(exec, &sums) }))
     }
-}
 
-fn narrow(values: &[i64]) -> Vec<i8> {
-    values.iter().map(|&x| x as i8).collect()
+    /// The parts' sums, each shifted to its place and added.
+    fn joined(&self, exec: &Exec, sums: &[i32]) -> Vec<i32> {
+        let Columns { groups, parts: count, width } = self.columns;
+        let mut y = vec![0i32; self.lines * groups * width];
+        parts(exec, &mut y, width, &|from, y| {
+            let sums = sums[from * count..].chunks(count * width);
+            for (y, sums) in y.chunks_mut(width.max(1)).zip(sums) {
+                y.copy_from_slice(&sums[..width]);
+                for (i, part) in sums.chunks(width).enumerate().skip(1) {
+                    y.iter_mut().zip(part).for_each(|(y, &s)| *y = y.wrapping_add(s << (8 * i)));
+                }
+            }
+        });
+        y
+    }
 }
 
 /// A convolution of channels-last integers in plain loops, its sums in 64 bits, which saturate at the end where the
