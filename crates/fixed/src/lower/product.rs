@@ -2,6 +2,7 @@
 
 use narrowbit_ir::{Node, NodeId};
 use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::integer::ApartWeights;
 use narrowbit_ops::math::gemm::Gemm;
 use narrowbit_ops::nn::{Conv, ConvTranspose, Window};
 
@@ -110,6 +111,10 @@ impl Lowering<'_> {
             let bytes = if parts == 1 { String::new() } else { format!(" of weights of {parts} bytes") };
             return Ok((to, format!("8-bit products{bytes} in a 32-bit accumulator")));
         }
+        if let Some(apart) = self.apart(p, &w, most).filter(|_| within(most, buffer) && width.is_narrow() && len > 0) {
+            let to = self.step(Step::Apart(Box::new(apart)), &[x.register], Width::I32, len);
+            return Ok((to, "products of each channel in a 32-bit accumulator".into()));
+        }
         let mut ordered = weights.clone();
         if p.matrix {
             // `k × n` to `[n, k, 1, 1]`.
@@ -121,6 +126,13 @@ impl Lowering<'_> {
         let to = self.step(Step::Direct(Box::new(direct)), &[x.register], Width::wide(kept), len);
         let bits = if Width::wide(kept) == Width::I32 { 32 } else { 64 };
         Ok((to, format!("products in a {bits}-bit accumulator")))
+    }
+
+    /// A depthwise convolution whose sums, weights and biases fit 32 bits.
+    fn apart(&self, p: &Product, w: &Weights<'_>, most: (i64, i64)) -> Option<ApartWeights> {
+        let narrow = |all: &[i64]| all.iter().map(|&v| i32::try_from(v).ok()).collect::<Option<Vec<i32>>>();
+        let conv = Some(p.conv).filter(|c| !p.matrix && c.groups == c.c && Width::wide(most) == Width::I32)?;
+        ApartWeights::new(&conv, &narrow(w.values)?, &narrow(w.bias)?, i32::try_from(w.zero).ok()?).ok()
     }
 
     fn conv(&mut self, node: &Node, x: Fixed, w: &Codes) -> Result<(Fixed, Product), Why> {

@@ -1,12 +1,13 @@
 //! Sums of products of integers.
 
 use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::integer::{ApartWeights, sums_apart};
 use narrowbit_kernels::panel::{
     Epilogue, Panels, Rows, Target, conv2d_nhwc, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack,
 };
 use narrowbit_kernels::{Exec, KernelError};
 
-use super::data::{Data, Int, Width, with_ints};
+use super::data::{Data, Int, Width, with_ints, with_narrow};
 use super::parts;
 
 /// The most 8-bit parts of a weight.
@@ -108,12 +109,7 @@ impl Dense {
     ///
     /// # Errors
     /// When a dimension is 0.
-    pub fn matrix(
-        exec: &Exec,
-        [m, k, n]: [usize; 3],
-        w: &Weights<'_>,
-        parts: usize,
-    ) -> Result<Dense, KernelError> {
+    pub fn matrix(exec: &Exec, [m, k, n]: [usize; 3], w: &Weights<'_>, parts: usize) -> Result<Dense, KernelError> {
         let columns = Columns { groups: 1, parts, width: n };
         let row = |r: usize| (0..columns.count()).map(move |column| (r, columns.of(column)));
         let narrow: Vec<i8> =
@@ -178,6 +174,14 @@ impl Dense {
         });
         y
     }
+}
+
+/// Each channel's own sums.
+pub(super) fn apart(exec: &Exec, x: &Data, weights: &ApartWeights) -> Result<Data, KernelError> {
+    let mut y = vec![0; weights.len()];
+    let wide = || KernelError::Invalid { kernel: "apart", what: "its integers have 64 bits" };
+    with_narrow!(x, x => sums_apart(exec, x, weights, &mut y)?, wide());
+    Ok(Data::I32(y))
 }
 
 /// A convolution of channels-last integers in plain loops, its sums in 64 bits, which saturate at the end where the
