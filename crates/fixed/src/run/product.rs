@@ -265,3 +265,90 @@ impl Direct {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narrowbit_kernels::Isa;
+
+    /// Integers all over `-spread..spread`, the same at each run.
+    fn integers(len: usize, spread: i64) -> Vec<i64> {
+        let mut state = 7u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as i64 % (2 * spread) - spread
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    fn conv(c: usize, oc: usize, groups: usize, k: usize, stride: usize) -> Conv2dParams {
+        let (strides, pads, dilations) = ([stride, 1], [1, 0, 1, 1], [1, 1]);
+        Conv2dParams { n: 2, c, h: 5, w: 7, oc, kh: k, kw: k, strides, pads, dilations, groups }
+    }
+
+    const ALL: (i64, i64) = (i64::MIN, i64::MAX);
+    const WIDTHS: [Width; 2] = [Width::I8, Width::U8];
+
+    #[test]
+    fn multiplies_wide_weights_in_parts_as_the_plain_loops_do() {
+        for (spread, expected) in [(128, 1), (30_000, 2), (60_000, 3)] {
+            for p in [conv(3, 5, 1, 3, 2), conv(17, 16, 1, 1, 1), conv(8, 12, 2, 3, 1), conv(64, 33, 1, 3, 1)] {
+                let values = integers(p.weight_len().unwrap(), spread);
+                let bias = integers(p.oc, 9999);
+                for width in WIDTHS {
+                    let x = Data::of(width, &integers(p.n * p.h * p.w * p.c, 128));
+                    let w = Weights { values: &values, bias: &bias, zero: 5, signed: width == Width::I8 };
+                    let parts = w.parts(p.c * p.kh * p.kw).unwrap();
+                    assert_eq!(parts, expected);
+                    let want = Direct::new(p, &w, ALL).run(&Exec::new(Isa::detect(), 1), &x, Width::I32);
+                    for isa in Isa::available() {
+                        let exec = Exec::new(isa, 2);
+                        let dense = Dense::conv(&exec, p, &w, parts).unwrap();
+                        assert_eq!(dense.run(&exec, &x).unwrap(), want, "{p:?} {isa:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn multiplies_matrices_in_parts() {
+        let (m, k, n) = (7, 67, 10);
+        let values = integers(k * n, 30_000);
+        let turned: Vec<i64> = (0..n * k).map(|i| values[i % k * n + i / k]).collect();
+        let p = Conv2dParams { n: m, h: 1, w: 1, pads: [0; 4], ..conv(k, n, 1, 1, 1) };
+        for width in WIDTHS {
+            let x = Data::of(width, &integers(m * k, 128));
+            let w = Weights { values: &values, bias: &[], zero: 0, signed: width == Width::I8 };
+            let exec = Exec::new(Isa::detect(), 2);
+            let dense = Dense::matrix(&exec, [m, k, n], &w, 2).unwrap();
+            let want = Direct::new(p, &Weights { values: &turned, ..w }, ALL).run(&exec, &x, Width::I32);
+            assert_eq!(dense.run(&exec, &x).unwrap(), want);
+        }
+    }
+
+    #[test]
+    fn sums_channels_up_as_the_plain_loops_do() {
+        for p in [conv(5, 5, 5, 3, 2), conv(33, 33, 33, 2, 1)] {
+            let (values, bias) = (integers(p.weight_len().unwrap(), 4000), integers(p.oc, 9999));
+            let narrow = |all: &[i64]| all.iter().map(|&v| v as i32).collect::<Vec<_>>();
+            let w = Weights { values: &values, bias: &bias, zero: 5, signed: true };
+            let (x, exec) = (Data::of(Width::I8, &integers(p.n * p.h * p.w * p.c, 128)), Exec::new(Isa::detect(), 2));
+            let weights = ApartWeights::new(&p, &narrow(&values), &narrow(&bias), 5).unwrap();
+            let want = Direct::new(p, &w, ALL).run(&exec, &x, Width::I32);
+            assert_eq!(apart(&exec, &x, &weights).unwrap(), want, "{p:?}");
+        }
+    }
+
+    #[test]
+    fn takes_weights_apart_that_have_few_parts() {
+        let parts = |values: &[i64], depth| Weights { values, bias: &[], zero: 0, signed: false }.parts(depth);
+        assert_eq!(parts(&[-128, 127], 1 << 20), Some(1));
+        assert_eq!((parts(&[128], 9), parts(&[-129], 9), parts(&[32639], 9)), (Some(2), Some(2), Some(2)));
+        assert_eq!((parts(&[32640], 9), parts(&[i64::MIN], 9), parts(&[128], 1 << 20)), (Some(3), None, None));
+        for value in [-8_000_000, -32_896, -1, 0, 127, 128, 255, 8_355_711] {
+            let whole: i64 = (0..3).map(|i| i64::from(part(value, i)) << (8 * i)).sum();
+            assert_eq!(whole, value);
+        }
+    }
+}
