@@ -98,7 +98,7 @@ impl Compare {
 
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
         let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
-        comparison.run("comparing", dataset, self.data.batch)?;
+        comparison.run("comparing", dataset, self.data.batch())?;
         Ok((comparison.outputs(), comparison.tensors()))
     }
 
@@ -114,7 +114,7 @@ impl Compare {
         let observe = known.keys().copied().collect();
         let session = Session::new(a.clone(), Options { threads: self.threads.threads, observe })?;
         let mut deviations: BTreeMap<ValueId, (Deviation, usize)> = BTreeMap::new();
-        for batch in dataset.batches(self.data.batch) {
+        for batch in dataset.batches(self.data.batch()) {
             let mut wrong = None;
             session.run_observed(&data::tensors(batch?), &mut |v, view| {
                 let Some(saved) = known.get(&v) else { return Ok(()) };

@@ -110,6 +110,8 @@ struct Made {
     equalized: Option<Equalized>,
     /// Activations with a scale per channel.
     by_channel: usize,
+    /// Samples per run of the calibration, where it took place here.
+    batch: Option<usize>,
 }
 
 impl Quantize {
@@ -221,7 +223,8 @@ impl Quantize {
         let opset = options.least_opset().max(given.as_ref().map_or(0, Encodings::least_opset));
         let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
         self.check_form(model, eight, opset)?;
-        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref())?;
+        let batch = self.data.calibration_batch(&model.graph, options)?;
+        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), batch)?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let exec = self.threads.exec()?;
@@ -247,6 +250,7 @@ impl Quantize {
             encodings: given.map(|_| applied),
             equalized,
             by_channel: plan.channel_scales.len(),
+            batch: self.ranges.is_none().then_some(batch),
         })
     }
 
@@ -257,6 +261,7 @@ impl Quantize {
         layout: &Layout,
         options: &QuantOptions,
         given: Option<&Encodings>,
+        batch: usize,
     ) -> Result<(Ranges, Option<Check>)> {
         if let (Some(given), None, None, None) = (given, &self.ranges, &self.data.data, self.data.random) {
             check_complete(model, layout, given)?;
@@ -272,7 +277,7 @@ impl Quantize {
         let overridden = options.overrides.iter().filter_map(|o| o.method);
         let job = Job {
             threads: self.threads.threads,
-            batch: self.data.batch,
+            batch,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),

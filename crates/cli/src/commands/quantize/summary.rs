@@ -53,6 +53,9 @@ pub struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     equalized: Option<Equalized>,
     samples: u64,
+    /// Samples per run of the calibration, where it took place here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<usize>,
     random: bool,
     seconds: f64,
     /// What was changed for the target, and why.
@@ -85,7 +88,7 @@ impl Quantize {
         error: Option<Loss>,
         seconds: f64,
     ) -> Result<Summary> {
-        let Made { fates, ranges, warnings, encodings, equalized, by_channel, .. } = made;
+        let Made { fates, ranges, warnings, encodings, equalized, by_channel, batch, .. } = made;
         let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
         let mut warnings = warnings;
         if random {
@@ -115,6 +118,7 @@ impl Quantize {
             encodings,
             equalized,
             samples,
+            batch,
             random,
             seconds,
             adapted: Vec::new(),
@@ -248,7 +252,11 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     }
     match s.approach.needs_ranges() && s.samples > 0 {
         true => {
-            out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples))
+            let runs = s.batch.filter(|&b| b > 1).map(|b| format!(", {b} a run,")).unwrap_or_default();
+            out.push_str(&format!(
+                "  time    {:.1} s for {} calibration samples{runs} and all else\n",
+                s.seconds, s.samples
+            ))
         }
         false => out.push_str(&format!("  time    {:.1} s for all of it\n", s.seconds)),
     }
