@@ -120,6 +120,7 @@ impl Preset {
             float_outputs: false,
             channel_activations: false,
             equalize: vitis,
+            cross_layer_equalization: self == Preset::Quantizeml,
             bias_correction: vitis,
             ..QuantOptions::default()
         }

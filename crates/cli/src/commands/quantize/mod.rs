@@ -17,6 +17,7 @@ use narrowbit_ir::{Model, ValueId};
 use narrowbit_quant::approach::{Approach, BlockFormat};
 use narrowbit_quant::encodings::{Applied, Encoding, Encodings, Given};
 use narrowbit_quant::equalize::Equalized;
+use narrowbit_quant::fill::Rates;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::plan::{Layout, Reason};
@@ -108,6 +109,8 @@ struct Made {
     /// What became of the entries of another tool's file.
     encodings: Option<Applied>,
     equalized: Option<Equalized>,
+    /// What activations were multiplied by to fill their codes.
+    rates: Rates,
     /// Activations with a scale per channel.
     by_channel: usize,
     /// Samples per run of the calibration, where it took place here.
@@ -136,6 +139,8 @@ impl Quantize {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
         };
+        // Decisions, which the file tells of and `config` gives back.
+        options.rates = std::mem::take(&mut made.rates);
         describe(&mut model, made.ranges.as_ref(), &options)?;
         let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
         // Neither the float weights nor the file that they are mapped from are needed any more.
@@ -250,6 +255,7 @@ impl Quantize {
             encodings: given.map(|_| applied),
             equalized,
             by_channel: plan.channel_scales.len(),
+            rates: plan.rates,
             batch: self.ranges.is_none().then_some(batch),
         })
     }

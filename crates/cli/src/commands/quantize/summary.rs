@@ -36,6 +36,9 @@ pub struct Summary {
     pub smoothed: usize,
     /// Activations with a scale per channel: in front of depthwise convolutions, and of fixed point all images.
     pub by_channel: usize,
+    /// Activations that were multiplied to fill their codes.
+    #[serde(skip_serializing_if = "is_zero")]
+    filled: usize,
     /// Why the others do not: number of nodes by operator and reason.
     pub float: Vec<FloatGroup>,
     /// Bytes on disk.
@@ -110,6 +113,7 @@ impl Quantize {
             nodes: fates.len(),
             smoothed: 0,
             by_channel,
+            filled: options.rates.len(),
             float: groups(&fates),
             bytes_before: model::size_on_disk(&self.model)?,
             bytes_after: model::size_on_disk(&self.output)?,
@@ -126,6 +130,10 @@ impl Quantize {
             node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
         })
     }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// What a model becomes with these settings: int8, int16, fp8, int4, float16.
@@ -219,6 +227,12 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
         out.push_str(&format!(
             "  channel {} activations have a scale per channel (ONNX Runtime computes on floats what reads them: --target onnxruntime)\n",
             s.by_channel
+        ));
+    }
+    if s.filled > 0 {
+        out.push_str(&format!(
+            "  fill    {} activations multiplied to fill their codes, weights behind divided (--cross-layer-equalization=no leaves them)\n",
+            s.filled
         ));
     }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;

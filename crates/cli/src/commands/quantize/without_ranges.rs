@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use narrowbit_data::Split;
 use narrowbit_ir::Model;
 use narrowbit_passes::sanitize::upgrade_opset;
+use narrowbit_quant::fill::Rates;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize;
 use narrowbit_runtime::{Options, Session};
@@ -29,7 +30,17 @@ impl Quantize {
         let done = quantize::convert(model, options, &self.threads.exec()?)?;
         warnings.extend(done.warnings);
         let (fates, ranges, encodings, equalized) = (done.fates, None, None, None);
-        Ok(Made { fates, ranges, check, warnings, encodings, equalized, by_channel: 0, batch: None })
+        Ok(Made {
+            fates,
+            ranges,
+            check,
+            warnings,
+            encodings,
+            equalized,
+            rates: Rates::new(),
+            by_channel: 0,
+            batch: None,
+        })
     }
 
     /// What the float model makes of the first samples.
