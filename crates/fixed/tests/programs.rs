@@ -301,10 +301,13 @@ fn shifts_weights_instead_of_data_where_channels_differ() {
     let rows = products(&g, &[2, 3, 8, 8]);
     // The codes of one operand of Concat need 9 bits with the other's: plain loops; the rest stays codes.
     assert!(
-        rows[2].starts_with("products in a 32-bit accumulator") && rows[2].contains("align its channel"),
+        rows[2].starts_with("products in a 32-bit accumulator") && rows[2].contains("of aligned channels"),
         "{rows:?}"
     );
-    assert!(rows[3].starts_with("8-bit products of weights of 2 bytes") && rows[3].contains("align"), "{rows:?}");
+    assert!(
+        rows[3].starts_with("8-bit products of weights of 2 bytes") && rows[3].contains("of aligned channels"),
+        "{rows:?}"
+    );
     assert!(rows[1].starts_with("products of each channel"), "{rows:?}");
     let signed = graph(&format!("{CHANNELS}{tail}").replace("%z1: u8[]", "%z1: i8[]"));
     agrees(&signed, &[samples(&[2, 3, 8, 8], 1.0)]);

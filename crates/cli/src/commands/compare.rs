@@ -76,6 +76,7 @@ impl Compare {
             (self.against_saved(&a.graph, &dataset)?, Vec::new())
         } else {
             let b = model::load_runnable(&self.b)?;
+            model::scale_as(&mut a, &b);
             self.against_model(&a.graph, &b.graph, &dataset)?
         };
         let worst = outputs.iter().map(|r| r.cumulative.sqnr_db).fold(f64::INFINITY, f64::min);

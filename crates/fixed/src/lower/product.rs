@@ -76,7 +76,7 @@ impl Lowering<'_> {
         let saturates = !within(most, buffer);
         let (register, words) = self.sum(&x, &p, &bias, most, buffer)?;
         let bias_words = if bias.is_empty() { "" } else { " + bias in units of the product" };
-        let aligned = if folds { ", each weight shifted to align its channel" } else { "" };
+        let aligned = if folds { " of aligned channels" } else { "" };
         let depth = p.depth();
         self.row(id, format!("{words}: sums of {depth} products{aligned}{bias_words}"), most).saturates = saturates;
         let bounds = (most.0.max(buffer.0), most.1.min(buffer.1));

@@ -96,6 +96,7 @@ impl Analyze {
         let mut float = model::load_runnable(&self.float)?;
         model::sanitize(&mut float)?;
         let quantized = model::load_runnable(&self.quantized)?;
+        model::scale_as(&mut float, &quantized);
         let of = |name: &str| self.layer.as_deref().is_none_or(|text| name.contains(text));
         let layers = match self.mode {
             Mode::KernelDistribution => {
