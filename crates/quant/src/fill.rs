@@ -237,7 +237,11 @@ fn weight(graph: &Graph, id: NodeId, channels: usize) -> Option<Part> {
     let groups = usize::try_from(if conv { attr("group", 1)? } else { 1 }).ok().filter(|&g| g > 0)?;
     let ranks = if conv { shape.len() > 2 } else { shape.len() == 2 };
     let sound = ranks && plain && shape.iter().all(|&d| d > 0) && shape[0].is_multiple_of(groups);
-    let inputs_first = !conv && !(gemm && attr("transB", 0) == Some(1));
+    let inputs_first = match node.op.name() {
+        "MatMul" => true,
+        "Gemm" => attr("transB", 0)? == 0,
+        _ => false,
+    };
     let part = Part { node: id, weight, bias, shape, groups, inputs_first };
     let row = bias.is_none_or(|b| own(b).is_some_and(|t| sound && t.len() == part.outputs()));
     (sound && row && (channels == 1 || part.outputs() == channels)).then_some(part)

@@ -140,7 +140,8 @@ impl Places {
             return Some(first.unit.clone());
         }
         let axis = Layout::channels(self.shape.len());
-        let at = self.shape.len().checked_sub(axis)?;
+        // Without channels there is no scale to have.
+        let at = self.shape.len().checked_sub(axis).filter(|&at| self.shape[at] > 0)?;
         let inner: usize = self.shape[at + 1..].iter().product();
         // The scales of operands lie innermost, as their channels do.
         let of = |x: &'_ Fixed| {
