@@ -8,6 +8,8 @@ use narrowbit_data::{
     Batch, Channels, Crop, DataOptions, Dataset, ImageLayout, Preprocess, Resize, ResizeFilter, Split,
 };
 use narrowbit_ir::Graph;
+use narrowbit_quant::options::QuantOptions;
+use narrowbit_quant::scheme::Preset;
 use narrowbit_tensor::Tensor;
 
 use crate::model;
@@ -28,9 +30,10 @@ pub struct DataArgs {
     /// At most N samples
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub samples: Option<usize>,
-    /// Samples per run
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Data")]
-    pub batch: usize,
+    /// Samples per run [default: 1; to calibrate as another tool (--scheme) and where the model takes as many: the tool's
+    /// own, 32 of quantizeml]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub batch: Option<usize>,
     /// Take the samples in random order
     #[arg(long, help_heading = "Data")]
     pub shuffle: bool,
@@ -134,6 +137,19 @@ impl PreprocessArgs {
 }
 
 impl DataArgs {
+    /// Samples per run.
+    pub fn batch(&self) -> usize {
+        self.batch.unwrap_or(1)
+    }
+
+    /// Samples per run of a calibration: those of the tool that a scheme is named after where it has a say and the
+    /// model leaves their number open.
+    pub fn calibration_batch(&self, graph: &Graph, options: &QuantOptions) -> Result<usize> {
+        let open = model::input_specs(graph)?.iter().all(|s| s.shape.first().is_some_and(Option::is_none));
+        let own = options.scheme.and_then(Preset::batch).filter(|_| open);
+        Ok(self.batch.or(own).unwrap_or(1))
+    }
+
     /// Opens the samples and fits them to a graph's inputs.
     pub fn open(&self, graph: &Graph, split: Split) -> Result<Dataset> {
         match (&self.data, self.random) {
@@ -182,7 +198,7 @@ pub fn plain(path: PathBuf) -> DataArgs {
         random: None,
         labels: None,
         samples: None,
-        batch: 1,
+        batch: None,
         shuffle: false,
         seed: 0,
         split: None,

@@ -49,6 +49,15 @@ pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<usize> {
     Ok(narrowbit_passes::equalize(model)?.rewrites())
 }
 
+/// Scales the values of a cleaned float model as those of the file that was quantized from it (`rates`), so that each is
+/// compared with its like; a model that does not have them stays as it is.
+pub fn scale_as(float: &mut Model, quantized: &Model) {
+    let rates = crate::fixed::settings(quantized).map(|o| o.rates).unwrap_or_default();
+    if let Err(e) = narrowbit_quant::fill::apply(&mut float.graph, &rates) {
+        tracing::debug!("values are compared unscaled: {e}");
+    }
+}
+
 /// Checks that a model could be brought to a version of ONNX's operator set.
 pub fn check_opset(model: &Model, least: i64) -> Result<()> {
     narrowbit_passes::sanitize::upgrade_opset::check(model, wanted(least))

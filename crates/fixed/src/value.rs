@@ -76,6 +76,11 @@ impl Layout {
         }
     }
 
+    /// The axis of the channels of a tensor, from the back: that of images, or the last one.
+    pub fn channels(rank: usize) -> usize {
+        if rank == 4 { 3 } else { 1 }
+    }
+
     /// The layout in which the axis of a unit lies innermost.
     pub fn natural(rank: usize, axis: Option<usize>) -> Layout {
         if rank == 4 && axis == Some(3) { Layout::ChannelsLast } else { Layout::Plain }

@@ -280,3 +280,44 @@ fn refuses_scales_along_another_axis_and_bounds_that_are_no_row() {
         assert!(error.contains(why), "{error}");
     }
 }
+
+/// What the proof says of the products of a graph, in order.
+fn products(g: &Graph, shape: &[usize]) -> Vec<String> {
+    let shapes: Shapes = [(g.inputs()[0], shape.to_vec())].into();
+    let rows = lower(g, &shapes, Options::default(), &exec()).unwrap().proof.rows;
+    rows.into_iter().filter(|r| matches!(r.op.as_str(), "Conv" | "Gemm")).map(|r| r.integers).collect()
+}
+
+#[test]
+fn shifts_weights_instead_of_data_where_channels_differ() {
+    let tail = r#"const %w8: i8[5, 8, 3, 3] = codes(8) const %k: i8[320, 5] = codes(9) const %shape: i64[2] = [-1, 320]
+        const %s5: f32[5] = [0.5, 0.25, 2.0, 1.0, 0.5] const %z5: i8[5] = [0, 0, 0, 0, 0]
+        const %z1: u8[] = [0] %r1 = Relu(%e) %q3 = QuantizeLinear(%r1, %s, %z1) %d3 = DequantizeLinear(%q3, %s, %z1)
+        %k8 = Concat(%d2, %d3) {axis=1} %dw8 = DequantizeLinear(%w8, %sx, %z) %f = Conv(%k8, %dw8) {pads=[1, 1, 1, 1]}
+        %qf = QuantizeLinear(%f, %s5, %z5) {axis=1} %df = DequantizeLinear(%qf, %s5, %z5) {axis=1}
+        %i = Reshape(%df, %shape) %dk = DequantizeLinear(%k, %s, %z) %y = Gemm(%i, %dk) output %y output %qf"#;
+    let g = graph(&format!("{CHANNELS}{tail}"));
+    agrees(&g, &[samples(&[2, 3, 8, 8], 1.0)]);
+    let rows = products(&g, &[2, 3, 8, 8]);
+    // The codes of one operand of Concat need 9 bits with the other's: plain loops; the rest stays codes.
+    assert!(
+        rows[2].starts_with("products in a 32-bit accumulator") && rows[2].contains("of aligned channels"),
+        "{rows:?}"
+    );
+    assert!(
+        rows[3].starts_with("8-bit products of weights of 2 bytes") && rows[3].contains("of aligned channels"),
+        "{rows:?}"
+    );
+    assert!(rows[1].starts_with("products of each channel"), "{rows:?}");
+    let signed = graph(&format!("{CHANNELS}{tail}").replace("%z1: u8[]", "%z1: i8[]"));
+    agrees(&signed, &[samples(&[2, 3, 8, 8], 1.0)]);
+    assert!(products(&signed, &[2, 3, 8, 8])[2].starts_with("8-bit products of weights of 2 bytes"));
+}
+
+#[test]
+fn aligns_elements_that_leave_their_channels() {
+    let tail = r#"const %w16: i8[4, 16, 1, 1] = codes(8) %t = SpaceToDepth(%d2) {blocksize=2} %dw = DequantizeLinear(%w16, %sx, %z)
+        %f = Conv(%t, %dw) %p = Transpose(%d2) {perm=[0, 2, 3, 1]} %qp = QuantizeLinear(%p, %s, %z) output %f output %qp"#;
+    let g = graph(&format!("{CHANNELS}{}", tail.replace("%dw ", "%dw16 ").replace("%dw)", "%dw16)")));
+    agrees(&g, &[samples(&[2, 3, 8, 8], 1.0)]);
+}

@@ -12,6 +12,7 @@ mod dynamic;
 pub mod encodings;
 pub mod equalize;
 pub mod explain;
+pub mod fill;
 mod half;
 pub mod observe;
 pub mod op_types;

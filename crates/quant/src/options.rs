@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::approach::{Approach, DynamicOptions, HalfOptions, WeightOnlyOptions};
+use crate::fill::Rates;
 use crate::observe::{Method, Range};
 use crate::scheme::{
     ActivationScheme, Formula, NumberFormat, Preset, SchemeError, Statistic, WeightScheme, check_pair, vitis,
@@ -69,6 +70,12 @@ pub struct QuantOptions {
     /// Whether channels between convolutions get the same range in both weights ([`crate::equalize`]).
     #[serde(skip_serializing_if = "is_default")]
     pub equalize: bool,
+    /// Whether values are scaled to fill the codes of their positions ([`crate::fill`]; schemes that round blocks).
+    #[serde(skip_serializing_if = "is_default")]
+    pub cross_layer_equalization: bool,
+    /// By what values are scaled, instead of what calibration would find.
+    #[serde(skip_serializing_if = "Rates::is_empty")]
+    pub rates: Rates,
     /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
     #[serde(skip_serializing_if = "is_default")]
     pub bias_correction: bool,
@@ -106,6 +113,8 @@ impl Default for QuantOptions {
             float_outputs: true,
             channel_activations: true,
             equalize: false,
+            cross_layer_equalization: false,
+            rates: Rates::new(),
             bias_correction: false,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),

@@ -1,5 +1,6 @@
 //! The whole job on a sanitized model: layout, plan, QDQ graph, metadata, facts for the summary.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use narrowbit_ir::infer::{self, Facts};
@@ -11,7 +12,8 @@ use crate::approach::{Approach, ApproachError, Compute, Granularity};
 use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::encodings::{Applied, Encodings};
 use crate::equalize::{self, Equalized};
-use crate::observe::Method;
+use crate::fill::{self, FillError, Rates};
+use crate::observe::{Method, Stats};
 use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
 use crate::plan::{self, Kind, Layout, PlanError, QuantPlan, correction};
@@ -42,6 +44,9 @@ pub enum QuantizeError {
     /// The graph can't be rewritten.
     #[error(transparent)]
     Qdq(#[from] QdqError),
+    /// Values can't be scaled as asked.
+    #[error(transparent)]
+    Fill(#[from] FillError),
     /// The ranges belong to another model.
     #[error(transparent)]
     Ranges(#[from] RangesError),
@@ -133,11 +138,12 @@ pub(crate) fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
-/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions, and gives
-/// products a bias that correction can move. `calibrate` and `quantize` both do this, so that they have one graph.
+/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions, applies rates
+/// that are given, and gives products a bias that correction can move. `calibrate` and `quantize` both do this, so that they
+/// have one graph.
 ///
 /// # Errors
-/// Never for a graph that holds together.
+/// When a rate is for something that can't be scaled.
 pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equalized>, QuantizeError> {
     if !options.approach.needs_ranges() {
         return Ok(None);
@@ -146,6 +152,7 @@ pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equal
         true => Some(equalize::equalize(&mut model.graph).map_err(QdqError::from)?),
         false => None,
     };
+    fill::apply(&mut model.graph, &options.rates)?;
     if options.bias_correction {
         correction::add_biases(&mut model.graph).map_err(QdqError::from)?;
     }
@@ -198,13 +205,52 @@ pub fn quantize_with(
     if !ranges.tensors.is_empty() || given.tensors.is_empty() {
         ranges.check(&model.graph)?;
     }
-    let (plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &ranges.tensors, given, options, exec)?;
+    let filled = filled(model, &layout, ranges, given, options, exec)?;
+    let (layout, tensors, rates) = match filled {
+        Some(f) => (f.layout, Cow::Owned(f.tensors), f.rates),
+        None => (layout, Cow::Borrowed(&ranges.tensors), options.rates.clone()),
+    };
+    let (mut plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &tensors, given, options, exec)?;
+    plan.rates = rates;
     let fates = fates(model, &plan);
     let opset = model.opset();
     qdq::insert(&mut model.graph, &plan, opset, exec)?;
     forget_types(model);
     infer::annotate(&mut model.graph)?;
     Ok((plan, fates, applied))
+}
+
+/// A model whose rounded values were scaled.
+struct Filled {
+    layout: Layout,
+    /// The records under the new names.
+    tensors: BTreeMap<String, Stats>,
+    rates: Rates,
+}
+
+/// Scales the values that would be rounded so that they fill their codes, if the settings ask for it and calibration says by
+/// what; another tool's numbers stay what they are.
+fn filled(
+    model: &mut Model,
+    layout: &Layout,
+    ranges: &Ranges,
+    given: &Encodings,
+    options: &QuantOptions,
+    exec: &Exec,
+) -> Result<Option<Filled>, QuantizeError> {
+    if !options.cross_layer_equalization || !options.rates.is_empty() || ranges.tensors.is_empty() {
+        return Ok(None);
+    }
+    let first = QuantPlan::new(&model.graph, layout.clone(), &ranges.tensors, options, exec)?;
+    let mut rates = fill::rates(&model.graph, &first, &ranges.tensors, options);
+    rates.retain(|name, _| !given.tensors.contains_key(name));
+    let renamed = fill::apply(&mut model.graph, &rates)?;
+    let record = |(name, stats): (&String, &Stats)| match renamed.get(name) {
+        Some((new, rates)) => (new.clone(), fill::record(stats, rates)),
+        None => (name.clone(), stats.clone()),
+    };
+    let tensors = ranges.tensors.iter().map(record).collect();
+    Ok(Some(Filled { layout: self::layout(model, options)?, tensors, rates }))
 }
 
 /// Quantizes a sanitized model in place by an approach that needs no ranges.

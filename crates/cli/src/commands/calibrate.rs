@@ -135,7 +135,7 @@ impl Calibrate {
         let also = quantize::layout(model, &rounded)?.observed(&model.graph);
         let job = Job {
             threads: self.threads.threads,
-            batch: self.data.batch,
+            batch: self.data.calibration_batch(&model.graph, options)?,
             histograms: !self.no_histograms,
             positions: options.position_bits(),
             channels,

@@ -76,6 +76,7 @@ impl Compare {
             (self.against_saved(&a.graph, &dataset)?, Vec::new())
         } else {
             let b = model::load_runnable(&self.b)?;
+            model::scale_as(&mut a, &b);
             self.against_model(&a.graph, &b.graph, &dataset)?
         };
         let worst = outputs.iter().map(|r| r.cumulative.sqnr_db).fold(f64::INFINITY, f64::min);
@@ -98,7 +99,7 @@ impl Compare {
 
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
         let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
-        comparison.run("comparing", dataset, self.data.batch)?;
+        comparison.run("comparing", dataset, self.data.batch())?;
         Ok((comparison.outputs(), comparison.tensors()))
     }
 
@@ -114,7 +115,7 @@ impl Compare {
         let observe = known.keys().copied().collect();
         let session = Session::new(a.clone(), Options { threads: self.threads.threads, observe })?;
         let mut deviations: BTreeMap<ValueId, (Deviation, usize)> = BTreeMap::new();
-        for batch in dataset.batches(self.data.batch) {
+        for batch in dataset.batches(self.data.batch()) {
             let mut wrong = None;
             session.run_observed(&data::tensors(batch?), &mut |v, view| {
                 let Some(saved) = known.get(&v) else { return Ok(()) };

@@ -18,7 +18,8 @@ use crate::{fixed, measure, model, output};
 /// Write the decisions of a quantized model into a file, to edit and to quantize again with
 ///
 /// The JSON holds the settings that the model was quantized with; for each node whether it is quantized, and the tensors
-/// that it reads and makes; for each tensor its type, bits, axis, scales and zero points, by the name in the float model.
+/// that it reads and makes; for each tensor its type, bits, axis, scales and zero points, by the name in the float model
+/// (and `_equalized`, where `rates` say by what it was multiplied).
 /// `quantize -c FILE` takes the settings, `quantized` of nodes, and all of the tensors: without samples, if every tensor
 /// has scales. A tensor whose type, bits or axis are edited gets scales of its own again, as does one whose scales are
 /// taken out. Biases follow from the scales. Of models without calibrated scales (--approach) the settings say all.

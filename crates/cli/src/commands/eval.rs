@@ -132,7 +132,7 @@ impl Eval {
         };
         let mut deviation = Deviation::default();
         let mut same = 0usize;
-        each_batch(dataset, self.data.batch, |batch| {
+        each_batch(dataset, self.data.batch(), |batch| {
             let labels = batch.labels.clone();
             let n = batch.indices.len();
             let inputs = data::tensors(batch);
@@ -185,7 +185,7 @@ impl Eval {
 
     fn embed(&self, runner: &Runner, chosen: usize, dataset: &Dataset) -> Result<Vec<Vec<f64>>> {
         let mut all = Vec::new();
-        each_batch(dataset, self.data.batch, |batch| {
+        each_batch(dataset, self.data.batch(), |batch| {
             let mask = batch.inputs.iter().find(|(n, _)| n.contains("mask")).map(|(_, t)| t.clone());
             let out = pick(runner.run(&data::tensors(batch))?, chosen)?;
             all.extend(embeddings(&out, mask.as_ref())?);

@@ -187,7 +187,7 @@ impl Explain {
             Some(mask) => made.with_mask(mask),
             None => made,
         };
-        let batches = dataset.batches(self.data.batch).map(|batch| {
+        let batches = dataset.batches(self.data.calibration_batch(&model.graph, options)?).map(|batch| {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C");
             }

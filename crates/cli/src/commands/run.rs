@@ -65,7 +65,7 @@ impl Run {
         interrupt::install();
         let names = runner.output_names();
         let mut shapes: Vec<OutputRow> = Vec::new();
-        for batch in dataset.batches(self.data.batch) {
+        for batch in dataset.batches(self.data.batch()) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C after {} of {} samples; nothing was written", bar.position(), dataset.len());
             }

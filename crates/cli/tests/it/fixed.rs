@@ -129,3 +129,50 @@ fn takes_raw_values_when_rescaled() {
     let agreement = home.json("eval same.onnx --data test.npz --reference model.onnx")["agreement"].clone();
     assert!(agreement["max_error"].as_f64() < Some(1e-3), "{agreement}");
 }
+
+#[test]
+fn calibrates_with_the_batches_of_the_scheme() {
+    let home = Home::with_example("digits-cnn");
+    let line = |flags: &str, out: &str| {
+        let p = preprocess("digits-cnn");
+        home.json(&format!("quantize model.onnx --data calib.npz {p} {flags} --no-check -o {out}.onnx"))["batch"]
+            .clone()
+    };
+    assert_eq!(line("--scheme quantizeml", "own"), 32);
+    assert_eq!(line("--scheme quantizeml --batch 32", "same"), 32);
+    assert_eq!(line("--scheme quantizeml --batch 1", "one"), 1);
+    assert_eq!(line("", "plain"), 1);
+    assert!(home.read("own.onnx") == home.read("same.onnx") && home.read("own.onnx") != home.read("one.onnx"));
+    let p = preprocess("digits-cnn");
+    home.ok(&format!("calibrate model.onnx --data calib.npz {p} --scheme quantizeml -o ranges.json"));
+    home.ok("quantize model.onnx --ranges ranges.json --scheme quantizeml --no-check -o ranges.onnx");
+    home.ok("config own.onnx -o own.json");
+    home.ok("config ranges.onnx -o ranges-config.json");
+    assert!(home.read("own.json") == home.read("ranges-config.json"));
+    let shown =
+        home.ok(&format!("quantize model.onnx --data calib.npz {p} --scheme quantizeml --no-check -o own.onnx"));
+    assert!(shown.stdout.contains("calibration samples, 32 a run, and all else"), "{}", shown.text());
+}
+
+#[test]
+fn fills_codes_unless_told_not_to_and_compares_like_with_like() {
+    let (home, p) = quantized("quantizeml", "");
+    home.ok("config q.onnx -o config.json");
+    let all: Value = serde_json::from_slice(&home.read("config.json")).unwrap();
+    let rates = all["rates"].as_object().unwrap();
+    let (name, _) = rates.iter().next().unwrap();
+    let scaled = format!("{name}_equalized");
+    assert!(all["tensors"].get(&scaled).is_some() && all["tensors"].get(name).is_none(), "{all}");
+    let compared = home.json(&format!("compare model.onnx q.onnx --data test.npz --samples 16 {p}"));
+    let row = compared["tensors"].as_array().unwrap().iter().find(|r| r["name"] == scaled.as_str()).unwrap();
+    assert!(row["cumulative"]["sqnr_db"].as_f64().unwrap() > 10.0, "{row}");
+    let (plain, _) = quantized("quantizeml", "--cross-layer-equalization=no");
+    plain.ok("config q.onnx -o config.json");
+    let all: Value = serde_json::from_slice(&plain.read("config.json")).unwrap();
+    assert!(all.get("rates").is_none() && all["tensors"].get(name).is_some(), "{all}");
+    // Rates of a tensor that is not there are an error, not a line in a report.
+    let wrong = String::from_utf8(home.read("config.json")).unwrap().replacen(name.as_str(), "none", 1);
+    home.write("wrong.json", &wrong);
+    let refused = home.run(&format!("quantize model.onnx --data calib.npz {p} -c wrong.json -o w.onnx")).expect(2);
+    assert!(refused.stderr.contains("can't be multiplied by its rates"), "{}", refused.stderr);
+}

@@ -7,7 +7,7 @@ use super::constant::{numbers, range, width_of};
 use super::{Clip, Lowering, State, Why};
 use crate::dyadic::{Dyadic, shifted};
 use crate::proof::bits_of;
-use crate::run::{Map, Step, Width};
+use crate::run::{Map, Register, Step, Width};
 use crate::value::{Fixed, Layout, Unit};
 
 /// The axis of an image's channels, from the back.
@@ -61,10 +61,9 @@ impl Lowering<'_> {
         let same = map.factor.iter().all(|&f| f == 1) && shifts == (0, 0) && map.divisor == 1;
         let free = map.clamp.iter().all(|&c| within(x.bounds, c));
         let alias = same && x.zero == zero && self.widths[x.register] == width && free;
-        let len = x.shape.iter().product();
         let to = match alias {
             true => x.register,
-            false => self.step(Step::Map(Box::new(map)), &[x.register], width, len),
+            false => self.mapped(&x, map, width),
         };
         let row = self.row(id, words, product);
         row.multiplier_bits = (bits > 1).then_some(bits);
@@ -74,6 +73,16 @@ impl Lowering<'_> {
         let fixed = Fixed { register: to, unit, zero, bounds, ..x };
         self.states.insert(out, State::Ints { fixed, codes: true, clip: Clip::default() });
         Ok(())
+    }
+
+    /// A map of each integer, on the kernel where 32 bits hold what it needs.
+    pub(super) fn mapped(&mut self, x: &Fixed, map: Map, width: Width) -> Register {
+        let narrow = self.widths[x.register].is_narrow() && width.is_narrow();
+        let step = match map.narrow(x.bounds).filter(|_| narrow) {
+            Some(r) => Step::Rescale(Box::new(r)),
+            None => Step::Map(Box::new(map)),
+        };
+        self.step(step, &[x.register], width, x.shape.iter().product())
     }
 
     /// The channels of an image, or of rows, innermost in memory.
@@ -198,8 +207,7 @@ impl Lowering<'_> {
         let clamp: Vec<_> = (0..clip.channels()).map(ends).map(|(low, high)| (low.min(high), high)).collect();
         let map = Map { factor: vec![1; clamp.len()], shift: vec![0; clamp.len()], clamp, ..Map::identity() };
         let clamp = map.range();
-        let (width, len) = (self.widths[x.register], x.shape.iter().product());
-        let register = self.step(Step::Map(Box::new(map)), &[x.register], width, len);
+        let register = self.mapped(&x, map, self.widths[x.register]);
         let bounds = (x.bounds.0.clamp(clamp.0, clamp.1), x.bounds.1.clamp(clamp.0, clamp.1));
         Ok(Fixed { register, bounds, ..x })
     }
@@ -221,8 +229,7 @@ impl Lowering<'_> {
             ..Map::identity()
         };
         let bounds = product_bounds(&x, &map)?;
-        let (width, len) = (Width::wide(bounds), x.shape.iter().product());
-        let register = self.step(Step::Map(Box::new(map)), &[x.register], width, len);
+        let register = self.mapped(&x, map, Width::wide(bounds));
         Ok(Fixed { register, bounds, unit: Unit::tensor(Dyadic::new(1, most)), zero: 0, ..x })
     }
 }

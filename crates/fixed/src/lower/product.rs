@@ -2,6 +2,7 @@
 
 use narrowbit_ir::{Node, NodeId};
 use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::integer::ApartWeights;
 use narrowbit_ops::math::gemm::Gemm;
 use narrowbit_ops::nn::{Conv, ConvTranspose, Window};
 
@@ -23,6 +24,25 @@ struct Product {
     shape: Vec<usize>,
 }
 
+impl Product {
+    /// How many products a sum has.
+    fn depth(&self) -> usize {
+        self.conv.c / self.conv.groups * self.conv.kh * self.conv.kw
+    }
+
+    /// The channel of the input that a weight multiplies.
+    fn channel(&self, weight: usize) -> usize {
+        let (per, taps) = (self.depth(), self.conv.kh * self.conv.kw);
+        match self.matrix {
+            true => weight / self.conv.oc,
+            false => {
+                let (out, own) = (weight / per, self.conv.c / self.conv.groups);
+                out / (self.conv.oc / self.conv.groups) * own + weight / taps % own
+            }
+        }
+    }
+}
+
 impl Lowering<'_> {
     pub(super) fn product(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let weight = node.input(1).and_then(|v| self.states.get(&v));
@@ -33,7 +53,9 @@ impl Lowering<'_> {
         // Channels that are added up have one unit, the finest; a depthwise convolution keeps theirs apart.
         let apart =
             node.op.downcast::<Conv>().is_some_and(|c| x.shape.get(1) == Some(&c.group)) && w.shape.get(1) == Some(&1);
-        let x = if x.unit.axis.is_some() && !apart || x.unit.divisor != 1 { self.expanded(x, i32::MIN)? } else { x };
+        let folds = !apart && x.unit.axis.is_some() && x.unit.divisor == 1 && has_channels(node, &x);
+        let mixed = x.unit.axis.is_some() && !apart && !folds;
+        let x = if mixed || x.unit.divisor != 1 { self.expanded(x, i32::MIN)? } else { x };
         let (x, p) = match node.op.name() {
             "Conv" => self.conv(node, x, &w)?,
             "ConvTranspose" => self.conv_transpose(node, x, &w)?,
@@ -43,6 +65,7 @@ impl Lowering<'_> {
         if p.conv.c < p.conv.groups || p.conv.oc < p.conv.groups {
             return Err("it has no channels".into());
         }
+        let (x, p) = if folds { folded(x, p)? } else { (x, p) };
         let unit = self.product_unit(node, &x, &w, &p)?;
         let bias = self.bias(node, &unit, p.conv.oc)?;
         let bounds = sums(&p, &x, &bias);
@@ -52,9 +75,10 @@ impl Lowering<'_> {
         let buffer = self.buffer().unwrap_or((i64::MIN, i64::MAX));
         let saturates = !within(most, buffer);
         let (register, words) = self.sum(&x, &p, &bias, most, buffer)?;
-        let taps = p.conv.c / p.conv.groups * p.conv.kh * p.conv.kw;
         let bias_words = if bias.is_empty() { "" } else { " + bias in units of the product" };
-        self.row(id, format!("{words}: sums of {taps} products{bias_words}"), most).saturates = saturates;
+        let aligned = if folds { " of aligned channels" } else { "" };
+        let depth = p.depth();
+        self.row(id, format!("{words}: sums of {depth} products{aligned}{bias_words}"), most).saturates = saturates;
         let bounds = (most.0.max(buffer.0), most.1.min(buffer.1));
         let layout = Layout::natural(p.shape.len(), unit.axis.or((p.shape.len() == 4).then_some(3)));
         self.set(node, Fixed { register, shape: p.shape, layout, unit, zero: 0, bounds });
@@ -74,16 +98,22 @@ impl Lowering<'_> {
         let (weights, conv) = (&p.weights, p.conv);
         let w = Weights { values: weights, bias, zero: x.zero, signed: width == Width::I8 };
         let len: usize = p.shape.iter().product();
-        let narrow = matches!(width, Width::I8 | Width::U8) && weights.iter().all(|v| (-128..=127).contains(v));
+        let narrow = matches!(width, Width::I8 | Width::U8);
         let alone = conv.groups > 1 && conv.c / conv.groups < 4;
-        if narrow && !alone && Width::wide(most) == Width::I32 && within(most, buffer) && len > 0 {
+        let kernels = narrow && !alone && Width::wide(most) == Width::I32 && within(most, buffer) && len > 0;
+        if let Some(parts) = w.parts(p.depth()).filter(|_| kernels) {
             let dense = match p.matrix {
-                true => Dense::matrix(self.exec, [conv.n, conv.c, conv.oc], &w),
-                false => Dense::conv(self.exec, conv, &w),
+                true => Dense::matrix(self.exec, [conv.n, conv.c, conv.oc], &w, parts),
+                false => Dense::conv(self.exec, conv, &w, parts),
             };
             let dense = dense.map_err(|e| e.to_string())?;
             let to = self.step(Step::Dense(Box::new(dense)), &[x.register], Width::I32, len);
-            return Ok((to, "8-bit products in a 32-bit accumulator".into()));
+            let bytes = if parts == 1 { String::new() } else { format!(" of weights of {parts} bytes") };
+            return Ok((to, format!("8-bit products{bytes} in a 32-bit accumulator")));
+        }
+        if let Some(apart) = self.apart(p, &w, most).filter(|_| within(most, buffer) && width.is_narrow() && len > 0) {
+            let to = self.step(Step::Apart(Box::new(apart)), &[x.register], Width::I32, len);
+            return Ok((to, "products of each channel in a 32-bit accumulator".into()));
         }
         let mut ordered = weights.clone();
         if p.matrix {
@@ -96,6 +126,13 @@ impl Lowering<'_> {
         let to = self.step(Step::Direct(Box::new(direct)), &[x.register], Width::wide(kept), len);
         let bits = if Width::wide(kept) == Width::I32 { 32 } else { 64 };
         Ok((to, format!("products in a {bits}-bit accumulator")))
+    }
+
+    /// A depthwise convolution whose sums, weights and biases fit 32 bits.
+    fn apart(&self, p: &Product, w: &Weights<'_>, most: (i64, i64)) -> Option<ApartWeights> {
+        let narrow = |all: &[i64]| all.iter().map(|&v| i32::try_from(v).ok()).collect::<Option<Vec<i32>>>();
+        let conv = Some(p.conv).filter(|c| !p.matrix && c.groups == c.c && Width::wide(most) == Width::I32)?;
+        ApartWeights::new(&conv, &narrow(w.values)?, &narrow(w.bias)?, i32::try_from(w.zero).ok()?).ok()
     }
 
     fn conv(&mut self, node: &Node, x: Fixed, w: &Codes) -> Result<(Fixed, Product), Why> {
@@ -259,6 +296,27 @@ impl Lowering<'_> {
         }
         values.into_iter().enumerate().map(|(c, v)| whole(c, v)).collect()
     }
+}
+
+/// Whether the units of a value lie along the axis over which a product adds up.
+fn has_channels(node: &Node, x: &Fixed) -> bool {
+    let rank = x.shape.len();
+    let axis = if node.op.name().starts_with("Conv") { rank.checked_sub(1) } else { Some(1) };
+    let channels = axis.and_then(|a| rank.checked_sub(a)).and_then(|at| x.shape.get(at));
+    x.unit.axis == axis && channels == Some(&x.unit.scales.len())
+}
+
+/// The channels of the data aligned to the finest by their weights: `(x · 2ⁿ) · w = x · (w · 2ⁿ)`, so that the data stay
+/// codes.
+fn folded(x: Fixed, p: Product) -> Result<(Fixed, Product), Why> {
+    let finest = x.unit.scales.iter().map(|s| s.frac).max().unwrap_or(0);
+    let unit = Dyadic::new(1, finest);
+    let factor = |s: &Dyadic| s.in_units(unit).ok_or_else(|| "its channels are too far apart".to_owned());
+    let factors = x.unit.scales.iter().map(factor).collect::<Result<Vec<_>, _>>()?;
+    let aligned = |(i, &w): (usize, &i64)| w.checked_mul(factors[p.channel(i)]);
+    let weights: Option<Vec<i64>> = p.weights.iter().enumerate().map(aligned).collect();
+    let weights = weights.ok_or("its weights would need more than 64 bits to align its channels")?;
+    Ok((Fixed { unit: Unit::tensor(unit), ..x }, Product { weights, ..p }))
 }
 
 fn params(window: &Window, [n, c, oc, groups]: [usize; 4], x: &[usize]) -> Result<Conv2dParams, Why> {

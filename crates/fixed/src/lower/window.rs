@@ -117,8 +117,7 @@ impl Lowering<'_> {
         }
         let bounds = (x.bounds.0 - x.zero, x.bounds.1 - x.zero);
         let map = Map { subtract: x.zero, ..Map::identity() };
-        let len = x.shape.iter().product();
-        let register = self.step(Step::Map(Box::new(map)), &[x.register], Width::wide(bounds), len);
+        let register = self.mapped(&x, map, Width::wide(bounds));
         Fixed { register, zero: 0, bounds, ..x }
     }
 }

@@ -25,6 +25,23 @@ pub enum Width {
 }
 
 impl Width {
+    /// Whether 32 bits hold its integers.
+    pub fn is_narrow(self) -> bool {
+        self != Width::I64
+    }
+
+    /// The narrowest width that holds all integers of a range.
+    pub fn narrowest((low, high): (i64, i64)) -> Width {
+        let within = |least: i64, greatest: i64| low >= least && high <= greatest;
+        match () {
+            () if within(-128, 127) => Width::I8,
+            () if within(0, 255) => Width::U8,
+            () if within(-32768, 32767) => Width::I16,
+            () if within(0, 65535) => Width::U16,
+            () => Width::wide((low, high)),
+        }
+    }
+
     /// The narrowest signed width that holds all integers of a range, 32 bits at the least.
     pub fn wide((low, high): (i64, i64)) -> Width {
         if low >= i64::from(i32::MIN) && high <= i64::from(i32::MAX) { Width::I32 } else { Width::I64 }
@@ -45,6 +62,21 @@ macro_rules! with_ints {
     };
 }
 pub(crate) use with_ints;
+
+/// The same for integers of up to 32 bits; wider ones are the error `$wide`.
+macro_rules! with_narrow {
+    ($data:expr, $v:ident => $body:expr, $wide:expr) => {
+        match $data {
+            $crate::run::Data::I8($v) => $body,
+            $crate::run::Data::U8($v) => $body,
+            $crate::run::Data::I16($v) => $body,
+            $crate::run::Data::U16($v) => $body,
+            $crate::run::Data::I32($v) => $body,
+            $crate::run::Data::I64(_) => return Err($wide),
+        }
+    };
+}
+pub(crate) use with_narrow;
 
 /// An integer of a width: as 64 bits and back, where it is known to fit.
 pub trait Int: Copy + Default + Send + Sync + 'static {

@@ -1,8 +1,9 @@
 //! Element by element: multiply by a mantissa, shift with rounding, add, saturate.
 
-use narrowbit_kernels::Exec;
+use narrowbit_kernels::integer::{Rescale, RescaleChannel};
+use narrowbit_kernels::{Exec, KernelError, integer};
 
-use super::data::{Data, Int, Width, with_ints};
+use super::data::{Data, Int, Width, with_ints, with_narrow};
 use super::parts;
 
 /// What a rounding shift does halfway between two integers.
@@ -71,6 +72,52 @@ impl Map {
         let (least, greatest) = self.clamp[channel];
         v.wrapping_add(self.add).clamp(least, greatest)
     }
+
+    /// The same on the kernel of 32 bits, where these hold all that integers within `bounds` can become on the way.
+    pub fn narrow(&self, bounds: (i64, i64)) -> Option<Rescale> {
+        let channels: Option<Vec<_>> = (0..self.factor.len()).map(|c| self.narrow_channel(c, bounds)).collect();
+        let (subtract, add) = (i32::try_from(self.subtract).ok()?, i32::try_from(self.add).ok()?);
+        Rescale::new(subtract, add, &channels?).ok().filter(|_| self.divisor == 1)
+    }
+
+    fn narrow_channel(&self, channel: usize, bounds: (i64, i64)) -> Option<RescaleChannel> {
+        let shift = self.shift[channel];
+        let (left, right) = (u32::try_from(-shift).unwrap_or(0), u32::try_from(shift).unwrap_or(0));
+        let (half, even) = match (right, self.rounding) {
+            (0, _) => (0, false),
+            (1..31, Rounding::HalfUp) => (1 << (right - 1), false),
+            (1..31, Rounding::HalfEven) => ((1 << (right - 1)) - 1, true),
+            _ => return None,
+        };
+        let own = self.factor[channel];
+        let factor = own.checked_mul(1i64.checked_shl(left).filter(|_| left < 31)?)?;
+        for end in [bounds.0, bounds.1] {
+            let x = end.checked_sub(self.subtract).filter(|&x| fits(x))?;
+            let (product, v) = (x.checked_mul(own)?, x.checked_mul(factor)?);
+            let kept = self.buffer.is_none_or(|b| (b.0..=b.1).contains(&product));
+            let sum = v + i64::from(half) + i64::from(even);
+            if !(kept && fits(v) && fits(sum) && fits((sum >> right) + self.add)) {
+                return None;
+            }
+        }
+        let (least, greatest) = self.clamp[channel];
+        let end = |x: i64| x.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+        let possible = least <= i32::MAX.into() && greatest >= i32::MIN.into();
+        let factor = i32::try_from(factor).ok()?;
+        possible.then_some(RescaleChannel { factor, half, even, shift: right, low: end(least), high: end(greatest) })
+    }
+}
+
+fn fits(x: i64) -> bool {
+    i32::try_from(x).is_ok()
+}
+
+/// As [`map`], on the kernel.
+pub(super) fn rescale(exec: &Exec, x: &Data, width: Width, how: &Rescale) -> Result<Data, KernelError> {
+    let mut y = Data::zeros(width, x.len());
+    let wide = || KernelError::Invalid { kernel: "rescale", what: "its integers have 64 bits" };
+    with_narrow!(x, x => with_narrow!(&mut y, y => integer::rescale(exec, x, how, y)?, wide()), wide());
+    Ok(y)
 }
 
 #[inline(always)]
@@ -155,5 +202,54 @@ fn joined<A: Int, B: Int, C: Int>(exec: &Exec, (a, b): (&[A], &[B]), (za, zb): (
         Join::Add(l, r) => each!(|a: i64, b: i64| (a << l).wrapping_add(b << r)),
         Join::Sub(l, r) => each!(|a: i64, b: i64| (a << l).wrapping_sub(b << r)),
         Join::Mul => each!(|a: i64, b: i64| a.wrapping_mul(b)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narrowbit_kernels::Isa;
+
+    fn exec() -> Exec {
+        Exec::new(Isa::detect(), 2)
+    }
+
+    #[test]
+    fn gives_the_same_on_the_kernel() {
+        let x: Vec<i64> = (0..600).map(|i| (i * i * 7919 % 4001 - 2000) * 33).collect();
+        let data = Data::of(Width::I32, &x);
+        for rounding in [Rounding::HalfUp, Rounding::HalfEven] {
+            let map = Map {
+                subtract: 5,
+                factor: vec![1, 201, 77],
+                shift: vec![-2, 9, 30],
+                rounding,
+                add: 3,
+                clamp: vec![(-128, 127), (-100, 90), (i64::MIN, i64::MAX)],
+                ..Map::identity()
+            };
+            let narrow = map.narrow((-66_000, 66_000)).unwrap();
+            for width in [Width::I8, Width::U8, Width::I16, Width::I32] {
+                let found = rescale(&exec(), &data, width, &narrow).unwrap();
+                assert_eq!(found, super::map(&exec(), &data, width, &map), "{rounding:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn keeps_64_bits_where_32_may_overflow() {
+        let bounds = (-1000, 1000);
+        let one = Map { factor: vec![200], shift: vec![4], ..Map::identity() };
+        assert!(one.narrow(bounds).is_some());
+        assert!(one.narrow((0, 11_000_000)).is_none(), "the product");
+        assert!(one.narrow((i64::MIN, 0)).is_none(), "the difference");
+        let saturates = Map { buffer: Some((-32768, 32767)), ..one.clone() };
+        assert!(saturates.narrow(bounds).is_none(), "the buffer");
+        assert!(Map { buffer: Some((-200_000, 200_000)), ..one.clone() }.narrow(bounds).is_some());
+        assert!(Map { shift: vec![31], ..one.clone() }.narrow(bounds).is_none(), "half");
+        assert!(Map { shift: vec![-16], ..one.clone() }.narrow(bounds).is_none(), "a left shift");
+        assert!(Map { divisor: 3, ..one.clone() }.narrow(bounds).is_none(), "a mean");
+        assert!(Map { add: i64::from(i32::MAX), ..one }.narrow(bounds).is_none(), "the zero point");
+        assert!(rescale(&exec(), &Data::I64(vec![1]), Width::I8, &Map::identity().narrow((0, 1)).unwrap()).is_err());
     }
 }

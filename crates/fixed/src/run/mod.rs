@@ -7,6 +7,7 @@ mod window;
 
 use std::sync::{Mutex, PoisonError};
 
+use narrowbit_kernels::integer::{ApartWeights, Rescale};
 use narrowbit_kernels::{Exec, KernelError};
 
 pub(crate) use data::with_ints;
@@ -26,9 +27,13 @@ pub const FILL: u32 = u32::MAX;
 pub enum Step {
     /// Sums of products on the integer kernels, in 32 bits.
     Dense(Box<Dense>),
-    /// Sums of products in plain loops: wide operands, wide sums, channels alone.
+    /// Sums of products of each channel alone, in 32 bits.
+    Apart(Box<ApartWeights>),
+    /// Sums of products in plain loops: wide operands, wide or saturating sums, groups of few channels.
     Direct(Box<Direct>),
-    /// Multiply, shift, saturate.
+    /// Multiply, shift, saturate, in 32 bits.
+    Rescale(Box<Rescale>),
+    /// The same in 64 bits, also for buffers that saturate and means.
     Map(Box<Map>),
     /// Two operands become one; their zero points are taken off.
     Join(Join, (i64, i64)),
@@ -141,6 +146,8 @@ impl Step {
         Ok(match (self, from) {
             (Step::Dense(p), [x]) => p.run(exec, x)?,
             (Step::Direct(p), [x]) => p.run(exec, x, width),
+            (Step::Apart(w), [x]) => product::apart(exec, x, w)?,
+            (Step::Rescale(r), [x]) => map::rescale(exec, x, width, r)?,
             (Step::Map(m), [x]) => map::map(exec, x, width, m),
             (Step::Join(how, zeros), [a, b]) => map::join(exec, (a, b), *zeros, width, *how),
             (Step::Pool(p), [x]) => p.run(exec, x, width),

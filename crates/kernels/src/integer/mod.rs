@@ -1,12 +1,13 @@
 //! Operators on 8-bit tensors beside the matrix products, mostly in NHWC.
 //!
 //! Everywhere a quantized value stands for `f32(q − zero point) · scale`, and a result is
-//! `saturate(round_half_even(v · inverse scale) + zero point)`, the same bits on every tier.
+//! `saturate(round_half_even(v · inverse scale) + zero point)`, the same bits on every tier. `fixed` knows no scales.
 
 mod binary;
 mod block;
 mod columns;
 mod depthwise;
+mod fixed;
 mod layout;
 mod lookup;
 mod pool;
@@ -16,6 +17,7 @@ pub use binary::{Broadcast, binary};
 pub use block::Quant;
 pub use columns::softmax_columns;
 pub use depthwise::{DepthwiseElement, DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
+pub use fixed::{ApartWeights, FixedElement, Rescale, RescaleChannel, rescale, sums_apart};
 pub use layout::{dequantize_to_nchw, quantize_to_nhwc, to_nchw, to_nhwc};
 pub use lookup::{lookup, lookup_in_place};
 pub use pool::{PoolElement, PoolNhwcParams, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc};

@@ -20,6 +20,7 @@ use narrowbit_ir::{Model, Node, NodeId};
 use narrowbit_kernels::Exec;
 
 use crate::approach::{ApproachError, AttentionProducts, Granularity};
+use crate::fill::Rates;
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
 use crate::plan::{Kind, Layout, QuantPlan, Reason, weight_params};
@@ -135,6 +136,7 @@ fn tables(
         weights,
         biases: BTreeMap::new(),
         float_biases: BTreeMap::new(),
+        rates: Rates::new(),
     };
     let opset = model.opset();
     Ok(qdq::insert(&mut model.graph, &plan, opset, exec)?)

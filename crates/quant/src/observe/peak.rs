@@ -46,6 +46,11 @@ impl Peak {
         self.samples = self.samples.saturating_add(1);
     }
 
+    /// The same of values that are `rate` times as large.
+    pub(crate) fn times(&self, rate: f32) -> Peak {
+        Peak { first: self.first * rate, now: self.now * rate, ..*self }
+    }
+
     /// The average over the samples of `self` followed by those of `next`, up to the rounding of f32.
     pub(super) fn concat(&self, next: &Peak) -> Peak {
         match (self.samples, next.samples) {

@@ -34,6 +34,13 @@ impl Peaks {
         self.samples = self.samples.saturating_add(1);
     }
 
+    /// The same where the values of each channel, or all, are `rates` times as large.
+    pub(crate) fn times(&self, rates: &[f32]) -> Peaks {
+        let rate = |i: usize| rates.get(i).or(rates.first()).copied().unwrap_or(1.0);
+        let scaled = |all: &[f32]| all.iter().enumerate().map(|(i, x)| x * rate(i)).collect();
+        Peaks { samples: self.samples, first: scaled(&self.first), now: scaled(&self.now) }
+    }
+
     /// The averages over the samples of `self` followed by those of `next`, up to the rounding of f32.
     pub(super) fn concat(&self, next: &Peaks) -> Peaks {
         match (self.samples, next.samples) {

@@ -28,6 +28,7 @@ pub(crate) use weights::params as weight_params;
 pub use weights::{BiasParams, WeightError, WeightParams};
 
 use crate::encodings::{Applied, Encodings};
+use crate::fill::Rates;
 use crate::observe::{Method, Positions, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
 use crate::parallel::in_parallel;
@@ -60,6 +61,8 @@ pub struct QuantPlan {
     pub biases: BTreeMap<(NodeId, usize), BiasParams>,
     /// Constant biases that stay float, as sums of fp8 products are, and take up the mean error of the weights.
     pub float_biases: BTreeMap<(NodeId, usize), Tensor>,
+    /// What values were multiplied by before, to fill their codes, by their old names.
+    pub rates: Rates,
 }
 
 /// Why a plan could not be made.
@@ -184,6 +187,7 @@ impl QuantPlan {
             weights: BTreeMap::new(),
             biases: BTreeMap::new(),
             float_biases: BTreeMap::new(),
+            rates: Rates::new(),
         };
         channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
         channels::round(graph, stats, options, |v| fixed_values.contains(&v), &mut plan)?;

@@ -67,6 +67,13 @@ impl Preset {
         }
     }
 
+    /// Samples per run of the tool's own calibration, where what it records depends on their number.
+    ///
+    /// Source: QuantizeML 0.8.1, `cli.py`: `--batch_size` is 32 (its moving average counts runs).
+    pub fn batch(self) -> Option<usize> {
+        (self == Preset::Quantizeml).then_some(32)
+    }
+
     /// The options that the preset stands for.
     pub fn options(self) -> QuantOptions {
         let formula = self.formula();
@@ -113,6 +120,7 @@ impl Preset {
             float_outputs: false,
             channel_activations: false,
             equalize: vitis,
+            cross_layer_equalization: self == Preset::Quantizeml,
             bias_correction: vitis,
             ..QuantOptions::default()
         }

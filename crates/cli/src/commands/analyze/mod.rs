@@ -96,6 +96,7 @@ impl Analyze {
         let mut float = model::load_runnable(&self.float)?;
         model::sanitize(&mut float)?;
         let quantized = model::load_runnable(&self.quantized)?;
+        model::scale_as(&mut float, &quantized);
         let of = |name: &str| self.layer.as_deref().is_none_or(|text| name.contains(text));
         let layers = match self.mode {
             Mode::KernelDistribution => {
@@ -135,7 +136,7 @@ impl Analyze {
         let dataset = self.data.open(float, Split::Test)?;
         let single = self.mode == Mode::Single;
         let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Products::default())?;
-        comparison.run("analyzing", &dataset, self.data.batch)?;
+        comparison.run("analyzing", &dataset, self.data.batch())?;
         let row = |r: crate::comparison::TensorRow| {
             let figures = if single { r.isolated? } else { r.cumulative };
             Some(Row::new(r.name, r.op, figures.smape, r.saturated))

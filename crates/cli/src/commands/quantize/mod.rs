@@ -17,6 +17,7 @@ use narrowbit_ir::{Model, ValueId};
 use narrowbit_quant::approach::{Approach, BlockFormat};
 use narrowbit_quant::encodings::{Applied, Encoding, Encodings, Given};
 use narrowbit_quant::equalize::Equalized;
+use narrowbit_quant::fill::Rates;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::plan::{Layout, Reason};
@@ -108,8 +109,12 @@ struct Made {
     /// What became of the entries of another tool's file.
     encodings: Option<Applied>,
     equalized: Option<Equalized>,
+    /// What activations were multiplied by to fill their codes.
+    rates: Rates,
     /// Activations with a scale per channel.
     by_channel: usize,
+    /// Samples per run of the calibration, where it took place here.
+    batch: Option<usize>,
 }
 
 impl Quantize {
@@ -134,6 +139,8 @@ impl Quantize {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
         };
+        // Decisions, which the file tells of and `config` gives back.
+        options.rates = std::mem::take(&mut made.rates);
         describe(&mut model, made.ranges.as_ref(), &options)?;
         let staged = onnx::stage(&model, &self.output, &onnx::SaveOptions::default())?;
         // Neither the float weights nor the file that they are mapped from are needed any more.
@@ -221,7 +228,8 @@ impl Quantize {
         let opset = options.least_opset().max(given.as_ref().map_or(0, Encodings::least_opset));
         let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
         self.check_form(model, eight, opset)?;
-        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref())?;
+        let batch = self.data.calibration_batch(&model.graph, options)?;
+        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), batch)?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let exec = self.threads.exec()?;
@@ -247,6 +255,8 @@ impl Quantize {
             encodings: given.map(|_| applied),
             equalized,
             by_channel: plan.channel_scales.len(),
+            rates: plan.rates,
+            batch: self.ranges.is_none().then_some(batch),
         })
     }
 
@@ -257,6 +267,7 @@ impl Quantize {
         layout: &Layout,
         options: &QuantOptions,
         given: Option<&Encodings>,
+        batch: usize,
     ) -> Result<(Ranges, Option<Check>)> {
         if let (Some(given), None, None, None) = (given, &self.ranges, &self.data.data, self.data.random) {
             check_complete(model, layout, given)?;
@@ -272,7 +283,7 @@ impl Quantize {
         let overridden = options.overrides.iter().filter_map(|o| o.method);
         let job = Job {
             threads: self.threads.threads,
-            batch: self.data.batch,
+            batch,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),

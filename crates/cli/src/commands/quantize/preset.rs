@@ -254,6 +254,10 @@ pub struct PresetArgs {
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     equalize: Option<Switch>,
+    /// Multiply what is rounded until it fills its codes, and divide the weights behind [default: no; quantizeml: yes]
+    #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
+          default_missing_value = "yes", help_heading = "Quantization")]
+    cross_layer_equalization: Option<Switch>,
     /// Let biases take up the mean error of rounded weights [default: no; vitis-dpu, and fp8 without a scheme: yes]
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
@@ -283,6 +287,7 @@ impl PresetArgs {
             || self.statistic.is_some()
             || self.fixed_ranges.is_some()
             || self.equalize.is_some()
+            || self.cross_layer_equalization.is_some()
             || self.bias_correction.is_some()
     }
 
@@ -304,6 +309,9 @@ impl PresetArgs {
         }
         if let Some(s) = self.equalize {
             o.equalize = s == Switch::Yes;
+        }
+        if let Some(s) = self.cross_layer_equalization {
+            o.cross_layer_equalization = s == Switch::Yes;
         }
         if let Some(s) = self.bias_correction {
             o.bias_correction = s == Switch::Yes;

@@ -36,6 +36,9 @@ pub struct Summary {
     pub smoothed: usize,
     /// Activations with a scale per channel: in front of depthwise convolutions, and of fixed point all images.
     pub by_channel: usize,
+    /// Activations that were multiplied to fill their codes.
+    #[serde(skip_serializing_if = "is_zero")]
+    filled: usize,
     /// Why the others do not: number of nodes by operator and reason.
     pub float: Vec<FloatGroup>,
     /// Bytes on disk.
@@ -53,6 +56,9 @@ pub struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     equalized: Option<Equalized>,
     samples: u64,
+    /// Samples per run of the calibration, where it took place here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<usize>,
     random: bool,
     seconds: f64,
     /// What was changed for the target, and why.
@@ -85,7 +91,7 @@ impl Quantize {
         error: Option<Loss>,
         seconds: f64,
     ) -> Result<Summary> {
-        let Made { fates, ranges, warnings, encodings, equalized, by_channel, .. } = made;
+        let Made { fates, ranges, warnings, encodings, equalized, by_channel, batch, .. } = made;
         let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
         let mut warnings = warnings;
         if random {
@@ -107,6 +113,7 @@ impl Quantize {
             nodes: fates.len(),
             smoothed: 0,
             by_channel,
+            filled: options.rates.len(),
             float: groups(&fates),
             bytes_before: model::size_on_disk(&self.model)?,
             bytes_after: model::size_on_disk(&self.output)?,
@@ -115,6 +122,7 @@ impl Quantize {
             encodings,
             equalized,
             samples,
+            batch,
             random,
             seconds,
             adapted: Vec::new(),
@@ -122,6 +130,10 @@ impl Quantize {
             node_list: if global.json || global.verbose > 0 { fates } else { Vec::new() },
         })
     }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// What a model becomes with these settings: int8, int16, fp8, int4, float16.
@@ -217,6 +229,12 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
             s.by_channel
         ));
     }
+    if s.filled > 0 {
+        out.push_str(&format!(
+            "  fill    {} activations multiplied to fill their codes, weights behind divided (--cross-layer-equalization=no leaves them)\n",
+            s.filled
+        ));
+    }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;
     out.push_str(&format!(
         "  size    {} → {} ({:.0} %)\n",
@@ -248,7 +266,11 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     }
     match s.approach.needs_ranges() && s.samples > 0 {
         true => {
-            out.push_str(&format!("  time    {:.1} s for {} calibration samples and all else\n", s.seconds, s.samples))
+            let runs = s.batch.filter(|&b| b > 1).map(|b| format!(", {b} a run,")).unwrap_or_default();
+            out.push_str(&format!(
+                "  time    {:.1} s for {} calibration samples{runs} and all else\n",
+                s.seconds, s.samples
+            ))
         }
         false => out.push_str(&format!("  time    {:.1} s for all of it\n", s.seconds)),
     }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use narrowbit_data::Split;
 use narrowbit_ir::Model;
 use narrowbit_passes::sanitize::upgrade_opset;
+use narrowbit_quant::fill::Rates;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize;
 use narrowbit_runtime::{Options, Session};
@@ -28,7 +29,18 @@ impl Quantize {
             .context("the model can't be brought to the operator set that this needs")?;
         let done = quantize::convert(model, options, &self.threads.exec()?)?;
         warnings.extend(done.warnings);
-        Ok(Made { fates: done.fates, ranges: None, check, warnings, encodings: None, equalized: None, by_channel: 0 })
+        let (fates, ranges, encodings, equalized) = (done.fates, None, None, None);
+        Ok(Made {
+            fates,
+            ranges,
+            check,
+            warnings,
+            encodings,
+            equalized,
+            rates: Rates::new(),
+            by_channel: 0,
+            batch: None,
+        })
     }
 
     /// What the float model makes of the first samples.
@@ -41,7 +53,7 @@ impl Quantize {
         let options = Options { threads: self.threads.threads, ..Options::default() };
         let session = Session::new(model.graph.clone(), options)?;
         let mut kept = Kept::new(true);
-        for batch in dataset.batches(self.data.batch) {
+        for batch in dataset.batches(self.data.batch()) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C; nothing was written");
             }
