@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 use narrowbit_kernels::Activation;
+use narrowbit_kernels::panel::CodeSum;
 use narrowbit_tensor::{DType, Tensor};
 
 use crate::lower::{self, QParams, Quantized};
@@ -43,6 +44,8 @@ pub struct Ints {
     pub residual: Option<Quantized>,
     /// The format that the product is rounded to before the residual is added.
     pub stage: Option<QParams>,
+    /// Set where the codes of the stage and the residual are added as they are (QLinearAdd).
+    pub code_sum: Option<CodeSum>,
     /// The format of the output, where a QuantizeLinear is its last node.
     pub output: Option<QParams>,
 }
@@ -82,6 +85,7 @@ struct StagedSum {
     nodes: Vec<NodeId>,
     residual: ValueId,
     source: Quantized,
+    codes: Option<CodeSum>,
     activation: Activation,
     output: QParams,
     y: ValueId,
@@ -176,11 +180,12 @@ impl<'a> Finder<'a> {
             f.nodes.push(id);
             (output, out) = (Some(params), y);
         }
-        let mut ints = Ints { operands, residual, stage: None, output };
+        let mut ints = Ints { operands, residual, stage: None, code_sum: None, output };
         if let Some(sum) = self.staged_sum(f, &ints, out) {
             f.nodes.extend(sum.nodes);
             (f.residual, f.activation, out) = (Some(sum.residual), sum.activation, sum.y);
-            ints = Ints { residual: Some(sum.source), stage: ints.output, output: Some(sum.output), ..ints };
+            let (stage, output) = (ints.output, Some(sum.output));
+            ints = Ints { residual: Some(sum.source), stage, code_sum: sum.codes, output, ..ints };
         }
         f.ints = Some(ints);
         out
@@ -193,6 +198,33 @@ impl<'a> Finder<'a> {
         if !weighted || f.residual.is_some() || f.factor.is_some() || f.activation != Activation::None {
             return None;
         }
+        ints.output?;
+        self.code_sum(codes).or_else(|| self.float_sum(ints, codes))
+    }
+
+    /// A QLinearAdd of a product's codes and others.
+    fn code_sum(&self, codes: ValueId) -> Option<StagedSum> {
+        let (add, node, _) = self.next(codes).filter(|n| n.1.op.name() == "QLinearAdd")?;
+        let (found, y) = (lower::code_binary(self.facts, node)?, node.output(0)?);
+        let first = found.operands[0].0 == codes;
+        let (residual, other) = found.operands[usize::from(first)];
+        let same = self.facts.get(residual).ty == self.facts.get(codes).ty && self.facts.get(residual).value.is_none();
+        let (ratios, fixed) = found.sum();
+        let params = QParams { scale: ratios[usize::from(first)], zero: 0, ..other };
+        let sum = CodeSum { ratio: ratios[usize::from(!first)], fixed, first };
+        (same && residual != codes).then_some(StagedSum {
+            nodes: vec![add],
+            residual,
+            source: Quantized { value: residual, params, runtime: None },
+            codes: Some(sum),
+            activation: Activation::None,
+            output: found.output,
+            y,
+        })
+    }
+
+    /// An Add of a product's codes and others, both read as floats.
+    fn float_sum(&self, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
         let (dq, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
         let read = node.output(0)?;
         if lower::source(self.graph, self.facts, read)?.params != ints.output? {
@@ -212,7 +244,7 @@ impl<'a> Finder<'a> {
         let (q, node, _) = self.next(out).filter(|n| n.2 == 0)?;
         let (output, y) = (lower::target(self.facts, node)?, node.output(0)?);
         sum.push(q);
-        Some(StagedSum { nodes: sum, residual, source, activation, output, y })
+        Some(StagedSum { nodes: sum, residual, source, codes: None, activation, output, y })
     }
 
     /// A sum, product or function of quantized values that is quantized again.

@@ -50,8 +50,13 @@ pub struct IntWeights {
 
 /// The scale and zero point of a QuantizeLinear or DequantizeLinear for integers of `dtype`.
 fn params(facts: &Facts, node: &Node, dtype: DType) -> Option<QParams> {
-    let scale = facts.get(node.input(1)?).value.as_ref().filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
-    let zero = match node.input(2) {
+    params_at(facts, node, 1, dtype)
+}
+
+/// The scale (input `i`) and zero point (input `i + 1`) that an operator has for integers of `dtype`.
+pub fn params_at(facts: &Facts, node: &Node, i: usize, dtype: DType) -> Option<QParams> {
+    let scale = facts.get(node.input(i)?).value.as_ref().filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
+    let zero = match node.input(i + 1) {
         None => 0,
         Some(z) => single(facts.get(z).value.as_ref()?)?,
     };
@@ -110,6 +115,34 @@ fn is_column(facts: &Facts, v: ValueId, x: ValueId) -> bool {
     let same =
         |(a, b): (&narrowbit_ir::Dim, &narrowbit_ir::Dim)| a.as_usize().is_some() && a.as_usize() == b.as_usize();
     one.as_usize() == Some(1) && rows.len() == all.len() && rows.iter().zip(all).all(same)
+}
+
+/// A sum or product of two tensors of codes (QLinearAdd, QLinearMul).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CodeBinary {
+    /// The codes of both operands, and what they mean.
+    pub operands: [(ValueId, QParams); 2],
+    /// The format of the result.
+    pub output: QParams,
+}
+
+impl CodeBinary {
+    /// The scales of a sum's operands over that of its result, and the result's zero point less theirs in its units, in
+    /// the arithmetic of ONNX Runtime's QLinearAdd.
+    pub fn sum(&self) -> ([f32; 2], f32) {
+        let [(_, a), (_, b)] = self.operands;
+        let ratios = [a.scale / self.output.scale, b.scale / self.output.scale];
+        (ratios, self.output.zero as f32 - (ratios[0] * a.zero as f32 + ratios[1] * b.zero as f32))
+    }
+}
+
+/// The operands of a QLinearAdd or QLinearMul whose formats are known.
+pub fn code_binary(facts: &Facts, node: &Node) -> Option<CodeBinary> {
+    let (a, b) = (node.input(0)?, node.input(3)?);
+    let dtype = facts.dtype(a).filter(|d| facts.dtype(b) == Some(*d))?;
+    let format = |i: usize| params_at(facts, node, i, dtype);
+    matches!(node.op.name(), "QLinearAdd" | "QLinearMul").then_some(())?;
+    Some(CodeBinary { operands: [(a, format(1)?), (b, format(4)?)], output: format(6)? })
 }
 
 /// The format that a QuantizeLinear gives.

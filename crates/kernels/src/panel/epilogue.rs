@@ -134,12 +134,11 @@ impl Epilogue<'_> {
         }
     }
 
-    /// The sum with a residual of `r` steps of `scale`. Behind a stage it is that of two tensors that are dequantized one
-    /// by one, with all roundings, as in the graph.
+    /// The sum with a residual of `r` steps of `scale`. Behind a stage it has all roundings of the graph's operators.
     #[inline(always)]
     fn sum<S: Simd>(&self, s: S, v: S::F, r: S::F, scale: f32) -> S::F {
         match self.stage {
-            Some(stage) => s.add(Steps::new(s, stage).apply(s, v), s.mul(r, s.splat(scale))),
+            Some(stage) => Steps::new(s, stage).sum(s, v, r, s.splat(scale)),
             None => s.mul_add(r, s.splat(scale), v),
         }
     }

@@ -219,7 +219,7 @@ impl Finish<'_> {
             Residual::I8(r, scale, zero) => (r.as_ptr().cast(), scale, zero),
             _ => (std::ptr::null(), 1.0, 0),
         };
-        let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 0));
+        let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 1.0, 0));
         Constants {
             acc: self.acc,
             width: self.width,
@@ -316,7 +316,7 @@ impl Finish<'_> {
                 let r = if RESIDUAL.is_multiple_of(2) { s.load_u8_n(r, n) } else { s.load_i8_n(r.cast(), n) };
                 let r = s.to_f32(s.sub_i(r, c.residual_zero));
                 v = match RESIDUAL > 3 {
-                    true => s.add(c.stage.apply(s, v), s.mul(r, c.residual_scale)),
+                    true => c.stage.sum(s, v, r, c.residual_scale),
                     false => s.mul_add(r, c.residual_scale, v),
                 };
             }

@@ -37,7 +37,7 @@ pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
 pub(crate) use stage::IntFormat;
-pub use stage::Stage;
+pub use stage::{CodeSum, Stage};
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 pub use target::Target;
 pub(crate) use target::{Kind, Out, Rounding};

@@ -6,7 +6,7 @@ use narrowbit_kernels::panel::{Factor, IntAttention, IntHeads, Weights, int_atte
 use narrowbit_tensor::DType;
 
 use super::attention::{axes, mask_strides, out_strides};
-use super::integer::{rows_at, runtime_params, target};
+use super::integer::{Codes, rows_at, runtime_params, target};
 use crate::error::StepError;
 use crate::fuse::{Attention, AttentionInts, Format};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
@@ -24,7 +24,9 @@ struct Attend {
     mask: Option<[usize; 3]>,
     weights: Scaled,
     by_row: bool,
-    output: Option<QParams>,
+    output: Option<Codes>,
+    /// The steps that results are in before they are rounded: those of the output where all formats are known.
+    steps: f32,
     out: [usize; 3],
 }
 
@@ -65,6 +67,13 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
     };
     let mut ins = vec![a.q.value, a.kt.value, a.v.value];
     ins.extend(a.mask);
+    let known = ints.weights.1.is_none() && ints.operands[2].1.is_none();
+    let finite = |q: QParams| (ints.weights.0.scale * ints.operands[2].0.scale / q.scale).is_finite();
+    let (mut output, mut steps) = (ints.output.map(Codes::from), 1.0);
+    // As the product alone does it: `scale_w · scale_v / scale_y` at once.
+    if let (Some(codes), Some(q)) = (&mut output, ints.output.filter(|q| known && finite(*q))) {
+        (codes.inverse, steps) = (1.0, q.scale);
+    }
     let [fq, fk, fv] = ints.operands.map(|format| Scaled::new(format, &mut ins));
     let kernel = Attend {
         heads: [q[0], q[1]],
@@ -77,7 +86,8 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
         mask,
         weights: Scaled::new(ints.weights, &mut ins),
         by_row: ints.by_row,
-        output: ints.output,
+        output,
+        steps,
         out: out_strides(a, [q[0], q[1], q[2], v[3]])?,
     };
     Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] })
@@ -118,7 +128,7 @@ impl Kernel for Attend {
             factor: self.factor,
             mask,
             weights: if self.by_row { Weights::ByRow } else { fixed },
-            value_scale: w_scale * v_scale,
+            value_scale: w_scale * v_scale / self.steps,
         };
         Ok(int_attention(cx.exec, &p, target(self.output, cx)?, self.out)?)
     }

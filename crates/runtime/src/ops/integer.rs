@@ -11,7 +11,7 @@ use narrowbit_kernels::integer::{
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    Epilogue, IntMatMul, Panels, Residual, RowParams, Rows, Stage, Target, conv2d_nhwc, conv2d_nhwc_fits,
+    CodeSum, Epilogue, IntMatMul, Panels, Residual, RowParams, Rows, Stage, Target, conv2d_nhwc, conv2d_nhwc_fits,
     conv2d_nhwc_pack, panel_gemm, panel_gemm_pack, panel_matmul,
 };
 use narrowbit_tensor::{DType, Tensor};
@@ -67,13 +67,40 @@ pub(super) struct Finish {
     activation: Activation,
     /// By column, or empty: what multiplies the activation's results.
     pub factors: Vec<f32>,
-    output: Option<QParams>,
-    /// The format between the product and the residual.
-    stage: Option<QParams>,
+    output: Option<Codes>,
+    /// What happens between the product and the residual.
+    stage: Option<Stage>,
+    /// The format that the sums are rounded to first.
+    first: Option<QParams>,
+    code_sum: Option<CodeSum>,
     /// Where the residual stands among the operands, and what it means.
     pub residual: Option<(usize, Option<QParams>)>,
     /// Set where the format of the rows is made at run time.
     runtime: Option<RowFormat>,
+}
+
+/// The codes that results are rounded to.
+#[derive(Clone, Copy)]
+pub(super) struct Codes {
+    pub dtype: DType,
+    /// What a result is multiplied by to be a number of steps.
+    pub inverse: f32,
+    pub zero: i32,
+}
+
+impl From<QParams> for Codes {
+    fn from(q: QParams) -> Codes {
+        Codes { dtype: q.dtype, inverse: 1.0 / q.scale, zero: q.zero }
+    }
+}
+
+/// The activation in units of `1 / inverse`, where it only bounds: what comes before a rounding can then be in steps.
+pub(super) fn in_steps(activation: Activation, inverse: f32) -> Option<Activation> {
+    match activation {
+        Activation::None | Activation::Relu => Some(activation),
+        Activation::Clip { lo, hi } => Some(Activation::Clip { lo: lo * inverse, hi: hi * inverse }),
+        _ => None,
+    }
 }
 
 /// Rows whose scale and zero point are operands.
@@ -134,16 +161,45 @@ impl Finish {
         };
         Finish {
             offsets: (0..sums.len()).map(offset).collect(),
-            scales: w.scales.iter().map(|s| rows.scale * s * alpha).collect(),
+            scales: w.scales.iter().map(|s| alpha * rows.scale * s).collect(),
             weight_zeros: w.zeros,
             bias: Vec::new(),
             activation: f.activation,
             factors: Vec::new(),
-            output: ints.output,
-            stage: ints.stage,
+            // Codes are added in units of the result's, its zero point included.
+            output: ints.output.map(|q| match ints.code_sum {
+                Some(_) => Codes { dtype: q.dtype, inverse: 1.0, zero: 0 },
+                None => Codes::from(q),
+            }),
+            stage: ints.stage.map(|q| stage(q, 1.0 / q.scale, ints.code_sum)),
+            first: ints.stage.or(ints.output),
+            code_sum: ints.code_sum,
             residual: None,
             runtime: None,
         }
+    }
+
+    /// Lets the factors of the sums give steps of the first rounding at once, `scale_x · scale_w / scale_y`: one rounding
+    /// less, and the arithmetic of QLinearConv, QLinearMatMul and QGemm. To be called after a bias was added; where
+    /// something must be added or applied to floats first, nothing changes.
+    pub fn at_once(&mut self) {
+        let Some(first) = self.first else { return };
+        let inverse = 1.0 / first.scale;
+        let ratios: Vec<f32> = self.scales.iter().map(|s| s / first.scale).collect();
+        let floats = !self.bias.is_empty() || !self.factors.is_empty() || self.runtime.is_some();
+        if floats || !ratios.iter().all(|r| r.is_finite()) {
+            return;
+        }
+        if self.stage.is_some() {
+            self.stage = Some(stage(first, 1.0, self.code_sum));
+        } else if let (None, Some(activation), Some(output)) =
+            (self.residual, in_steps(self.activation, inverse), &mut self.output)
+        {
+            (self.activation, output.inverse) = (activation, 1.0);
+        } else {
+            return;
+        }
+        self.scales = ratios;
     }
 
     /// Lets the format of the rows come from operands, which it adds to `ins`. To be called before a bias is added. One format
@@ -179,6 +235,22 @@ impl Finish {
         Ok(Some(Format { row_scales: Vec::new(), row_zeros: Vec::new(), zero, offsets, scales }))
     }
 
+    /// Adds a bias of whole steps of each column's scale.
+    pub fn add_steps(&mut self, steps: impl IntoIterator<Item = i32>) {
+        self.offsets.iter_mut().zip(steps).for_each(|(o, s)| *o = o.wrapping_add(s));
+    }
+
+    /// Whether `unit` is what a step of each column is worth, but for the order of its multiplications.
+    fn has_units(&self, unit: &[f32]) -> bool {
+        let near = |(i, s): (usize, &f32)| {
+            let u = unit[if unit.len() == 1 { 0 } else { i }];
+            (u - s).abs() <= 1e-6 * s.abs()
+        };
+        self.runtime.is_none()
+            && (unit.len() == 1 || unit.len() == self.scales.len())
+            && self.scales.iter().enumerate().all(near)
+    }
+
     /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
     /// bias that was quantized with that scale is.
     pub fn add_bias(&mut self, bias: &[f32]) {
@@ -192,7 +264,7 @@ impl Finish {
             return;
         }
         match bias.iter().zip(&self.scales).map(whole).collect::<Option<Vec<i32>>>() {
-            Some(steps) => self.offsets.iter_mut().zip(steps).for_each(|(o, s)| *o = o.wrapping_add(s)),
+            Some(steps) => self.add_steps(steps),
             None => self.bias = bias.to_vec(),
         }
     }
@@ -209,7 +281,7 @@ impl Finish {
             scales: &self.scales,
             weight_zeros: &self.weight_zeros,
             bias: &self.bias,
-            stage: self.stage.map(|q| Stage::new(q.dtype == DType::I8, q.scale, q.zero)),
+            stage: self.stage,
             residual,
             activation: self.activation,
             factors: &self.factors,
@@ -231,14 +303,34 @@ impl Finish {
     }
 }
 
-/// The result, in the format of the QuantizeLinear behind it or as floats.
-pub(super) fn target<'a>(output: Option<QParams>, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
+/// The rounding before a sum.
+fn stage(q: QParams, inverse: f32, sum: Option<CodeSum>) -> Stage {
+    let signed = q.dtype == DType::I8;
+    match sum {
+        Some(sum) => Stage::of_codes(signed, inverse, q.zero, sum),
+        None => Stage::new(signed, inverse, q.scale, q.zero),
+    }
+}
+
+/// A constant bias of integers behind a DequantizeLinear with the columns' own steps, as integers: floats would round those
+/// of over 24 bits.
+pub(super) fn bias_steps(cx: &BuildCx, v: ValueId, finish: &Finish, columns: usize) -> Option<Vec<i32>> {
+    let node = cx.graph.node(cx.graph.producer(v)?.0);
+    let plain = node.op.name() == "DequantizeLinear" && node.input(2).is_none();
+    let codes = (cx.consts)(node.input(0).filter(|_| plain)?).filter(|t| t.dtype() == DType::I32)?;
+    let unit = (cx.consts)(node.input(1)?)?;
+    let fits = codes.len() == columns && finish.has_units(&unit.to_f32s().ok()?);
+    fits.then(|| codes.slice::<i32>().ok().map(|c| c.into_owned()))?
+}
+
+/// The result, in the codes that it is rounded to or as floats.
+pub(super) fn target<'a>(output: Option<impl Into<Codes>>, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
     let missing = narrowbit_ir::OpError::MissingInput(0);
     let out = cx.outs.first_mut().ok_or(missing)?;
-    Ok(match output {
+    Ok(match output.map(Into::into) {
         None => Target::F32(out.slice()?),
-        Some(q) if q.dtype == DType::U8 => Target::U8(out.slice()?, 1.0 / q.scale, q.zero),
-        Some(q) => Target::I8(out.slice()?, 1.0 / q.scale, q.zero),
+        Some(Codes { dtype: DType::U8, inverse, zero }) => Target::U8(out.slice()?, inverse, zero),
+        Some(Codes { inverse, zero, .. }) => Target::I8(out.slice()?, inverse, zero),
     })
 }
 
@@ -308,9 +400,13 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
     let mut ins = vec![(cx.channels_last)(x.value)];
     finish.at_run_time(*x, &mut ins, packed.column_sums(), depth);
-    if cx.node.input(2).is_some() {
-        let Some(bias) = cx.floats(2) else { return Ok(None) };
-        finish.add_bias(&bias);
+    if let Some(v) = cx.node.input(2) {
+        if let Some(steps) = bias_steps(cx, v, &finish, p.oc) {
+            finish.add_steps(steps);
+        } else {
+            let Some(bias) = cx.floats(2) else { return Ok(None) };
+            finish.add_bias(&bias);
+        }
     }
     if let Some(factor) = f.factor {
         let Some(values) = (cx.consts)(factor).and_then(|t| Some(t.to_f32s().ok()?.into_owned())) else {
@@ -322,6 +418,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
         finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
         ins.push((cx.channels_last)(ints.residual.map_or(r, |q| q.value)));
     }
+    finish.at_once();
     let out = (cx.channels_last)(out);
     Ok(Some((Conv { p, input: x.params, weights: packed, finish }, ins, out)))
 }
@@ -384,7 +481,11 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         (None, Some(v)) if is_gemm => Some((v, cx.float("beta", 1.0))),
         _ => None,
     };
-    if let Some((v, factor)) = bias {
+    if let Some((v, factor)) = bias
+        && let Some(steps) = bias_steps(cx, v, &finish, n).filter(|_| factor == 1.0)
+    {
+        finish.add_steps(steps);
+    } else if let Some((v, factor)) = bias {
         let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
         finish.add_bias(&bias);
     }
@@ -392,6 +493,7 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
         ins.push(ints.residual.map_or(r, |q| q.value));
     }
+    finish.at_once();
     let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
 }
@@ -422,9 +524,16 @@ fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     if f.residual.is_some() || f.bias.is_some() || problem.shape.contains(&0) {
         return None;
     }
-    let (activation, output) = (f.activation, ints.output);
+    let (mut activation, mut output, mut steps) = (f.activation, ints.output.map(Codes::from), 1.0);
     let mut ins = vec![a.value, b.value];
     let (a_at, b_at) = (push_format(&mut ins, a), push_format(&mut ins, b));
+    // As `Finish::at_once`.
+    if let (Some(y), Some(codes), Some(bounds), None, None) =
+        (ints.output, &mut output, ints.output.and_then(|y| in_steps(activation, 1.0 / y.scale)), a.runtime, b.runtime)
+        && (a.params.scale * b.params.scale / y.scale).is_finite()
+    {
+        (activation, codes.inverse, steps) = (bounds, 1.0, y.scale);
+    }
     let run = move |cx: &mut RunCx| {
         let params = |q: Quantized, at: Option<usize>| match (at, q.runtime) {
             (Some(at), Some(r)) => runtime_params(cx, at, r.zero.is_some()),
@@ -436,7 +545,7 @@ fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
             b: (rows_at(cx, 1, b.params.dtype)?, b_zero),
             shape: problem.shape,
             batch: &problem.batch,
-            scale: a_scale * b_scale,
+            scale: a_scale * b_scale / steps,
             activation,
         };
         let exec = cx.exec;
@@ -474,11 +583,10 @@ fn mean(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
         },
         false => super::pool::params(cx, &dims)?,
     };
-    let include = cx.int("count_include_pad", 0) != 0;
-    let output = ints.output;
+    let (divisor, output) = (super::pool::divisor(cx), ints.output);
     let kernel = crate::kernel::simple("average_pool_nhwc_i8", move |cx| {
         let (exec, x) = (cx.exec, quant(cx, 0, x.params)?);
-        Ok(avg_pool2d_nhwc(exec, &p, include, x, target(output, cx)?)?)
+        Ok(avg_pool2d_nhwc(exec, &p, divisor, x, target(output, cx)?)?)
     });
     // One pixel: both layouts are the same.
     let out = if global { out } else { (cx.channels_last)(out) };

@@ -16,6 +16,7 @@ mod movement;
 mod norm;
 mod pad;
 mod pool;
+mod qlinear;
 mod quantize;
 mod recurrent;
 mod reduce;
@@ -95,6 +96,9 @@ fn fast(cx: &BuildCx) -> Maybe {
         "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
         "DynamicQuantizeRows" => quantize::dynamic_rows(cx),
+        "QLinearAdd" | "QLinearMul" => Ok(qlinear::binary(cx)),
+        "QLinearSoftmax" => Ok(qlinear::softmax(cx)),
+        "QLinearGlobalAveragePool" => Ok(qlinear::global_average_pool(cx)),
         _ => elementwise::build(cx),
     }
 }
