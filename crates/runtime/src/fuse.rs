@@ -1,6 +1,7 @@
 //! Which nodes run as one kernel: a product with what follows it, and attention.
 
 mod attention;
+mod scores;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +11,11 @@ use narrowbit_kernels::Activation;
 use narrowbit_kernels::panel::CodeSum;
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::collapse::Lookup;
 use crate::lower::{self, QParams, Quantized};
 
 pub use attention::{Attention, AttentionInts, Format, Operand};
+pub use scores::Coded;
 
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Default)]
@@ -50,11 +53,17 @@ pub struct Ints {
     pub output: Option<QParams>,
 }
 
-/// Finds the fusions of a graph, by their first node. Values in `keep` are not swallowed.
-pub fn find(graph: &Graph, facts: &Facts, keep: &BTreeSet<ValueId>) -> BTreeMap<NodeId, Fusion> {
-    let mut finder = Finder { graph, facts, keep, taken: BTreeSet::new(), found: BTreeMap::new() };
+/// Finds the fusions of a graph, by their first node. Values in `keep` are not swallowed; `lookups` are those of
+/// [`crate::collapse`].
+pub fn find(
+    graph: &Graph,
+    facts: &Facts,
+    keep: &BTreeSet<ValueId>,
+    lookups: &BTreeMap<ValueId, Lookup>,
+) -> BTreeMap<NodeId, Fusion> {
+    let mut finder = Finder { graph, facts, keep, lookups, taken: BTreeSet::new(), found: BTreeMap::new() };
     for (id, node) in graph.nodes() {
-        if node.op.name() == "Softmax" {
+        if matches!(node.op.name(), "Softmax" | "QLinearSoftmax") {
             finder.attention(id, node);
         }
     }
@@ -76,6 +85,7 @@ struct Finder<'a> {
     graph: &'a Graph,
     facts: &'a Facts,
     keep: &'a BTreeSet<ValueId>,
+    lookups: &'a BTreeMap<ValueId, Lookup>,
     taken: BTreeSet<NodeId>,
     found: BTreeMap<NodeId, Fusion>,
 }
