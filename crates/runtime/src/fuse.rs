@@ -2,6 +2,7 @@
 
 mod attention;
 mod scores;
+mod staged;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,8 @@ use crate::lower::{self, QParams, Quantized};
 
 pub use attention::{Attention, AttentionInts, Format, Operand};
 pub use scores::Coded;
+use staged::Other;
+pub use staged::StepRow;
 
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +48,8 @@ pub struct Ints {
     pub operands: Vec<Option<Quantized>>,
     /// The integers behind the residual.
     pub residual: Option<Quantized>,
+    /// Added in the place of a residual: a constant row.
+    pub row: Option<StepRow>,
     /// The format that the product is rounded to before the residual is added.
     pub stage: Option<QParams>,
     /// Set where the codes of the stage and the residual are added as they are (QLinearAdd).
@@ -88,17 +93,6 @@ struct Finder<'a> {
     lookups: &'a BTreeMap<ValueId, Lookup>,
     taken: BTreeSet<NodeId>,
     found: BTreeMap<NodeId, Fusion>,
-}
-
-/// The nodes behind a quantized product that add something to it.
-struct StagedSum {
-    nodes: Vec<NodeId>,
-    residual: ValueId,
-    source: Quantized,
-    codes: Option<CodeSum>,
-    activation: Activation,
-    output: QParams,
-    y: ValueId,
 }
 
 impl<'a> Finder<'a> {
@@ -151,7 +145,7 @@ impl<'a> Finder<'a> {
         }
         if let Some(operands) = operands {
             out = self.factor(&mut f, node, out);
-            out = self.ints(&mut f, operands, out);
+            out = self.ints(&mut f, node, operands, out);
         } else if f.nodes.len() == 1 {
             return;
         }
@@ -181,7 +175,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Lets a fusion compute on integers, and takes the QuantizeLinear of its output in.
-    fn ints(&self, f: &mut Fusion, operands: Vec<Option<Quantized>>, mut out: ValueId) -> ValueId {
+    fn ints(&self, f: &mut Fusion, node: &Node, operands: Vec<Option<Quantized>>, mut out: ValueId) -> ValueId {
         let residual = f.residual.and_then(|r| lower::source(self.graph, self.facts, r));
         let mut output = None;
         if let Some((id, node, 0)) = self.next(out)
@@ -190,71 +184,19 @@ impl<'a> Finder<'a> {
             f.nodes.push(id);
             (output, out) = (Some(params), y);
         }
-        let mut ints = Ints { operands, residual, stage: None, code_sum: None, output };
-        if let Some(sum) = self.staged_sum(f, &ints, out) {
+        let mut ints = Ints { operands, residual, row: None, stage: None, code_sum: None, output };
+        if let Some(sum) = self.staged_sum(node, f, &ints, out) {
             f.nodes.extend(sum.nodes);
-            (f.residual, f.activation, out) = (Some(sum.residual), sum.activation, sum.y);
+            (f.residual, f.activation, out) = (sum.other.value(), sum.activation, sum.y);
             let (stage, output) = (ints.output, Some(sum.output));
-            ints = Ints { residual: Some(sum.source), stage, code_sum: sum.codes, output, ..ints };
+            let (residual, row) = match sum.other {
+                Other::Codes(codes) => (Some(codes), None),
+                Other::Row(row) => (None, Some(row)),
+            };
+            ints = Ints { residual, row, stage, code_sum: sum.codes, output, ..ints };
         }
         f.ints = Some(ints);
         out
-    }
-
-    /// The sum that a quantized product goes into, with a clamp and a QuantizeLinear behind it: the sum is made while the
-    /// product is at hand.
-    fn staged_sum(&self, f: &Fusion, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
-        let weighted = ints.operands.len() == 2 && ints.operands[1].is_none();
-        if !weighted || f.residual.is_some() || f.factor.is_some() || f.activation != Activation::None {
-            return None;
-        }
-        ints.output?;
-        self.code_sum(codes).or_else(|| self.float_sum(ints, codes))
-    }
-
-    /// A QLinearAdd of a product's codes and others.
-    fn code_sum(&self, codes: ValueId) -> Option<StagedSum> {
-        let (add, node, _) = self.next(codes).filter(|n| n.1.op.name() == "QLinearAdd")?;
-        let (found, y) = (lower::code_binary(self.facts, node)?, node.output(0)?);
-        let first = found.operands[0].0 == codes;
-        let (residual, other) = found.operands[usize::from(first)];
-        let same = self.facts.get(residual).ty == self.facts.get(codes).ty && self.facts.get(residual).value.is_none();
-        let (ratios, fixed) = found.sum();
-        let params = QParams { scale: ratios[usize::from(first)], zero: 0, ..other };
-        let sum = CodeSum { ratio: ratios[usize::from(!first)], fixed, first };
-        (same && residual != codes).then_some(StagedSum {
-            nodes: vec![add],
-            residual,
-            source: Quantized { value: residual, params, runtime: None },
-            codes: Some(sum),
-            activation: Activation::None,
-            output: found.output,
-            y,
-        })
-    }
-
-    /// An Add of a product's codes and others, both read as floats.
-    fn float_sum(&self, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
-        let (dq, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
-        let read = node.output(0)?;
-        if lower::source(self.graph, self.facts, read)?.params != ints.output? {
-            return None;
-        }
-        let (add, residual, mut out) = self.residual(read)?;
-        let source = lower::source(self.graph, self.facts, residual)?;
-        let mut sum = vec![dq, add];
-        let mut activation = Activation::None;
-        if let Some((ids, act, y)) = self.activation(out) {
-            sum.extend(ids);
-            (activation, out) = (act, y);
-        }
-        if !matches!(activation, Activation::None | Activation::Relu | Activation::Clip { .. }) {
-            return None;
-        }
-        let (q, node, _) = self.next(out).filter(|n| n.2 == 0)?;
-        let (output, y) = (lower::target(self.facts, node)?, node.output(0)?);
-        sum.push(q);
-        Some(StagedSum { nodes: sum, residual, source, codes: None, activation, output, y })
     }
 
     /// A sum, product or function of quantized values that is quantized again.
@@ -268,7 +210,7 @@ impl<'a> Finder<'a> {
             f.nodes.extend(ids);
             (f.activation, out) = (activation, y);
         }
-        out = self.ints(&mut f, operands, out);
+        out = self.ints(&mut f, node, operands, out);
         if f.ints.as_ref().is_some_and(|ints| ints.output.is_some()) {
             f.output = Some(out);
             self.take(root, f);
@@ -286,13 +228,17 @@ impl<'a> Finder<'a> {
     fn bias(&self, out: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
         let (id, node, at) = self.next(out)?;
         let bias = node.input(1 - at.min(1)).filter(|_| node.op.name() == "Add")?;
-        let out_shape = self.facts.shape(out)?;
-        let last = out_shape.last()?.as_usize()?;
-        let shape = self.facts.shape(bias)?;
-        let row = shape.iter().rev().enumerate().all(|(i, d)| d.as_usize() == Some(if i == 0 { last } else { 1 }));
-        let fits = row && !shape.is_empty() && shape.len() <= out_shape.len();
+        let fits = self.is_row(bias, out)?;
         let constant = self.facts.dtype(bias) == Some(DType::F32) && lower::is_constant(self.graph, self.facts, bias);
         (fits && constant).then_some((id, bias, node.output(0)?))
+    }
+
+    /// Whether a value goes along the last axis of another one, alike in all its rows.
+    fn is_row(&self, row: ValueId, of: ValueId) -> Option<bool> {
+        let (shape, full) = (self.facts.shape(row)?, self.facts.shape(of)?);
+        let last = full.last()?.as_usize()?;
+        let along = shape.iter().rev().enumerate().all(|(i, d)| d.as_usize() == Some(if i == 0 { last } else { 1 }));
+        Some(along && !shape.is_empty() && shape.len() <= full.len())
     }
 
     /// An Add of a value of the same shape.

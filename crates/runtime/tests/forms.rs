@@ -1,113 +1,14 @@
 //! QLinear operators and scaled products of integers run on the kernels of QuantizeLinear / DequantizeLinear graphs,
 //! and give what the operators themselves say.
 
-use std::fmt::Display;
+mod support;
 
-use narrowbit_ir::{Graph, interp, text};
-use narrowbit_ops::Registry;
-use narrowbit_runtime::{Options, Session};
-use narrowbit_tensor::{DType, Tensor};
+use narrowbit_ir::Graph;
+use narrowbit_ir::interp;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as u32
-    }
-
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 7) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-}
-
-fn list<T: Display>(n: usize, item: impl FnMut(usize) -> T) -> String {
-    let items: Vec<String> = (0..n).map(item).map(|v| v.to_string()).collect();
-    format!("[{}]", items.join(", "))
-}
-
-/// A constant of random codes.
-fn codes(name: &str, dtype: &str, shape: &[usize], seed: u64) -> String {
-    let mut random = Random(seed);
-    let low = if dtype == "u8" { 0 } else { -128 };
-    let values = list(shape.iter().product(), |_| (random.next() % 256) as i32 + low);
-    format!("const %{name}: {dtype}{shape:?} = {values}\n")
-}
-
-/// Constants of one scale and zero point.
-fn scalar(name: &str, dtype: &str, scale: f32, zero: i32) -> String {
-    format!("const %{name}_s: f32[] = [{scale}]\n const %{name}_z: {dtype}[] = [{zero}]\n")
-}
-
-/// Constants of a scale and zero point per channel; zero points are 0 where `spread` is 0.
-fn channels(name: &str, dtype: &str, n: usize, middle: i32, spread: i32) -> String {
-    let scales = list(n, |i| 0.002 + 0.0007 * (i % 5) as f32);
-    let zeros = list(n, |i| middle + if spread == 0 { 0 } else { i as i32 % spread });
-    format!("const %{name}_s: f32[{n}] = {scales}\n const %{name}_z: {dtype}[{n}] = {zeros}\n")
-}
-
-fn graph(inputs: &str, body: &str, outputs: &str) -> Graph {
-    let text = format!("graph \"g\" {{\n{inputs}\n{body}\n{outputs}\n}}");
-    text::parse_graph(&text, &Registry, 20).unwrap_or_else(|e| panic!("{e}\n{text}"))
-}
-
-fn samples(graph: &Graph) -> Vec<Tensor> {
-    let mut random = Random(7);
-    let tensor = |&v| {
-        let ty = graph.value(v).ty.tensor().expect("a tensor");
-        let (shape, dtype) = (ty.concrete_shape().expect("a known shape"), ty.dtype.expect("a known type"));
-        let len: usize = shape.iter().product();
-        match dtype {
-            DType::F32 => Tensor::new(shape, (0..len).map(|_| random.unit()).collect::<Vec<f32>>()),
-            DType::Bool => Tensor::from_bools(shape, (0..len).map(|_| random.next() < 1 << 30).collect()),
-            _ => Tensor::from_bytes(dtype, shape, (0..len).map(|_| random.next() as u8).collect::<Vec<u8>>()),
-        }
-        .expect("the length fits")
-    };
-    graph.inputs().iter().map(tensor).collect()
-}
-
-fn session(graph: &Graph, threads: usize) -> Session {
-    Session::new(graph.clone(), Options { threads, ..Options::default() }).expect("the graph is valid")
-}
-
-/// Runs a graph; its kernels are all but `reference`, those of `expected` among them, and threads make no difference.
-#[track_caller]
-fn run(graph: &Graph, expected: &[&str]) -> (Tensor, Tensor) {
-    let inputs = samples(graph);
-    let (out, profile) = session(graph, 1).profile(&inputs).expect("it runs");
-    let kernels: Vec<&str> = profile.rows.iter().map(|r| r.kernel.as_str()).collect();
-    for k in expected {
-        assert!(kernels.iter().any(|name| name.starts_with(k)), "no {k}: {kernels:?}");
-    }
-    let slow = ["reference", "dequantize_linear", "gemm_f32", "panel_f32", "conv_f32"];
-    if !expected.is_empty() {
-        assert!(!kernels.iter().any(|k| slow.iter().any(|s| k.starts_with(s))), "{kernels:?}");
-    }
-    for threads in [2, 4] {
-        let again = session(graph, threads).run(&inputs).expect("it runs");
-        assert_eq!(again[0].bytes(), out[0].bytes(), "{threads} threads");
-    }
-    let want = interp::run_tensors(graph, &inputs).expect("it runs on the interpreter");
-    assert_eq!((out[0].dtype(), out[0].shape()), (want[0].dtype(), want[0].shape()));
-    (out[0].clone(), want[0].clone())
-}
-
-/// The operators' own results, bit by bit: an exact sum, multiplied and added to in the same order.
-#[track_caller]
-fn assert_same_bits(graph: &Graph, expected: &[&str]) {
-    let (got, want) = run(graph, expected);
-    assert_eq!(got.bytes(), want.bytes());
-}
-
-/// The operators' own results, many different codes.
-#[track_caller]
-fn assert_same_codes(graph: &Graph, expected: &[&str]) {
-    let (got, want) = run(graph, expected);
-    assert_eq!(got.bytes(), want.bytes());
-    let distinct: std::collections::BTreeSet<u8> = got.bytes().iter().copied().collect();
-    assert!(distinct.len() > 8, "the test data exercises only {} codes", distinct.len());
-}
+use support::{
+    Random, assert_same_bits, assert_same_codes, channels, codes, graph, list, run, samples, scalar, session,
+};
 
 /// The operators' own results but for one step in at most one of 200 codes, where kernels multiply or add up floats in
 /// another order.
@@ -424,6 +325,40 @@ fn adds_the_codes_of_a_product_while_they_are_at_hand() {
 }
 
 #[test]
+fn adds_quantized_biases_while_the_product_is_at_hand() {
+    for (first, second) in [("b", "p"), ("p", "b")] {
+        let body = format!(
+            "{}{}{}{}{}{}%p = QLinearMatMul(%x, %x_s, %x_z, %w, %w_s, %w_z, %p_s, %p_z)\n\
+             %y = com.microsoft.QLinearAdd(%{first}, %{first}_s, %{first}_z, %{second}, %{second}_s, %{second}_z, %y_s, %y_z)",
+            codes("w", "i8", &[50, 30], 3),
+            channels("w", "i8", 30, 0, 0),
+            scalar("x", "u8", 0.01, 120),
+            scalar("p", "u8", 0.2, 127),
+            codes("b", "u8", &[30], 4),
+            format_args!("{}{}", scalar("b", "u8", 0.1, 121), scalar("y", "u8", 0.2, 125)),
+        );
+        let graph = graph("input %x: u8[2, 9, 50]", &body, "output %y");
+        assert_same_codes(&graph, &[GEMM]);
+        let (_, profile) = session(&graph, 1).profile(&samples(&graph)).expect("it runs");
+        assert_eq!(profile.rows.len(), 1, "{:?}", profile.rows);
+    }
+    let body = format!(
+        "{}{}{}{}{}%xf = DequantizeLinear(%x, %x_s, %x_z)\n%wf = DequantizeLinear(%w, %w_s, %w_z) {{axis=1}}\n\
+         %bf = DequantizeLinear(%b, %b_s, %b_z)\n%p0 = MatMul(%xf, %wf)\n%p1 = QuantizeLinear(%p0, %p_s, %p_z)\n\
+         %p = DequantizeLinear(%p1, %p_s, %p_z)\n%s = Add(%bf, %p)\n%r = Relu(%s)\n%y = QuantizeLinear(%r, %y_s, %y_z)",
+        codes("w", "i8", &[50, 30], 3),
+        channels("w", "i8", 30, 0, 0),
+        scalar("x", "u8", 0.01, 120),
+        scalar("p", "u8", 0.2, 127),
+        format_args!("{}{}{}", codes("b", "u8", &[30], 4), scalar("b", "u8", 0.1, 121), scalar("y", "u8", 0.23, 5)),
+    );
+    let graph = graph("input %x: u8[2, 9, 50]", &body, "output %y");
+    assert_near_codes(&graph, &[GEMM]);
+    let (_, profile) = session(&graph, 1).profile(&samples(&graph)).expect("it runs");
+    assert_eq!(profile.rows.len(), 1, "{:?}", profile.rows);
+}
+
+#[test]
 fn adds_large_biases_without_rounding_them() {
     // Over 24 bits, and odd: no float holds them.
     let body = format!(
@@ -588,4 +523,20 @@ fn leaves_rows_with_another_correction_to_their_operators() {
     assert_eq!(got.bytes(), want.bytes());
     let (_, profile) = session(&g, 1).profile(&samples(&g)).expect("it runs");
     assert!(profile.rows.iter().any(|r| r.kernel == "reference"));
+}
+
+#[test]
+fn quantizes_once_what_is_quantized_in_two_shapes() {
+    let body = format!(
+        "{}const %shape: i64[2] = [18, 20]\n%n = Mul(%x, %x)\n%r = Reshape(%n, %shape)\n\
+         %a = QuantizeLinear(%n, %x_s, %x_z)\n%b = QuantizeLinear(%r, %x_s, %x_z)\n\
+         %t = Transpose(%b) {{perm=[1, 0]}}",
+        scalar("x", "u8", 0.004, 3)
+    );
+    let graph = graph("input %x: f32[2, 9, 20]", &body, "output %a\n output %t");
+    let inputs = samples(&graph);
+    let (got, profile) = session(&graph, 1).profile(&inputs).expect("it runs");
+    let want = interp::run_tensors(&graph, &inputs).expect("it runs on the interpreter");
+    assert_eq!((got[0].bytes(), got[1].bytes()), (want[0].bytes(), want[1].bytes()));
+    assert_eq!(profile.rows.iter().filter(|r| r.kernel == "quantize_linear").count(), 1, "{:?}", profile.rows);
 }

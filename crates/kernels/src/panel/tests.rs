@@ -117,19 +117,29 @@ fn adds_codes_behind_a_rounding_as_two_operators_do() {
         for (ratio, unit, fixed, first) in
             [(0.5, 0.5, -7.0, true), (0.713, 1.31, -61.37, true), (0.713, 1.31, 5.1, false)]
         {
-            let sum = |i: usize| {
-                let (code, r) = (f32::from(codes[i]), f32::from(residual[i]));
+            let alike = |code: u8, r: u8| {
+                let (code, r) = (f32::from(code), f32::from(r));
                 let v = match first {
                     true => code.mul_add(ratio, r.mul_add(unit, fixed)),
                     false => r.mul_add(unit, code.mul_add(ratio, fixed)),
                 };
                 v.clamp(0.0, 255.0).round_ties_even() as u8
             };
+            let sum = |i: usize| alike(codes[i], residual[i]);
             let stage = Some(Stage::of_codes(false, 1.0, 99, CodeSum { ratio, fixed, first }));
             let e = Epilogue { stage, residual: Residual::U8(&residual, unit, 0), ..plain };
             let mut got = vec![0u8; m * n];
             product(&e, Target::U8(&mut got, 1.0, 0)).unwrap();
             assert_eq!(got, (0..m * n).map(sum).collect::<Vec<_>>(), "{exec:?} {ratio} {first}");
+            let row: Vec<f32> = (0..n).map(|j| f32::from(residual[j])).collect();
+            let e = Epilogue { residual: Residual::Row(&row, unit), ..e };
+            product(&e, Target::U8(&mut got, 1.0, 0)).unwrap();
+            let want: Vec<u8> = (0..m * n).map(|i| alike(codes[i], residual[i % n])).collect();
+            assert_eq!(got, want, "{exec:?} {ratio} {first} row");
+            let short = Epilogue { residual: Residual::Row(&row[1..], unit), ..e };
+            assert!(product(&short, Target::U8(&mut got, 1.0, 0)).is_err(), "a short row");
+            let bare = Epilogue { stage: None, ..e };
+            assert!(product(&bare, Target::U8(&mut got, 1.0, 0)).is_err(), "a row without a stage");
         }
     }
 }

@@ -19,7 +19,7 @@ use narrowbit_tensor::{DType, Tensor};
 use super::conv::{params, plane, window};
 use super::{Maybe, integer_binary, table};
 use crate::error::StepError;
-use crate::fuse::{Fusion, Ints};
+use crate::fuse::{Fusion, Ints, StepRow};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx, Simple};
 use crate::lower::{self, IntWeights, QParams, Quantized};
 
@@ -73,6 +73,8 @@ pub(super) struct Finish {
     /// The format that the sums are rounded to first.
     first: Option<QParams>,
     code_sum: Option<CodeSum>,
+    /// A constant row in the place of a residual.
+    row: Option<StepRow>,
     /// Where the residual stands among the operands, and what it means.
     pub residual: Option<(usize, Option<QParams>)>,
     /// Set where the format of the rows is made at run time.
@@ -174,6 +176,7 @@ impl Finish {
             stage: ints.stage.map(|q| stage(q, 1.0 / q.scale, ints.code_sum)),
             first: ints.stage.or(ints.output),
             code_sum: ints.code_sum,
+            row: ints.row.clone(),
             residual: None,
             runtime: None,
         }
@@ -271,7 +274,7 @@ impl Finish {
 
     pub fn epilogue<'a>(&'a self, cx: &RunCx<'a>, format: &'a Option<Format>) -> Result<Epilogue<'a>, StepError> {
         let residual = match self.residual {
-            None => Residual::None,
+            None => self.row.as_ref().map_or(Residual::None, |r| Residual::Row(&r.steps, r.scale)),
             Some((i, None)) => Residual::F32(cx.f32s(i)?),
             Some((i, Some(q))) if q.dtype == DType::U8 => Residual::U8(cx.view(i)?.slice()?, q.scale, q.zero),
             Some((i, Some(q))) => Residual::I8(cx.view(i)?.slice()?, q.scale, q.zero),
