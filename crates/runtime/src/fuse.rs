@@ -31,7 +31,7 @@ pub struct Fusion {
     pub residual: Option<ValueId>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// A constant per channel that multiplies what the activation gives, before it is rounded to a scale of 1.
+    /// A constant per column that multiplies what the activation gives, before it is rounded.
     pub factor: Option<ValueId>,
     /// What the fusion makes.
     pub output: Option<ValueId>,
@@ -144,7 +144,10 @@ impl<'a> Finder<'a> {
             out = y;
         }
         if let Some(operands) = operands {
-            out = self.factor(&mut f, node, out);
+            // Products of two activations have no factors of columns.
+            if operands.get(1).is_some_and(Option::is_none) {
+                out = self.factor(&mut f, node, out);
+            }
             out = self.ints(&mut f, node, operands, out);
         } else if f.nodes.len() == 1 {
             return;
@@ -153,20 +156,20 @@ impl<'a> Finder<'a> {
         self.take(root, f);
     }
 
-    /// Takes in the product that gives channels of a convolution's output their units, and a QuantizeLinear of scale 1
-    /// behind it.
-    fn factor(&self, f: &mut Fusion, conv: &Node, out: ValueId) -> ValueId {
+    /// Takes in the product with a constant for each column that stands before a QuantizeLinear: what gives channels their
+    /// units, or evens out what a product behind it reads (NNCF).
+    fn factor(&self, f: &mut Fusion, product: &Node, out: ValueId) -> ValueId {
         let found = || {
-            let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul" && conv.op.name() == "Conv")?;
+            let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
             let (factor, y) = (node.input(1 - at.min(1))?, node.output(0)?);
-            let scaled = self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
-            let dims =
-                |v: ValueId| -> Option<Vec<usize>> { self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect() };
-            let (long, short) = (dims(out)?, dims(factor)?);
+            self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
             let known = self.facts.get(factor).value.is_some() && self.facts.dtype(factor) == Some(DType::F32);
-            let one = conv.op.attrs().int_or("group", 1) == Ok(1);
-            let per_channel = short.len() == long.len() && lower::spread(&long, &short) == Some(1);
-            (known && one && per_channel && scaled.scale == 1.0).then_some((id, factor, y))
+            let by_column = match product.op.name() {
+                "Conv" => product.op.attrs().int_or("group", 1) == Ok(1) && self.is_per_channel(factor, out)?,
+                "MatMul" | "Gemm" => self.is_row(factor, out)?,
+                _ => false,
+            };
+            (known && by_column).then_some((id, factor, y))
         };
         let Some((id, factor, y)) = found() else { return out };
         f.nodes.push(id);
@@ -231,6 +234,13 @@ impl<'a> Finder<'a> {
         let fits = self.is_row(bias, out)?;
         let constant = self.facts.dtype(bias) == Some(DType::F32) && lower::is_constant(self.graph, self.facts, bias);
         (fits && constant).then_some((id, bias, node.output(0)?))
+    }
+
+    /// Whether a value goes along the second axis of another one of as many axes.
+    fn is_per_channel(&self, row: ValueId, of: ValueId) -> Option<bool> {
+        let dims = |v: ValueId| -> Option<Vec<usize>> { self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect() };
+        let (long, short) = (dims(of)?, dims(row)?);
+        Some(short.len() == long.len() && lower::spread(&long, &short) == Some(1))
     }
 
     /// Whether a value goes along the last axis of another one, alike in all its rows.

@@ -266,8 +266,10 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         "Add" | "Sub" | "Mul" if node.inputs.len() == 2 && !by_table(graph, facts, node) => {
             let operands: Vec<_> = node.inputs.iter().map(|v| source(graph, facts, (*v)?)).collect();
             let float = node.inputs.iter().flatten().all(|&v| facts.dtype(v) == Some(DType::F32));
-            let any = operands.iter().any(Option::is_some);
-            (float && any && repeats(graph, facts, node, &operands)).then_some(operands)
+            // Floats times a constant row before their rounding are the kernel's too.
+            let scaled = node.op.name() == "Mul" && node.inputs.iter().flatten().any(|&v| is_constant(graph, facts, v));
+            let any = scaled || operands.iter().any(Option::is_some);
+            (float && any && repeats(graph, facts, node)).then_some(operands)
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
@@ -302,7 +304,7 @@ fn by_table(graph: &Graph, facts: &Facts, node: &Node) -> bool {
 
 /// Whether the kernel of two operands knows how they repeat: both of the result's shape, or one of them a
 /// constant of one element, along the last axis, or per channel of images.
-fn repeats(graph: &Graph, facts: &Facts, node: &Node, operands: &[Option<Quantized>]) -> bool {
+fn repeats(graph: &Graph, facts: &Facts, node: &Node) -> bool {
     let shape = |v: Option<ValueId>| {
         let dims: Option<Vec<usize>> = facts.shape(v?)?.iter().map(|d| d.as_usize()).collect();
         dims
@@ -316,8 +318,8 @@ fn repeats(graph: &Graph, facts: &Facts, node: &Node, operands: &[Option<Quantiz
     let constant = |i: usize| node.input(i).is_some_and(|v| is_constant(graph, facts, v));
     let commutes = node.op.name() != "Sub";
     let along = |x: &[usize]| spread(&y, x).is_some();
-    let right = a == y && operands[0].is_some() && constant(1) && along(&b);
-    right || commutes && b == y && operands[1].is_some() && constant(0) && along(&a)
+    let right = a == y && !constant(0) && constant(1) && along(&b);
+    right || commutes && b == y && !constant(1) && constant(0) && along(&a)
 }
 
 /// The axis of `y` that the elements of a smaller operand go along; the axis is `y`'s rank for a single element.

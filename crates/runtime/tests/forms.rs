@@ -540,3 +540,25 @@ fn quantizes_once_what_is_quantized_in_two_shapes() {
     assert_eq!((got[0].bytes(), got[1].bytes()), (want[0].bytes(), want[1].bytes()));
     assert_eq!(profile.rows.iter().filter(|r| r.kernel == "quantize_linear").count(), 1, "{:?}", profile.rows);
 }
+
+#[test]
+fn evens_out_what_is_quantized_on_the_way() {
+    let row = format!("const %f: f32[30] = {}\n", list(30, |i| 0.5 + 0.07 * i as f32));
+    let scaled =
+        format!("{row}{}%m = Mul(%f, %x)\n%y = QuantizeLinear(%m, %y_s, %y_z)", scalar("y", "u8", 0.0153, 120));
+    let alone = graph("input %x: f32[2, 9, 30]", &scaled, "output %y\noutput %m");
+    assert_eq!(session(&alone, 1).profile(&samples(&alone)).expect("it runs").1.rows.len(), 2, "%m is seen");
+    let alone = graph("input %x: f32[2, 9, 30]", &scaled, "output %y");
+    assert_near_codes(&alone, &["binary_i8"]);
+    let body = format!(
+        "{row}{}{}{}{}%xf = DequantizeLinear(%x, %x_s, %x_z)\n%wf = DequantizeLinear(%w, %w_s, %w_z) {{axis=1}}\n\
+         %p = MatMul(%xf, %wf)\n%r = Gelu(%p)\n%m = Mul(%r, %f)\n%y = QuantizeLinear(%m, %y_s, %y_z)",
+        codes("w", "i8", &[50, 30], 3),
+        channels("w", "i8", 30, 0, 0),
+        scalar("x", "u8", 0.01, 120),
+        scalar("y", "u8", 0.183, 5),
+    );
+    let product = graph("input %x: u8[2, 9, 50]", &body, "output %y");
+    assert_near_codes(&product, &[GEMM]);
+    assert_eq!(session(&product, 1).profile(&samples(&product)).expect("it runs").1.rows.len(), 1);
+}

@@ -346,6 +346,11 @@ pub(super) fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows
     Ok(if dtype == DType::U8 { Rows::U8(x.slice()?) } else { Rows::I8(x.slice()?) })
 }
 
+/// What multiplies the columns of a product.
+fn factors(cx: &BuildCx, v: ValueId) -> Option<Vec<f32>> {
+    Some((cx.consts)(v)?.to_f32s().ok()?.into_owned())
+}
+
 struct Conv {
     p: Conv2dParams,
     input: QParams,
@@ -412,9 +417,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
         }
     }
     if let Some(factor) = f.factor {
-        let Some(values) = (cx.consts)(factor).and_then(|t| Some(t.to_f32s().ok()?.into_owned())) else {
-            return Ok(None);
-        };
+        let Some(values) = factors(cx, factor) else { return Ok(None) };
         finish.factors = values;
     }
     if let Some(r) = f.residual {
@@ -491,6 +494,10 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     } else if let Some((v, factor)) = bias {
         let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
         finish.add_bias(&bias);
+    }
+    if let Some(factor) = f.factor {
+        let Some(values) = factors(cx, factor) else { return Ok(None) };
+        finish.factors = values;
     }
     if let Some(r) = f.residual {
         finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
