@@ -16,7 +16,7 @@ use crate::collapse::Lookup;
 use crate::lower::{self, QParams, Quantized};
 
 pub use attention::{Attention, AttentionInts, Format, Operand};
-pub use scores::Coded;
+pub use scores::{Coded, Codes};
 use staged::Other;
 pub use staged::StepRow;
 

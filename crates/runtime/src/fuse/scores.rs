@@ -15,14 +15,25 @@ use narrowbit_kernels::panel::Factor;
 pub struct Coded {
     /// The format of the product.
     pub product: QParams,
-    /// What its codes are to the mask and the softmax, by their bits; `None` is their value in the product's format.
-    pub values: Option<Box<[f32; 256]>>,
+    /// What its codes are to the mask and the softmax.
+    pub values: Codes,
     /// How a mask of codes is added; its format has the ratio of the mask in the place of the scale.
     pub mask: Option<(CodeSum, QParams)>,
     /// The format of the sum; scale 1 where it is formed in its own steps.
     pub sum: Option<QParams>,
     /// Set where the softmax is one of codes.
     pub softmax: Option<CodeSoftmax>,
+}
+
+/// What codes become.
+#[derive(Debug, Clone)]
+pub enum Codes {
+    /// Their values in their own format.
+    Scaled,
+    /// Steps of another size, within bounds: what each is worth, and what none are.
+    Linear { ratio: f32, bounds: [f32; 2], scale: f32, offset: f32 },
+    /// By their bits.
+    Table(Box<[f32; 256]>),
 }
 
 /// A QLinearSoftmax.
@@ -32,6 +43,37 @@ pub struct CodeSoftmax {
     pub scale: f32,
     /// The format of its result.
     pub output: QParams,
+}
+
+fn code(dtype: DType, bits: u8) -> i32 {
+    if dtype == DType::I8 { i32::from(bits as i8) } else { i32::from(bits) }
+}
+
+/// A table of codes, by the bits of those of `from`, as steps of another size; read as floats of a format, or as they are.
+/// `None` where one of the 256 would differ.
+fn linear(from: QParams, codes: &[i32; 256], floats: Option<QParams>) -> Option<Codes> {
+    let by_steps: Vec<(f32, i32)> =
+        (0..=255u8).map(|b| ((code(from.dtype, b) - from.zero) as f32, codes[usize::from(b)])).collect();
+    let none = by_steps.iter().find(|(k, _)| *k == 0.0)?.1;
+    let [low, high] = [codes.iter().min()?, codes.iter().max()?].map(|c| (c - none) as f32);
+    // Each result within the bounds says between which ratios the one is.
+    let (mut least, mut most) = (f32::NEG_INFINITY, f32::INFINITY);
+    for &(k, c) in by_steps.iter().filter(|(k, _)| *k != 0.0) {
+        let r = (c - none) as f32;
+        let ends = [(r - 0.5) / k, (r + 0.5) / k];
+        if r > low && r < high {
+            (least, most) = (least.max(ends[0].min(ends[1])), most.min(ends[0].max(ends[1])));
+        }
+    }
+    let ratio = 0.5 * (least + most);
+    let same = |&(k, c): &(f32, i32)| (k * ratio).round_ties_even().min(high).max(low) == (c - none) as f32;
+    let (scale, offset) = match floats {
+        Some(q) if q.zero == none => (q.scale, -0.0),
+        Some(_) => return None,
+        None => (1.0, none as f32),
+    };
+    let found = Codes::Linear { ratio, bounds: [low, high], scale, offset };
+    (ratio.is_finite() && by_steps.iter().all(same)).then_some(found)
 }
 
 /// The second half of the way, seen from its end.
@@ -66,14 +108,17 @@ impl<'a> Finder<'a> {
         let (matmul, maker) = self.previous(quantize.input(0)?).filter(|n| n.1.op.name() == "MatMul")?;
         nodes.push(round);
         let dtype = self.facts.dtype(sum.codes)?;
-        let as_float = |code: i32| match sum.floats {
-            Some(q) => (code - q.zero) as f32 * q.scale,
-            None => code as f32,
+        let values = match (bits, sum.floats) {
+            (None, Some(format)) if format == product => Codes::Scaled,
+            (bits, floats) => {
+                let bits = bits.unwrap_or_else(|| std::array::from_fn(|b| b as u8));
+                let codes = bits.map(|b| code(dtype, b));
+                linear(product, &codes, floats).unwrap_or_else(|| {
+                    let value = |c: i32| floats.map_or(c as f32, |q| (c - q.zero) as f32 * q.scale);
+                    Codes::Table(Box::new(codes.map(value)))
+                })
+            }
         };
-        let code = |b: u8| if dtype == DType::I8 { i32::from(b as i8) } else { i32::from(b) };
-        let plain = bits.is_none() && sum.floats == Some(product);
-        let bits = bits.unwrap_or_else(|| std::array::from_fn(|b| b as u8));
-        let values = (!plain).then(|| Box::new(bits.map(|b| as_float(code(b)))));
         let coded = Coded { product, values, mask: sum.mask_codes, sum: sum.sum, softmax };
         Some((Scores { product: matmul, maker, nodes, factor: Factor::None, mask: sum.mask }, coded))
     }
@@ -168,5 +213,35 @@ impl<'a> Finder<'a> {
         };
         let alone = || Sum { nodes: Vec::new(), codes, floats: None, mask: None, mask_codes: None, sum: None };
         Some(masked().unwrap_or_else(alone))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FROM: QParams = QParams { dtype: DType::U8, scale: 0.1, zero: 100 };
+
+    fn table(f: impl Fn(i32) -> i32) -> [i32; 256] {
+        std::array::from_fn(|b| f(b as i32 - 100))
+    }
+
+    #[test]
+    fn tells_steps_of_another_size_from_other_tables() {
+        let scaled = table(|k| ((k as f32 * 0.37).round_ties_even() as i32 + 30).clamp(0, 255));
+        let Some(Codes::Linear { ratio, bounds, scale, offset }) = linear(FROM, &scaled, None) else {
+            panic!("steps of 0.37");
+        };
+        assert!((ratio - 0.37).abs() < 0.002, "{ratio}");
+        assert_eq!((bounds, scale, offset), ([-30.0, 57.0], 1.0, 30.0));
+        let floats = QParams { dtype: DType::U8, scale: 0.5, zero: 30 };
+        assert!(matches!(linear(FROM, &scaled, Some(floats)), Some(Codes::Linear { scale: 0.5, offset: 0.0, .. })));
+        // Without steps there would be a value.
+        assert!(linear(FROM, &scaled, Some(QParams { zero: 29, ..floats })).is_none());
+        assert!(linear(FROM, &table(|k| (k * k / 100).min(255)), None).is_none());
+        assert!(linear(FROM, &table(|_| 7), None).is_none());
+        let mut odd = scaled;
+        odd[200] += 1;
+        assert!(linear(FROM, &odd, None).is_none());
     }
 }

@@ -11,7 +11,7 @@ use narrowbit_tensor::DType;
 use super::attention::{axes, mask_strides, out_strides};
 use super::integer::{Codes, rows_at, runtime_params, target};
 use crate::error::StepError;
-use crate::fuse::{Attention, AttentionInts, Coded, Format};
+use crate::fuse::{self, Attention, AttentionInts, Coded, Format};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 use crate::lower::QParams;
 
@@ -126,7 +126,13 @@ impl Attend {
         };
         Ok(Some(CodedScores {
             product: rounded(c.product, 1.0),
-            values: c.values.as_deref().map_or(Values::Scaled, Values::Table),
+            values: match &c.values {
+                fuse::Codes::Scaled => Values::Scaled,
+                fuse::Codes::Table(table) => Values::Table(table),
+                &fuse::Codes::Linear { ratio, bounds, scale, offset } => {
+                    Values::Linear { ratio, bounds, scale, offset }
+                }
+            },
             mask,
             sum: c.sum.map(|q| rounded(q, 1.0 / q.scale)),
             weights,

@@ -28,6 +28,18 @@ pub struct Rounded {
 pub enum Values<'a> {
     /// `(code − zero point) · scale`.
     Scaled,
+    /// `clamp(round_half_even((code − zero point) · ratio), low, high) · scale + offset`: a table that has this form needs
+    /// no look-up. An offset of −0 adds nothing.
+    Linear {
+        /// Steps that a step becomes.
+        ratio: f32,
+        /// The bounds of the steps.
+        bounds: [f32; 2],
+        /// What a step is worth.
+        scale: f32,
+        /// What no steps are worth.
+        offset: f32,
+    },
     /// By the bits of the code.
     Table(&'a [f32; 256]),
 }
@@ -152,6 +164,11 @@ impl<'a, S: Simd> Arithmetic<'a, S> {
         let steps = self.product.steps(s, v);
         let v = match self.values {
             Values::Scaled => s.mul(steps, self.scale),
+            Values::Linear { ratio, bounds: [low, high], scale, offset } => {
+                let steps = s.round_even(s.mul(steps, s.splat(ratio)));
+                let steps = s.max(s.min(steps, s.splat(high)), s.splat(low));
+                s.add(s.mul(steps, s.splat(scale)), s.splat(offset))
+            }
             Values::Table(table) => s.look_up_byte(table, s.add_i(s.to_i32(steps), self.zero)),
         };
         let v = match self.mask {

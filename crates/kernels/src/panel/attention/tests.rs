@@ -238,6 +238,9 @@ fn coded_score(c: &CodedScores<'_>, x: f32, i: usize, mask: Option<f32>) -> f32 
     let first = steps(x, c.product);
     let mut v = match c.values {
         Values::Scaled => first * c.product.scale,
+        Values::Linear { ratio, bounds: [low, high], scale, offset } => {
+            (first * ratio).round_ties_even().max(low).min(high) * scale + offset
+        }
         Values::Table(table) => table[usize::from((first as i32 + c.product.zero) as u8)],
     };
     v += mask.unwrap_or(-0.0);
@@ -279,12 +282,15 @@ fn rounds_scores_as_the_operators_between_do_on_every_tier() {
         let sum = Some(Rounded { signed, inverse: 1.0, zero: 0, scale: 1.0 });
         CodedScores { values: Values::Table(table), mask: Some(mask), sum, ..whole }
     };
+    let linear = Values::Linear { ratio: 0.7, bounds: [-60.0, 77.0], scale: 2.0, offset: 121.0 };
     let large = Case { heads: [2, 3], queries: 37, keys: 70, depth: 11, value_depth: 33, ..PLAIN };
     let signed = [(true, -3), (true, 5), (true, 2), (true, -128)];
     let cases = [
         Case { coded: Some(plain), ..PLAIN },
         Case { coded: Some(CodedScores { values: Values::Table(table), ..plain }), keys: 33, ..PLAIN },
         Case { coded: Some(CodedScores { sum: Some(round(true, 20.0, 3)), ..plain }), masked: true, ..large },
+        Case { coded: Some(CodedScores { values: linear, ..plain }), keys: 48, ..PLAIN },
+        Case { coded: Some(CodedScores { values: linear, ..masked(false, true) }), ..large },
         Case { coded: Some(whole), formats: signed, ..PLAIN },
         Case {
             coded: Some(CodedScores { product: round(true, 9.0, -5), values: Values::Table(table), ..whole }),
