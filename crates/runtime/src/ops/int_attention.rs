@@ -9,7 +9,7 @@ use narrowbit_ops::microsoft::qlinear_softmax::{exponentials, steps_of_one};
 use narrowbit_tensor::DType;
 
 use super::attention::{axes, mask_strides, out_strides};
-use super::integer::{Codes, rows_at, runtime_params, target};
+use super::finish::{Codes, rows_at, runtime_params, target};
 use crate::error::StepError;
 use crate::fuse::{self, Attention, AttentionInts, Coded, Format};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
@@ -82,6 +82,10 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
     // As the product alone does it: `scale_w · scale_v / scale_y` at once.
     if let (Some(codes), Some(q)) = (&mut output, ints.output.filter(|q| known && finite(*q))) {
         (codes.inverse, steps) = (1.0, q.scale);
+    }
+    let [fq, fk] = [ints.operands[0].0, ints.operands[1].0];
+    if ints.coded.as_ref().is_some_and(|c| !(fq.scale * fk.scale / c.product.scale).is_finite()) {
+        return None;
     }
     let exponentials = match ints.coded.as_ref().and_then(|c| c.softmax) {
         Some(softmax) => Some(Box::<[f32; 256]>::try_from(exponentials(softmax.scale, kt[3]).into_boxed_slice()).ok()?),

@@ -6,6 +6,7 @@ mod blocks;
 mod coded;
 mod conv;
 mod elementwise;
+mod finish;
 mod int_attention;
 mod int_transpose;
 mod integer;
@@ -89,11 +90,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
-        "QuantizeLinear" => match table::requantize(cx) {
-            Some(built) => Ok(Some(built)),
-            None => quantize::build(cx),
-        },
-        "DequantizeLinear" => quantize::build(cx),
+        "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
         "DynamicQuantizeRows" => quantize::dynamic_rows(cx),
         "QLinearAdd" | "QLinearMul" => Ok(qlinear::binary(cx)),

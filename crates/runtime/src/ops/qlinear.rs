@@ -8,7 +8,8 @@ use narrowbit_ops::microsoft::qlinear_pool::Pool;
 use narrowbit_ops::microsoft::qlinear_softmax::{QLinearSoftmax, exponentials, steps_of_one};
 use narrowbit_tensor::{DType, shape};
 
-use super::integer::{quant, target};
+use super::finish::target;
+use super::integer::quant;
 use crate::kernel::{BuildCx, Built, simple};
 use crate::lower::{self, CodeBinary, QParams};
 use crate::view::View;
