@@ -133,7 +133,7 @@ fn pools(exec: &Exec) -> Result<(), KernelError> {
     let floats = vec![1f32; x.len()];
     let mut means = vec![0f32; y.len()];
     let max = time(|| max_pool2d_nhwc(exec, &p, &x, &mut y))?;
-    let mean = time(|| avg_pool2d_nhwc(exec, &p, false, Quant::U8(&x, 0.1, 3), Target::U8(&mut y, 9.0, 1)))?;
+    let mean = time(|| avg_pool2d_nhwc(exec, &p, Divisor::Inside, Quant::U8(&x, 0.1, 3), Target::U8(&mut y, 9.0, 1)))?;
     let max_f = time(|| max_pool2d_nhwc(exec, &p, &floats, &mut means))?;
     let global = time(|| {
         let y = Target::U8(&mut y[..2048], 9.0, 1);

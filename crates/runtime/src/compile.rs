@@ -224,10 +224,10 @@ impl<'a> Compiler<'a> {
         exec: &'a Exec,
         weights: &'a Weights,
     ) -> Compiler<'a> {
-        let fusions = fuse::find(graph, facts, keep);
-        let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
         let scope = Scope { graph, facts, alias: BTreeMap::new() };
         let lookups = collapse::find(graph, facts, &|v| scope.constant(v));
+        let fusions = fuse::find(graph, facts, keep, &lookups);
+        let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
         Compiler {
             scope,
             keep,

@@ -1,17 +1,24 @@
 //! Which nodes run as one kernel: a product with what follows it, and attention.
 
 mod attention;
+mod scores;
+mod staged;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 use narrowbit_kernels::Activation;
+use narrowbit_kernels::panel::CodeSum;
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::collapse::Lookup;
 use crate::lower::{self, QParams, Quantized};
 
 pub use attention::{Attention, AttentionInts, Format, Operand};
+pub use scores::{Coded, Codes};
+use staged::Other;
+pub use staged::StepRow;
 
 /// Nodes that run as one kernel.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +31,7 @@ pub struct Fusion {
     pub residual: Option<ValueId>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// A constant per channel that multiplies what the activation gives, before it is rounded to a scale of 1.
+    /// A constant per column that multiplies what the activation gives, before it is rounded.
     pub factor: Option<ValueId>,
     /// What the fusion makes.
     pub output: Option<ValueId>,
@@ -41,17 +48,27 @@ pub struct Ints {
     pub operands: Vec<Option<Quantized>>,
     /// The integers behind the residual.
     pub residual: Option<Quantized>,
+    /// Added in the place of a residual: a constant row.
+    pub row: Option<StepRow>,
     /// The format that the product is rounded to before the residual is added.
     pub stage: Option<QParams>,
+    /// Set where the codes of the stage and the residual are added as they are (QLinearAdd).
+    pub code_sum: Option<CodeSum>,
     /// The format of the output, where a QuantizeLinear is its last node.
     pub output: Option<QParams>,
 }
 
-/// Finds the fusions of a graph, by their first node. Values in `keep` are not swallowed.
-pub fn find(graph: &Graph, facts: &Facts, keep: &BTreeSet<ValueId>) -> BTreeMap<NodeId, Fusion> {
-    let mut finder = Finder { graph, facts, keep, taken: BTreeSet::new(), found: BTreeMap::new() };
+/// Finds the fusions of a graph, by their first node. Values in `keep` are not swallowed; `lookups` are those of
+/// [`crate::collapse`].
+pub fn find(
+    graph: &Graph,
+    facts: &Facts,
+    keep: &BTreeSet<ValueId>,
+    lookups: &BTreeMap<ValueId, Lookup>,
+) -> BTreeMap<NodeId, Fusion> {
+    let mut finder = Finder { graph, facts, keep, lookups, taken: BTreeSet::new(), found: BTreeMap::new() };
     for (id, node) in graph.nodes() {
-        if node.op.name() == "Softmax" {
+        if matches!(node.op.name(), "Softmax" | "QLinearSoftmax") {
             finder.attention(id, node);
         }
     }
@@ -73,18 +90,9 @@ struct Finder<'a> {
     graph: &'a Graph,
     facts: &'a Facts,
     keep: &'a BTreeSet<ValueId>,
+    lookups: &'a BTreeMap<ValueId, Lookup>,
     taken: BTreeSet<NodeId>,
     found: BTreeMap<NodeId, Fusion>,
-}
-
-/// The nodes behind a quantized product that add something to it.
-struct StagedSum {
-    nodes: Vec<NodeId>,
-    residual: ValueId,
-    source: Quantized,
-    activation: Activation,
-    output: QParams,
-    y: ValueId,
 }
 
 impl<'a> Finder<'a> {
@@ -136,8 +144,11 @@ impl<'a> Finder<'a> {
             out = y;
         }
         if let Some(operands) = operands {
-            out = self.factor(&mut f, node, out);
-            out = self.ints(&mut f, operands, out);
+            // Products of two activations have no factors of columns.
+            if operands.get(1).is_some_and(Option::is_none) {
+                out = self.factor(&mut f, node, out);
+            }
+            out = self.ints(&mut f, node, operands, out);
         } else if f.nodes.len() == 1 {
             return;
         }
@@ -145,20 +156,20 @@ impl<'a> Finder<'a> {
         self.take(root, f);
     }
 
-    /// Takes in the product that gives channels of a convolution's output their units, and a QuantizeLinear of scale 1
-    /// behind it.
-    fn factor(&self, f: &mut Fusion, conv: &Node, out: ValueId) -> ValueId {
+    /// Takes in the product with a constant for each column that stands before a QuantizeLinear: what gives channels their
+    /// units, or evens out what a product behind it reads (NNCF).
+    fn factor(&self, f: &mut Fusion, product: &Node, out: ValueId) -> ValueId {
         let found = || {
-            let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul" && conv.op.name() == "Conv")?;
+            let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
             let (factor, y) = (node.input(1 - at.min(1))?, node.output(0)?);
-            let scaled = self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
-            let dims =
-                |v: ValueId| -> Option<Vec<usize>> { self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect() };
-            let (long, short) = (dims(out)?, dims(factor)?);
+            self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
             let known = self.facts.get(factor).value.is_some() && self.facts.dtype(factor) == Some(DType::F32);
-            let one = conv.op.attrs().int_or("group", 1) == Ok(1);
-            let per_channel = short.len() == long.len() && lower::spread(&long, &short) == Some(1);
-            (known && one && per_channel && scaled.scale == 1.0).then_some((id, factor, y))
+            let by_column = match product.op.name() {
+                "Conv" => product.op.attrs().int_or("group", 1) == Ok(1) && self.is_per_channel(factor, out)?,
+                "MatMul" | "Gemm" => self.is_row(factor, out)?,
+                _ => false,
+            };
+            (known && by_column).then_some((id, factor, y))
         };
         let Some((id, factor, y)) = found() else { return out };
         f.nodes.push(id);
@@ -167,7 +178,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Lets a fusion compute on integers, and takes the QuantizeLinear of its output in.
-    fn ints(&self, f: &mut Fusion, operands: Vec<Option<Quantized>>, mut out: ValueId) -> ValueId {
+    fn ints(&self, f: &mut Fusion, node: &Node, operands: Vec<Option<Quantized>>, mut out: ValueId) -> ValueId {
         let residual = f.residual.and_then(|r| lower::source(self.graph, self.facts, r));
         let mut output = None;
         if let Some((id, node, 0)) = self.next(out)
@@ -176,43 +187,19 @@ impl<'a> Finder<'a> {
             f.nodes.push(id);
             (output, out) = (Some(params), y);
         }
-        let mut ints = Ints { operands, residual, stage: None, output };
-        if let Some(sum) = self.staged_sum(f, &ints, out) {
+        let mut ints = Ints { operands, residual, row: None, stage: None, code_sum: None, output };
+        if let Some(sum) = self.staged_sum(node, f, &ints, out) {
             f.nodes.extend(sum.nodes);
-            (f.residual, f.activation, out) = (Some(sum.residual), sum.activation, sum.y);
-            ints = Ints { residual: Some(sum.source), stage: ints.output, output: Some(sum.output), ..ints };
+            (f.residual, f.activation, out) = (sum.other.value(), sum.activation, sum.y);
+            let (stage, output) = (ints.output, Some(sum.output));
+            let (residual, row) = match sum.other {
+                Other::Codes(codes) => (Some(codes), None),
+                Other::Row(row) => (None, Some(row)),
+            };
+            ints = Ints { residual, row, stage, code_sum: sum.codes, output, ..ints };
         }
         f.ints = Some(ints);
         out
-    }
-
-    /// The sum that a quantized product goes into, with a clamp and a QuantizeLinear behind it: the sum is made while the
-    /// product is at hand.
-    fn staged_sum(&self, f: &Fusion, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
-        let weighted = ints.operands.len() == 2 && ints.operands[1].is_none();
-        if !weighted || f.residual.is_some() || f.factor.is_some() || f.activation != Activation::None {
-            return None;
-        }
-        let (dq, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
-        let read = node.output(0)?;
-        if lower::source(self.graph, self.facts, read)?.params != ints.output? {
-            return None;
-        }
-        let (add, residual, mut out) = self.residual(read)?;
-        let source = lower::source(self.graph, self.facts, residual)?;
-        let mut sum = vec![dq, add];
-        let mut activation = Activation::None;
-        if let Some((ids, act, y)) = self.activation(out) {
-            sum.extend(ids);
-            (activation, out) = (act, y);
-        }
-        if !matches!(activation, Activation::None | Activation::Relu | Activation::Clip { .. }) {
-            return None;
-        }
-        let (q, node, _) = self.next(out).filter(|n| n.2 == 0)?;
-        let (output, y) = (lower::target(self.facts, node)?, node.output(0)?);
-        sum.push(q);
-        Some(StagedSum { nodes: sum, residual, source, activation, output, y })
     }
 
     /// A sum, product or function of quantized values that is quantized again.
@@ -226,7 +213,7 @@ impl<'a> Finder<'a> {
             f.nodes.extend(ids);
             (f.activation, out) = (activation, y);
         }
-        out = self.ints(&mut f, operands, out);
+        out = self.ints(&mut f, node, operands, out);
         if f.ints.as_ref().is_some_and(|ints| ints.output.is_some()) {
             f.output = Some(out);
             self.take(root, f);
@@ -244,13 +231,24 @@ impl<'a> Finder<'a> {
     fn bias(&self, out: ValueId) -> Option<(NodeId, ValueId, ValueId)> {
         let (id, node, at) = self.next(out)?;
         let bias = node.input(1 - at.min(1)).filter(|_| node.op.name() == "Add")?;
-        let out_shape = self.facts.shape(out)?;
-        let last = out_shape.last()?.as_usize()?;
-        let shape = self.facts.shape(bias)?;
-        let row = shape.iter().rev().enumerate().all(|(i, d)| d.as_usize() == Some(if i == 0 { last } else { 1 }));
-        let fits = row && !shape.is_empty() && shape.len() <= out_shape.len();
+        let fits = self.is_row(bias, out)?;
         let constant = self.facts.dtype(bias) == Some(DType::F32) && lower::is_constant(self.graph, self.facts, bias);
         (fits && constant).then_some((id, bias, node.output(0)?))
+    }
+
+    /// Whether a value goes along the second axis of another one of as many axes.
+    fn is_per_channel(&self, row: ValueId, of: ValueId) -> Option<bool> {
+        let dims = |v: ValueId| -> Option<Vec<usize>> { self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect() };
+        let (long, short) = (dims(of)?, dims(row)?);
+        Some(short.len() == long.len() && lower::spread(&long, &short) == Some(1))
+    }
+
+    /// Whether a value goes along the last axis of another one, alike in all its rows.
+    fn is_row(&self, row: ValueId, of: ValueId) -> Option<bool> {
+        let (shape, full) = (self.facts.shape(row)?, self.facts.shape(of)?);
+        let last = full.last()?.as_usize()?;
+        let along = shape.iter().rev().enumerate().all(|(i, d)| d.as_usize() == Some(if i == 0 { last } else { 1 }));
+        Some(along && !shape.is_empty() && shape.len() <= full.len())
     }
 
     /// An Add of a value of the same shape.

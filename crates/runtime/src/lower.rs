@@ -50,8 +50,13 @@ pub struct IntWeights {
 
 /// The scale and zero point of a QuantizeLinear or DequantizeLinear for integers of `dtype`.
 fn params(facts: &Facts, node: &Node, dtype: DType) -> Option<QParams> {
-    let scale = facts.get(node.input(1)?).value.as_ref().filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
-    let zero = match node.input(2) {
+    params_at(facts, node, 1, dtype)
+}
+
+/// The scale (input `i`) and zero point (input `i + 1`) that an operator has for integers of `dtype`.
+pub fn params_at(facts: &Facts, node: &Node, i: usize, dtype: DType) -> Option<QParams> {
+    let scale = facts.get(node.input(i)?).value.as_ref().filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
+    let zero = match node.input(i + 1) {
         None => 0,
         Some(z) => single(facts.get(z).value.as_ref()?)?,
     };
@@ -110,6 +115,34 @@ fn is_column(facts: &Facts, v: ValueId, x: ValueId) -> bool {
     let same =
         |(a, b): (&narrowbit_ir::Dim, &narrowbit_ir::Dim)| a.as_usize().is_some() && a.as_usize() == b.as_usize();
     one.as_usize() == Some(1) && rows.len() == all.len() && rows.iter().zip(all).all(same)
+}
+
+/// A sum or product of two tensors of codes (QLinearAdd, QLinearMul).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CodeBinary {
+    /// The codes of both operands, and what they mean.
+    pub operands: [(ValueId, QParams); 2],
+    /// The format of the result.
+    pub output: QParams,
+}
+
+impl CodeBinary {
+    /// The scales of a sum's operands over that of its result, and the result's zero point less theirs in its units, in
+    /// the arithmetic of ONNX Runtime's QLinearAdd.
+    pub fn sum(&self) -> ([f32; 2], f32) {
+        let [(_, a), (_, b)] = self.operands;
+        let ratios = [a.scale / self.output.scale, b.scale / self.output.scale];
+        (ratios, self.output.zero as f32 - (ratios[0] * a.zero as f32 + ratios[1] * b.zero as f32))
+    }
+}
+
+/// The operands of a QLinearAdd or QLinearMul whose formats are known.
+pub fn code_binary(facts: &Facts, node: &Node) -> Option<CodeBinary> {
+    let (a, b) = (node.input(0)?, node.input(3)?);
+    let dtype = facts.dtype(a).filter(|d| facts.dtype(b) == Some(*d))?;
+    let format = |i: usize| params_at(facts, node, i, dtype);
+    matches!(node.op.name(), "QLinearAdd" | "QLinearMul").then_some(())?;
+    Some(CodeBinary { operands: [(a, format(1)?), (b, format(4)?)], output: format(6)? })
 }
 
 /// The format that a QuantizeLinear gives.
@@ -233,8 +266,10 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         "Add" | "Sub" | "Mul" if node.inputs.len() == 2 && !by_table(graph, facts, node) => {
             let operands: Vec<_> = node.inputs.iter().map(|v| source(graph, facts, (*v)?)).collect();
             let float = node.inputs.iter().flatten().all(|&v| facts.dtype(v) == Some(DType::F32));
-            let any = operands.iter().any(Option::is_some);
-            (float && any && repeats(graph, facts, node, &operands)).then_some(operands)
+            // Floats times a constant row before their rounding are the kernel's too.
+            let scaled = node.op.name() == "Mul" && node.inputs.iter().flatten().any(|&v| is_constant(graph, facts, v));
+            let any = scaled || operands.iter().any(Option::is_some);
+            (float && any && repeats(graph, facts, node)).then_some(operands)
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
@@ -269,7 +304,7 @@ fn by_table(graph: &Graph, facts: &Facts, node: &Node) -> bool {
 
 /// Whether the kernel of two operands knows how they repeat: both of the result's shape, or one of them a
 /// constant of one element, along the last axis, or per channel of images.
-fn repeats(graph: &Graph, facts: &Facts, node: &Node, operands: &[Option<Quantized>]) -> bool {
+fn repeats(graph: &Graph, facts: &Facts, node: &Node) -> bool {
     let shape = |v: Option<ValueId>| {
         let dims: Option<Vec<usize>> = facts.shape(v?)?.iter().map(|d| d.as_usize()).collect();
         dims
@@ -283,8 +318,8 @@ fn repeats(graph: &Graph, facts: &Facts, node: &Node, operands: &[Option<Quantiz
     let constant = |i: usize| node.input(i).is_some_and(|v| is_constant(graph, facts, v));
     let commutes = node.op.name() != "Sub";
     let along = |x: &[usize]| spread(&y, x).is_some();
-    let right = a == y && operands[0].is_some() && constant(1) && along(&b);
-    right || commutes && b == y && operands[1].is_some() && constant(0) && along(&a)
+    let right = a == y && !constant(0) && constant(1) && along(&b);
+    right || commutes && b == y && !constant(1) && constant(0) && along(&a)
 }
 
 /// The axis of `y` that the elements of a smaller operand go along; the axis is `y`'s rank for a single element.

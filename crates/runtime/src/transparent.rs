@@ -16,7 +16,7 @@ use narrowbit_tensor::{DType, Tensor};
 /// # Errors
 /// Never for a graph that verifies.
 pub fn sink(graph: &Graph) -> Result<Option<Graph>, PatchError> {
-    if !graph.nodes().any(|(_, n)| n.op.name() == "DequantizeLinear") {
+    if !graph.nodes().any(|(_, n)| matches!(n.op.name(), "QuantizeLinear" | "DequantizeLinear")) {
         return Ok(None);
     }
     let mut graph = graph.clone();
@@ -28,7 +28,9 @@ pub fn sink(graph: &Graph) -> Result<Option<Graph>, PatchError> {
 
 fn next(graph: &Graph) -> Option<Patch> {
     graph.nodes().find_map(|(id, node)| match node.op.name() {
-        "QuantizeLinear" => requantized(graph, node),
+        "QuantizeLinear" => {
+            requantized(graph, node).or_else(|| lifted(graph, node)).or_else(|| shared(graph, id, node))
+        }
         "Concat" => concat(graph, id, node).or_else(|| quantized_concat(graph, id, node)),
         "Split" => moved(graph, id, node),
         name if is_movement(name) && node.outputs.iter().flatten().count() == 1 => moved(graph, id, node),
@@ -108,6 +110,47 @@ fn requantized(graph: &Graph, node: &Node) -> Option<Patch> {
     }
     let mut patch = Patch::new(graph);
     patch.replace(y, s.x);
+    Some(patch)
+}
+
+/// A QuantizeLinear with one scale for all goes before the operator that only gives its operand another order: bytes are
+/// moved instead of floats, and what is quantized in several shapes is quantized once.
+fn lifted(graph: &Graph, node: &Node) -> Option<Patch> {
+    let (x, y) = (node.input(0)?, node.output(0)?);
+    let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
+    graph.only_use(x)?;
+    let mover = graph.node(graph.producer(x)?.0);
+    let orders = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"].contains(&mover.op.name());
+    let from = mover.input(0).filter(|&v| orders && graph.constant(v).is_none())?;
+    if !single(node.input(1)?) || !node.input(2).is_none_or(single) || !mover.op.domain().is_empty() {
+        return None;
+    }
+    let mut patch = Patch::new(graph);
+    let mut inputs = node.inputs.clone();
+    inputs[0] = Some(from);
+    let codes = patch.node(&node.name, Arc::clone(&node.op), &inputs);
+    let mut inputs = mover.inputs.clone();
+    inputs[0] = Some(codes);
+    let moved = patch.node(&mover.name, Arc::clone(&mover.op), &inputs);
+    patch.replace(y, moved);
+    Some(patch)
+}
+
+/// A QuantizeLinear with one scale for all that does what another one does already.
+fn shared(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
+    let (x, y) = (node.input(0)?, node.output(0)?);
+    let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
+    // The zero point tells the type, and without an axis no other attribute matters to 8 bits.
+    let known = single(node.input(1)?) && node.input(2).is_some_and(single) && eight_bits(graph, node);
+    let alike = |n: NodeId| {
+        let other = graph.node(n);
+        let quantizes = other.op.name() == "QuantizeLinear" && other.input(0) == Some(x);
+        quantizes && (1..3).all(|i| same(graph, node.input(i), other.input(i)))
+    };
+    let first = graph.uses(x).iter().map(|u| u.node).find(|&n| alike(n)).filter(|&n| known && n != id)?;
+    let codes = graph.node(first).output(0).filter(|&codes| graph.can_replace(y, codes))?;
+    let mut patch = Patch::new(graph);
+    patch.replace(y, codes);
     Some(patch)
 }
 

@@ -46,8 +46,10 @@ fn runs_the_forms_of_onnx_runtime_on_integers_with_its_results() {
         assert_eq!(report.len(), forms.len());
         for (form, sqnr) in report {
             println!("{example} {form}: {sqnr:.1} dB");
-            // A code that rounding moves across a border moves others behind it: 39 dB and more were measured.
-            assert!(sqnr > 30.0, "{example} {form}: {sqnr} dB");
+            // A code that rounding moves across a border moves others behind it: 39 dB and more were measured. Operators on
+            // codes round alike; floats between them, as in a normalisation, are alike but for their last bits.
+            let least = if form.starts_with("qoperator") { 100.0 } else { 30.0 };
+            assert!(sqnr > least, "{example} {form}: {sqnr} dB");
         }
     }
 }

@@ -225,24 +225,28 @@ fn maxima<T: PoolElement, const N: usize>(x: &[T], window: &Window, offset: usiz
     best
 }
 
-/// Mean of each window (ONNX `AveragePool`), over the elements inside the image or, with
-/// `count_include_pad`, inside the padded image: `(Σ q − elements · zero point) · scale /
-/// count`, the sum being exact for integers.
+/// What the sum of a window is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Divisor {
+    /// The elements inside the image.
+    Inside,
+    /// The elements inside the padded image.
+    Padded,
+    /// Nothing: the sum itself, for a scale that has the divisor in it.
+    One,
+}
+
+/// Mean of each window (ONNX `AveragePool`): `(Σ q − elements · zero point) · scale / divisor`, the sum being exact for
+/// integers.
 ///
 /// # Errors
 /// The parameters are invalid or a slice has another length than the shape.
-pub fn avg_pool2d_nhwc(
-    exec: &Exec,
-    p: &PoolNhwcParams,
-    count_include_pad: bool,
-    x: Quant<'_>,
-    mut y: Target<'_>,
-) -> Result {
+pub fn avg_pool2d_nhwc(exec: &Exec, p: &PoolNhwcParams, divisor: Divisor, x: Quant<'_>, mut y: Target<'_>) -> Result {
     p.check(x.len(), y.len())?;
     y.require_results(NAME)?;
     let (x, out) = (x.input(), y.shared());
     p.parts(exec, &|image, oy, channels| {
-        exec.isa().dispatch(MeanRow { p, x, image, oy, channels, count_include_pad, out });
+        exec.isa().dispatch(MeanRow { p, x, image, oy, channels, divisor, out });
     });
     Ok(())
 }
@@ -263,7 +267,7 @@ pub fn global_avg_pool_nhwc(exec: &Exec, x: Quant<'_>, [n, pixels, c]: [usize; 3
         dilations: [1, 1],
         out: [1, 1],
     };
-    avg_pool2d_nhwc(exec, &p, false, x, y)
+    avg_pool2d_nhwc(exec, &p, Divisor::Inside, x, y)
 }
 
 /// The channels of one output row; no other task writes them.
@@ -273,7 +277,7 @@ struct MeanRow<'a> {
     image: usize,
     oy: usize,
     channels: Range<usize>,
-    count_include_pad: bool,
+    divisor: Divisor,
     out: Out,
 }
 
@@ -333,21 +337,24 @@ impl MeanRow<'_> {
     fn row<S: Simd>(&self, s: S, sum: impl Fn(&Window, usize, usize) -> S::F) {
         let (p, [oh, ow]) = (self.p, self.p.out);
         let rounding = Rounding::new(s, &self.out);
-        let down = p.count(0, self.oy, self.count_include_pad);
+        let count = |axis: usize, o: usize| match self.divisor {
+            Divisor::One => 1,
+            divisor => p.count(axis, o, divisor == Divisor::Padded),
+        };
+        let down = count(0, self.oy);
         for ox in 0..ow {
             let window = p.window(self.image, self.oy, ox, self.channels.start);
-            let count = down * p.count(1, ox, self.count_include_pad);
-            let count = s.splat(count as f32);
+            let divisor = s.splat((down * count(1, ox)) as f32);
             let at = ((self.image * oh + self.oy) * ow + ox) * p.c + self.channels.start;
             let (mut i, len) = (0, self.channels.len());
             // SAFETY: the task owns these channels of the row.
             unsafe {
                 while i + S::LANES <= len {
-                    self.out.put(s, &rounding, at + i, s.div(sum(&window, i, S::LANES), count), S::LANES);
+                    self.out.put(s, &rounding, at + i, s.div(sum(&window, i, S::LANES), divisor), S::LANES);
                     i += S::LANES;
                 }
                 if i < len {
-                    self.out.put(s, &rounding, at + i, s.div(sum(&window, i, len - i), count), len - i);
+                    self.out.put(s, &rounding, at + i, s.div(sum(&window, i, len - i), divisor), len - i);
                 }
             }
         }

@@ -81,10 +81,14 @@ fn averages_windows_with_and_without_padding() {
         let x: Vec<i8> = (0..len).map(|_| random.next() as i8).collect();
         let floats = random.vec(len);
         let (zero, scale) = (-11, 0.37f32);
-        for include in [false, true] {
+        for divisor in [Divisor::Inside, Divisor::Padded, Divisor::One] {
             let (mut want, mut want_floats) = (Vec::new(), Vec::new());
             walk(&p, |_, taps, padded| {
-                let count = if include { padded } else { taps.len() } as f32;
+                let count = match divisor {
+                    Divisor::Inside => taps.len() as f32,
+                    Divisor::Padded => padded as f32,
+                    Divisor::One => 1.0,
+                };
                 let sum: i32 = taps.iter().map(|&t| i32::from(x[t]) - zero).sum();
                 let v = sum as f32 * scale / count;
                 let v = if v.is_nan() { 0.0 } else { (v * 2.1).round_ties_even().clamp(-100.0, 155.0) + 100.0 };
@@ -95,13 +99,13 @@ fn averages_windows_with_and_without_padding() {
                 let mut y = Guarded::new(&vec![0u8; want.len()]);
                 let mut from = Guarded::new(&x);
                 let x = Quant::I8(from.get(), scale, zero);
-                avg_pool2d_nhwc(&exec, &p, include, x, Target::U8(y.get(), 2.1, 100)).unwrap();
-                assert_eq!(y.get(), want, "{p:?} {include} {exec:?}");
+                avg_pool2d_nhwc(&exec, &p, divisor, x, Target::U8(y.get(), 2.1, 100)).unwrap();
+                assert_eq!(y.get(), want, "{p:?} {divisor:?} {exec:?}");
                 let mut y = Guarded::new(&vec![0f32; want.len()]);
                 let mut from = Guarded::new(&floats);
-                avg_pool2d_nhwc(&exec, &p, include, Quant::F32(from.get()), Target::F32(y.get())).unwrap();
+                avg_pool2d_nhwc(&exec, &p, divisor, Quant::F32(from.get()), Target::F32(y.get())).unwrap();
                 let same = y.get().iter().zip(&want_floats).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()));
-                assert!(same, "{p:?} {include} {exec:?}");
+                assert!(same, "{p:?} {divisor:?} {exec:?}");
             }
         }
     }

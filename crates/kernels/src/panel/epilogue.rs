@@ -77,6 +77,8 @@ pub enum Residual<'a> {
     U8(&'a [u8], f32, i32),
     /// `(x − zero point) · scale`.
     I8(&'a [i8], f32, i32),
+    /// Behind a stage only: steps for each column, alike in all rows, and their scale.
+    Row(&'a [f32], f32),
 }
 
 impl Residual<'_> {
@@ -86,12 +88,15 @@ impl Residual<'_> {
             Residual::None => 0,
             Residual::F32(_) => 4,
             Residual::U8(..) | Residual::I8(..) => 1,
+            // In cache at all times.
+            Residual::Row(..) => 0,
         }
     }
 
+    /// Elements, where there is one for each result.
     fn len(&self) -> Option<usize> {
         match self {
-            Residual::None => None,
+            Residual::None | Residual::Row(..) => None,
             Residual::F32(x) => Some(x.len()),
             Residual::U8(x, ..) => Some(x.len()),
             Residual::I8(x, ..) => Some(x.len()),
@@ -126,20 +131,27 @@ impl Epilogue<'_> {
             exact(kernel, "zero points of the rows", rows.zeros.len(), rows.scales.len())?;
             exact(kernel, "column sums", rows.column_sums.len(), columns)?;
         }
-        let fits = self.stage.is_none() || matches!(self.residual, Residual::U8(..) | Residual::I8(..));
-        require(kernel, fits, "only a sum of integers has a stage before it")?;
+        let staged = self.stage.is_some();
+        let fits = match self.residual {
+            Residual::None | Residual::F32(_) => !staged,
+            Residual::U8(..) | Residual::I8(..) => true,
+            Residual::Row(..) => staged,
+        };
+        require(kernel, fits, "only a sum of integers, or of a row, has a stage before it, and a row needs one")?;
+        if let Residual::Row(row, _) = self.residual {
+            exact(kernel, "residual", row.len(), columns)?;
+        }
         match self.residual.len() {
             Some(len) => exact(kernel, "residual", len, results),
             None => Ok(()),
         }
     }
 
-    /// The sum with a residual of `r` steps of `scale`. Behind a stage it is that of two tensors that are dequantized one
-    /// by one, with all roundings, as in the graph.
+    /// The sum with a residual of `r` steps of `scale`. Behind a stage it has all roundings of the graph's operators.
     #[inline(always)]
     fn sum<S: Simd>(&self, s: S, v: S::F, r: S::F, scale: f32) -> S::F {
         match self.stage {
-            Some(stage) => s.add(Steps::new(s, stage).apply(s, v), s.mul(r, s.splat(scale))),
+            Some(stage) => Steps::new(s, stage).sum(s, v, r, s.splat(scale)),
             None => s.mul_add(r, s.splat(scale), v),
         }
     }
@@ -159,6 +171,7 @@ impl Epilogue<'_> {
             }
             match self.residual {
                 Residual::None => {}
+                Residual::Row(r, scale) => v = self.sum(s, v, s.load_bits(r.as_ptr().add(column), bits), scale),
                 Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
                 Residual::U8(r, scale, zero) => {
                     let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));

@@ -77,6 +77,8 @@ struct Column<S: Simd> {
     offset: S::I,
     scale: S::F,
     bias: S::F,
+    /// Steps that are added behind the stage.
+    row: S::F,
     /// What results are multiplied by before they are rounded: one over their scale, and the column's factor.
     inverse: S::F,
     low: S::F,
@@ -114,6 +116,7 @@ impl Finish<'_> {
             match (self.epilogue.residual, self.epilogue.stage) {
                 (Residual::None, _) => self.by_activation::<S, INTS, KIND, 0>(s),
                 (Residual::F32(..), _) => self.by_activation::<S, INTS, KIND, 1>(s),
+                (Residual::Row(..), _) => self.by_activation::<S, INTS, KIND, 6>(s),
                 (Residual::U8(..), None) => self.by_activation::<S, INTS, KIND, 2>(s),
                 (Residual::I8(..), None) => self.by_activation::<S, INTS, KIND, 3>(s),
                 (Residual::U8(..), Some(_)) => self.by_activation::<S, INTS, KIND, 4>(s),
@@ -217,9 +220,10 @@ impl Finish<'_> {
         let (residual, scale, zero) = match self.epilogue.residual {
             Residual::U8(r, scale, zero) => (r.as_ptr(), scale, zero),
             Residual::I8(r, scale, zero) => (r.as_ptr().cast(), scale, zero),
+            Residual::Row(_, scale) => (std::ptr::null(), scale, 0),
             _ => (std::ptr::null(), 1.0, 0),
         };
-        let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 0));
+        let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 1.0, 0));
         Constants {
             acc: self.acc,
             width: self.width,
@@ -264,6 +268,10 @@ impl Finish<'_> {
                     s.splat(1.0)
                 },
                 bias: if e.bias.is_empty() { s.splat(0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
+                row: match e.residual {
+                    Residual::Row(row, _) => s.load_bits(row.as_ptr().add(at), bits),
+                    _ => s.splat(0.0),
+                },
                 inverse,
                 low,
                 high,
@@ -311,12 +319,14 @@ impl Finish<'_> {
             {
                 v = s.add(v, s.load_bits(r.as_ptr().add(at), low_bits(n)));
             }
-            if RESIDUAL > 1 {
+            if RESIDUAL == 6 {
+                v = c.stage.sum(s, v, column.row, c.residual_scale);
+            } else if RESIDUAL > 1 {
                 let r = c.residual.add(at);
                 let r = if RESIDUAL.is_multiple_of(2) { s.load_u8_n(r, n) } else { s.load_i8_n(r.cast(), n) };
                 let r = s.to_f32(s.sub_i(r, c.residual_zero));
                 v = match RESIDUAL > 3 {
-                    true => s.add(c.stage.apply(s, v), s.mul(r, c.residual_scale)),
+                    true => c.stage.sum(s, v, r, c.residual_scale),
                     false => s.mul_add(r, c.residual_scale, v),
                 };
             }

@@ -27,7 +27,9 @@ mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Factor, IntAttention, IntHeads, Weights, int_attention};
+pub use attention::{
+    CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, Values, Weights, int_attention,
+};
 pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
 pub use drive::{Rows, panel_gemm};
@@ -37,7 +39,7 @@ pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
 pub(crate) use stage::IntFormat;
-pub use stage::Stage;
+pub use stage::{CodeSum, Stage};
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 pub use target::Target;
 pub(crate) use target::{Kind, Out, Rounding};

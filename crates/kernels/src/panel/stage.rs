@@ -2,22 +2,56 @@
 
 use crate::simd::Simd;
 
-/// `saturate(round_half_even(v / scale) + zero)`, read again as `(code − zero) · scale`: what a QuantizeLinear and a
-/// DequantizeLinear do that stand between a product and the sum it goes into.
+/// The 8-bit integers that a product is rounded to before a residual is added to it, and how the two are added:
+/// `saturate(round_half_even(v · inverse) + zero)` comes first.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage {
-    scale: f32,
+    inverse: f32,
     /// The bounds of the codes, less the zero point.
     low: f32,
     high: f32,
+    sum: Sum,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sum {
+    /// `(code − zero) · scale + residual`: what a DequantizeLinear and an Add do.
+    Floats { scale: f32 },
+    /// In units of the result: what a QLinearAdd does.
+    Codes { sum: CodeSum, zero: f32 },
+}
+
+/// A sum of a stage's codes and those of the residual, as they are, in units of the result's codes:
+/// `fma(a, ratio of a, fma(b, ratio of b, fixed))` (QLinearAdd). The residual has its ratio in the place of its scale,
+/// and 0 as its zero point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CodeSum {
+    /// Of the stage's codes: their scale over that of the result.
+    pub ratio: f32,
+    /// The result's zero point, less those of both in units of the result.
+    pub fixed: f32,
+    /// Whether the stage is a, else b.
+    pub first: bool,
+}
+
+fn bounds(signed: bool, zero: i32) -> (f32, f32) {
+    let (low, high) = if signed { (-128, 127) } else { (0, 255) };
+    let bound = |x: i64| (x - i64::from(zero)) as f32;
+    (bound(low), bound(high))
 }
 
 impl Stage {
-    /// For i8 if `signed`, else u8.
-    pub fn new(signed: bool, scale: f32, zero: i32) -> Stage {
-        let (low, high) = if signed { (-128, 127) } else { (0, 255) };
-        let bound = |x: i64| (x - i64::from(zero)) as f32;
-        Stage { scale, low: bound(low), high: bound(high) }
+    /// A QuantizeLinear and a DequantizeLinear, for i8 if `signed`, else u8. `inverse` is one over the scale, or 1 where
+    /// the product's own factors have it.
+    pub fn new(signed: bool, inverse: f32, scale: f32, zero: i32) -> Stage {
+        let (low, high) = bounds(signed, zero);
+        Stage { inverse, low, high, sum: Sum::Floats { scale } }
+    }
+
+    /// As [`Stage::new`], before a sum of codes.
+    pub fn of_codes(signed: bool, inverse: f32, zero: i32, sum: CodeSum) -> Stage {
+        let (low, high) = bounds(signed, zero);
+        Stage { inverse, low, high, sum: Sum::Codes { sum, zero: zero as f32 } }
     }
 }
 
@@ -40,23 +74,42 @@ impl IntFormat {
 /// A [`Stage`] in vectors.
 #[derive(Clone, Copy)]
 pub(super) struct Steps<S: Simd> {
-    scale: S::F,
     inverse: S::F,
     low: S::F,
     high: S::F,
+    /// Of the codes: their scale, or ratio.
+    scale: S::F,
+    zero: S::F,
+    fixed: S::F,
+    /// Whether a sum of codes follows, and whether this is its first operand.
+    codes: bool,
+    first: bool,
 }
 
 impl<S: Simd> Steps<S> {
     #[inline(always)]
     pub fn new(s: S, stage: Stage) -> Self {
-        let (low, high) = (s.splat(stage.low), s.splat(stage.high));
-        Steps { scale: s.splat(stage.scale), inverse: s.splat(1.0 / stage.scale), low, high }
+        let (scale, zero, fixed, codes, first) = match stage.sum {
+            Sum::Floats { scale } => (scale, 0.0, 0.0, false, false),
+            Sum::Codes { sum, zero } => (sum.ratio, zero, sum.fixed, true, sum.first),
+        };
+        let (low, high, inverse) = (s.splat(stage.low), s.splat(stage.high), s.splat(stage.inverse));
+        let (scale, zero, fixed) = (s.splat(scale), s.splat(zero), s.splat(fixed));
+        Steps { inverse, low, high, scale, zero, fixed, codes, first }
     }
 
-    /// NaN gives the smallest value, as [`super::Rounding::apply`] does.
+    /// The sum of `v`, rounded, and `r` steps of `unit`. NaN gives the smallest code, as [`super::Rounding::apply`] does.
     #[inline(always)]
-    pub fn apply(&self, s: S, v: S::F) -> S::F {
+    pub fn sum(&self, s: S, v: S::F, r: S::F, unit: S::F) -> S::F {
         let v = s.min(self.high, s.mul(v, self.inverse));
-        s.mul(s.to_f32(s.to_i32(s.max(v, self.low))), self.scale)
+        let steps = s.to_f32(s.to_i32(s.max(v, self.low)));
+        if !self.codes {
+            return s.add(s.mul(steps, self.scale), s.mul(r, unit));
+        }
+        let code = s.add(steps, self.zero);
+        match self.first {
+            true => s.mul_add(code, self.scale, s.mul_add(r, unit, self.fixed)),
+            false => s.mul_add(r, unit, s.mul_add(code, self.scale, self.fixed)),
+        }
     }
 }

@@ -85,7 +85,8 @@ fn rounds_before_the_sum_as_two_operators_do() {
             let (a, b) = ((f32::from(codes[i]) - 99.0) * 0.03, (f32::from(residual[i]) - zero) * 0.07);
             (((a + b).max(0.0) * (1.0 / 0.05)).round_ties_even() as i32 + 5).clamp(0, 255) as u8
         };
-        let e = Epilogue { stage: Some(Stage::new(false, 0.03, 99)), activation: Activation::Relu, ..plain };
+        let e =
+            Epilogue { stage: Some(Stage::new(false, 1.0 / 0.03, 0.03, 99)), activation: Activation::Relu, ..plain };
         let mut got = vec![0u8; m * n];
         let staged = Epilogue { residual: Residual::U8(&residual, 0.07, 120), ..e };
         product(&staged, Target::U8(&mut got, 1.0 / 0.05, 5)).unwrap();
@@ -95,6 +96,51 @@ fn rounds_before_the_sum_as_two_operators_do() {
         product(&staged, Target::U8(&mut got, 1.0 / 0.05, 5)).unwrap();
         assert_eq!(got, (0..m * n).map(|i| sum(i, 120.0)).collect::<Vec<_>>(), "{exec:?}");
         assert!(product(&e, Target::U8(&mut got, 1.0, 0)).is_err(), "a stage without a residual");
+    }
+}
+
+#[test]
+fn adds_codes_behind_a_rounding_as_two_operators_do() {
+    let mut random = Random::new(12);
+    let (m, k, n) = (29, 66, 33);
+    let (x, residual) = (bytes(&mut random, m * k), bytes(&mut random, m * n));
+    let w: Vec<i8> = bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect();
+    let (ratios, offsets) = (vec![0.013; n], vec![77; n]);
+    for exec in execs() {
+        let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
+        let plain = Epilogue { offsets: &offsets, scales: &ratios, ..Epilogue::default() };
+        let product = |e: &Epilogue, y: Target| panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, e, y);
+        let mut codes = vec![0u8; m * n];
+        product(&plain, Target::U8(&mut codes, 1.0, 99)).unwrap();
+        assert!(codes.contains(&0) && codes.contains(&255), "the test wants codes that saturate");
+        // Halves make ties, which the result's odd zero point moves.
+        for (ratio, unit, fixed, first) in
+            [(0.5, 0.5, -7.0, true), (0.713, 1.31, -61.37, true), (0.713, 1.31, 5.1, false)]
+        {
+            let alike = |code: u8, r: u8| {
+                let (code, r) = (f32::from(code), f32::from(r));
+                let v = match first {
+                    true => code.mul_add(ratio, r.mul_add(unit, fixed)),
+                    false => r.mul_add(unit, code.mul_add(ratio, fixed)),
+                };
+                v.clamp(0.0, 255.0).round_ties_even() as u8
+            };
+            let sum = |i: usize| alike(codes[i], residual[i]);
+            let stage = Some(Stage::of_codes(false, 1.0, 99, CodeSum { ratio, fixed, first }));
+            let e = Epilogue { stage, residual: Residual::U8(&residual, unit, 0), ..plain };
+            let mut got = vec![0u8; m * n];
+            product(&e, Target::U8(&mut got, 1.0, 0)).unwrap();
+            assert_eq!(got, (0..m * n).map(sum).collect::<Vec<_>>(), "{exec:?} {ratio} {first}");
+            let row: Vec<f32> = (0..n).map(|j| f32::from(residual[j])).collect();
+            let e = Epilogue { residual: Residual::Row(&row, unit), ..e };
+            product(&e, Target::U8(&mut got, 1.0, 0)).unwrap();
+            let want: Vec<u8> = (0..m * n).map(|i| alike(codes[i], residual[i % n])).collect();
+            assert_eq!(got, want, "{exec:?} {ratio} {first} row");
+            let short = Epilogue { residual: Residual::Row(&row[1..], unit), ..e };
+            assert!(product(&short, Target::U8(&mut got, 1.0, 0)).is_err(), "a short row");
+            let bare = Epilogue { stage: None, ..e };
+            assert!(product(&bare, Target::U8(&mut got, 1.0, 0)).is_err(), "a row without a stage");
+        }
     }
 }
 

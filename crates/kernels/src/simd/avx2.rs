@@ -211,6 +211,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn look_up_byte(self, table: &[f32; 256], index: I) -> F {
+        // SAFETY: the token proves the features; the index is below 256.
+        unsafe { _mm256_i32gather_ps::<4>(table.as_ptr(), _mm256_and_si256(index, _mm256_set1_epi32(255))) }
+    }
+    #[inline(always)]
     fn scale_exp(self, a: F, n: F) -> F {
         scale_in_two(self, a, n)
     }

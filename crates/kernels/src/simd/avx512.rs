@@ -250,6 +250,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn look_up_byte(self, table: &[f32; 256], index: I) -> F {
+        // SAFETY: the token proves the features; the index is below 256.
+        unsafe { _mm512_i32gather_ps::<4>(_mm512_and_si512(index, _mm512_set1_epi32(255)), table.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn mask_bits(self, m: __mmask16) -> u32 {
         u32::from(m)
     }

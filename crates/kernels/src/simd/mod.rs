@@ -93,6 +93,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn table(self, values: &[f32; 16]) -> Self::Table;
     /// The value that the low four bits of each lane name; the other bits don't count.
     fn look_up(self, table: Self::Table, index: Self::I) -> Self::F;
+    /// The value that the low eight bits of each lane name; the other bits don't count.
+    fn look_up_byte(self, table: &[f32; 256], index: Self::I) -> Self::F;
     fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
     /// Shifts the sign in.
     fn sar_i<const N: u32>(self, a: Self::I) -> Self::I;

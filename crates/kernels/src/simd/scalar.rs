@@ -18,6 +18,10 @@ impl Simd for Scalar {
     fn look_up(self, table: [f32; 16], index: i32) -> f32 {
         table[(index & 15) as usize]
     }
+    #[inline(always)]
+    fn look_up_byte(self, table: &[f32; 256], index: i32) -> f32 {
+        table[(index & 255) as usize]
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {

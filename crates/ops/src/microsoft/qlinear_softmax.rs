@@ -27,12 +27,17 @@ pub fn build(_opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
     Ok(Arc::new(QLinearSoftmax { axis: attrs.int("axis")?, opset }))
 }
 
-/// Exponentials of the distance (0 to 255 codes) from the greatest element.
-fn table(scale: f32, len: usize) -> Vec<f32> {
+/// Exponentials of the distance (0 to 255 codes) from the greatest of `len` elements in steps of `scale`.
+pub fn exponentials(scale: f32, len: usize) -> Vec<f32> {
     // Scaled up as far as the sum of `len` of them allows, so that small ones do not vanish.
     let room = f64::from((f32::MAX / len as f32).ln());
     let shift = (room - 5.0).max(0.0) / f64::from(scale);
     (0..256).map(|d| ((shift - f64::from(d)) * f64::from(scale)).exp() as f32).collect()
+}
+
+/// How many steps of the result's `scale` make up 1, as ONNX Runtime counts them.
+pub fn steps_of_one(scale: f32) -> f32 {
+    (1.0 / scale).floor()
 }
 
 impl Op for QLinearSoftmax {
@@ -62,8 +67,8 @@ impl Op for QLinearSoftmax {
         if codes.is_empty() {
             return Ok(vec![from_ints(x.dtype(), x.shape(), y)?]);
         }
-        let table = table(px.scale, len);
-        let steps = (1.0 / py.scale).floor();
+        let table = exponentials(px.scale, len);
+        let steps = steps_of_one(py.scale);
         for row in 0..codes.len() / len {
             let start = row / inner * len * inner + row % inner;
             let at = |i: usize| start + i * inner;

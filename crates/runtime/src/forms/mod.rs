@@ -1,6 +1,6 @@
 //! The other ways to write a quantized network, brought to the one that [`crate::lower`] knows.
 //!
-//! QLinear operators ([`qoperator`]) and products of integers with their scaling behind them ([`dynamic`]) mean the
+//! QLinear products ([`qoperator`]) and products of integers with their scaling behind them ([`dynamic`]) mean the
 //! same as DequantizeLinear → operator → QuantizeLinear; a [`batchnorm`] that is left behind an integer convolution is
 //! a part of its weights' scales, and so is a scale per channel of what a depthwise convolution reads ([`channels`]).
 //! They are rewritten when a session is made, so that one lowering serves every tool's files. What a rule does not

@@ -1,8 +1,9 @@
 //! QLinear operators as DequantizeLinear → operator → QuantizeLinear.
 //!
-//! Both mean the same real numbers. The operators round once, from an exact integer sum; so do the kernels that the
-//! rewritten form is lowered to, but they form the multiplier in another order (`scale_x · scale_w`, then `1 / scale_y`)
-//! and add the zero point after rounding: a value within an ulp of a border between two codes may fall on either side.
+//! Both mean the same real numbers, and products the same bits: operators and kernels multiply an exact sum by
+//! `scale_x · scale_w / scale_y` and round once. QLinearAdd, QLinearMul, QLinearSoftmax, QLinearGlobalAveragePool and
+//! functions of one element have an arithmetic of their own, and stay as they are: there are kernels for it
+//! ([`crate::ops`], [`crate::collapse`]).
 
 use narrowbit_ir::{AttrMap, Node, ValueId};
 use narrowbit_tensor::Tensor;
@@ -15,13 +16,7 @@ pub fn rule(name: &str) -> Option<Rule> {
         "QLinearConv" => conv,
         "QLinearMatMul" => matmul,
         "QGemm" => gemm,
-        "QLinearAdd" => |r, n| binary(r, n, "Add"),
-        "QLinearMul" => |r, n| binary(r, n, "Mul"),
-        "QLinearSigmoid" => |r, n| unary(r, n, "Sigmoid"),
-        "QLinearLeakyRelu" => |r, n| unary(r, n, "LeakyRelu"),
-        "QLinearAveragePool" => |r, n| unary(r, n, "AveragePool"),
-        "QLinearGlobalAveragePool" => |r, n| unary(r, n, "GlobalAveragePool"),
-        "QLinearSoftmax" => softmax,
+        "QLinearAveragePool" => average_pool,
         "QLinearConcat" => concat,
         "QLinearWhere" => select,
         _ => return None,
@@ -39,13 +34,16 @@ fn move_channels(r: &mut Rewriter, name: &str, x: ValueId, rank: usize, to_front
     r.add(&format!("{name}_transposed"), "Transpose", &[Some(x)], AttrMap::new().with("perm", perm))
 }
 
-/// A bias of integers in units of `unit` as floats.
-fn bias(r: &mut Rewriter, name: &str, v: ValueId, unit: &[f32]) -> Option<ValueId> {
-    let codes = r.elements::<i32>(v)?;
-    let at = |i: usize| unit[if unit.len() == 1 { 0 } else { i % unit.len() }];
-    let values: Vec<f32> = codes.iter().enumerate().map(|(i, &b)| b as f32 * at(i)).collect();
-    let shape = r.graph.constant(v)?.shape().to_vec();
-    Some(r.patch.constant(&format!("{name}_bias"), Tensor::new(shape, values).ok()?))
+/// A bias of integers in units of `unit`, which is one for all or goes along the last axis.
+fn bias(r: &mut Rewriter, name: &str, v: ValueId, unit: Vec<f32>) -> Option<ValueId> {
+    r.elements::<i32>(v)?;
+    let name = format!("{name}_bias_dequantized");
+    let (scale, attrs) = match unit[..] {
+        [one] => (Tensor::new([], vec![one]).ok()?, AttrMap::new()),
+        _ => (Tensor::vector(unit), AttrMap::new().with("axis", -1i64)),
+    };
+    let scale = r.patch.constant(&format!("{name}_scale"), scale);
+    r.add(&name, "DequantizeLinear", &[Some(v), Some(scale)], attrs)
 }
 
 /// x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias.
@@ -62,7 +60,7 @@ fn conv(r: &mut Rewriter, node: &Node) -> Option<Made> {
     let last = attrs.flag("channels_last").ok()?;
     let unit: Vec<f32> = pw.scales.iter().map(|s| px.scales[0] * s).collect();
     let bias = match node.input(8) {
-        Some(b) => Some(bias(r, name, b, &unit)?),
+        Some(b) => Some(bias(r, name, b, unit)?),
         None => None,
     };
     let x = if last { move_channels(r, name, x, rank, true)? } else { x };
@@ -124,7 +122,7 @@ fn gemm(r: &mut Rewriter, node: &Node) -> Option<Made> {
     let ([a, b], [pa, pb]) = operands(r, node, axis, &|n| columns == Some(n))?;
     let unit: Vec<f32> = pb.scales.iter().map(|s| alpha * pa.scales[0] * s).collect();
     let c = match c {
-        Some(v) => Some(bias(r, &node.name, v, &unit)?),
+        Some(v) => Some(bias(r, &node.name, v, unit)?),
         None => None,
     };
     attrs.set("beta", 1.0f32);
@@ -136,54 +134,18 @@ fn gemm(r: &mut Rewriter, node: &Node) -> Option<Made> {
     }
 }
 
-/// Whether one operand of a sum or product is a single constant: what is left is a function of one code, whose table the
-/// operator's own arithmetic makes ([`crate::collapse`]). The other order of operations would differ here: a constant in
-/// steps of half a code makes every sum a tie.
-fn is_table(r: &Rewriter, node: &Node) -> bool {
-    let single = |i: usize| {
-        let constant = node.input(i).and_then(|v| r.graph.constant(v));
-        constant.is_some_and(|t| t.len() == 1 && t.rank() <= 1)
-    };
-    single(0) != single(3)
-}
-
-/// a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero.
-fn binary(r: &mut Rewriter, node: &Node, op: &str) -> Option<Made> {
-    if is_table(r, node) {
-        return None;
-    }
-    let py = r.single(node, 6, node.input(0).or(node.input(3)))?;
-    let ([a, b], _) = operands(r, node, 0, &|_| false)?;
-    let y = r.add(&node.name, op, &[Some(a), Some(b)], AttrMap::new())?;
-    r.quantize(&node.name, y, &py)
-}
-
-/// x, x_scale, x_zero, y_scale, y_zero.
-fn unary(r: &mut Rewriter, node: &Node, op: &str) -> Option<Made> {
+/// x, x_scale, x_zero, y_scale, y_zero. The operator sums floats in the window's order, kernels integers: a mean within an
+/// ulp of a border between two codes may fall on either side.
+fn average_pool(r: &mut Rewriter, node: &Node) -> Option<Made> {
     let mut attrs = node.op.attrs();
     if attrs.flag("channels_last").ok()? {
         return None;
     }
-    between(r, node, op, attrs)
-}
-
-fn between(r: &mut Rewriter, node: &Node, op: &str, attrs: AttrMap) -> Option<Made> {
     let (x, name) = (r.input(node, 0)?, node.name.as_str());
     let (px, py) = (r.single(node, 1, node.input(0))?, r.single(node, 3, node.input(0))?);
     let x = r.dequantize(&format!("{name}_x"), x, &px, 0)?;
-    let y = r.add(name, op, &[Some(x)], attrs)?;
+    let y = r.add(name, "AveragePool", &[Some(x)], attrs)?;
     r.quantize(name, y, &py)
-}
-
-/// ONNX Runtime multiplies by `floor(1 / y_scale)` instead of dividing by the scale: up to a step less for
-/// probabilities near 1, where the scale's inverse is no whole number.
-fn softmax(r: &mut Rewriter, node: &Node) -> Option<Made> {
-    let mut attrs = node.op.attrs();
-    let opset = attrs.int_or("opset", 13).ok()?;
-    // Before opset 13 a row may span several axes.
-    let axis = attrs.int_or("axis", if opset < 13 { 1 } else { -1 }).ok()?;
-    (opset >= 13 || axis == -1).then_some(())?;
-    between(r, node, "Softmax", AttrMap::new().with("axis", axis))
 }
 
 /// y_scale, y_zero, then x, x_scale, x_zero of each operand.

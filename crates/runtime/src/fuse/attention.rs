@@ -4,6 +4,7 @@ use narrowbit_ir::{Node, NodeId, ValueId};
 use narrowbit_kernels::panel::Factor;
 use narrowbit_tensor::{DType, shape};
 
+use super::scores::Coded;
 use super::{Finder, Fusion};
 use crate::lower::{self, QParams, Runtime};
 
@@ -50,6 +51,8 @@ pub struct AttentionInts {
     pub output: Option<QParams>,
     /// What the product of queries and keys goes through.
     pub factor: Factor,
+    /// Set where scores are rounded to codes before the softmax.
+    pub coded: Option<Coded>,
 }
 
 /// A format that is known, or made at run time.
@@ -66,13 +69,13 @@ struct Rounded {
 }
 
 /// What leads from a product to a Softmax.
-struct Scores<'a> {
-    product: NodeId,
-    maker: &'a Node,
+pub(super) struct Scores<'a> {
+    pub product: NodeId,
+    pub maker: &'a Node,
     /// The nodes between the two.
-    nodes: Vec<NodeId>,
-    factor: Factor,
-    mask: Option<ValueId>,
+    pub nodes: Vec<NodeId>,
+    pub factor: Factor,
+    pub mask: Option<ValueId>,
 }
 
 /// What follows the product with the values.
@@ -92,14 +95,20 @@ impl<'a> Finder<'a> {
         }
     }
 
+    /// Whether a Softmax goes along the last of three or four axes.
+    fn softens_last(&self, node: &Node) -> Option<()> {
+        let rank = self.facts.shape(node.input(0)?)?.len();
+        let mut attrs = node.op.attrs();
+        // Before opset 13 the default is the second axis, and a row spans all axes from it on.
+        let old = node.op.name() == "QLinearSoftmax" && attrs.int_or("opset", 13).ok()? < 13;
+        let axis = attrs.int_or("axis", if old { 1 } else { -1 }).ok()?;
+        ((axis == -1 || axis == rank as i64 - 1) && (3..=4).contains(&rank)).then_some(())
+    }
+
     /// The scores of a Softmax over the last of three or four axes.
     fn scores(&self, node: &Node) -> Option<Scores<'a>> {
         let scores = node.input(0)?;
-        let rank = self.facts.shape(scores)?.len();
-        let axis = node.op.attrs().int_or("axis", -1).ok()?;
-        if axis != -1 && axis != rank as i64 - 1 || !(3..=4).contains(&rank) {
-            return None;
-        }
+        self.softens_last(node)?;
         let (mut nodes, mut factor, mut mask) = (Vec::new(), Factor::None, None);
         let (mut product, mut maker) = self.previous(scores)?;
         if maker.op.name() == "Add" {
@@ -118,7 +127,7 @@ impl<'a> Finder<'a> {
     }
 
     fn match_floats(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
-        let probs = node.output(0)?;
+        let probs = node.output(0).filter(|_| node.op.name() == "Softmax")?;
         let weights = self.keep.contains(&probs).then_some(probs);
         let (second, last, _) = self.reader(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
         let found = self.scores(node)?;
@@ -153,11 +162,19 @@ impl<'a> Finder<'a> {
     /// Both products on integers, with the weights quantized between them.
     fn match_ints(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
         let probs = node.output(0)?;
-        let rounded = self.rounded(probs).or_else(|| self.rounded_by_row(probs))?;
+        let rounded = match node.op.name() {
+            "Softmax" => self.rounded(probs).or_else(|| self.rounded_by_row(probs))?,
+            _ => self.rounded_codes(node, probs)?,
+        };
         let (second, last, _) = self.next(rounded.floats).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
-        let found = self.scores(node)?;
+        let (found, coded) = match self.scores(node) {
+            Some(found) => (found, None),
+            None => self.coded_scores(node).filter(|_| rounded.greatest.is_none()).map(|(s, c)| (s, Some(c)))?,
+        };
+        self.softens_last(node)?;
         let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
-        self.check_shapes(sources, found.mask)?;
+        let of_mask = coded.as_ref().and_then(|c| c.mask).map_or(DType::F32, |m| m.1.dtype);
+        self.check_shapes(sources, found.mask, of_mask)?;
         let mut nodes = vec![found.product, softmax, second];
         nodes.extend(rounded.nodes);
         nodes.extend(found.nodes);
@@ -165,7 +182,7 @@ impl<'a> Finder<'a> {
         let mut formats = Vec::new();
         for (i, &v) in sources.iter().enumerate() {
             let source = lower::any_source(self.graph, self.facts, v)?;
-            if source.runtime.is_some_and(|r| r.by_row) {
+            if source.runtime.is_some_and(|r| r.by_row || coded.is_some()) {
                 return None;
             }
             operands.push(self.moved_codes(v, source.value, i == 1, &mut nodes));
@@ -189,11 +206,20 @@ impl<'a> Finder<'a> {
             by_row: rounded.greatest.is_some(),
             output: tail.output,
             factor: found.factor,
+            coded,
         };
         let attention =
             Attention { q, kt, v, scale: 1.0, mask: found.mask, weights: None, out_perm: tail.perm, ints: Some(ints) };
         let fusion = Fusion { nodes, output: Some(tail.y), attention: Some(attention), ..Fusion::default() };
         Some((found.product, fusion))
+    }
+
+    /// The results of a QLinearSoftmax.
+    fn rounded_codes(&self, softmax: &Node, codes: ValueId) -> Option<Rounded> {
+        let format = lower::params_at(self.facts, softmax, 3, self.facts.dtype(codes)?)?;
+        let (read, floats) = self.dequantized(codes)?;
+        let same = lower::source(self.graph, self.facts, floats)?.params == format;
+        same.then(|| Rounded { nodes: vec![read], weights: (format, None), greatest: None, floats })
     }
 
     /// The softmax's results in one format.
@@ -252,8 +278,8 @@ impl<'a> Finder<'a> {
     }
 
     /// Whether the kernel on integers takes operands of these shapes: batches and heads are the same in all, nothing is
-    /// empty, and rows of the mask are as long as those of the scores.
-    fn check_shapes(&self, [q, kt, v]: [ValueId; 3], mask: Option<ValueId>) -> Option<()> {
+    /// empty, and rows of the mask are as long as those of the scores and of type `of_mask`.
+    fn check_shapes(&self, [q, kt, v]: [ValueId; 3], mask: Option<ValueId>, of_mask: DType) -> Option<()> {
         let dims = |v: ValueId| -> Option<Vec<usize>> {
             let dims: Option<Vec<usize>> = self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect();
             dims.filter(|d| (3..=4).contains(&d.len()) && !d.contains(&0))
@@ -267,7 +293,7 @@ impl<'a> Finder<'a> {
         let Some(mask) = mask else { return Some(()) };
         let full = [&q[..=lead], &[kt[lead + 1]]].concat();
         let shape: Option<Vec<usize>> = self.facts.shape(mask)?.iter().map(|d| d.as_usize()).collect();
-        let shape = shape.filter(|m| m.last() == full.last() && self.facts.dtype(mask) == Some(DType::F32))?;
+        let shape = shape.filter(|m| m.last() == full.last() && self.facts.dtype(mask) == Some(of_mask))?;
         (shape::broadcast(&shape, &full).ok()? == full).then_some(())
     }
 

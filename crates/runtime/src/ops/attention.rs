@@ -2,7 +2,7 @@
 
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::attention::{AttentionParams, HeadView, attention};
-use narrowbit_tensor::shape;
+use narrowbit_tensor::{DType, shape};
 
 use super::Maybe;
 use crate::error::StepError;
@@ -101,12 +101,12 @@ pub(super) fn out_strides(a: &Attention, natural: [usize; 4]) -> Option<[usize; 
 /// Steps of the mask; `Some(None)` without a mask, `None` where its form has no kernel.
 fn mask(cx: &BuildCx, a: &Attention, p: &AttentionParams) -> Option<Option<[usize; 3]>> {
     let Some(m) = a.mask else { return Some(None) };
-    mask_strides(cx, m, [p.batch, p.heads, p.queries, p.keys]).map(Some)
+    mask_strides(cx, m, DType::F32, [p.batch, p.heads, p.queries, p.keys]).map(Some)
 }
 
 /// Steps of a mask of scores of `[batch, heads, queries, keys]`.
-pub(super) fn mask_strides(cx: &BuildCx, mask: ValueId, full: [usize; 4]) -> Option<[usize; 3]> {
-    let m = (cx.types)(mask).filter(|t| t.dtype == narrowbit_tensor::DType::F32)?.shape;
+pub(super) fn mask_strides(cx: &BuildCx, mask: ValueId, dtype: DType, full: [usize; 4]) -> Option<[usize; 3]> {
+    let m = (cx.types)(mask).filter(|t| t.dtype == dtype)?.shape;
     // The kernel reads mask rows as they are: the last axis must not be broadcast.
     if m.last() != Some(&full[3]) || m.len() > 4 || shape::broadcast(&m, &full).ok()? != full {
         return None;

@@ -2,13 +2,16 @@
 
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::attention::HeadView;
-use narrowbit_kernels::panel::{Factor, IntAttention, IntHeads, Weights, int_attention};
+use narrowbit_kernels::panel::{
+    CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, Values, Weights, int_attention,
+};
+use narrowbit_ops::microsoft::qlinear_softmax::{exponentials, steps_of_one};
 use narrowbit_tensor::DType;
 
 use super::attention::{axes, mask_strides, out_strides};
-use super::integer::{rows_at, runtime_params, target};
+use super::finish::{Codes, rows_at, runtime_params, target};
 use crate::error::StepError;
-use crate::fuse::{Attention, AttentionInts, Format};
+use crate::fuse::{self, Attention, AttentionInts, Coded, Format};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 use crate::lower::QParams;
 
@@ -24,7 +27,12 @@ struct Attend {
     mask: Option<[usize; 3]>,
     weights: Scaled,
     by_row: bool,
-    output: Option<QParams>,
+    /// What scores go through that are rounded to codes, and the table of a softmax of codes.
+    coded: Option<Coded>,
+    exponentials: Option<Box<[f32; 256]>>,
+    output: Option<Codes>,
+    /// The steps that results are in before they are rounded: those of the output where all formats are known.
+    steps: f32,
     out: [usize; 3],
 }
 
@@ -60,11 +68,29 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
     let ((q, sq), (kt, sk), (v, sv)) = (axes(cx, &a.q)?, axes(cx, &a.kt)?, axes(cx, &a.v)?);
     let full = [q[0], q[1], q[2], kt[3]];
     let mask = match a.mask {
-        Some(mask) => Some(mask_strides(cx, mask, full)?),
+        Some(mask) => {
+            let dtype = ints.coded.as_ref().and_then(|c| c.mask).map_or(DType::F32, |m| m.1.dtype);
+            Some(mask_strides(cx, mask, dtype, full)?)
+        }
         None => None,
     };
     let mut ins = vec![a.q.value, a.kt.value, a.v.value];
     ins.extend(a.mask);
+    let known = ints.weights.1.is_none() && ints.operands[2].1.is_none();
+    let finite = |q: QParams| (ints.weights.0.scale * ints.operands[2].0.scale / q.scale).is_finite();
+    let (mut output, mut steps) = (ints.output.map(Codes::from), 1.0);
+    // As the product alone does it: `scale_w · scale_v / scale_y` at once.
+    if let (Some(codes), Some(q)) = (&mut output, ints.output.filter(|q| known && finite(*q))) {
+        (codes.inverse, steps) = (1.0, q.scale);
+    }
+    let [fq, fk] = [ints.operands[0].0, ints.operands[1].0];
+    if ints.coded.as_ref().is_some_and(|c| !(fq.scale * fk.scale / c.product.scale).is_finite()) {
+        return None;
+    }
+    let exponentials = match ints.coded.as_ref().and_then(|c| c.softmax) {
+        Some(softmax) => Some(Box::<[f32; 256]>::try_from(exponentials(softmax.scale, kt[3]).into_boxed_slice()).ok()?),
+        None => None,
+    };
     let [fq, fk, fv] = ints.operands.map(|format| Scaled::new(format, &mut ins));
     let kernel = Attend {
         heads: [q[0], q[1]],
@@ -77,10 +103,45 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
         mask,
         weights: Scaled::new(ints.weights, &mut ins),
         by_row: ints.by_row,
-        output: ints.output,
+        coded: ints.coded.clone(),
+        exponentials,
+        output,
+        steps,
         out: out_strides(a, [q[0], q[1], q[2], v[3]])?,
     };
     Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] })
+}
+
+impl Attend {
+    /// What happens to scores that are rounded to codes.
+    fn coded_scores<'a>(&'a self, cx: &RunCx<'a>) -> Result<Option<CodedScores<'a>>, StepError> {
+        let Some(c) = &self.coded else { return Ok(None) };
+        let signed = |q: QParams| q.dtype == DType::I8;
+        let rounded = |q: QParams, inverse| Rounded { signed: signed(q), inverse, zero: q.zero, scale: q.scale };
+        let mask = match (c.mask, self.mask) {
+            (Some((sum, q)), Some(strides)) => {
+                Some(CodeMask { data: cx.view(3)?.bytes, signed: signed(q), strides, sum, ratio: q.scale })
+            }
+            _ => None,
+        };
+        let weights = match (&self.exponentials, c.softmax) {
+            (Some(table), Some(s)) => Some(CodeWeights { table, steps: steps_of_one(s.output.scale) }),
+            _ => None,
+        };
+        Ok(Some(CodedScores {
+            product: rounded(c.product, 1.0),
+            values: match &c.values {
+                fuse::Codes::Scaled => Values::Scaled,
+                fuse::Codes::Table(table) => Values::Table(table),
+                &fuse::Codes::Linear { ratio, bounds, scale, offset } => {
+                    Values::Linear { ratio, bounds, scale, offset }
+                }
+            },
+            mask,
+            sum: c.sum.map(|q| rounded(q, 1.0 / q.scale)),
+            weights,
+        }))
+    }
 }
 
 impl Kernel for Attend {
@@ -98,13 +159,21 @@ impl Kernel for Attend {
             let (scale, zero) = format.get(cx)?;
             Ok((IntHeads { data: rows_at(cx, i, format.known.dtype)?, zero, strides }, scale))
         };
+        let of_codes = self.coded.as_ref().is_some_and(|c| c.mask.is_some());
         let mask = match self.mask {
-            Some(strides) => Some(HeadView { data: cx.f32s(3)?, strides }),
-            None => None,
+            Some(strides) if !of_codes => Some(HeadView { data: cx.f32s(3)?, strides }),
+            _ => None,
         };
         let [(q, q_scale), (kt, k_scale), (v, v_scale)] = [operand(0)?, operand(1)?, operand(2)?];
         let (w_scale, w_zero) = self.weights.get(cx)?;
-        let fixed = Weights::Fixed(self.weights.known.dtype == DType::I8, 1.0 / w_scale, w_zero);
+        let coded = self.coded_scores(cx)?;
+        let (inverse, unit) = match (&self.coded, &self.exponentials) {
+            // A softmax of codes counts in steps of its result.
+            (Some(c), Some(_)) => (1.0, c.product.scale),
+            (Some(c), None) => (1.0 / w_scale, c.product.scale),
+            (None, _) => (1.0 / w_scale, 1.0),
+        };
+        let fixed = Weights::Fixed(self.weights.known.dtype == DType::I8, inverse, w_zero);
         let p = IntAttention {
             heads: self.heads,
             queries: self.queries,
@@ -114,11 +183,12 @@ impl Kernel for Attend {
             q,
             kt,
             v,
-            scale: q_scale * k_scale,
+            scale: q_scale * k_scale / unit,
             factor: self.factor,
             mask,
+            coded,
             weights: if self.by_row { Weights::ByRow } else { fixed },
-            value_scale: w_scale * v_scale,
+            value_scale: w_scale * v_scale / self.steps,
         };
         Ok(int_attention(cx.exec, &p, target(self.output, cx)?, self.out)?)
     }

@@ -7,7 +7,7 @@ use narrowbit_kernels::panel::{Panels, conv_transpose2d_nhwc, conv_transpose2d_n
 
 use super::Maybe;
 use super::conv::{transposed_params, window};
-use super::integer::{Finish, Loaded, load, rows};
+use super::finish::{Finish, Loaded, load, rows};
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};

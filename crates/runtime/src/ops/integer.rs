@@ -4,24 +4,25 @@
 use std::sync::Arc;
 
 use narrowbit_ir::ValueId;
-use narrowbit_kernels::Activation;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::integer::{
     DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    Epilogue, IntMatMul, Panels, Residual, RowParams, Rows, Stage, Target, conv2d_nhwc, conv2d_nhwc_fits,
-    conv2d_nhwc_pack, panel_gemm, panel_gemm_pack, panel_matmul,
+    IntMatMul, Panels, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack, panel_matmul,
 };
 use narrowbit_tensor::{DType, Tensor};
 
 use super::conv::{params, plane, window};
-use super::{Maybe, integer_binary, table};
+use super::finish::{
+    Codes, Finish, Loaded, bias_steps, in_steps, load, push_format, rows, rows_at, runtime_params, target,
+};
+use super::{Maybe, integer_binary};
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx, Simple};
-use crate::lower::{self, IntWeights, QParams, Quantized};
+use crate::lower::{self, QParams, Quantized};
 
 /// The kernel of a fusion on integers.
 pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
@@ -34,221 +35,15 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         "GlobalAveragePool" | "AveragePool" => Ok(mean(cx, f, ints)),
         "Softmax" | "LayerNormalization" | "RMSNormalization" => Ok(rowwise(cx, f, ints)),
         _ if ints.operands == [None] => Ok(function(cx, f, ints)),
-        _ if ints.operands.len() == 1 => table::function(cx, f, ints),
+        // Functions of codes are tables (`crate::collapse`).
+        _ if ints.operands.len() == 1 => Ok(None),
         _ => Ok(integer_binary::build(cx, f, ints)),
     }
 }
 
-/// Weights as the kernels take them: i8, with their scales and zero points by column.
-pub(super) struct Loaded {
-    pub data: Vec<i8>,
-    pub scales: Vec<f32>,
-    /// Empty where all are 0.
-    pub zeros: Vec<i32>,
-}
-
-pub(super) fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loaded> {
-    let t = (cx.consts)(w.value)?;
-    let (flip, shift) = if t.dtype() == DType::U8 { (0x80, 128) } else { (0, 0) };
-    let data = t.bytes().iter().map(|&b| (b ^ flip) as i8).collect();
-    t.release();
-    let spread = |i: usize| if w.scales.len() == 1 { 0 } else { i };
-    let zeros: Vec<i32> = (0..columns).map(|i| w.zeros[spread(i)] - shift).collect();
-    let zeros = if zeros.iter().all(|&z| z == 0) { Vec::new() } else { zeros };
-    Some(Loaded { data, scales: (0..columns).map(|i| w.scales[spread(i)]).collect(), zeros })
-}
-
-/// Everything of an epilogue but the residual.
-pub(super) struct Finish {
-    offsets: Vec<i32>,
-    scales: Vec<f32>,
-    weight_zeros: Vec<i32>,
-    bias: Vec<f32>,
-    activation: Activation,
-    /// By column, or empty: what multiplies the activation's results.
-    pub factors: Vec<f32>,
-    output: Option<QParams>,
-    /// The format between the product and the residual.
-    stage: Option<QParams>,
-    /// Where the residual stands among the operands, and what it means.
-    pub residual: Option<(usize, Option<QParams>)>,
-    /// Set where the format of the rows is made at run time.
-    runtime: Option<RowFormat>,
-}
-
-/// Rows whose scale and zero point are operands.
-struct RowFormat {
-    dtype: DType,
-    scale_at: usize,
-    zero_at: Option<usize>,
-    /// By column: the sum of the weights, less the depth times their zero point.
-    column_sums: Vec<i32>,
-    /// Whether each row has a scale and zero point of its own.
-    by_row: bool,
-}
-
-/// Scale and zero point of the rows of one run.
-pub(super) struct Format {
-    /// One for each row, where they have their own.
-    row_scales: Vec<f32>,
-    /// As many zero points, as kernels see them.
-    row_zeros: Vec<i32>,
-    /// The zero point as the rows have it, where it is one.
-    pub zero: i32,
-    /// One for each column, where the rows have one format.
-    offsets: Vec<i32>,
-    scales: Vec<f32>,
-}
-
-/// The single element of an operand of u8 or i8.
-fn zero_point(cx: &RunCx, i: usize) -> Result<i32, StepError> {
-    let view = cx.view(i)?;
-    let byte = view.bytes.first().copied().unwrap_or(0);
-    Ok(if view.dtype == DType::I8 { i32::from(byte as i8) } else { i32::from(byte) })
-}
-
-/// The scale and zero point of a tensor whose `runtime` they are, at `ins[at]` and `ins[at + 1]`.
-pub(super) fn runtime_params(cx: &RunCx, at: usize, zero: bool) -> Result<(f32, i32), StepError> {
-    let scale = cx.f32s(at)?.first().copied().unwrap_or(1.0);
-    Ok((scale, if zero { zero_point(cx, at + 1)? } else { 0 }))
-}
-
-/// Adds the operands that hold a format to those of a kernel.
-fn push_format(ins: &mut Vec<ValueId>, q: Quantized) -> Option<usize> {
-    let runtime = q.runtime?;
-    let at = ins.len();
-    ins.push(runtime.scale);
-    ins.extend(runtime.zero);
-    Some(at)
-}
-
-impl Finish {
-    /// `rows` is the format of the rows, `k` the depth of the product, `alpha` a factor of it.
-    pub fn new(f: &Fusion, ints: &Ints, rows: QParams, w: Loaded, sums: &[i32], (k, alpha): (usize, f32)) -> Finish {
-        // Kernels read i8 rows with 128 added.
-        let zero = rows.zero + if rows.dtype == DType::I8 { 128 } else { 0 };
-        let zero_of = |i: usize| w.zeros.get(i).copied().unwrap_or(0);
-        let offset = |i: usize| {
-            let sum = sums[i].wrapping_sub((k as i32).wrapping_mul(zero_of(i)));
-            zero.wrapping_mul(sum).wrapping_neg()
-        };
-        Finish {
-            offsets: (0..sums.len()).map(offset).collect(),
-            scales: w.scales.iter().map(|s| rows.scale * s * alpha).collect(),
-            weight_zeros: w.zeros,
-            bias: Vec::new(),
-            activation: f.activation,
-            factors: Vec::new(),
-            output: ints.output,
-            stage: ints.stage,
-            residual: None,
-            runtime: None,
-        }
-    }
-
-    /// Lets the format of the rows come from operands, which it adds to `ins`. To be called before a bias is added. One format
-    /// for all rows becomes offsets and scales of the columns, once for each run; rows of their own stay with the rows.
-    pub fn at_run_time(&mut self, x: Quantized, ins: &mut Vec<ValueId>, sums: &[i32], k: usize) {
-        let Some(scale_at) = push_format(ins, x) else { return };
-        let zero_of = |i: usize| self.weight_zeros.get(i).copied().unwrap_or(0);
-        let corrected = |(i, s): (usize, &i32)| s.wrapping_sub((k as i32).wrapping_mul(zero_of(i)));
-        let column_sums = sums.iter().enumerate().map(corrected).collect();
-        let zero_at = x.runtime.and_then(|r| r.zero).map(|_| scale_at + 1);
-        self.offsets.fill(0);
-        let by_row = x.runtime.is_some_and(|r| r.by_row);
-        self.runtime = Some(RowFormat { dtype: x.params.dtype, scale_at, zero_at, column_sums, by_row });
-    }
-
-    /// What the operands say of the rows.
-    pub fn format(&self, cx: &RunCx) -> Result<Option<Format>, StepError> {
-        let Some(f) = &self.runtime else { return Ok(None) };
-        let shift = if f.dtype == DType::I8 { 128 } else { 0 };
-        if f.by_row {
-            let row_scales = cx.f32s(f.scale_at)?.to_vec();
-            let zero = |b: &u8| if f.dtype == DType::I8 { i32::from(*b as i8) } else { i32::from(*b) };
-            let row_zeros = match f.zero_at {
-                Some(at) => cx.view(at)?.bytes.iter().map(|b| zero(b) + shift).collect(),
-                None => vec![shift; row_scales.len()],
-            };
-            return Ok(Some(Format { row_scales, row_zeros, zero: 0, offsets: Vec::new(), scales: Vec::new() }));
-        }
-        let (scale, zero) = runtime_params(cx, f.scale_at, f.zero_at.is_some())?;
-        let shifted = zero + shift;
-        let offsets = f.column_sums.iter().map(|s| shifted.wrapping_mul(*s).wrapping_neg()).collect();
-        let scales = self.scales.iter().map(|s| scale * s).collect();
-        Ok(Some(Format { row_scales: Vec::new(), row_zeros: Vec::new(), zero, offsets, scales }))
-    }
-
-    /// Adds a bias: exactly as integers where it is a multiple of each column's scale, as a
-    /// bias that was quantized with that scale is.
-    pub fn add_bias(&mut self, bias: &[f32]) {
-        let whole = |(b, s): (&f32, &f32)| {
-            let steps = b / s;
-            let near = steps.round_ties_even();
-            (near.abs() < 1e9 && (steps - near).abs() <= 1e-6 * near.abs().max(1.0)).then_some(near as i32)
-        };
-        if self.runtime.is_some() {
-            self.bias = bias.to_vec();
-            return;
-        }
-        match bias.iter().zip(&self.scales).map(whole).collect::<Option<Vec<i32>>>() {
-            Some(steps) => self.offsets.iter_mut().zip(steps).for_each(|(o, s)| *o = o.wrapping_add(s)),
-            None => self.bias = bias.to_vec(),
-        }
-    }
-
-    pub fn epilogue<'a>(&'a self, cx: &RunCx<'a>, format: &'a Option<Format>) -> Result<Epilogue<'a>, StepError> {
-        let residual = match self.residual {
-            None => Residual::None,
-            Some((i, None)) => Residual::F32(cx.f32s(i)?),
-            Some((i, Some(q))) if q.dtype == DType::U8 => Residual::U8(cx.view(i)?.slice()?, q.scale, q.zero),
-            Some((i, Some(q))) => Residual::I8(cx.view(i)?.slice()?, q.scale, q.zero),
-        };
-        let mut epilogue = Epilogue {
-            offsets: &self.offsets,
-            scales: &self.scales,
-            weight_zeros: &self.weight_zeros,
-            bias: &self.bias,
-            stage: self.stage.map(|q| Stage::new(q.dtype == DType::I8, q.scale, q.zero)),
-            residual,
-            activation: self.activation,
-            factors: &self.factors,
-            rows: None,
-        };
-        match (&self.runtime, format) {
-            (Some(r), Some(f)) if !r.by_row => (epilogue.offsets, epilogue.scales) = (&f.offsets, &f.scales),
-            (Some(r), Some(f)) => {
-                let rows = RowParams { scales: &f.row_scales, zeros: &f.row_zeros, column_sums: &r.column_sums };
-                epilogue.rows = Some(rows);
-            }
-            _ => {}
-        }
-        Ok(epilogue)
-    }
-
-    pub fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
-        target(self.output, cx)
-    }
-}
-
-/// The result, in the format of the QuantizeLinear behind it or as floats.
-pub(super) fn target<'a>(output: Option<QParams>, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
-    let missing = narrowbit_ir::OpError::MissingInput(0);
-    let out = cx.outs.first_mut().ok_or(missing)?;
-    Ok(match output {
-        None => Target::F32(out.slice()?),
-        Some(q) if q.dtype == DType::U8 => Target::U8(out.slice()?, 1.0 / q.scale, q.zero),
-        Some(q) => Target::I8(out.slice()?, 1.0 / q.scale, q.zero),
-    })
-}
-
-pub(super) fn rows<'a>(cx: &RunCx<'a>, dtype: DType) -> Result<Rows<'a>, StepError> {
-    rows_at(cx, 0, dtype)
-}
-
-pub(super) fn rows_at<'a>(cx: &RunCx<'a>, i: usize, dtype: DType) -> Result<Rows<'a>, StepError> {
-    let x = cx.view(i)?;
-    Ok(if dtype == DType::U8 { Rows::U8(x.slice()?) } else { Rows::I8(x.slice()?) })
+/// What multiplies the columns of a product.
+fn factors(cx: &BuildCx, v: ValueId) -> Option<Vec<f32>> {
+    Some((cx.consts)(v)?.to_f32s().ok()?.into_owned())
 }
 
 struct Conv {
@@ -308,20 +103,23 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
     let mut ins = vec![(cx.channels_last)(x.value)];
     finish.at_run_time(*x, &mut ins, packed.column_sums(), depth);
-    if cx.node.input(2).is_some() {
-        let Some(bias) = cx.floats(2) else { return Ok(None) };
-        finish.add_bias(&bias);
+    if let Some(v) = cx.node.input(2) {
+        if let Some(steps) = bias_steps(cx, v, &finish, p.oc) {
+            finish.add_steps(steps);
+        } else {
+            let Some(bias) = cx.floats(2) else { return Ok(None) };
+            finish.add_bias(&bias);
+        }
     }
     if let Some(factor) = f.factor {
-        let Some(values) = (cx.consts)(factor).and_then(|t| Some(t.to_f32s().ok()?.into_owned())) else {
-            return Ok(None);
-        };
+        let Some(values) = factors(cx, factor) else { return Ok(None) };
         finish.factors = values;
     }
     if let Some(r) = f.residual {
         finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
         ins.push((cx.channels_last)(ints.residual.map_or(r, |q| q.value)));
     }
+    finish.at_once();
     let out = (cx.channels_last)(out);
     Ok(Some((Conv { p, input: x.params, weights: packed, finish }, ins, out)))
 }
@@ -384,14 +182,23 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         (None, Some(v)) if is_gemm => Some((v, cx.float("beta", 1.0))),
         _ => None,
     };
-    if let Some((v, factor)) = bias {
+    if let Some((v, factor)) = bias
+        && let Some(steps) = bias_steps(cx, v, &finish, n).filter(|_| factor == 1.0)
+    {
+        finish.add_steps(steps);
+    } else if let Some((v, factor)) = bias {
         let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
         finish.add_bias(&bias);
+    }
+    if let Some(factor) = f.factor {
+        let Some(values) = factors(cx, factor) else { return Ok(None) };
+        finish.factors = values;
     }
     if let Some(r) = f.residual {
         finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
         ins.push(ints.residual.map_or(r, |q| q.value));
     }
+    finish.at_once();
     let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
 }
@@ -422,9 +229,16 @@ fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     if f.residual.is_some() || f.bias.is_some() || problem.shape.contains(&0) {
         return None;
     }
-    let (activation, output) = (f.activation, ints.output);
+    let (mut activation, mut output, mut steps) = (f.activation, ints.output.map(Codes::from), 1.0);
     let mut ins = vec![a.value, b.value];
     let (a_at, b_at) = (push_format(&mut ins, a), push_format(&mut ins, b));
+    // As `Finish::at_once`.
+    if let (Some(y), Some(codes), Some(bounds), None, None) =
+        (ints.output, &mut output, ints.output.and_then(|y| in_steps(activation, 1.0 / y.scale)), a.runtime, b.runtime)
+        && (a.params.scale * b.params.scale / y.scale).is_finite()
+    {
+        (activation, codes.inverse, steps) = (bounds, 1.0, y.scale);
+    }
     let run = move |cx: &mut RunCx| {
         let params = |q: Quantized, at: Option<usize>| match (at, q.runtime) {
             (Some(at), Some(r)) => runtime_params(cx, at, r.zero.is_some()),
@@ -436,7 +250,7 @@ fn matmul(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
             b: (rows_at(cx, 1, b.params.dtype)?, b_zero),
             shape: problem.shape,
             batch: &problem.batch,
-            scale: a_scale * b_scale,
+            scale: a_scale * b_scale / steps,
             activation,
         };
         let exec = cx.exec;
@@ -474,11 +288,10 @@ fn mean(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
         },
         false => super::pool::params(cx, &dims)?,
     };
-    let include = cx.int("count_include_pad", 0) != 0;
-    let output = ints.output;
+    let (divisor, output) = (super::pool::divisor(cx), ints.output);
     let kernel = crate::kernel::simple("average_pool_nhwc_i8", move |cx| {
         let (exec, x) = (cx.exec, quant(cx, 0, x.params)?);
-        Ok(avg_pool2d_nhwc(exec, &p, include, x, target(output, cx)?)?)
+        Ok(avg_pool2d_nhwc(exec, &p, divisor, x, target(output, cx)?)?)
     });
     // One pixel: both layouts are the same.
     let out = if global { out } else { (cx.channels_last)(out) };

@@ -4,7 +4,8 @@ use narrowbit_ir::ValueId;
 use narrowbit_kernels::elementwise::BinaryOp;
 use narrowbit_kernels::integer::{Broadcast, Quant, binary};
 
-use super::integer::{quant, target};
+use super::finish::target;
+use super::integer::quant;
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
 use crate::kernel::{BuildCx, Built, RunCx};

@@ -6,6 +6,7 @@ mod blocks;
 mod coded;
 mod conv;
 mod elementwise;
+mod finish;
 mod int_attention;
 mod int_transpose;
 mod integer;
@@ -16,6 +17,7 @@ mod movement;
 mod norm;
 mod pad;
 mod pool;
+mod qlinear;
 mod quantize;
 mod recurrent;
 mod reduce;
@@ -88,13 +90,12 @@ fn fast(cx: &BuildCx) -> Maybe {
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
-        "QuantizeLinear" => match table::requantize(cx) {
-            Some(built) => Ok(Some(built)),
-            None => quantize::build(cx),
-        },
-        "DequantizeLinear" => quantize::build(cx),
+        "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
         "DynamicQuantizeRows" => quantize::dynamic_rows(cx),
+        "QLinearAdd" | "QLinearMul" => Ok(qlinear::binary(cx)),
+        "QLinearSoftmax" => Ok(qlinear::softmax(cx)),
+        "QLinearGlobalAveragePool" => Ok(qlinear::global_average_pool(cx)),
         _ => elementwise::build(cx),
     }
 }

@@ -1,6 +1,8 @@
 //! Pooling of float images: 1-D and 2-D windows, and whole planes.
 
-use narrowbit_kernels::integer::{PoolNhwcParams, Quant, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc};
+use narrowbit_kernels::integer::{
+    Divisor, PoolNhwcParams, Quant, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc,
+};
 use narrowbit_kernels::panel::Target;
 use narrowbit_kernels::pooling::{Pool2dParams, average_pool2d, global_average_pool, global_max_pool, max_pool2d};
 
@@ -88,7 +90,7 @@ fn channels_last(cx: &BuildCx) -> Option<Built> {
         return None;
     }
     let p = params(cx, &ty.shape)?;
-    let include = cx.int("count_include_pad", 0) != 0;
+    let divisor = divisor(cx);
     let (dtype, max) = (ty.dtype, name == "MaxPool");
     let kernel = simple(if max { "max_pool_nhwc" } else { "average_pool_nhwc_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.view(0)?);
@@ -97,7 +99,7 @@ fn channels_last(cx: &BuildCx) -> Option<Built> {
             (true, DType::U8) => max_pool2d_nhwc::<u8>(exec, &p, x.slice()?, out.slice()?),
             (true, DType::I8) => max_pool2d_nhwc::<i8>(exec, &p, x.slice()?, out.slice()?),
             (true, _) => max_pool2d_nhwc::<f32>(exec, &p, x.slice()?, out.slice()?),
-            _ => avg_pool2d_nhwc(exec, &p, include, Quant::F32(x.slice()?), Target::F32(out.slice()?)),
+            _ => avg_pool2d_nhwc(exec, &p, divisor, Quant::F32(x.slice()?), Target::F32(out.slice()?)),
         };
         Ok(done?)
     });
@@ -125,4 +127,9 @@ pub(super) fn params(cx: &BuildCx, dims: &[usize]) -> Option<PoolNhwcParams> {
     let [h, w] = plane(dims);
     let (n, c) = (dims[0], dims[1]);
     Some(PoolNhwcParams { n, h, w, c, window: kernel, strides, pads, dilations, out: plane(&out) })
+}
+
+/// What the sums of a pooling's windows are divided by.
+pub(super) fn divisor(cx: &BuildCx) -> Divisor {
+    if cx.int("count_include_pad", 0) != 0 { Divisor::Padded } else { Divisor::Inside }
 }

@@ -1,5 +1,6 @@
 //! Blocks of the rows of one head.
 
+use super::coded::{self, Coded};
 use super::weights::{Scores, Soften};
 use super::{LINE, Plan, Shared, Weights, weights};
 use crate::buffer::with_scratch;
@@ -28,7 +29,7 @@ struct Block<'a> {
     /// Query rows as u8.
     queries: *mut u8,
     scores: &'a mut [f32],
-    /// One row of scores.
+    /// One row of scores, or those of [`coded::ROWS`] and of a mask.
     row: &'a mut [f32],
     /// Rows of weights as u8.
     codes: *mut u8,
@@ -45,7 +46,8 @@ impl Head<'_> {
         let queries = bytes(mr, self.query_pitch());
         let codes = bytes(mr, self.code_pitch());
         let scores = (mr * plan.keys.count() * plan.keys.nr).next_multiple_of(LINE);
-        let row = plan.p.keys.next_multiple_of(weights::GROUP);
+        let row_len = plan.p.keys.next_multiple_of(weights::GROUP);
+        let row = row_len * if plan.p.coded.is_some() { coded::ROWS + 1 } else { 1 };
         with_scratch(queries + codes + scores + row + 2 * mr, |scratch| {
             let (queries, rest) = scratch.split_at_mut(queries);
             let (codes, rest) = rest.split_at_mut(codes);
@@ -169,6 +171,7 @@ impl Head<'_> {
             out: Out::codes(block.codes, p.weights.inverse_scale(), plan.weight_zero()),
             pitch: self.code_pitch(),
             terms: &mut block.terms[..rows],
+            coded: p.coded.as_ref().map(|scores| Coded::new(scores, batch, head, first)),
             scales: (p.weights == Weights::ByRow).then_some(&mut block.row_scales[..rows]),
         });
         // The sums of the weights become what the values' zero point takes off the results.

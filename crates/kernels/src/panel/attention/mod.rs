@@ -3,6 +3,7 @@
 //!
 //! The results are those of the product, the softmax and the second product one after the other, to the bit.
 
+mod coded;
 mod head;
 mod pack;
 mod weights;
@@ -17,6 +18,7 @@ use crate::attention::{HeadView, require_apart};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, product, require, span};
 use crate::exec::Exec;
+pub use coded::{CodeMask, CodeWeights, CodedScores, Rounded, Values};
 use head::Head;
 
 const NAME: &str = "integer attention";
@@ -96,6 +98,9 @@ pub struct IntAttention<'a> {
     pub mask: Option<HeadView<'a>>,
     /// The integers that the weights are rounded to.
     pub weights: Weights,
+    /// What happens to scores that are rounded to codes before the softmax, in the place of `factor`; the product's scale is
+    /// then in steps of the first codes.
+    pub coded: Option<CodedScores<'a>>,
     /// The product of the scales of weights and values. By row that of the weights is 1/255: the greatest weight of each row,
     /// by which its results are multiplied, is found here.
     pub value_scale: f32,
@@ -124,6 +129,11 @@ impl IntAttention<'_> {
             let [b, h, r] = mask.strides;
             let need = span(NAME, &[(batch, b), (heads, h), (queries, r), (keys, 1)])?;
             at_least(NAME, "mask", mask.data.len(), need)?;
+        }
+        if let Some(coded) = &self.coded {
+            coded.check([batch, heads, queries, keys], self.mask.is_some())?;
+            require(NAME, self.factor == Factor::None, "codes of scores have no factor")?;
+            require(NAME, self.weights != Weights::ByRow, "codes of scores have no weights by row")?;
         }
         at_least(NAME, "y", y, span(NAME, &[(batch, out[0]), (heads, out[1]), (queries, out[2]), (columns, 1)])?)?;
         require_apart(NAME, [batch, heads, queries, columns], out)

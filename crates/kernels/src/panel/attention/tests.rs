@@ -4,7 +4,7 @@ use super::*;
 use crate::Activation;
 use crate::gemm::BatchDim;
 use crate::integer::{Quant, softmax_rows};
-use crate::panel::{IntMatMul, panel_matmul};
+use crate::panel::{CodeSum, IntMatMul, panel_matmul};
 use crate::testing::{Guarded, Random, execs};
 
 /// A case: shape, signs and zero points.
@@ -20,6 +20,7 @@ struct Case {
     factor: Factor,
     masked: bool,
     by_row: bool,
+    coded: Option<CodedScores<'static>>,
 }
 
 const PLAIN: Case = Case {
@@ -32,6 +33,7 @@ const PLAIN: Case = Case {
     factor: Factor::None,
     masked: false,
     by_row: false,
+    coded: None,
 };
 
 const SCALE: f32 = 3e-4;
@@ -103,7 +105,11 @@ impl Case {
         let (mq, mk, mv) = (signed(&data.q), signed(&data.kt), signed(&data.v));
         let shape = [self.queries, self.depth, self.keys];
         let mut scores = product((rows(&data.q, &mq, q.0), q.1), (rows(&data.kt, &mk, k.0), k.1), shape, SCALE);
-        for (x, m) in scores.iter_mut().zip(&data.mask) {
+        if let Some(coded) = &self.coded {
+            let mask = |i: usize| if self.masked { Some(data.mask[i]) } else { None };
+            scores.iter_mut().enumerate().for_each(|(i, x)| *x = coded_score(coded, *x, i, mask(i)));
+        }
+        for (x, m) in scores.iter_mut().zip(&data.mask).filter(|_| self.coded.is_none()) {
             match self.factor {
                 Factor::None => {}
                 Factor::Mul(by) => *x *= by,
@@ -115,7 +121,10 @@ impl Case {
         }
         let mut weights = vec![0u8; scores.len()];
         let shape = [heads * self.queries, self.keys];
-        if w.0 {
+        if let Some(softmax) = self.coded.and_then(|c| c.weights) {
+            let round = |row: &[f32]| softened(row, softmax, w);
+            weights = scores.chunks(self.keys).flat_map(round).collect();
+        } else if w.0 {
             let mut codes = vec![0i8; scores.len()];
             softmax_rows(exec, Quant::F32(&scores), shape, Target::I8(&mut codes, INVERSE, w.1)).unwrap();
             weights.iter_mut().zip(codes).for_each(|(w, c)| *w = c as u8);
@@ -177,8 +186,13 @@ fn run(case: &Case, exec: &Exec, data: &Data, is_moved: bool) -> Vec<f32> {
         scale: SCALE,
         factor: case.factor,
         mask: case.masked.then_some(mask),
-        weights: if case.by_row { Weights::ByRow } else { Weights::Fixed(fw.0, INVERSE, fw.1) },
+        weights: match case.coded.and_then(|c| c.weights) {
+            Some(_) => Weights::Fixed(fw.0, 1.0, fw.1),
+            None if case.by_row => Weights::ByRow,
+            None => Weights::Fixed(fw.0, INVERSE, fw.1),
+        },
         value_scale: VALUE_SCALE,
+        coded: case.coded,
     };
     let mut y = Guarded::new(&vec![0f32; heads * s * e]);
     let to_y = places(s, e);
@@ -213,6 +227,94 @@ fn gives_the_bits_of_the_operators_it_replaces_on_every_tier() {
             }
         }
     }
+}
+
+/// A score on its way through codes, in plain steps.
+fn coded_score(c: &CodedScores<'_>, x: f32, i: usize, mask: Option<f32>) -> f32 {
+    let steps = |v: f32, r: Rounded| {
+        let (low, high) = if r.signed { (-128, 127) } else { (0, 255) };
+        f32::max(v * r.inverse, (low - r.zero) as f32).min((high - r.zero) as f32).round_ties_even()
+    };
+    let first = steps(x, c.product);
+    let mut v = match c.values {
+        Values::Scaled => first * c.product.scale,
+        Values::Linear { ratio, bounds: [low, high], scale, offset } => {
+            (first * ratio).round_ties_even().max(low).min(high) * scale + offset
+        }
+        Values::Table(table) => table[usize::from((first as i32 + c.product.zero) as u8)],
+    };
+    v += mask.unwrap_or(-0.0);
+    if let Some(m) = &c.mask {
+        let code = if m.signed { f32::from(m.data[i] as i8) } else { f32::from(m.data[i]) };
+        v = match m.sum.first {
+            true => v.mul_add(m.sum.ratio, code.mul_add(m.ratio, m.sum.fixed)),
+            false => code.mul_add(m.ratio, v.mul_add(m.sum.ratio, m.sum.fixed)),
+        };
+    }
+    c.sum.map_or(v, |r| steps(v, r) * r.scale)
+}
+
+/// A row of codes through a softmax by table, in plain steps.
+fn softened(row: &[f32], softmax: CodeWeights<'_>, (signed, zero): (bool, i32)) -> Vec<u8> {
+    let most = row.iter().fold(f32::NEG_INFINITY, |most, &c| most.max(c));
+    let e: Vec<f32> = row.iter().map(|c| softmax.table[(most - c) as usize]).collect();
+    let sum = e.iter().fold(0f32, |sum, e| sum + e);
+    let (low, high) = if signed { (-128, 127) } else { (0, 255) };
+    e.iter().map(|e| (((e * softmax.steps / sum).round_ties_even() as i32) + zero).clamp(low, high) as u8).collect()
+}
+
+#[test]
+fn rounds_scores_as_the_operators_between_do_on_every_tier() {
+    let mut random = Random::new(64);
+    let exponentials: &[f32; 256] = Box::leak(Box::new(std::array::from_fn(|d| (9.0 - d as f32 * 0.06).exp())));
+    let table: &[f32; 256] = Box::leak(Box::new(std::array::from_fn(|b| (b as f32 * 0.37).round())));
+    let mask: &[u8] = Box::leak((0..6 * 37 * 70).map(|_| random.next() as u8).collect::<Vec<_>>().into_boxed_slice());
+    let round = |signed, inverse: f32, zero| Rounded { signed, inverse, zero, scale: 1.0 / inverse };
+    let plain =
+        CodedScores { product: round(false, 9.0, 101), values: Values::Scaled, mask: None, sum: None, weights: None };
+    let steps = |product: Rounded| Rounded { scale: 1.0, ..product };
+    let weights = Some(CodeWeights { table: exponentials, steps: 255.0 });
+    let whole = CodedScores { product: steps(plain.product), weights, ..plain };
+    let masked = |signed, first| {
+        let sum = CodeSum { ratio: 0.61, fixed: -13.3, first };
+        // That of a batch of the first case.
+        let mask = CodeMask { data: mask, signed, strides: [3 * 37 * 70, 37 * 70, 70], sum, ratio: 0.53 };
+        let sum = Some(Rounded { signed, inverse: 1.0, zero: 0, scale: 1.0 });
+        CodedScores { values: Values::Table(table), mask: Some(mask), sum, ..whole }
+    };
+    let linear = Values::Linear { ratio: 0.7, bounds: [-60.0, 77.0], scale: 2.0, offset: 121.0 };
+    let large = Case { heads: [2, 3], queries: 37, keys: 70, depth: 11, value_depth: 33, ..PLAIN };
+    let signed = [(true, -3), (true, 5), (true, 2), (true, -128)];
+    let cases = [
+        Case { coded: Some(plain), ..PLAIN },
+        Case { coded: Some(CodedScores { values: Values::Table(table), ..plain }), keys: 33, ..PLAIN },
+        Case { coded: Some(CodedScores { sum: Some(round(true, 20.0, 3)), ..plain }), masked: true, ..large },
+        Case { coded: Some(CodedScores { values: linear, ..plain }), keys: 48, ..PLAIN },
+        Case { coded: Some(CodedScores { values: linear, ..masked(false, true) }), ..large },
+        Case { coded: Some(whole), formats: signed, ..PLAIN },
+        Case {
+            coded: Some(CodedScores { product: round(true, 9.0, -5), values: Values::Table(table), ..whole }),
+            ..large
+        },
+        Case { coded: Some(masked(false, true)), ..large },
+        Case { coded: Some(masked(true, false)), formats: signed, ..large },
+    ];
+    for case in cases {
+        let data = case.data(&mut random);
+        let want = case.unfused(&execs()[0], &data);
+        assert!(want.iter().any(|v| *v != want[0]), "{case:?}");
+        for exec in execs() {
+            for is_moved in [false, true] {
+                assert_eq!(run(&case, &exec, &data, is_moved), want, "{case:?} {exec:?} {is_moved}");
+            }
+        }
+    }
+    let mut short = masked(false, true);
+    let full = [2, 3, 37, 70];
+    assert!(short.check(full, false).is_ok());
+    assert!(short.check(full, true).is_err(), "two masks");
+    short.mask = short.mask.map(|m| CodeMask { data: &m.data[1..], ..m });
+    assert!(short.check(full, false).is_err(), "a mask too short");
 }
 
 #[test]
@@ -268,6 +370,7 @@ fn rounds_its_results() {
         mask: None,
         weights: Weights::Fixed(false, INVERSE, 0),
         value_scale: VALUE_SCALE,
+        coded: None,
     };
     let want: Vec<i8> = case
         .unfused(exec, &data)

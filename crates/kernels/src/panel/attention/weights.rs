@@ -1,6 +1,7 @@
 //! From sums of products to the weights of an attention, as integers.
 
 use super::Factor;
+use super::coded::Coded;
 use crate::integer::exponentials;
 use crate::math::Divisor;
 use crate::panel::pack::Columns;
@@ -28,7 +29,7 @@ pub(super) struct Scores {
 impl Scores {
     /// Where the columns of a panel of row `i` are.
     #[inline(always)]
-    fn panel(&self, i: usize, panel: usize) -> *const f32 {
+    pub fn panel(&self, i: usize, panel: usize) -> *const f32 {
         let at = match self.dense {
             Some(pitch) => i * pitch + panel * self.columns.nr,
             None => self.rows * panel * self.columns.nr + i * self.columns.width(panel),
@@ -55,6 +56,8 @@ pub(super) struct Soften<'a> {
     pub terms: &'a mut [i32],
     /// By row: takes its greatest weight; the weights are then rounded as parts of it.
     pub scales: Option<&'a mut [f32]>,
+    /// Set where scores are codes on their way here; then `row` has room for [`coded::ROWS`].
+    pub coded: Option<Coded<'a>>,
 }
 
 impl Kernel for Soften<'_> {
@@ -62,6 +65,9 @@ impl Kernel for Soften<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        if let Some(coded) = self.coded {
+            return self.coded_rows(s, &coded);
+        }
         for i in 0..self.scores.rows {
             // SAFETY: whoever made `self` vouches for its pointers and lengths.
             unsafe {
@@ -76,7 +82,8 @@ impl Kernel for Soften<'_> {
                     scales[i] = factor;
                     factor = 1.0;
                 }
-                self.terms[i] = self.write(s, i, factor);
+                let factor = s.splat(factor);
+                self.terms[i] = self.write(s, i, self.row, |e| s.mul(e, factor));
             }
         }
     }
@@ -127,18 +134,18 @@ impl Soften<'_> {
         peak
     }
 
-    /// Rounds the scratch, times `factor`, to row `i` of the results, and returns the sum of the integers.
+    /// Rounds what `weight` makes of a row of exponentials to row `i` of the results, and returns the sum of the integers.
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, s: S, i: usize, factor: f32) -> i32 {
-        let (rounding, factor, n) = (Rounding::new(s, &self.out), s.splat(factor), self.scores.columns.n);
-        let (row, to) = (self.row.as_ptr(), self.out.data.wrapping_add(i * self.pitch));
+    pub(super) unsafe fn write<S: Simd>(&self, s: S, i: usize, row: &[f32], weight: impl Fn(S::F) -> S::F) -> i32 {
+        let (rounding, n) = (Rounding::new(s, &self.out), self.scores.columns.n);
+        let (row, to) = (row.as_ptr(), self.out.data.wrapping_add(i * self.pitch));
         let mut total = s.splat_i(0);
         let mut lanes = [0i32; GROUP];
         let mut j = 0;
         // SAFETY: the scratch and the row of the results are at least `n` long, vectors have at most `GROUP` lanes.
         unsafe {
             while j + S::LANES <= n {
-                let codes = rounding.apply(s, s.mul(s.load(row.add(j)), factor));
+                let codes = rounding.apply(s, weight(s.load(row.add(j))));
                 s.store_low8_n(to.add(j), codes, S::LANES);
                 total = s.add_i(total, codes);
                 j += S::LANES;
@@ -146,7 +153,7 @@ impl Soften<'_> {
             s.store_i32_n(lanes.as_mut_ptr(), total, S::LANES);
             let mut sum = lanes.iter().fold(0i32, |sum, &x| sum.wrapping_add(x));
             if j < n {
-                let codes = rounding.apply(s, s.mul(s.load(row.add(j)), factor));
+                let codes = rounding.apply(s, weight(s.load(row.add(j))));
                 s.store_low8_n(to.add(j), codes, n - j);
                 s.store_i32_n(lanes.as_mut_ptr(), codes, S::LANES);
                 sum = lanes[..n - j].iter().fold(sum, |sum, &x| sum.wrapping_add(x));
