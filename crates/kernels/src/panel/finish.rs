@@ -64,6 +64,8 @@ struct Constants<S: Simd> {
     ld: usize,
     zero: S::I,
     biased: bool,
+    /// Whether values are steps of the result already: `inverse` is 1.
+    in_steps: bool,
     /// The residual of integers: its elements, scale and zero point.
     residual: *const u8,
     residual_scale: S::F,
@@ -196,8 +198,9 @@ impl Finish<'_> {
                 for k in 0..4 {
                     let (column, place) = (&columns[k % COLUMNS], (i + k / COLUMNS, j + k % COLUMNS * S::LANES));
                     let x = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, place, S::LANES);
+                    let x = if c.in_steps { x } else { s.mul(x, column.inverse) };
                     // NaN passes, and gives the smallest integer.
-                    v[k] = s.to_i32(s.min(column.high, s.mul(x, column.inverse)));
+                    v[k] = s.to_i32(s.min(column.high, x));
                     to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
                 }
                 match KIND {
@@ -232,6 +235,7 @@ impl Finish<'_> {
             ld: self.ld,
             zero: s.splat_i(self.out.zero),
             biased: !self.epilogue.bias.is_empty(),
+            in_steps: self.out.inverse == 1.0 && self.epilogue.factors.is_empty(),
             residual,
             residual_scale: s.splat(scale),
             residual_zero: s.splat_i(zero),

@@ -75,6 +75,8 @@ impl IntFormat {
 #[derive(Clone, Copy)]
 pub(super) struct Steps<S: Simd> {
     inverse: S::F,
+    /// Whether that is 1.
+    in_steps: bool,
     low: S::F,
     high: S::F,
     /// Of the codes: their scale, or ratio.
@@ -95,13 +97,14 @@ impl<S: Simd> Steps<S> {
         };
         let (low, high, inverse) = (s.splat(stage.low), s.splat(stage.high), s.splat(stage.inverse));
         let (scale, zero, fixed) = (s.splat(scale), s.splat(zero), s.splat(fixed));
-        Steps { inverse, low, high, scale, zero, fixed, codes, first }
+        Steps { inverse, in_steps: stage.inverse == 1.0, low, high, scale, zero, fixed, codes, first }
     }
 
     /// The sum of `v`, rounded, and `r` steps of `unit`. NaN gives the smallest code, as [`super::Rounding::apply`] does.
     #[inline(always)]
     pub fn sum(&self, s: S, v: S::F, r: S::F, unit: S::F) -> S::F {
-        let v = s.min(self.high, s.mul(v, self.inverse));
+        let v = if self.in_steps { v } else { s.mul(v, self.inverse) };
+        let v = s.min(self.high, v);
         let steps = s.to_f32(s.to_i32(s.max(v, self.low)));
         if !self.codes {
             return s.add(s.mul(steps, self.scale), s.mul(r, unit));
