@@ -138,6 +138,7 @@ impl Epilogue<'_> {
             Residual::Row(..) => staged,
         };
         require(kernel, fits, "only a sum of integers, or of a row, has a stage before it, and a row needs one")?;
+        require(kernel, ints || !staged, "only sums of integers have a stage")?;
         if let Residual::Row(row, _) = self.residual {
             exact(kernel, "residual", row.len(), columns)?;
         }

@@ -54,6 +54,23 @@ impl Kernel for Finish<'_> {
     }
 }
 
+/// Loops that do all that an epilogue may ask for.
+const GENERAL: u8 = 0;
+/// Without bias, and without factors that are 1.
+const PLAIN: u8 = 1;
+/// With an activation that is more than a clamp, zero points of weights, or rows with a format of their own.
+const PASS: u8 = 2;
+
+/// Whether a residual is added, as floats, to what was rounded before.
+const fn is_float_sum(residual: u8) -> bool {
+    matches!(residual, 4..=6)
+}
+
+/// Whether nothing but a rounding follows the product's factors.
+const fn may_be_plain(residual: u8) -> bool {
+    residual == 0 || residual >= 4
+}
+
 /// What is the same for all results: in registers, because the compiler can't tell that results do not overwrite it.
 #[derive(Clone, Copy)]
 struct Constants<S: Simd> {
@@ -63,9 +80,6 @@ struct Constants<S: Simd> {
     at: usize,
     ld: usize,
     zero: S::I,
-    biased: bool,
-    /// Whether values are steps of the result already: `inverse` is 1.
-    in_steps: bool,
     /// The residual of integers: its elements, scale and zero point.
     residual: *const u8,
     residual_scale: S::F,
@@ -115,34 +129,61 @@ impl Finish<'_> {
     unsafe fn by_residual<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
         // SAFETY: passed on to the caller.
         unsafe {
-            match (self.epilogue.residual, self.epilogue.stage) {
-                (Residual::None, _) => self.by_activation::<S, INTS, KIND, 0>(s),
-                (Residual::F32(..), _) => self.by_activation::<S, INTS, KIND, 1>(s),
-                (Residual::Row(..), _) => self.by_activation::<S, INTS, KIND, 6>(s),
-                (Residual::U8(..), None) => self.by_activation::<S, INTS, KIND, 2>(s),
-                (Residual::I8(..), None) => self.by_activation::<S, INTS, KIND, 3>(s),
-                (Residual::U8(..), Some(_)) => self.by_activation::<S, INTS, KIND, 4>(s),
-                (Residual::I8(..), Some(_)) => self.by_activation::<S, INTS, KIND, 5>(s),
+            match self.epilogue.residual {
+                Residual::None => self.by_mode::<S, INTS, KIND, 0>(s),
+                Residual::F32(..) => self.by_mode::<S, INTS, KIND, 1>(s),
+                Residual::U8(..) if self.epilogue.stage.is_none() => self.by_mode::<S, INTS, KIND, 2>(s),
+                Residual::I8(..) if self.epilogue.stage.is_none() => self.by_mode::<S, INTS, KIND, 3>(s),
+                _ if INTS => self.by_stage::<S, INTS, KIND>(s),
+                // `check` lets no sum of floats have a stage.
+                _ => {}
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn by_activation<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
+    unsafe fn by_stage<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
+        let of_codes = self.epilogue.stage.is_some_and(|stage| stage.adds_codes());
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match (self.epilogue.residual, of_codes) {
+                (Residual::U8(..), false) => self.by_mode::<S, INTS, KIND, 4>(s),
+                (Residual::I8(..), false) => self.by_mode::<S, INTS, KIND, 5>(s),
+                (Residual::U8(..), true) => self.by_mode::<S, INTS, KIND, 7>(s),
+                (Residual::I8(..), true) => self.by_mode::<S, INTS, KIND, 8>(s),
+                (_, false) => self.by_mode::<S, INTS, KIND, 6>(s),
+                (_, true) => self.by_mode::<S, INTS, KIND, 9>(s),
+            }
+        }
+    }
+
+    /// Chooses what the loops are compiled for: a branch in them costs as much as what it saves.
+    #[inline(always)]
+    unsafe fn by_mode<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
         // SAFETY: passed on to the caller.
         unsafe {
             let e = self.epilogue;
             let factors = KIND == 0 && !e.factors.is_empty();
             if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
-                self.rows::<S, INTS, KIND, RESIDUAL, true>(s);
+                self.rows::<S, INTS, KIND, RESIDUAL, PASS>(s);
+            } else if INTS && KIND > 0 && may_be_plain(RESIDUAL) && self.is_plain(RESIDUAL) {
+                self.rows::<S, INTS, KIND, RESIDUAL, PLAIN>(s);
             } else {
-                self.rows::<S, INTS, KIND, RESIDUAL, false>(s);
+                self.rows::<S, INTS, KIND, RESIDUAL, GENERAL>(s);
             }
         }
     }
 
+    /// Whether the sums' factors give steps of the first rounding, and nothing is added before it.
+    fn is_plain(&self, residual: u8) -> bool {
+        let e = self.epilogue;
+        let stage = e.stage.is_none_or(|stage| stage.is_in_steps());
+        let result = is_float_sum(residual) || self.out.inverse == 1.0 && e.factors.is_empty();
+        e.bias.is_empty() && stage && result
+    }
+
     #[inline(always)]
-    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(&self, s: S) {
+    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>(&self, s: S) {
         let constants = self.constants(s);
         let mut j = 0;
         while j < self.n {
@@ -151,15 +192,15 @@ impl Finish<'_> {
             unsafe {
                 // With a length that the compiler knows, no masks are made.
                 if KIND > 0 && j + 2 * S::LANES <= self.n {
-                    self.codes::<S, INTS, KIND, RESIDUAL, PASS, 2>(s, constants, j);
+                    self.codes::<S, INTS, KIND, RESIDUAL, MODE, 2>(s, constants, j);
                     j += S::LANES;
                 } else if KIND > 0 && n == S::LANES {
-                    self.codes::<S, INTS, KIND, RESIDUAL, PASS, 1>(s, constants, j);
+                    self.codes::<S, INTS, KIND, RESIDUAL, MODE, 1>(s, constants, j);
                 } else {
                     let column = self.column::<S, INTS, KIND>(s, j, n);
                     let n = if KIND == 0 && n == S::LANES { S::LANES } else { n };
                     for i in 0..self.rows {
-                        self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, &constants, &column, (i, j), n);
+                        self.vector::<S, INTS, KIND, RESIDUAL, MODE>(s, &constants, &column, (i, j), n);
                     }
                 }
             }
@@ -174,7 +215,7 @@ impl Finish<'_> {
         const INTS: bool,
         const KIND: u8,
         const RESIDUAL: u8,
-        const PASS: bool,
+        const MODE: u8,
         const COLUMNS: usize,
     >(
         &self,
@@ -197,8 +238,8 @@ impl Finish<'_> {
                 let (mut v, mut to) = ([c.zero; 4], [c.data; 4]);
                 for k in 0..4 {
                     let (column, place) = (&columns[k % COLUMNS], (i + k / COLUMNS, j + k % COLUMNS * S::LANES));
-                    let x = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, place, S::LANES);
-                    let x = if c.in_steps { x } else { s.mul(x, column.inverse) };
+                    let x = self.value::<S, INTS, KIND, RESIDUAL, MODE>(s, c, column, place, S::LANES);
+                    let x = if MODE == PLAIN && !is_float_sum(RESIDUAL) { x } else { s.mul(x, column.inverse) };
                     // NaN passes, and gives the smallest integer.
                     v[k] = s.to_i32(s.min(column.high, x));
                     to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
@@ -212,7 +253,7 @@ impl Finish<'_> {
             for i in i..self.rows {
                 for (k, column) in columns[..COLUMNS].iter().enumerate() {
                     let place = (i, j + k * S::LANES);
-                    self.vector::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, place, S::LANES);
+                    self.vector::<S, INTS, KIND, RESIDUAL, MODE>(s, c, column, place, S::LANES);
                 }
             }
         }
@@ -234,8 +275,6 @@ impl Finish<'_> {
             at: self.at,
             ld: self.ld,
             zero: s.splat_i(self.out.zero),
-            biased: !self.epilogue.bias.is_empty(),
-            in_steps: self.out.inverse == 1.0 && self.epilogue.factors.is_empty(),
             residual,
             residual_scale: s.splat(scale),
             residual_zero: s.splat_i(zero),
@@ -271,7 +310,8 @@ impl Finish<'_> {
                 } else {
                     s.splat(1.0)
                 },
-                bias: if e.bias.is_empty() { s.splat(0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
+                // Adding −0 changes nothing.
+                bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
                 row: match e.residual {
                     Residual::Row(row, _) => s.load_bits(row.as_ptr().add(at), bits),
                     _ => s.splat(0.0),
@@ -285,7 +325,7 @@ impl Finish<'_> {
 
     /// What is clamped: the sums with all that the epilogue does to them.
     #[inline(always)]
-    unsafe fn value<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+    unsafe fn value<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>(
         &self,
         s: S,
         c: &Constants<S>,
@@ -300,12 +340,14 @@ impl Finish<'_> {
         unsafe {
             let mut v = if INTS {
                 let mut x = s.add_i(s.to_bits(s.load(acc.cast())), column.offset);
-                if PASS && !e.weight_zeros.is_empty() {
+                if MODE == PASS && !e.weight_zeros.is_empty() {
                     let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
                     x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
                 }
                 let mut scale = column.scale;
-                if PASS && let Some(rows) = &e.rows {
+                if MODE == PASS
+                    && let Some(rows) = &e.rows
+                {
                     let (row_scale, zero) = rows.at(self.row + i);
                     let sums = s.load_i32_n(rows.column_sums.as_ptr().add(self.column + j), n);
                     x = s.sub_i(x, s.mul_i(s.splat_i(zero), sums));
@@ -315,7 +357,7 @@ impl Finish<'_> {
             } else {
                 s.mul(s.load(acc.cast()), column.scale)
             };
-            if c.biased {
+            if MODE != PLAIN {
                 v = s.add(v, column.bias);
             }
             if RESIDUAL == 1
@@ -323,18 +365,24 @@ impl Finish<'_> {
             {
                 v = s.add(v, s.load_bits(r.as_ptr().add(at), low_bits(n)));
             }
-            if RESIDUAL == 6 {
-                v = c.stage.sum(s, v, column.row, c.residual_scale);
-            } else if RESIDUAL > 1 {
-                let r = c.residual.add(at);
-                let r = if RESIDUAL.is_multiple_of(2) { s.load_u8_n(r, n) } else { s.load_i8_n(r.cast(), n) };
-                let r = s.to_f32(s.sub_i(r, c.residual_zero));
-                v = match RESIDUAL > 3 {
-                    true => c.stage.sum(s, v, r, c.residual_scale),
-                    false => s.mul_add(r, c.residual_scale, v),
+            if RESIDUAL > 1 {
+                let r = match RESIDUAL {
+                    6 | 9 => column.row,
+                    2 | 4 | 7 => s.to_f32(s.sub_i(s.load_u8_n(c.residual.add(at), n), c.residual_zero)),
+                    _ => s.to_f32(s.sub_i(s.load_i8_n(c.residual.add(at).cast(), n), c.residual_zero)),
                 };
+                if RESIDUAL < 4 {
+                    v = s.mul_add(r, c.residual_scale, v);
+                } else {
+                    let steps = if MODE == PLAIN { v } else { c.stage.in_steps(s, v) };
+                    let steps = c.stage.rounded(s, steps);
+                    v = match is_float_sum(RESIDUAL) {
+                        true => c.stage.float_sum(s, steps, r, c.residual_scale),
+                        false => c.stage.code_sum(s, steps, r, c.residual_scale),
+                    };
+                }
             }
-            match (PASS, KIND) {
+            match (MODE == PASS, KIND) {
                 (false, _) => v,
                 (true, 0) => e.activation.apply(s, v),
                 (true, _) => e.activation.apply_coarsely(s, v),
@@ -344,7 +392,7 @@ impl Finish<'_> {
 
     /// The results of row `i` from column `j` on, `n` of them.
     #[inline(always)]
-    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const PASS: bool>(
+    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>(
         &self,
         s: S,
         c: &Constants<S>,
@@ -355,11 +403,11 @@ impl Finish<'_> {
         let at = c.at + i * c.ld + j;
         // SAFETY: the caller vouches for these places.
         unsafe {
-            let mut v = self.value::<S, INTS, KIND, RESIDUAL, PASS>(s, c, column, (i, j), n);
+            let mut v = self.value::<S, INTS, KIND, RESIDUAL, MODE>(s, c, column, (i, j), n);
             if KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
-                if PASS && !self.epilogue.factors.is_empty() {
+                if MODE == PASS && !self.epilogue.factors.is_empty() {
                     v = s.mul(v, column.inverse);
                 }
                 s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n));

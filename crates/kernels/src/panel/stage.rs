@@ -48,6 +48,16 @@ impl Stage {
         Stage { inverse, low, high, sum: Sum::Floats { scale } }
     }
 
+    /// Whether values come as steps: the product's factors have the inverse.
+    pub(super) fn is_in_steps(&self) -> bool {
+        self.inverse == 1.0
+    }
+
+    /// Whether the residual's codes are added as they are.
+    pub(super) fn adds_codes(&self) -> bool {
+        matches!(self.sum, Sum::Codes { .. })
+    }
+
     /// As [`Stage::new`], before a sum of codes.
     pub fn of_codes(signed: bool, inverse: f32, zero: i32, sum: CodeSum) -> Stage {
         let (low, high) = bounds(signed, zero);
@@ -75,8 +85,6 @@ impl IntFormat {
 #[derive(Clone, Copy)]
 pub(super) struct Steps<S: Simd> {
     inverse: S::F,
-    /// Whether that is 1.
-    in_steps: bool,
     low: S::F,
     high: S::F,
     /// Of the codes: their scale, or ratio.
@@ -97,18 +105,37 @@ impl<S: Simd> Steps<S> {
         };
         let (low, high, inverse) = (s.splat(stage.low), s.splat(stage.high), s.splat(stage.inverse));
         let (scale, zero, fixed) = (s.splat(scale), s.splat(zero), s.splat(fixed));
-        Steps { inverse, in_steps: stage.inverse == 1.0, low, high, scale, zero, fixed, codes, first }
+        Steps { inverse, low, high, scale, zero, fixed, codes, first }
     }
 
-    /// The sum of `v`, rounded, and `r` steps of `unit`. NaN gives the smallest code, as [`super::Rounding::apply`] does.
+    /// The sum of `v`, rounded, and `r` steps of `unit`.
     #[inline(always)]
     pub fn sum(&self, s: S, v: S::F, r: S::F, unit: S::F) -> S::F {
-        let v = if self.in_steps { v } else { s.mul(v, self.inverse) };
-        let v = s.min(self.high, v);
-        let steps = s.to_f32(s.to_i32(s.max(v, self.low)));
-        if !self.codes {
-            return s.add(s.mul(steps, self.scale), s.mul(r, unit));
-        }
+        let steps = self.rounded(s, self.in_steps(s, v));
+        if self.codes { self.code_sum(s, steps, r, unit) } else { self.float_sum(s, steps, r, unit) }
+    }
+
+    /// Floats as steps.
+    #[inline(always)]
+    pub fn in_steps(&self, s: S, v: S::F) -> S::F {
+        s.mul(v, self.inverse)
+    }
+
+    /// Whole steps within the bounds. NaN gives the smallest, as [`super::Rounding::apply`] does.
+    #[inline(always)]
+    pub fn rounded(&self, s: S, v: S::F) -> S::F {
+        s.to_f32(s.to_i32(s.max(s.min(self.high, v), self.low)))
+    }
+
+    /// As DequantizeLinear and Add.
+    #[inline(always)]
+    pub fn float_sum(&self, s: S, steps: S::F, r: S::F, unit: S::F) -> S::F {
+        s.add(s.mul(steps, self.scale), s.mul(r, unit))
+    }
+
+    /// As QLinearAdd, in units of its result.
+    #[inline(always)]
+    pub fn code_sum(&self, s: S, steps: S::F, r: S::F, unit: S::F) -> S::F {
         let code = s.add(steps, self.zero);
         match self.first {
             true => s.mul_add(code, self.scale, s.mul_add(r, unit, self.fixed)),

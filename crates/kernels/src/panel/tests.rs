@@ -74,19 +74,21 @@ fn rounds_before_the_sum_as_two_operators_do() {
     let w: Vec<i8> = bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect();
     let scales: Vec<f32> = (0..n).map(|_| 0.0004 * (1.0 + random.unit() * 0.5)).collect();
     let offsets = vec![77; n];
-    for exec in execs() {
+    // Floats are rounded, or steps that the factors give at once.
+    let at_once: Vec<f32> = scales.iter().map(|s| s / 0.03).collect();
+    let forms = [(&scales, 1.0 / 0.03), (&at_once, 1.0)];
+    for (exec, (scales, inverse)) in execs().into_iter().flat_map(|exec| forms.map(|form| (exec.clone(), form))) {
         let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
-        let plain = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };
+        let plain = Epilogue { offsets: &offsets, scales, ..Epilogue::default() };
         let product = |e: &Epilogue, y: Target| panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, e, y);
         let mut codes = vec![0u8; m * n];
-        product(&plain, Target::U8(&mut codes, 1.0 / 0.03, 99)).unwrap();
+        product(&plain, Target::U8(&mut codes, inverse, 99)).unwrap();
         assert!(codes.contains(&0) && codes.contains(&255), "the test wants codes that saturate");
         let sum = |i: usize, zero: f32| {
             let (a, b) = ((f32::from(codes[i]) - 99.0) * 0.03, (f32::from(residual[i]) - zero) * 0.07);
             (((a + b).max(0.0) * (1.0 / 0.05)).round_ties_even() as i32 + 5).clamp(0, 255) as u8
         };
-        let e =
-            Epilogue { stage: Some(Stage::new(false, 1.0 / 0.03, 0.03, 99)), activation: Activation::Relu, ..plain };
+        let e = Epilogue { stage: Some(Stage::new(false, inverse, 0.03, 99)), activation: Activation::Relu, ..plain };
         let mut got = vec![0u8; m * n];
         let staged = Epilogue { residual: Residual::U8(&residual, 0.07, 120), ..e };
         product(&staged, Target::U8(&mut got, 1.0 / 0.05, 5)).unwrap();
