@@ -77,7 +77,9 @@ fn rounds_before_the_sum_as_two_operators_do() {
     // Floats are rounded, or steps that the factors give at once.
     let at_once: Vec<f32> = scales.iter().map(|s| s / 0.03).collect();
     let forms = [(&scales, 1.0 / 0.03), (&at_once, 1.0)];
-    for (exec, (scales, inverse)) in execs().into_iter().flat_map(|exec| forms.map(|form| (exec.clone(), form))) {
+    for (exec, (scales, inverse)) in
+        forms.into_iter().flat_map(|form| execs().into_iter().map(move |exec| (exec, form)))
+    {
         let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
         let plain = Epilogue { offsets: &offsets, scales, ..Epilogue::default() };
         let product = |e: &Epilogue, y: Target| panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, e, y);
