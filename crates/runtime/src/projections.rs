@@ -149,6 +149,10 @@ impl<'a> Product<'a> {
             let mut start = 0;
             let mut sections = Vec::new();
             for (out, size) in node.outputs.iter().zip(sizes) {
+                // Sizes are the file's, and need not add up.
+                if size > count - start {
+                    return None;
+                }
                 if let Some(out) = *out {
                     sections.push(Section { start, size, out, squeezed: false });
                 }
@@ -368,7 +372,7 @@ fn weights<'a>(graph: &'a Graph, product: &Node) -> Option<(&'a Tensor, usize)> 
     let dequantize = graph.node(graph.producer(product.input(1)?)?.0);
     let codes = graph.constant(dequantize.input(0).filter(|_| dequantize.op.name() == "DequantizeLinear")?)?;
     let axis = crate::lower::channel_axis(product, 2);
-    (codes.rank() == 2 && !codes.dtype().is_packed()).then_some((codes, axis))
+    (codes.rank() == 2 && !codes.is_empty() && !codes.dtype().is_packed()).then_some((codes, axis))
 }
 
 /// The sizes of the parts of a Split.
