@@ -1,6 +1,6 @@
 //! Operators that move whole elements, of any type of 1, 2, 4 or 8 bytes.
 
-use narrowbit_kernels::movement::{copy_strided, permute};
+use narrowbit_kernels::movement::{self, copy_strided, permute};
 use narrowbit_kernels::{Exec, Few};
 use narrowbit_tensor::{DType, shape};
 
@@ -75,18 +75,11 @@ fn concat(cx: &BuildCx) -> Option<Built> {
         .collect();
     let widths = widths?;
     let kernel = simple("concat", move |cx| {
-        let parts: Few<&[u8], 8> =
-            (0..widths.len()).map(|i| Ok(cx.view(i)?.bytes)).collect::<Result<_, StepError>>()?;
+        let part = |(i, &width): (usize, &usize)| Ok((cx.view(i)?.bytes, width));
+        let parts: Few<(&[u8], usize), 8> = widths.iter().enumerate().map(part).collect::<Result<_, StepError>>()?;
+        let exec = cx.exec;
         let Some(y) = cx.outs.first_mut() else { return Ok(()) };
-        let total: usize = widths.iter().sum();
-        for (outer, line) in y.bytes.chunks_exact_mut(total.max(1)).enumerate() {
-            let mut at = 0;
-            for (part, &w) in parts.iter().zip(&widths) {
-                line[at..at + w].copy_from_slice(&part[outer * w..(outer + 1) * w]);
-                at += w;
-            }
-        }
-        Ok(())
+        Ok(movement::concat(exec, &parts, y.bytes)?)
     });
     let place = |v| if last { (cx.channels_last)(v) } else { v };
     ins.iter_mut().for_each(|v| *v = place(*v));
@@ -102,16 +95,10 @@ fn split(cx: &BuildCx) -> Option<Built> {
         (0..cx.node.outputs.len()).map(|i| cx.out(i).map(|t| t.shape[axis] * row)).collect();
     let widths = widths?;
     let kernel = simple("split", move |cx| {
-        let x = cx.view(0)?.bytes;
-        let total: usize = widths.iter().sum();
-        for (outer, line) in x.chunks_exact(total.max(1)).enumerate() {
-            let mut at = 0;
-            for (y, &w) in cx.outs.iter_mut().zip(&widths) {
-                y.bytes[outer * w..(outer + 1) * w].copy_from_slice(&line[at..at + w]);
-                at += w;
-            }
-        }
-        Ok(())
+        let (exec, x) = (cx.exec, cx.view(0)?.bytes);
+        let mut parts: Few<(&mut [u8], usize), 8> =
+            cx.outs.iter_mut().zip(&widths).map(|(y, &width)| (&mut *y.bytes, width)).collect();
+        Ok(movement::split(exec, x, &mut parts)?)
     });
     Some(Built { kernel, ins: vec![x], outs: outs? })
 }
