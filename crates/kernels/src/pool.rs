@@ -1,5 +1,8 @@
 //! The thread pool: the caller works too, tasks are claimed one at a time, and
 //! an idle worker spins shortly and then sleeps. Nobody takes a lock unless somebody sleeps.
+//!
+//! A thread begins with its own share of the tasks, the same part of them in every job, and then helps the others: rows
+//! that it made in one operator are the ones that it reads in the next, from its own cache.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -55,10 +58,54 @@ type Payload = Box<dyn Any + Send>;
 struct Job<'a> {
     task: &'a (dyn Fn(usize) + Sync),
     tasks: usize,
-    next: AtomicUsize,
+    shares: Shares,
     /// Workers that left the job: none touches it behind that.
     left: AtomicUsize,
     panic: Mutex<Option<Payload>>,
+}
+
+/// Shares at the most; more threads have some together.
+const SHARES: usize = 8;
+
+/// The next task of a share, alone on its lines of the cache.
+#[repr(align(128))]
+struct Next(AtomicUsize);
+
+/// Tasks in as many consecutive parts as there are threads.
+struct Shares {
+    next: [Next; SHARES],
+    count: usize,
+    tasks: usize,
+}
+
+impl Shares {
+    fn new(tasks: usize, threads: usize) -> Shares {
+        let count = threads.clamp(1, SHARES);
+        Shares { next: std::array::from_fn(|i| Next(AtomicUsize::new(tasks * i.min(count) / count))), count, tasks }
+    }
+
+    /// Claims a task for a thread: of its own share while there are any. `at` is the share that it claimed from last.
+    fn claim(&self, thread: usize, at: &mut usize) -> Option<usize> {
+        while *at < self.count {
+            let share = (thread + *at) % self.count;
+            let end = self.tasks * (share + 1) / self.count;
+            let next = &self.next[share].0;
+            // Looked at before it is counted up, which takes the line from the share's own thread.
+            if next.load(Ordering::Relaxed) < end {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task < end {
+                    return Some(task);
+                }
+            }
+            *at += 1;
+        }
+        None
+    }
+
+    /// Leaves no task to claim.
+    fn cancel(&self) {
+        self.next.iter().for_each(|next| next.0.store(self.tasks, Ordering::Relaxed));
+    }
 }
 
 thread_local! {
@@ -72,20 +119,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Job<'_> {
     /// Claims and runs tasks until none is left; a panic cancels the rest.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let outer = INSIDE.replace(true);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= self.tasks {
-                    break;
-                }
-                (self.task)(index);
+            let mut at = 0;
+            while let Some(task) = self.shares.claim(thread, &mut at) {
+                (self.task)(task);
             }
         }));
         INSIDE.set(outer);
         if let Err(payload) = result {
-            self.next.store(self.tasks, Ordering::Relaxed);
+            self.shares.cancel();
             lock(&self.panic).get_or_insert(payload);
         }
     }
@@ -110,7 +154,7 @@ impl Pool {
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
                 let name = format!("narrowbit-{index}");
-                std::thread::Builder::new().name(name).spawn(move || worker(&shared)).ok()
+                std::thread::Builder::new().name(name).spawn(move || worker(&shared, index)).ok()
             })
             .collect();
         let threads = workers.len() + 1;
@@ -135,9 +179,10 @@ impl Pool {
             (0..tasks).for_each(task);
             return;
         }
-        let job = Job { task, tasks, next: AtomicUsize::new(0), left: AtomicUsize::new(0), panic: Mutex::new(None) };
+        let shares = Shares::new(tasks, self.threads);
+        let job = Job { task, tasks, shares, left: AtomicUsize::new(0), panic: Mutex::new(None) };
         self.publish(&job);
-        job.work();
+        job.work(0);
         self.retire(&job);
         self.busy.store(false, Ordering::Release);
         let payload = lock(&job.panic).take();
@@ -280,13 +325,13 @@ impl Drop for Pool {
     }
 }
 
-fn worker(shared: &Shared) {
+fn worker(shared: &Shared, index: usize) {
     let mut seen = 0;
     while let Some(job) = shared.next_job(&mut seen) {
         // SAFETY: the job was entered through the open gate, so `Pool::run` waits in `retire` until `left` counts this
         // worker too.
         let job = unsafe { &*job };
-        job.work();
+        job.work(index);
         job.left.fetch_add(1, Ordering::SeqCst);
         // The job may be gone by now.
         if shared.waits.load(Ordering::SeqCst) {
@@ -330,6 +375,21 @@ mod tests {
             if round % 500 == 0 {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
+        }
+    }
+
+    #[test]
+    fn claims_its_own_share_first_and_helps_then() {
+        let (shares, mut mine, mut other) = (Shares::new(10, 2), 0, 0);
+        assert_eq!(shares.claim(1, &mut other), Some(5));
+        let rest: Vec<usize> = std::iter::from_fn(|| shares.claim(0, &mut mine)).collect();
+        assert_eq!(rest, [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+        assert_eq!(shares.claim(1, &mut other), None);
+        for (tasks, threads) in [(3, 2), (1, 4), (0, 3), (100, 20)] {
+            let (shares, mut at) = (Shares::new(tasks, threads), 0);
+            let mut all: Vec<usize> = std::iter::from_fn(|| shares.claim(threads - 1, &mut at)).collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..tasks).collect::<Vec<_>>());
         }
     }
 
