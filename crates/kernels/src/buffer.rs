@@ -5,11 +5,20 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::pages::{self, Pages};
 
 /// Bytes to which every buffer is aligned.
 pub const ALIGNMENT: usize = 64;
+
+/// Bytes of a small page: a load waits for an earlier store whose address differs by a multiple of it.
+const PAGE: usize = 4096;
+/// Bytes from which buffers start at different places of a page.
+const STAGGERED: usize = 4 * PAGE;
+/// How much further than the one before a buffer starts: so that some in a row are not near each other, nor near in
+/// units of 512 bytes, by which many strides differ from a page. Pairs of lines, which are fetched together, stay pairs.
+const STAGGER: usize = 14 * ALIGNMENT;
 
 /// A zero-initialised, 64-byte aligned array of f32.
 pub struct Buffer {
@@ -20,8 +29,8 @@ pub struct Buffer {
 
 /// Where a buffer's memory comes from.
 enum Home {
-    /// The allocator.
-    Heap,
+    /// The allocator, from some bytes before the buffer on.
+    Heap { before: usize },
     /// Pages of the system, which may be huge ones; kept until no buffer in them is left.
     Pages { _kept: Arc<Pages> },
 }
@@ -32,33 +41,44 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// `len` zeros. Aborts, like `Vec`, when the system has no memory left.
+    /// `len` zeros. Aborts, like `Vec`, when the system has no memory left. Large buffers start at different places of a
+    /// page: what reads one and writes another in step would have each load wait for a store.
     pub fn new(len: usize) -> Buffer {
-        Self::within(len, pages::alone)
+        static BUFFERS: AtomicUsize = AtomicUsize::new(0);
+        let before = match len.saturating_mul(size_of::<f32>()) {
+            ..STAGGERED => 0,
+            _ => BUFFERS.fetch_add(1, Ordering::Relaxed).wrapping_mul(STAGGER) % PAGE,
+        };
+        Self::within(len, before, pages::alone)
     }
 
     /// As [`Buffer::new`], for contents that stay as long as a model: small ones share huge pages, so that reading one
     /// after the other does not miss the TLB at each.
     pub(crate) fn lasting(len: usize) -> Buffer {
-        Self::within(len, pages::shared)
+        Self::within(len, 0, pages::shared)
     }
 
-    fn within(len: usize, pages: impl FnOnce(usize) -> Option<(NonNull<u8>, Arc<Pages>)>) -> Buffer {
+    fn within(len: usize, before: usize, pages: impl FnOnce(usize) -> Option<(NonNull<u8>, Arc<Pages>)>) -> Buffer {
         if len == 0 {
-            return Buffer { data: NonNull::dangling(), len, home: Home::Heap };
+            return Buffer { data: NonNull::dangling(), len, home: Home::Heap { before: 0 } };
         }
-        let layout = Self::layout(len);
+        let layout = Self::layout(len, before);
         if let Some((start, kept)) = pages(layout.size()) {
-            return Buffer { data: start.cast(), len, home: Home::Pages { _kept: kept } };
+            // SAFETY: `before` is less than the size.
+            let data = unsafe { start.add(before) }.cast();
+            return Buffer { data, len, home: Home::Pages { _kept: kept } };
         }
         // SAFETY: the layout has a size above zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(data) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
-        Buffer { data, len, home: Home::Heap }
+        let Some(start) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        // SAFETY: as above.
+        Buffer { data: unsafe { start.add(before) }.cast(), len, home: Home::Heap { before } }
     }
 
-    fn layout(len: usize) -> Layout {
-        match Layout::from_size_align(len.saturating_mul(size_of::<f32>()), ALIGNMENT) {
+    /// Of `len` floats and so many bytes before them, a multiple of the alignment.
+    fn layout(len: usize, before: usize) -> Layout {
+        let bytes = len.saturating_mul(size_of::<f32>()).saturating_add(before);
+        match Layout::from_size_align(bytes, ALIGNMENT) {
             Ok(layout) => layout,
             Err(_) => handle_alloc_error(Layout::new::<f32>()),
         }
@@ -67,9 +87,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.len > 0 && matches!(self.home, Home::Heap) {
-            // SAFETY: allocated in `within` with the same layout.
-            unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
+        if let (1.., Home::Heap { before }) = (self.len, &self.home) {
+            // SAFETY: allocated in `within` with the same layout, and that many bytes before the data.
+            unsafe { dealloc(self.data.as_ptr().cast::<u8>().sub(*before), Self::layout(self.len, *before)) }
         }
     }
 }
@@ -179,6 +199,17 @@ mod tests {
             assert_eq!(buffer.len(), len);
             assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(ALIGNMENT));
             assert!(buffer.iter().all(|&x| x == 0.0));
+        }
+    }
+
+    #[test]
+    fn starts_large_buffers_at_different_places_of_a_page() {
+        for len in [STAGGERED / 4, 3 << 20] {
+            let buffers: Vec<Buffer> = (0..5).map(|_| Buffer::new(len)).collect();
+            assert!(buffers.iter().all(|b| b.len() == len && b.iter().all(|&x| x == 0.0)));
+            let place = |b: &Buffer| b.as_ptr() as usize % PAGE;
+            // Other tests take buffers meanwhile, so that some in a row may meet.
+            assert!(buffers.windows(2).any(|b| place(&b[0]) != place(&b[1])), "{len}");
         }
     }
 
