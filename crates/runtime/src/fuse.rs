@@ -152,8 +152,18 @@ impl<'a> Finder<'a> {
         } else if f.nodes.len() == 1 {
             return;
         }
+        if f.activation == Activation::GeluErf && self.is_rounded_at_run_time(out) {
+            f.activation = Activation::GeluErfCoarse;
+        }
         f.output = Some(out);
         self.take(root, f);
+    }
+
+    /// Whether nobody sees a value before it is rounded to 8 bits in a range that is found at run time.
+    fn is_rounded_at_run_time(&self, v: ValueId) -> bool {
+        let dynamic = |id| matches!(self.graph.node(id).op.name(), "DynamicQuantizeLinear" | "DynamicQuantizeRows");
+        let seen = self.keep.contains(&v) || self.graph.is_output(v);
+        !seen && self.graph.uses(v).iter().all(|u| dynamic(u.node))
     }
 
     /// Takes in the product with a constant for each column that stands before a QuantizeLinear: what gives channels their

@@ -175,6 +175,7 @@ impl Unary {
             Activation::HardSwish => only!(Activation::HardSwish),
             Activation::HardSigmoid { .. } => only!(Activation::HardSigmoid { .. }),
             Activation::GeluErf => only!(Activation::GeluErf),
+            Activation::GeluErfCoarse => only!(Activation::GeluErfCoarse),
             Activation::GeluTanh => only!(Activation::GeluTanh),
             Activation::Tanh => only!(Activation::Tanh),
         }
