@@ -1,5 +1,7 @@
 //! A product whose columns are queries, keys and values runs as one product each, with nothing moved between.
 
+use std::collections::BTreeSet;
+
 use narrowbit_ir::{Graph, interp, text};
 use narrowbit_ops::Registry;
 use narrowbit_runtime::{Options, Session};
@@ -85,7 +87,7 @@ fn kernels(graph: &Graph) -> Vec<String> {
     let steps = got[0].bytes().iter().zip(want[0].bytes()).map(|(&a, &b)| a.abs_diff(b));
     let (most, off) = steps.fold((0, 0), |(most, off), d| (d.max(most), off + usize::from(d > 0)));
     assert!(most <= 1 && off * 200 <= got[0].len(), "{off} of {} differ, by up to {most}", got[0].len());
-    let distinct: std::collections::BTreeSet<u8> = got[0].bytes().iter().copied().collect();
+    let distinct: BTreeSet<u8> = got[0].bytes().iter().copied().collect();
     assert!(distinct.len() > 16, "the test data exercises only {} codes", distinct.len());
     profile.rows.iter().map(|r| r.kernel.clone()).collect()
 }
@@ -187,4 +189,33 @@ fn leaves_products_alone_that_others_read_too() {
         pair("y", 0.03, 128)
     );
     assert_left_alone(&format!("const %last: i64[1] = [-1]\n{body}"));
+}
+
+/// What a session says of a Split whose sizes, or weights, are not what they should be: an error, never a panic.
+#[track_caller]
+fn assert_refused(body: &str) {
+    let text = format!("graph \"g\" {{\ninput %x: f32[1, {TOKENS}, {WIDTH}]\n{}{body}}}", pair("x", 0.008, 126));
+    let graph = text::parse_graph(&text, &Registry, 20).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let x = Tensor::new(vec![1, TOKENS, WIDTH], vec![0.25f32; TOKENS * WIDTH]).expect("the length fits");
+    let run = |graph: Graph| Session::new(graph, Options { threads: 1, observe: BTreeSet::new() })?.run(&[x]);
+    let error = run(graph).expect_err("sizes that do not add up can't be run").to_string();
+    assert!(error.contains("Split") || error.contains("split"), "{error}");
+}
+
+#[test]
+fn refuses_sizes_of_a_split_that_do_not_add_up() {
+    for sizes in ["9223372036854775807, 9223372036854775807, 74", "24, -24, 72", "24, 24, 23"] {
+        assert_refused(&format!(
+            "{}const %sizes: i64[3] = [{sizes}]\n{PRODUCT}%q, %k, %v = Split(%z, %sizes) {{axis=2}}\noutput %q\noutput %k\noutput %v\n",
+            constants()
+        ));
+    }
+}
+
+#[test]
+fn refuses_parts_of_weights_without_columns() {
+    assert_refused(&format!(
+        "const %w_q: i8[{WIDTH}, 0] = []\n const %w_s: f32[] = [0.01]\n%w = DequantizeLinear(%w_q, %w_s)\n\
+         const %sizes: i64[2] = [1, -1]\n%m = MatMul(%x_d, %w)\n%q, %k = Split(%m, %sizes) {{axis=2}}\noutput %q\noutput %k\n"
+    ));
 }
