@@ -132,6 +132,17 @@ impl BuildCx<'_> {
         (self.is_made)((self.channels_last)(v)) && !(self.is_made)(v)
     }
 
+    /// What a Concat of channels joins to a value that stands in memory with its channels last, as all its parts do. A
+    /// kernel that copies its image on the way reads the parts instead, and nobody makes the value.
+    pub fn joined(&self, v: ValueId) -> Option<Vec<ValueId>> {
+        let (id, _) = self.graph.producer(v).filter(|_| self.is_channels_last(v))?;
+        let node = self.graph.node(id);
+        let rank = (self.types)(v)?.shape.len();
+        let axis = node.op.attrs().int_or("axis", 1).ok().and_then(|a| narrowbit_tensor::shape::axis(a, rank));
+        let parts: Option<Vec<ValueId>> = node.inputs.iter().copied().collect();
+        parts.filter(|p| node.op.name() == "Concat" && axis == Some(1) && p.iter().all(|&v| self.is_channels_last(v)))
+    }
+
     /// The concrete type of an input.
     pub fn ty(&self, i: usize) -> Option<Concrete> {
         (self.types)(self.node.input(i)?)

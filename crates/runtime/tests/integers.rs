@@ -353,3 +353,33 @@ fn runs_softmax_along_any_axis_between_integers() {
     let graph = text::parse_graph(&text, &Registry, 12).expect("it is valid");
     assert_runs_on_integers(&graph, "softmax_rows");
 }
+
+/// The kernels of a network whose convolution reads a Concat of two quantized tensors.
+fn kernels_behind_concat(extra: &str, attrs: &str, w: &str) -> Vec<String> {
+    let body = format!(
+        "{}{}%a = Relu(%x_d)\n{}%j = Concat(%a_d, %x_d) {{axis=1}}\n%c = Conv(%j, %w_d) {{{attrs}}}\n{extra}{}",
+        pair("x", 0.008, 120),
+        weights("w", w, 3, 0, 20),
+        pair("a", 0.008, 120),
+        pair("y", 0.01, 120),
+    );
+    let graph = graph("input %x: f32[2, 6, 13, 11]", &body);
+    assert_runs_on_integers(&graph, "panel_u8i8i32");
+    kernels(&graph)
+}
+
+#[test]
+fn reads_the_parts_of_a_concat_in_a_convolution() {
+    let kernels = kernels_behind_concat("%y = Relu(%c)\n", "pads=[1, 1, 1, 1]", "[20, 12, 3, 3]");
+    assert!(!kernels.iter().any(|k| k == "concat"), "{kernels:?}");
+}
+
+#[test]
+fn joins_what_others_read_too_and_pixels_without_neighbours() {
+    let two = "%d = Conv(%j, %w_d) {pads=[1, 1, 1, 1]}\n%y = Add(%c, %d)\n";
+    let others = kernels_behind_concat(two, "pads=[1, 1, 1, 1]", "[20, 12, 3, 3]");
+    let pixels = kernels_behind_concat("%y = Relu(%c)\n", "", "[20, 12, 1, 1]");
+    for kernels in [others, pixels] {
+        assert!(kernels.iter().any(|k| k == "concat"), "{kernels:?}");
+    }
+}

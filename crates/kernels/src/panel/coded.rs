@@ -4,6 +4,7 @@
 use super::drive::{CHUNK, Lines, SERIAL, Source, Sweep, part, parts};
 use super::epilogue::{Epilogue, Residual};
 use super::gather::Windows;
+use super::image::Image;
 use super::lines::{Placed, SLACK, spread};
 use super::packing::{Elements, Packing};
 use super::target::{Out, Target};
@@ -274,16 +275,10 @@ pub fn coded_conv2d_nhwc(
     if pixels == 0 {
         return Ok(());
     }
-    let (form, source, out) = (x.form(), Source(x.ptr()), Target::F32(y).shared());
-    let windows = Windows {
-        p,
-        isa: exec.isa(),
-        size: packing.size(),
-        source_size: form.size(),
-        fill: 0,
-        copy: form.copying(packing.bf16),
-        joins_taps: p.groups == 1 && p.dilations[1] == 1,
-    };
+    let (form, out) = (x.form(), Target::F32(y).shared());
+    let image =
+        Image::whole(exec.isa(), Source(x.ptr()), p.c, (form.copying(packing.bf16), packing.size(), form.size()));
+    let windows = Windows { p, image: &image, fill: 0, joins_taps: p.groups == 1 && p.dilations[1] == 1 };
     let (bytes, count) = (windows.bytes(), packing.columns.count());
     let pitch = spread(bytes, packing.kernel.depth);
     let work = product(NAME, &[pixels, p.oc, packing.k])?;
@@ -296,11 +291,10 @@ pub fn coded_conv2d_nhwc(
         with_scratch((rows.len() * pitch + SLACK).div_ceil(4), |scratch| {
             let a = scratch.as_mut_ptr().cast::<u8>();
             for (i, pixel) in rows.clone().enumerate() {
-                let image = pixel / (oh * ow) * p.h * p.w * p.c * form.size();
-                let to = a.wrapping_add(i * pitch);
+                let (n, to) = (pixel / (oh * ow), a.wrapping_add(i * pitch));
                 // SAFETY: the image was checked above; the scratch has `pitch` bytes for each row.
                 unsafe {
-                    windows.copy(source.ptr().wrapping_add(image), (pixel / ow % oh, pixel % ow), group, to);
+                    windows.copy(n, (pixel / ow % oh, pixel % ow), group, to);
                     to.add(bytes).write_bytes(0, pitch - bytes);
                 }
             }

@@ -3,19 +3,19 @@
 
 use std::ops::Range;
 
-use super::drive::{Lines, Rows, SERIAL, Source, Sweep, flat, part, parts};
+use super::drive::{CHUNK, Lines, Rows, SERIAL, Sweep, Walk, flat, part, parts};
 use super::epilogue::Epilogue;
 use super::gather::{self, Windows};
+use super::image::Image;
 use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
 use super::table::PanelKernel;
 use super::target::Target;
 use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
-use crate::error::{Result, exact, product, require};
+use crate::error::{KernelError, Result, exact, product, require};
 use crate::exec::Exec;
 use crate::few::Few;
-use crate::isa::Isa;
 
 const NAME: &str = "conv2d nhwc";
 
@@ -32,6 +32,9 @@ struct Geometry {
 /// Bytes of a padded image beyond which it is not convolved here: padding and dilation can
 /// ask for any number of them.
 const MOST_BYTES: usize = 1 << 32;
+
+/// Bytes of lines that are copied at a time where weights are small.
+const FEW_LINES: usize = 1 << 16;
 
 /// Whether the part of the padded image that the windows reach is of a size that can be
 /// copied; `size` is that of an element in bytes.
@@ -109,11 +112,32 @@ pub fn conv2d_nhwc(
     pad: i32,
     weights: &Panels,
     epilogue: &Epilogue<'_>,
+    y: Target<'_>,
+) -> Result {
+    conv2d_nhwc_parts(exec, p, &[x], pad, weights, epilogue, y)
+}
+
+/// As [`conv2d_nhwc`], of an image whose channels stand in several tensors, one behind another: what a `Concat` would
+/// join. All are `[n, h, w, channels of its own]`, of one type, with the same quantization.
+///
+/// # Errors
+/// As [`conv2d_nhwc`]; or the parts differ in type, or there are several and groups.
+pub fn conv2d_nhwc_parts(
+    exec: &Exec,
+    p: &Conv2dParams,
+    all: &[Rows<'_>],
+    pad: i32,
+    weights: &Panels,
+    epilogue: &Epilogue<'_>,
     mut y: Target<'_>,
 ) -> Result {
     let [oh, ow] = p.output()?;
     let pixels = product(NAME, &[p.n, oh, ow])?;
-    exact(NAME, "x", x.len(), product(NAME, &[p.n, p.h, p.w, p.c])?)?;
+    let (image_pixels, _) = (product(NAME, &[p.n, p.h, p.w])?, product(NAME, &[p.n, p.h, p.w, p.c])?);
+    let x = *all.first().ok_or(KernelError::Invalid { kernel: NAME, what: "the image has no part" })?;
+    require(NAME, all.len() == 1 || p.groups == 1, "an image in parts has no groups")?;
+    let copy = x.copying(weights.kernel, weights.size);
+    let image = Image::new(exec.isa(), all, (image_pixels, p.c), (copy, weights.size))?;
     exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
     let packed = (weights.groups, weights.columns.n, weights.runs, weights.run_len);
     let (runs, run_len) = runs_of(p, weights.kernel, weights.size);
@@ -125,16 +149,16 @@ pub fn conv2d_nhwc(
     if pixels == 0 {
         return Ok(());
     }
-    if (p.kh, p.kw, p.groups, p.pads) == (1, 1, 1, [0; 4]) {
+    if (p.kh, p.kw, p.groups, p.pads) == (1, 1, 1, [0; 4]) && all.len() == 1 {
         let [sh, sw] = p.strides;
         let start = |i: usize| ((i / (oh * ow) * p.h + i / ow % oh * sh) * p.w + i % ow * sw) * p.c;
         let dense = (sh, sw) == (1, 1);
         return flat(exec, x, pixels, &start, dense.then_some(p.c), weights, epilogue, y);
     }
-    let conv = Conv::new(exec.isa(), p, x, pad, [oh, ow], weights);
+    let conv = Conv::new(p, x, image, pad, [oh, ow], weights);
     let out = y.shared();
     let offsets = conv.runs(weights);
-    let (ints, signed) = (x.ints(), x.signed() && conv.copy == Copying::Flip(0));
+    let (ints, signed) = (x.ints(), x.signed() && copy == Copying::Flip(0));
     let sweep =
         Sweep { isa: exec.isa(), panels: weights.view(), runs: &offsets, epilogue, ints, signed, out, ld: p.oc };
     conv.run(exec, &sweep, weights.bytes());
@@ -144,14 +168,9 @@ pub fn conv2d_nhwc(
 struct Conv<'a> {
     p: &'a Conv2dParams,
     out: [usize; 2],
-    isa: Isa,
-    /// Bytes of an element as the kernel reads it, and in the image.
-    size: usize,
-    source_size: usize,
+    image: Image,
     /// Byte that padding holds, after the flip.
     fill: u8,
-    copy: Copying,
-    x: Source,
     copies: bool,
     /// Whether each window is copied into a row of its own.
     gathers: bool,
@@ -159,16 +178,16 @@ struct Conv<'a> {
 }
 
 impl<'a> Conv<'a> {
-    fn new(isa: Isa, p: &'a Conv2dParams, x: Rows<'_>, pad: i32, out: [usize; 2], weights: &Panels) -> Conv<'a> {
-        let (size, source_size) = (weights.size, x.size());
+    fn new(p: &'a Conv2dParams, x: Rows<'_>, image: Image, pad: i32, out: [usize; 2], weights: &Panels) -> Conv<'a> {
+        let (size, kernel, copy) = (weights.size, weights.kernel, image.copy);
         let reach = |i: usize, k: usize| (out[i] - 1) * p.strides[i] + (k - 1) * p.dilations[i] + 1;
         let reach = [reach(0, p.kh), reach(1, p.kw)];
         let padded = p.pads[0] + p.pads[1] > 0 || reach[0] > p.h || reach[1] > p.w;
         let aliased = (p.strides[1] * p.c * size).is_multiple_of(2048) && out[1] > 4;
-        let (kernel, copy) = (weights.kernel, x.copying(weights.kernel, size));
         let (runs, _) = runs_of(p, kernel, size);
         let ragged = !(weights.run_len * size).is_multiple_of(kernel.depth);
-        let copies = padded || aliased && !joins_taps(p) || ragged || copy != Copying::Flip(0);
+        let apart = image.dense().is_none();
+        let copies = padded || apart || aliased && !joins_taps(p) || ragged || copy != Copying::Flip(0);
         // What follows a run is multiplied by zeros, which must not be NaN.
         let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1) || copy == Copying::Bf16 && ragged;
         let dense = p.c * size;
@@ -180,13 +199,13 @@ impl<'a> Conv<'a> {
             _ => 0,
         };
         let geometry = Geometry { pixel, pitch: width * pixel, reach };
-        Conv { p, out, isa, size, source_size, fill, copy, x: Source(x.ptr()), copies, gathers, geometry }
+        Conv { p, out, image, fill, copies, gathers, geometry }
     }
 
     fn runs(&self, weights: &Panels) -> Few<usize, 64> {
         let (p, g) = (self.p, &self.geometry);
         if self.gathers {
-            return (0..weights.runs).map(|run| run * weights.run_len * self.size).collect();
+            return (0..weights.runs).map(|run| run * weights.run_len * weights.size).collect();
         }
         let row = |r: usize| r * p.dilations[0] * g.pitch;
         if joins_taps(p) {
@@ -211,21 +230,13 @@ impl<'a> Conv<'a> {
             let (image, band) = (index / bands, part(oh, bands, index % bands));
             match self.gathers {
                 true => self.gathered_band(sweep, image, band, columns),
-                false => self.band(sweep, image, band, columns),
+                false => self.band(sweep, image, band, columns, bytes),
             }
         });
     }
 
     fn windows(&self) -> Windows<'_> {
-        Windows {
-            p: self.p,
-            isa: self.isa,
-            size: self.size,
-            source_size: self.source_size,
-            fill: self.fill,
-            copy: self.copy,
-            joins_taps: joins_taps(self.p),
-        }
+        Windows { p: self.p, image: &self.image, fill: self.fill, joins_taps: joins_taps(self.p) }
     }
 
     /// As [`Conv::band`], with a copy of each window.
@@ -234,7 +245,6 @@ impl<'a> Conv<'a> {
         let (kernel, count) = (sweep.panels.kernel, sweep.panels.columns.count());
         let (bytes, rows) = (windows.bytes(), band.len() * ow);
         let pitch = spread(bytes, kernel.depth);
-        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.source_size);
         with_scratch((rows * pitch + SLACK).div_ceil(4), |scratch| {
             let base = scratch.as_mut_ptr().cast::<u8>();
             let mut at_column = columns.start;
@@ -244,9 +254,9 @@ impl<'a> Conv<'a> {
                 at_column += panels.len();
                 for i in 0..rows {
                     let (pixel, to) = ((band.start + i / ow, i % ow), base.wrapping_add(i * pitch));
-                    // SAFETY: the image was checked by the caller; the scratch has `pitch` bytes for each row.
+                    // SAFETY: the images were checked by the caller; the scratch has `pitch` bytes for each row.
                     unsafe {
-                        windows.copy(source, pixel, group, to);
+                        windows.copy(image, pixel, group, to);
                         to.add(bytes).write_bytes(0, pitch - bytes);
                     }
                 }
@@ -262,50 +272,67 @@ impl<'a> Conv<'a> {
         });
     }
 
-    fn band(&self, sweep: &Sweep<'_>, image: usize, band: Range<usize>, columns: Range<usize>) {
+    fn band(&self, sweep: &Sweep<'_>, image: usize, band: Range<usize>, columns: Range<usize>, bytes: usize) {
         let (p, g, [oh, ow]) = (self.p, &self.geometry, self.out);
         let count = sweep.panels.columns.count();
-        let tiles = |base: *const u8| {
+        // Multiplies the windows of some lines of the band, whose first one starts at `base`.
+        let tiles = |walk: &mut Walk<'_, '_>, base: *const u8, lines: Range<usize>| {
+            for c in columns.clone() {
+                let (group, panel) = (c / count, c % count);
+                let channels = group * (p.c / p.groups) * self.image.size;
+                for i in lines.clone() {
+                    let a = base.wrapping_add(i * p.strides[0] * g.pitch + channels);
+                    let lines = Lines { a, stride: p.strides[1] * g.pixel, count: ow, tail: std::ptr::null() };
+                    let at = ((image * oh + band.start + i) * ow) * p.oc + group * sweep.panels.columns.n;
+                    // SAFETY: the windows of the band lie in the image, or in its copy with
+                    // slack; tasks write disjoint tiles.
+                    unsafe { walk.rows(lines, (group, panel), at) };
+                }
+            }
+        };
+        if let Some(source) = self.image.dense().filter(|_| !self.copies) {
+            let image = source.wrapping_add(image * p.h * p.w * p.c * self.image.source_size);
+            let base = image.wrapping_add(band.start * p.strides[0] * g.pitch);
+            return sweep.walk(|walk| tiles(walk, base, 0..band.len()));
+        }
+        // Lines of the copy that so many lines of the band read.
+        let reach = |n: usize| (n - 1) * p.strides[0] + (p.kh - 1) * p.dilations[0] + 1;
+        // Weights that stay in the second cache are read again for every few lines; what these leave of the time brings
+        // the next ones there.
+        let few = if bytes <= CHUNK { (FEW_LINES / g.pitch.max(1)).max(1) } else { band.len() };
+        with_scratch((reach(band.len()) * g.pitch + SLACK).div_ceil(4), |scratch| {
+            let base = scratch.as_mut_ptr().cast::<u8>();
+            let (mut done, mut copied) = (0, 0);
             sweep.walk(|walk| {
-                for c in columns.clone() {
-                    let (group, panel) = (c / count, c % count);
-                    let channels = group * (p.c / p.groups) * self.size;
-                    for (i, oy) in band.clone().enumerate() {
-                        let a = base.wrapping_add(i * p.strides[0] * g.pitch + channels);
-                        let lines = Lines { a, stride: p.strides[1] * g.pixel, count: ow, tail: std::ptr::null() };
-                        let at = ((image * oh + oy) * ow) * p.oc + group * sweep.panels.columns.n;
-                        // SAFETY: the windows of the band lie in the image, or in its copy with
-                        // slack; tasks write disjoint tiles.
-                        unsafe { walk.rows(lines, (group, panel), at) };
+                while done < band.len() {
+                    let next = (done + few).min(band.len());
+                    for i in copied..reach(next) {
+                        let y = (band.start * p.strides[0] + i).wrapping_sub(p.pads[0]);
+                        let line = (y < p.h).then_some((image * p.h + y) * p.w);
+                        // SAFETY: the scratch has `pitch` bytes for the line.
+                        unsafe { self.copy_line(line, base.add(i * g.pitch)) };
                     }
+                    copied = reach(next);
+                    if bytes <= CHUNK {
+                        let y = |i: usize| (band.start * p.strides[0] + i).saturating_sub(p.pads[0]).min(p.h);
+                        let (from, to) = (y(copied), y(reach(next + few)));
+                        let pixels = ((image * p.h + from) * p.w, (to - from) * p.w);
+                        self.image.places(pixels.0, pixels.1).for_each(|(at, bytes)| walk.fetch(at, bytes));
+                    }
+                    tiles(walk, base, done..next);
+                    done = next;
                 }
             });
-        };
-        let source = self.x.ptr().wrapping_add(image * p.h * p.w * p.c * self.source_size);
-        if !self.copies {
-            tiles(source.wrapping_add(band.start * p.strides[0] * g.pitch));
-            return;
-        }
-        let lines = (band.len() - 1) * p.strides[0] + (p.kh - 1) * p.dilations[0] + 1;
-        with_scratch((lines * g.pitch + SLACK).div_ceil(4), |scratch| {
-            let base = scratch.as_mut_ptr().cast::<u8>();
-            for i in 0..lines {
-                let y = (band.start * p.strides[0] + i).wrapping_sub(p.pads[0]);
-                let line = (y < p.h).then(|| source.wrapping_add(y * p.w * p.c * self.source_size));
-                // SAFETY: the scratch has `pitch` bytes for the line.
-                unsafe { self.copy_line(line, base.add(i * g.pitch)) };
-            }
-            tiles(base);
         });
     }
 
     /// Writes one padded line of `pitch` bytes.
     ///
     /// # Safety
-    /// `line`, if any, is a row of the image; `dst` covers `pitch` bytes.
-    unsafe fn copy_line(&self, line: Option<*const u8>, dst: *mut u8) {
+    /// `line`, if any, is the first pixel of a row of the image; `dst` covers `pitch` bytes.
+    unsafe fn copy_line(&self, line: Option<usize>, dst: *mut u8) {
         let (p, g) = (self.p, &self.geometry);
-        let (width, dense, source) = (g.reach[1], p.c * self.size, p.c * self.source_size);
+        let width = g.reach[1];
         let left = p.pads[1].min(width);
         let real = if line.is_some() { p.w.min(width - left) } else { 0 };
         let filled = if line.is_some() { left } else { 0 };
@@ -314,13 +341,7 @@ impl<'a> Conv<'a> {
             dst.write_bytes(self.fill, filled * g.pixel);
             let body = dst.add(filled * g.pixel);
             if let Some(line) = line {
-                if g.pixel == dense {
-                    self.copy.copy(self.isa, line, body, real * dense);
-                } else {
-                    for x in 0..real {
-                        self.copy.copy(self.isa, line.add(x * source), body.add(x * g.pixel), dense);
-                    }
-                }
+                self.image.pixels((line, real), (0, p.c), body, g.pixel);
             }
             body.add(real * g.pixel).write_bytes(self.fill, (width - filled - real) * g.pixel);
         }

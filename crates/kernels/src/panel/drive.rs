@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::amx::{self, Unit};
-use super::epilogue::Epilogue;
+use super::epilogue::{Epilogue, Residual};
 use super::finish::Finish;
 use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
@@ -13,7 +13,9 @@ use super::tile::Tile;
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::isa::Isa;
+use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "panel product";
 
@@ -23,6 +25,10 @@ pub(crate) const CHUNK: usize = 448 << 10;
 const SMALL: usize = CHUNK / 4;
 /// Multiply-adds below which a second thread costs more than it brings.
 pub(crate) const SERIAL: usize = 1 << 19;
+/// Bytes of a residual beyond which it is not expected in the second cache.
+const FAR: usize = 1 << 20;
+/// Floats of a line of the cache.
+const LINE: usize = 16;
 /// Words of the largest tile.
 const TILE_WORDS: usize = 14 * 32;
 
@@ -35,6 +41,13 @@ pub enum Rows<'a> {
     I8(&'a [i8]),
     /// Floats.
     F32(&'a [f32]),
+}
+
+/// None, so that lists of them need no allocation.
+impl Default for Rows<'_> {
+    fn default() -> Self {
+        Rows::U8(&[])
+    }
 }
 
 impl Rows<'_> {
@@ -71,6 +84,11 @@ impl Rows<'_> {
 /// A pointer that tasks share for reading.
 #[derive(Clone, Copy)]
 pub(crate) struct Source(pub *const u8);
+impl Default for Source {
+    fn default() -> Self {
+        Source(std::ptr::null())
+    }
+}
 // SAFETY: only read, while the slice that it came from is borrowed.
 unsafe impl Send for Source {}
 // SAFETY: as above.
@@ -109,13 +127,32 @@ pub(crate) struct Lines {
     pub tail: *const u8,
 }
 
+/// Memory that the tiles of a walk bring into the second cache for a later one, in the place of weights that are there
+/// already.
+#[derive(Default)]
+pub(crate) struct Later(Few<(Source, usize), 4>);
+
+impl Later {
+    /// What the next tile fetches: `bytes` bytes, or the last ones and what follows them.
+    fn next(&mut self, bytes: usize) -> Option<*const u32> {
+        let last = self.0.last_mut()?;
+        let from = last.0.ptr();
+        let left = last.1.saturating_sub(bytes);
+        *last = (Source(from.wrapping_add(bytes)), left);
+        if left == 0 {
+            self.0.pop();
+        }
+        Some(from.cast())
+    }
+}
+
 #[repr(align(64))]
 struct Accumulators([std::mem::MaybeUninit<u32>; TILE_WORDS]);
 
 /// What multiplies rows by panels on one thread.
 pub(crate) enum Walk<'s, 'a> {
     /// Vectors.
-    Vectors(&'s Sweep<'a>),
+    Vectors(&'s Sweep<'a>, Later),
     /// The processor's tiles.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Hardware(&'s Sweep<'a>, &'s mut amx::State<'a>, amx::hardware::Hardware),
@@ -124,6 +161,13 @@ pub(crate) enum Walk<'s, 'a> {
 }
 
 impl Walk<'_, '_> {
+    /// Lets the next tiles of vectors fetch memory that is copied soon; it is only a hint.
+    pub fn fetch(&mut self, from: *const u8, bytes: usize) {
+        if let (Walk::Vectors(_, later), 1..) = (self, bytes) {
+            later.0.push((Source(from), bytes));
+        }
+    }
+
     /// Multiplies rows by panel `p` of a group. `at` is the place in the result of the first row's first column of the
     /// group. The results are there when the walk ends.
     ///
@@ -135,7 +179,7 @@ impl Walk<'_, '_> {
         }
         match self {
             // SAFETY: passed on to the caller.
-            Walk::Vectors(sweep) => unsafe { sweep.vector_rows(lines, (group, p), at) },
+            Walk::Vectors(sweep, later) => unsafe { sweep.vector_rows(lines, (group, p), at, later) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Walk::Hardware(sweep, state, tiles) => {
                 let work = amx::Work { sweep, tiles, state, lines, group, panel: p, at };
@@ -154,7 +198,9 @@ impl Walk<'_, '_> {
 impl<'a> Sweep<'a> {
     /// Calls `body` with what multiplies rows on this thread.
     pub fn walk(&self, body: impl FnOnce(&mut Walk<'_, 'a>)) {
-        let Body::Tiles(unit) = self.panels.kernel.body else { return body(&mut Walk::Vectors(self)) };
+        let Body::Tiles(unit) = self.panels.kernel.body else {
+            return body(&mut Walk::Vectors(self, Later::default()));
+        };
         with_scratch(amx::State::WORDS, |sums| {
             // SAFETY: the scratch is ours in here.
             let mut state = unsafe { amx::State::new(self.isa, sums.as_mut_ptr().cast()) };
@@ -172,7 +218,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Splits rows into tiles of even height.
-    unsafe fn vector_rows(&self, lines: Lines, (group, p): (usize, usize), at: usize) {
+    unsafe fn vector_rows(&self, lines: Lines, (group, p): (usize, usize), at: usize, later: &mut Later) {
         let Lines { a, stride, count, .. } = lines;
         let (panels, columns) = (self.panels, &self.panels.columns);
         let b = panels.panel(group, p).as_ptr().cast();
@@ -187,8 +233,14 @@ impl<'a> Sweep<'a> {
             let rows = even + usize::from(t < longer);
             let a = a.wrapping_add(from * stride);
             let (runs, n_runs, steps) = (self.runs.as_ptr(), panels.runs, panels.steps);
-            let ahead = ahead(b, n_runs * steps, width, t);
+            let ahead = later.next(fetched(n_runs * steps)).unwrap_or_else(|| ahead(b, n_runs * steps, width, t));
             let tile = Tile { a, stride, runs, n_runs, steps, b, ahead, out };
+            let to = at + from * self.ld + p * columns.nr;
+            if let Residual::F32(r) = self.epilogue.residual
+                && size_of_val(r) > FAR
+            {
+                self.isa.dispatch(Fetch { from: r.as_ptr().wrapping_add(to), rows, ld: self.ld, width });
+            }
             // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
             // tier was proven when it was chosen.
             unsafe { panels.kernel.tile(rows, width)(&tile) };
@@ -207,7 +259,7 @@ impl<'a> Sweep<'a> {
                 column,
                 row_sums: sums.as_ptr(),
                 out: self.out,
-                at: at + from * self.ld + p * columns.nr,
+                at: to,
                 ld: self.ld,
             });
             from += rows;
@@ -232,14 +284,40 @@ impl<'a> Sweep<'a> {
     }
 }
 
+/// Brings a tile's part of a residual, which lies in short pieces of its rows, into the caches while the tile is made.
+struct Fetch {
+    from: *const f32,
+    rows: usize,
+    ld: usize,
+    width: usize,
+}
+
+impl Kernel for Fetch {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in 0..self.rows {
+            for column in (0..self.width).step_by(LINE) {
+                // SAFETY: a prefetch is a hint and reads nothing.
+                unsafe { s.prefetch(self.from.wrapping_add(row * self.ld + column)) };
+            }
+        }
+    }
+}
+
 /// What tile `t` of a panel of `steps` steps fetches ahead: its part of the panel behind this one.
 ///
 /// Weights come from memory, which takes longer than the first tile has; all tiles of a panel have the time. What is
 /// fetched by the first four tiles is a whole panel; the others go over their own panel again, which costs nothing.
 pub(super) fn ahead(panel: *const u32, steps: usize, width: usize, t: usize) -> *const u32 {
-    const WORDS_EACH_FOUR: usize = 32;
-    let (words, part) = (steps * width, steps / 4 * WORDS_EACH_FOUR);
+    let (words, part) = (steps * width, fetched(steps) / 4);
     if t * part < words { panel.wrapping_add(words + t * part) } else { panel }
+}
+
+/// Bytes that a tile of so many steps fetches: two lines of the cache each four steps.
+fn fetched(steps: usize) -> usize {
+    steps / 4 * 128
 }
 
 /// How rows and panels divide into tasks: parts of the rows, parts of the panels.

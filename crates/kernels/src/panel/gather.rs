@@ -1,10 +1,9 @@
 //! Windows of a convolution copied into rows, one after another: for kernels that take many rows of many bytes at
 //! a time, where the lines of the output are short or the runs of a window are.
 
-use super::lines::Copying;
+use super::image::Image;
 use super::table::PanelKernel;
 use crate::conv::Conv2dParams;
-use crate::isa::Isa;
 
 /// Whether windows are copied: `ow` is the length of an output line, and all windows or none of a set of weights are
 /// copied where its panels have one run for several of the image.
@@ -38,13 +37,9 @@ fn fills_tiles(highest: usize, ow: usize, columns: usize) -> bool {
 /// Copies windows of a padded image of bytes with its channels last.
 pub(crate) struct Windows<'a> {
     pub p: &'a Conv2dParams,
-    pub isa: Isa,
-    /// Bytes of an element in a row, and in the image.
-    pub size: usize,
-    pub source_size: usize,
+    pub image: &'a Image,
     /// What padding holds.
     pub fill: u8,
-    pub copy: Copying,
     /// Whether the taps of a row lie side by side.
     pub joins_taps: bool,
 }
@@ -53,27 +48,24 @@ impl Windows<'_> {
     /// Bytes of a window of one group.
     pub fn bytes(&self) -> usize {
         let p = self.p;
-        p.kh * p.kw * (p.c / p.groups) * self.size
+        p.kh * p.kw * (p.c / p.groups) * self.image.size
     }
 
     /// Copies the window of output pixel `(oy, ox)` of a group: by row, tap and channel.
     ///
     /// # Safety
-    /// `image` covers the image, and `to` the bytes of a window.
-    pub unsafe fn copy(&self, image: *const u8, (oy, ox): (usize, usize), group: usize, mut to: *mut u8) {
+    /// There are `n` images, and `to` covers the bytes of a window.
+    pub unsafe fn copy(&self, n: usize, (oy, ox): (usize, usize), group: usize, mut to: *mut u8) {
         let p = self.p;
-        let tap = p.c / p.groups * self.size;
+        let tap = p.c / p.groups * self.image.size;
         let (taps, at_once) = if self.joins_taps { (1, p.kw) } else { (p.kw, 1) };
         for ky in 0..p.kh {
             let y = (oy * p.strides[0] + ky * p.dilations[0]).wrapping_sub(p.pads[0]);
-            let line = (y < p.h).then(|| {
-                let channel = y * p.w * p.c + group * (p.c / p.groups);
-                image.wrapping_add(channel * self.source_size)
-            });
+            let line = (y < p.h).then(|| (n * p.h + y) * p.w);
             for kx in 0..taps {
                 let x = ox * p.strides[1] + kx * p.dilations[1];
                 // SAFETY: passed on to the caller.
-                unsafe { self.segment(line, x, at_once, to) };
+                unsafe { self.segment(line, (x, at_once), group, to) };
                 to = to.wrapping_add(at_once * tap);
             }
         }
@@ -82,22 +74,21 @@ impl Windows<'_> {
     /// Copies `n` pixels from `x`, counted from the left padding, on.
     ///
     /// # Safety
-    /// `line`, if any, is a row of the image from the group's first channel on; `to` covers the pixels.
-    unsafe fn segment(&self, line: Option<*const u8>, x: usize, n: usize, to: *mut u8) {
-        let (p, pixel) = (self.p, self.p.c * self.source_size);
-        let tap = p.c / p.groups * self.size;
+    /// `line`, if any, is the first pixel of a row of the image; `to` covers the pixels.
+    unsafe fn segment(&self, line: Option<usize>, (x, n): (usize, usize), group: usize, to: *mut u8) {
+        let (p, channels) = (self.p, self.p.c / self.p.groups);
+        let tap = channels * self.image.size;
         // Pixels before the image, and in it.
         let left = p.pads[1].saturating_sub(x).min(n);
         let first = (x + left).saturating_sub(p.pads[1]);
         let real = if line.is_some() { p.w.saturating_sub(first).min(n - left) } else { 0 };
         let left = if line.is_some() { left } else { 0 };
-        // SAFETY: `left + real <= n`, and pixels `first..first + real` are in the image; several of them are copied
-        // only where a tap is a whole pixel.
+        // SAFETY: `left + real <= n`, and pixels `first..first + real` are in the image.
         unsafe {
             to.write_bytes(self.fill, left * tap);
             let body = to.add(left * tap);
             if let Some(line) = line.filter(|_| real > 0) {
-                self.copy.copy(self.isa, line.wrapping_add(first * pixel), body, real * tap);
+                self.image.pixels((line + first, real), (group * channels, channels), body, tap);
             }
             body.add(real * tap).write_bytes(self.fill, (n - left - real) * tap);
         }

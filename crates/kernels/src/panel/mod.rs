@@ -15,6 +15,7 @@ mod epilogue;
 mod finish;
 mod float_matmul;
 mod gather;
+mod image;
 mod lines;
 mod matmul;
 mod pack;
@@ -31,7 +32,7 @@ pub use attention::{
     CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, Values, Weights, int_attention,
 };
 pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
-pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16};
+pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16, conv2d_nhwc_parts};
 pub use drive::{Rows, panel_gemm};
 pub use epilogue::{Epilogue, Residual, RowParams};
 pub use float_matmul::{FloatMatMul, panel_float_matmul};

@@ -1,7 +1,7 @@
 use super::*;
 use crate::activation::Activation;
 use crate::conv::Conv2dParams;
-use crate::testing::{Random, assert_close, execs};
+use crate::testing::{Guarded, Random, assert_close, execs};
 
 fn bytes(random: &mut Random, len: usize) -> Vec<u8> {
     (0..len).map(|_| random.next() as u8).collect()
@@ -218,6 +218,70 @@ fn params() -> Vec<Conv2dParams> {
         Conv2dParams { c: 2048, oc: 4, h: 3, w: 6, ..base },
         Conv2dParams { h: 1, kh: 1, pads: [0, 1, 0, 1], c: 4, w: 40, oc: 20, ..base },
     ]
+}
+
+#[test]
+fn convolves_images_in_parts_as_the_joined_image_on_every_tier() {
+    let mut random = Random::new(8);
+    for p in params().into_iter().filter(|p| p.groups == 1) {
+        let [oh, ow] = p.output().unwrap();
+        let (pixels, zero) = (p.n * p.h * p.w, 77);
+        let w: Vec<i8> = bytes(&mut random, p.weight_len().unwrap()).into_iter().map(|b| b as i8).collect();
+        let fw: Vec<f32> = w.iter().map(|&b| f32::from(b)).collect();
+        // Parts of odd channels and of whole words.
+        let first = [1, p.c / 2, p.c / 4 * 4].map(|c| c.clamp(1, p.c));
+        for widths in first.map(|c| [c, (p.c - c) / 3, p.c - c - (p.c - c) / 3]) {
+            let parts = widths.map(|c| bytes(&mut random, pixels * c));
+            let joined: Vec<u8> = (0..pixels)
+                .flat_map(|i| parts.iter().zip(widths).flat_map(move |(x, c)| x[i * c..(i + 1) * c].to_vec()))
+                .collect();
+            let floats = |x: &[u8]| x.iter().map(|&b| f32::from(b)).collect::<Vec<f32>>();
+            let (whole, apart) = (floats(&joined), parts.each_ref().map(|x| floats(x)));
+            let mut guarded = parts.each_ref().map(|x| Guarded::new(x));
+            let guarded = guarded.each_mut().map(|x| &*x.get());
+            for exec in execs() {
+                let weights = conv2d_nhwc_pack(&exec, &p, &w).unwrap();
+                let scales = vec![1.0; p.oc];
+                let epilogue = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
+                let (mut want, mut y) = (vec![0i32; p.n * oh * ow * p.oc], vec![1i32; p.n * oh * ow * p.oc]);
+                let signed = |x: &[u8]| x.iter().map(|&b| b as i8).collect::<Vec<i8>>();
+                let signed_parts = parts.each_ref().map(|x| signed(x));
+                for (x, all) in [
+                    (Rows::U8(&joined), guarded.map(Rows::U8)),
+                    (Rows::I8(&signed(&joined)), signed_parts.each_ref().map(|x| Rows::I8(x))),
+                ] {
+                    conv2d_nhwc(&exec, &p, x, zero, &weights, &epilogue, Target::I32(&mut want)).unwrap();
+                    conv2d_nhwc_parts(&exec, &p, &all, zero, &weights, &epilogue, Target::I32(&mut y)).unwrap();
+                    assert_eq!(y, want, "{p:?} {widths:?} {}", weights.kernel().name);
+                }
+                let weights = conv2d_nhwc_pack(&exec, &p, &fw).unwrap();
+                let (mut want, mut y) = (vec![0f32; want.len()], vec![1f32; y.len()]);
+                let plain = Epilogue::default();
+                conv2d_nhwc(&exec, &p, Rows::F32(&whole), 0, &weights, &plain, Target::F32(&mut want)).unwrap();
+                let all = apart.each_ref().map(|x| Rows::F32(x));
+                conv2d_nhwc_parts(&exec, &p, &all, 0, &weights, &plain, Target::F32(&mut y)).unwrap();
+                assert_close(&y, &want, 1e-6, weights.kernel().name);
+            }
+        }
+    }
+}
+
+#[test]
+fn refuses_parts_that_are_no_image() {
+    let p = Conv2dParams { c: 3, ..params()[0] };
+    let (exec, pixels) = (&execs()[0], p.n * p.h * p.w);
+    let weights = conv2d_nhwc_pack(exec, &p, &vec![1i8; p.weight_len().unwrap()]).unwrap();
+    let (x, scales) = (vec![0u8; 3 * pixels], vec![1.0; p.oc]);
+    let epilogue = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
+    let mut y = vec![0i32; p.n * p.oc * p.output().unwrap().iter().product::<usize>()];
+    let mut run = |p: &Conv2dParams, all: &[Rows<'_>]| {
+        conv2d_nhwc_parts(exec, p, all, 0, &weights, &epilogue, Target::I32(&mut y))
+    };
+    assert!(run(&p, &[Rows::U8(&x[..pixels]), Rows::U8(&x[pixels..])]).is_ok());
+    assert!(run(&p, &[]).is_err());
+    assert!(run(&p, &[Rows::U8(&x[..pixels]), Rows::U8(&x[..pixels])]).is_err());
+    assert!(run(&p, &[Rows::U8(&x[1..pixels]), Rows::U8(&x[pixels..])]).is_err());
+    assert!(run(&p, &[Rows::U8(&x[..pixels]), Rows::I8(&vec![0; 2 * pixels])]).is_err());
 }
 
 /// NCHW to NHWC.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use narrowbit_ir::ValueId;
+use narrowbit_kernels::Few;
 use narrowbit_kernels::conv::{
     Conv2dParams, ConvEpilogue, ConvTranspose2dParams, ConvTransposeWeights, ConvWeights, conv_transpose2d_prepack,
     conv_transpose2d_run, conv2d_prepack, conv2d_run,
@@ -9,7 +11,8 @@ use narrowbit_kernels::conv::{
 
 use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::panel::{
-    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16,
+    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16,
+    conv2d_nhwc_parts,
 };
 
 use super::Maybe;
@@ -196,9 +199,18 @@ enum NhwcWeights {
 struct Nhwc {
     p: Conv2dParams,
     weights: NhwcWeights,
+    /// Operands that are the image: what a Concat would join.
+    parts: usize,
     bias: Vec<f32>,
     residual: bool,
     activation: narrowbit_kernels::Activation,
+}
+
+/// The operands that are a convolution's image, channels last: the parts of a Concat where `alone` it reads that and windows
+/// are copied on the way, which most are.
+pub(super) fn image(cx: &BuildCx, p: &Conv2dParams, x: ValueId, alone: bool) -> Vec<ValueId> {
+    let parts = cx.joined(x).filter(|_| alone && p.groups == 1 && p.kh * p.kw > 1);
+    parts.unwrap_or_else(|| vec![x]).into_iter().map(cx.channels_last).collect()
 }
 
 /// A convolution that reads its image in place, with the channels last.
@@ -215,10 +227,11 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
         let pack = if cx.exec.bf16() { conv2d_nhwc_pack_bf16 } else { conv2d_nhwc_pack::<f32> };
         NhwcWeights::Panels(cx.packed("conv-nhwc", |w| pack(cx.exec, p, w))?)
     };
-    let mut ins = vec![(cx.channels_last)(x)];
+    let mut ins = image(cx, p, x, cx.graph.only_use(x).is_some());
+    let parts = ins.len();
     ins.extend(f.residual.map(cx.channels_last));
     let bias = cx.floats(2).unwrap_or_default();
-    let kernel = Nhwc { p: *p, weights, bias, residual: f.residual.is_some(), activation: f.activation };
+    let kernel = Nhwc { p: *p, weights, parts, bias, residual: f.residual.is_some(), activation: f.activation };
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![(cx.channels_last)(out)] }))
 }
 
@@ -231,13 +244,13 @@ impl Kernel for Nhwc {
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let residual = if self.residual { Residual::F32(cx.f32s(1)?) } else { Residual::None };
+        let residual = if self.residual { Residual::F32(cx.f32s(self.parts)?) } else { Residual::None };
         let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
-        let (exec, x) = (cx.exec, Rows::F32(cx.f32s(0)?));
-        let y = Target::F32(cx.out_f32s()?);
+        let x = (0..self.parts).map(|i| Ok(Rows::F32(cx.f32s(i)?))).collect::<Result<Few<Rows, 8>, StepError>>()?;
+        let (exec, y) = (cx.exec, Target::F32(cx.out_f32s()?));
         let done = match &self.weights {
-            NhwcWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, 0, w, &epilogue, y),
-            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, 0, w, &epilogue, y),
+            NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, 0, w, &epilogue, y),
+            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], 0, w, &epilogue, y),
         };
         Ok(done?)
     }

@@ -4,17 +4,19 @@
 use std::sync::Arc;
 
 use narrowbit_ir::ValueId;
+use narrowbit_kernels::Few;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::integer::{
     DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    IntMatMul, Panels, conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, panel_gemm, panel_gemm_pack, panel_matmul,
+    IntMatMul, Panels, Rows, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_parts, panel_gemm, panel_gemm_pack,
+    panel_matmul,
 };
 use narrowbit_tensor::{DType, Tensor};
 
-use super::conv::{params, plane, window};
+use super::conv::{image, params, plane, window};
 use super::finish::{
     Codes, Finish, Loaded, bias_steps, in_steps, load, push_format, rows, rows_at, runtime_params, target,
 };
@@ -49,6 +51,8 @@ fn factors(cx: &BuildCx, v: ValueId) -> Option<Vec<f32>> {
 struct Conv {
     p: Conv2dParams,
     input: QParams,
+    /// Operands that are the image: what a Concat would join.
+    parts: usize,
     weights: ConvWeights,
     finish: Finish,
 }
@@ -101,7 +105,8 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     let packed = ConvWeights::new(cx, &p, &mut loaded)?;
     let depth = p.c / p.groups * p.kh * p.kw;
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
-    let mut ins = vec![(cx.channels_last)(x.value)];
+    let mut ins = image(cx, &p, x.value, is_read_alone(cx, x.value));
+    let parts = ins.len();
     finish.at_run_time(*x, &mut ins, packed.column_sums(), depth);
     if let Some(v) = cx.node.input(2) {
         if let Some(steps) = bias_steps(cx, v, &finish, p.oc) {
@@ -121,7 +126,13 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     }
     finish.at_once();
     let out = (cx.channels_last)(out);
-    Ok(Some((Conv { p, input: x.params, weights: packed, finish }, ins, out)))
+    Ok(Some((Conv { p, input: x.params, parts, weights: packed, finish }, ins, out)))
+}
+
+/// Whether the node alone reads codes, through a DequantizeLinear.
+fn is_read_alone(cx: &BuildCx, codes: ValueId) -> bool {
+    let next = |v: ValueId| cx.graph.only_use(v).map(|u| u.node);
+    next(codes).and_then(|id| next(cx.graph.node(id).output(0)?)) == Some(cx.id)
 }
 
 impl Kernel for Conv {
@@ -138,11 +149,12 @@ impl Kernel for Conv {
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
         let format = self.finish.format(cx)?;
-        let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx, &format)?);
+        let x = (0..self.parts).map(|i| rows_at(cx, i, self.input.dtype)).collect::<Result<Few<Rows, 8>, _>>()?;
+        let (exec, epilogue) = (cx.exec, self.finish.epilogue(cx, &format)?);
         let (y, zero) = (self.finish.target(cx)?, format.as_ref().map_or(self.input.zero, |f| f.zero));
         let done = match &self.weights {
-            ConvWeights::Panels(w) => conv2d_nhwc(exec, &self.p, x, zero, w, &epilogue, y),
-            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x, zero, w, &epilogue, y),
+            ConvWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, zero, w, &epilogue, y),
+            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], zero, w, &epilogue, y),
         };
         Ok(done?)
     }
