@@ -9,9 +9,7 @@ own file. Seconds and memory of the job are of whole processes on our side and o
 do not count. The table has the medians of the rounds' ratios: theirs / ours, above 1 is faster, or less.
 """
 
-import argparse
 import ast
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -62,18 +60,14 @@ def latency(args, common, name, folder, threads, batch):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Dynamic and weight-only models beside ONNX Runtime.")
-    parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
-    default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
-    parser.add_argument("models_dir", type=Path, nargs="?", default=default)
+    parser = measure.arguments("Dynamic and weight-only models beside ONNX Runtime.")
     parser.add_argument("--models", nargs="+", default=["vitb16", "minilm", "dinov2_518"])
     parser.add_argument("--approaches", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
     parser.add_argument("--batches", nargs="+", type=int, default=[1], help="the models must have free batches above 1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="time of each measurement")
-    args = parser.parse_args()
-    args.binary = args.binary.resolve()
+    args = measure.parse(parser)
     common = measure.peers_common(args.models_dir)
     rows = []
     for name in args.models:

@@ -8,7 +8,6 @@ float model with a free batch, `--approach dynamic` and `--approach float16`. Th
 files: ONNX models, and what `torch.save` makes of the state dict. The last column of the first table is theirs / ours, above 1 is faster.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -85,18 +84,14 @@ def ours(args, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Latency by batch and size on disk beside torch's dynamic quantization.")
-    parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
-    default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
-    parser.add_argument("models_dir", type=Path, nargs="?", default=default)
+    parser = measure.arguments("Latency by batch and size on disk beside torch's dynamic quantization.")
     parser.add_argument("--model", default="dinov2_518")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="runs of torch behind one that does not count")
     parser.add_argument("--seconds", type=float, default=3.0, help="time of each of our measurements")
-    args = parser.parse_args()
-    args.binary = args.binary.resolve()
+    args = measure.parse(parser)
     common = measure.peers_common(args.models_dir)
     speed, sizes = [], []
     with tempfile.TemporaryDirectory() as scratch, measure.Load(common) as load:

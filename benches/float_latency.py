@@ -9,8 +9,6 @@ fp32, or OpenVINO at its own choice of precision, which is bfloat16 where the pr
 --float bf16` holds like against like.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -37,10 +35,7 @@ def compare(args, common, model, threads, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Float latency beside a peer.")
-    parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
-    default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
-    parser.add_argument("models_dir", type=Path, nargs="?", default=default)
+    parser = measure.arguments("Float latency beside a peer.")
     all_models = ["vitb16", "resnet50", "mobilenetv2", "minilm", "unet512", "dinov2_518"]
     parser.add_argument("--models", nargs="+", default=all_models)
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
@@ -48,8 +43,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=3.0, help="time of each measurement")
     parser.add_argument("--peer", choices=["ort", "openvino"], default="ort")
     parser.add_argument("--float", choices=["f32", "bf16"], default="f32", help="how we multiply floats")
-    args = parser.parse_args()
-    args.binary = args.binary.resolve()
+    args = measure.parse(parser)
     common = measure.peers_common(args.models_dir)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -10,8 +10,6 @@ has it). The table has the median of the rounds' ratios (ours / peer; below 1 is
 fastest peer of each round.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -72,21 +70,15 @@ def compare(args, common, name, threads, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="int8 latency beside the peers.")
-    parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
-    default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
-    parser.add_argument("models_dir", type=Path, nargs="?", default=default)
+    parser = measure.arguments("int8 latency beside the peers.")
     all_models = ["vitb16", "dinov2_518", "resnet50", "minilm", "unet512", "mobilenetv2"]
     parser.add_argument("--models", nargs="+", default=all_models)
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="time of each measurement")
-    parser.add_argument("--quantized", type=Path, help="folder of the quantized models")
+    measure.quantized_folder(parser)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    args = parser.parse_args()
-    args.binary = args.binary.resolve()
-    args.quantized = args.quantized or args.models_dir.resolve().parent / "quantized"
-    args.quantized.mkdir(exist_ok=True)
+    args = measure.parse(parser)
     common = measure.peers_common(args.models_dir)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,5 +1,6 @@
 """What the benchmark scripts share: children with their time and peak memory, samples, and the machine's load."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -36,6 +37,29 @@ def peers_common(models_dir):
     import common
 
     return common
+
+
+def arguments(description):
+    """A parser of what all scripts take: the command, and the folder of the peers' models."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("binary", type=lambda p: Path(p).resolve(), help="the narrowbit command (a release build)")
+    default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
+    parser.add_argument("models_dir", type=Path, nargs="?", default=default, help="the folder that mkmodels.py filled")
+    return parser
+
+
+def quantized_folder(parser):
+    """Adds the folder of quantized models, beside the models unless it is given."""
+    parser.add_argument("--quantized", type=Path, metavar="DIR", help="folder of the quantized models")
+
+
+def parse(parser):
+    """The arguments, with the folder of quantized models made."""
+    args = parser.parse_args()
+    if hasattr(args, "quantized"):
+        args.quantized = args.quantized or args.models_dir.resolve().parent / "quantized"
+        args.quantized.mkdir(exist_ok=True)
+    return args
 
 
 def run(command, env=None):

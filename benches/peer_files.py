@@ -16,8 +16,6 @@ All files run one sample of the peers' `common`; static ones were calibrated wit
 ranges.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -134,24 +132,19 @@ def times(args, name, path, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Other tools' quantized files.")
-    parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
-    default = Path(os.environ.get("NARROWBIT_BENCH", "bench-work")) / "models"
-    parser.add_argument("models_dir", type=Path, nargs="?", default=default)
+    parser = measure.arguments("Other tools' quantized files.")
     parser.add_argument("--models", nargs="+", default=["minilm", "vitb16", "resnet50", "mobilenetv2"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="time of each measurement")
-    parser.add_argument("--quantized", type=Path, help="folder of the quantized models")
+    measure.quantized_folder(parser)
     parser.add_argument("--base", type=Path, help="another build to measure against")
     parser.add_argument("--make", action="store_true", help="only make the files")
     parser.add_argument("--no-time", action="store_true", help="only compare results")
     parser.add_argument("--no-results", action="store_true", help="only measure time")
-    args = parser.parse_args()
+    args = measure.parse(parser)
     args.peers = []
-    args.quantized = args.quantized or args.models_dir.resolve().parent / "quantized"
-    args.quantized.mkdir(exist_ok=True)
     common = measure.peers_common(args.models_dir)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

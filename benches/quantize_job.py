@@ -1,6 +1,6 @@
 """Times the whole job, float ONNX in and int8 ONNX out, beside ONNX Runtime's quantize_static.
 
-    python quantize_job.py BINARY MODELS_DIR [--models resnet50 vitb16] [--methods minmax entropy percentile]
+    python quantize_job.py BINARY [MODELS_DIR] [--models resnet50 vitb16] [--methods minmax entropy percentile]
                            [--samples 100] [--histogram-samples 32] [--types u8s8 s8s8] [--repeat 1] [--many 0]
 
 Both sides get the same samples and write per-channel int8 weights. ONNX Runtime's side is its pre-processing
@@ -9,7 +9,6 @@ not count. Ours counts from the start of the process to its end, the check of th
 The sides take turns. `--many 1000` repeats our side with that many samples, for the memory.
 """
 
-import argparse
 import ast
 import sys
 import tempfile
@@ -72,9 +71,7 @@ def many(args, common, folder, model, method):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="The quantization job beside ONNX Runtime's.")
-    parser.add_argument("binary", type=Path, help="the narrowbit command (a release build)")
-    parser.add_argument("models_dir", type=Path, help="the folder `models` that mkmodels.py filled")
+    parser = measure.arguments("The quantization job beside ONNX Runtime's.")
     parser.add_argument("--models", nargs="+", default=["resnet50", "vitb16"])
     parser.add_argument("--methods", nargs="+", default=["minmax", *HISTOGRAMS])
     parser.add_argument("--types", nargs="+", default=["u8s8"], choices=["u8s8", "s8s8"])
@@ -83,8 +80,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--many", type=int, default=0, metavar="N", help="repeat our side with N samples")
     parser.add_argument("--no-check", action="store_true", help="leave out our run of the written model")
-    args = parser.parse_args()
-    args.binary = args.binary.resolve()
+    args = measure.parse(parser)
     common = measure.peers_common(args.models_dir)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

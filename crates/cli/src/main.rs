@@ -1,5 +1,7 @@
 //! The `narrowbit` command.
 #![forbid(unsafe_code)]
+// Whatever a user gives ends in an error, never in a panic.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod args;
 mod check;

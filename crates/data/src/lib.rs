@@ -33,6 +33,8 @@
 //! Shuffling is a Fisher–Yates shuffle driven by [`SplitMix64`]; a seed gives the same order in
 //! every version.
 #![forbid(unsafe_code)]
+// Whatever a user gives ends in an error, never in a panic.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod bind;
 mod column;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::buffer::SharedMut;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::reduce::{CHAINS, sum_of_chains};
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// Elements of one part of a pass; parts do not depend on the number of threads.
@@ -84,6 +85,12 @@ pub fn min_max(exec: &Exec, x: &[f32]) -> Range {
     parts.into_iter().fold(Range::EMPTY, Range::merge)
 }
 
+/// 0 for −0: which of the two is found first depends on the lanes.
+#[inline(always)]
+fn unsigned_zero(x: f32) -> f32 {
+    x + 0.0
+}
+
 struct MinMax<'a> {
     x: &'a [f32],
 }
@@ -119,8 +126,8 @@ impl Kernel for MinMax<'_> {
             }
             i += S::LANES;
         }
-        range.min = range.min.min(s.hmin(low));
-        range.max = range.max.max(s.hmax(high));
+        range.min = unsigned_zero(range.min.min(s.hmin(low)));
+        range.max = unsigned_zero(range.max.max(s.hmax(high)));
         range
     }
 }
@@ -199,16 +206,16 @@ impl Kernel for Columns<'_> {
                 s.store(highs.as_mut_ptr(), high);
             }
             for (k, range) in self.ranges[i..i + n].iter_mut().enumerate() {
-                range.min = range.min.min(lows[k]);
-                range.max = range.max.max(highs[k]);
+                range.min = unsigned_zero(range.min.min(lows[k]));
+                range.max = unsigned_zero(range.max.max(highs[k]));
             }
             i += n;
         }
     }
 }
 
-/// Sum, sum of squares and largest magnitude. Parts are summed in f32 vectors of 256
-/// elements and added in f64, so the error does not grow with the length.
+/// Sum, sum of squares and largest magnitude, the same bits on every tier. Parts of 256 elements are summed in
+/// f32 and added in f64, so the error does not grow with the length.
 pub fn moments(exec: &Exec, x: &[f32]) -> Moments {
     let parts = chunked(exec, x, Moments::default(), &|chunk| {
         chunk.chunks(256).fold(Moments::default(), |total, x| add(total, exec.isa().dispatch(Sums { x })))
@@ -235,22 +242,25 @@ impl Kernel for Sums<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Moments {
         let zero = s.splat(0.0);
-        let (mut sum, mut square, mut peak) = (zero, zero, zero);
+        let (mut sum, mut square, mut peak) = ([zero; CHAINS], [zero; CHAINS], zero);
         let mut count = 0;
-        let mut i = 0;
-        while i < self.x.len() {
-            let bits = low_bits((self.x.len() - i).min(S::LANES));
-            // SAFETY: `bits` ends at the slice's end.
-            let v = unsafe { s.load_bits(self.x.as_ptr().add(i), bits) };
-            let finite = s.lt(s.abs(v), s.splat(f32::INFINITY));
-            count += u64::from((s.mask_bits(finite) & bits).count_ones());
-            let v = s.select(finite, v, zero);
-            sum = s.add(sum, v);
-            square = s.mul_add(v, v, square);
-            peak = s.max(s.abs(v), peak);
-            i += S::LANES;
+        for x in self.x.chunks(CHAINS) {
+            // Element `i` belongs to chain `i % 16` on every tier.
+            for v in 0..CHAINS / S::LANES {
+                let at = v * S::LANES;
+                let bits = low_bits(x.len().saturating_sub(at).min(S::LANES));
+                // SAFETY: `bits` ends at the chunk's end, and holds no lane beyond it.
+                let x = unsafe { s.load_bits(x.as_ptr().wrapping_add(at), bits) };
+                let finite = s.lt(s.abs(x), s.splat(f32::INFINITY));
+                count += u64::from((s.mask_bits(finite) & bits).count_ones());
+                let x = s.select(finite, x, zero);
+                sum[v] = s.add(sum[v], x);
+                square[v] = s.mul_add(x, x, square[v]);
+                peak = s.max(s.abs(x), peak);
+            }
         }
-        Moments { count, sum: f64::from(s.sum(sum)), sum_square: f64::from(s.sum(square)), abs_max: s.hmax(peak) }
+        let (sum, square) = (sum_of_chains(s, sum), sum_of_chains(s, square));
+        Moments { count, sum: f64::from(sum), sum_square: f64::from(square), abs_max: s.hmax(peak) }
     }
 }
 
@@ -482,7 +492,7 @@ impl Kernel for Count<'_> {
             }
             rest.iter().for_each(|&cell| counts[cell as usize] += 1);
         }
-        Part { min: s.hmin(min), max: s.hmax(max), zeros }
+        Part { min: unsigned_zero(s.hmin(min)), max: unsigned_zero(s.hmax(max)), zeros }
     }
 }
 

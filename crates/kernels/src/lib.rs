@@ -2,8 +2,11 @@
 //!
 //! A layer without graph knowledge: every kernel works on plain slices, takes an
 //! [`Exec`] (an instruction-set tier and a pool), checks every length before it touches
-//! memory, and gives the same result for any number of threads.
+//! memory, and gives the same bits for any number of threads and, unless it multiplies bfloat16,
+//! on every tier.
 
+#[cfg(test)]
+mod everywhere;
 #[cfg(test)]
 mod testing;
 

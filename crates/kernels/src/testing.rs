@@ -52,8 +52,16 @@ pub(crate) fn assert_close(got: &[f32], want: &[f32], tolerance: f32, context: &
     }
 }
 
-/// A slice that ends exactly at an inaccessible page, and starts right after one when
-/// its bytes fill whole pages: an access beyond the end faults.
+/// On which side of a slice an inaccessible page stands: an access beyond that end faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edge {
+    /// The slice begins right behind one.
+    Before,
+    /// The slice ends right before one.
+    Behind,
+}
+
+/// A slice at an inaccessible page; there is one on both sides when its bytes fill whole pages.
 #[cfg(target_os = "linux")]
 pub(crate) struct Guarded<T: Copy> {
     base: *mut libc::c_void,
@@ -64,11 +72,18 @@ pub(crate) struct Guarded<T: Copy> {
 
 #[cfg(target_os = "linux")]
 impl<T: Copy> Guarded<T> {
+    /// A copy that ends right before an inaccessible page.
     pub(crate) fn new(data: &[T]) -> Guarded<T> {
+        Guarded::at(Edge::Behind, data)
+    }
+
+    /// A copy with an inaccessible page at that end.
+    pub(crate) fn at(edge: Edge, data: &[T]) -> Guarded<T> {
         const PAGE: usize = 4096;
         let payload = size_of_val(data).next_multiple_of(PAGE);
         let bytes = payload + 2 * PAGE;
-        // SAFETY: a fresh anonymous mapping, whose first and last page are closed.
+        let before = if edge == Edge::Before { 0 } else { payload - size_of_val(data) };
+        // SAFETY: a fresh anonymous mapping, whose first and last page are closed; the data lies between them.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -76,14 +91,14 @@ impl<T: Copy> Guarded<T> {
             assert_ne!(base, libc::MAP_FAILED);
             assert_eq!(libc::mprotect(base, PAGE, libc::PROT_NONE), 0);
             assert_eq!(libc::mprotect(base.add(PAGE + payload), PAGE, libc::PROT_NONE), 0);
-            let start = base.cast::<u8>().add(PAGE + payload - size_of_val(data)).cast::<T>();
+            let start = base.cast::<u8>().add(PAGE + before).cast::<T>();
             std::ptr::copy_nonoverlapping(data.as_ptr(), start, data.len());
             Guarded { base, bytes, start, len: data.len() }
         }
     }
 
     pub(crate) fn get(&mut self) -> &mut [T] {
-        // SAFETY: `len` elements lie before the closed page; borrowed exclusively.
+        // SAFETY: `len` elements lie between the closed pages; borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
@@ -94,4 +109,40 @@ impl<T: Copy> Drop for Guarded<T> {
         // SAFETY: the mapping made in `new`.
         unsafe { libc::munmap(self.base, self.bytes) };
     }
+}
+
+/// What a test of all tiers runs: where operands lie, and the results' bits.
+#[cfg(target_os = "linux")]
+pub(crate) type Run<'a> = &'a dyn Fn(&Exec, Edge) -> Vec<u32>;
+
+/// Runs on every tier, with one and three threads, with an inaccessible page before and behind the operands, and asserts the
+/// bits of the scalar tier on one thread.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub(crate) fn assert_same_everywhere(context: &str, run: Run<'_>) {
+    let scalar = Exec::new(Isa::available().pop().expect("the scalar tier is everywhere"), 1);
+    let want = run(&scalar, Edge::Behind);
+    for exec in execs() {
+        for edge in [Edge::Before, Edge::Behind] {
+            let got = run(&exec, edge);
+            let differs = got.iter().zip(&want).position(|(a, b)| a != b);
+            assert_eq!(differs.map(|i| (i, got[i], want[i])), None, "{context} {exec:?} {edge:?}");
+            assert_eq!(got.len(), want.len(), "{context} {exec:?}");
+        }
+    }
+}
+
+/// The bits of floats; all NaN are one.
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+}
+
+/// Floats with what functions treat apart: zeros of both signs, infinities, NaN, denormals.
+pub(crate) fn with_special(mut x: Vec<f32>) -> Vec<f32> {
+    let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, -1e-40, f32::MAX];
+    let step = x.len() / special.len();
+    for (i, v) in special.into_iter().enumerate().filter(|_| step > 1) {
+        x[i * step] = v;
+    }
+    x
 }

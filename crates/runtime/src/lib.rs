@@ -4,6 +4,8 @@
 //! [`Session`] is the entry point: load, [`Session::run`], or [`Session::run_observed`] to look at
 //! values as they are made (calibration). Constant operands are packed once per session.
 #![forbid(unsafe_code)]
+// Whatever a user gives ends in an error, never in a panic.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 mod collapse;
 mod compile;

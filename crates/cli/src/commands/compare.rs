@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,7 +22,8 @@ use crate::{interrupt, model, output};
 ///
 /// A is the reference (the float model), B the model in question (the quantized one); tensors are matched by
 /// name. Cumulative figures hold all error up to a tensor; isolated ones only what its own node adds, run on the
-/// reference's inputs. --float is for B: A runs in 32 bits. B may be an .npz of A's outputs (or inner tensors) that another runtime has saved.
+/// reference's inputs. --float is for B: A runs in 32 bits. B may be an .npz of A's outputs (or inner tensors) that another runtime, or `run -o`, has saved:
+/// an array for each tensor, under its name.
 #[derive(Debug, Args)]
 pub struct Compare {
     /// The reference model (.onnx)
@@ -59,8 +62,12 @@ impl Compare {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         interrupt::install();
+        if is_npz(&self.a) {
+            let help = "the first argument is the reference model (.onnx); saved tensors are the second";
+            bail!("{} is an .npz, not a model\nhelp: {help}", self.a.display());
+        }
         let mut a = model::load_runnable(&self.a)?;
-        let saved = self.b.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"));
+        let saved = self.holds_tensors()?;
         if saved && (self.float.floats.float != FloatType::F32 || self.float.round_rows) {
             let flag = if self.float.round_rows { "--round-rows" } else { "--float" };
             bail!(
@@ -97,6 +104,20 @@ impl Compare {
         Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }
 
+    /// Whether B holds saved tensors, and is no model.
+    fn holds_tensors(&self) -> Result<bool> {
+        match no_model(&self.b) {
+            _ if is_npz(&self.b) => Ok(true),
+            None => Ok(false),
+            Some(what) => bail!(
+                "{} is {what}; the second argument is a model, or saved tensors in a file that ends in .npz\nhelp: save an array for each \
+                 tensor to compare, under its name in {}: `narrowbit run MODEL --data DATA -o saved.npz` does, and so does numpy.savez(\"saved.npz\", **{{name: array}})",
+                self.b.display(),
+                self.a.display()
+            ),
+        }
+    }
+
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
         let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
         comparison.run("comparing", dataset, self.data.batch())?;
@@ -110,7 +131,12 @@ impl Compare {
             arrays.iter().filter_map(|(name, t)| Some((a.value_named(name)?, t))).collect();
         if known.is_empty() {
             let names: Vec<&str> = arrays.keys().map(String::as_str).collect();
-            bail!("{}: none of the arrays {names:?} has the name of a tensor of the model", self.b.display());
+            let outputs: Vec<&str> = a.outputs().iter().map(|&v| a.value(v).name.as_str()).collect();
+            bail!(
+                "{}: none of the arrays {names:?} has the name of a tensor of the model\nhelp: save each array under the name of the tensor that \
+                 it is to be compared with; the model's outputs are {outputs:?}",
+                self.b.display()
+            );
         }
         let observe = known.keys().copied().collect();
         let session = Session::new(a.clone(), Options { threads: self.threads.threads, observe })?;
@@ -167,6 +193,34 @@ impl Compare {
             ));
         }
         out
+    }
+}
+
+fn ending(path: &Path) -> String {
+    path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+fn is_npz(path: &Path) -> bool {
+    ending(path) == "npz"
+}
+
+/// What a file is that holds arrays and no model, by its ending or its first bytes.
+fn no_model(path: &Path) -> Option<&'static str> {
+    match ending(path).as_str() {
+        "npy" => return Some("an array (.npy)"),
+        "csv" | "json" | "txt" => return Some("a text file"),
+        // Models of other tools, some of which are archives: loading says what to do.
+        "keras" | "pt" | "pth" | "safetensors" => return None,
+        _ => {}
+    }
+    let mut start = [0; 8];
+    // What can't be read is told of when it is loaded.
+    let read = File::open(path).and_then(|mut f| f.read(&mut start)).ok()?;
+    match start[..read] {
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive"),
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Some("an array (.npy)"),
+        [0x89, b'H', b'D', b'F', ..] => Some("an HDF5 file"),
+        _ => None,
     }
 }
 

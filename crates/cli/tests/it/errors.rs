@@ -42,6 +42,27 @@ fn refuses_missing_files() {
 }
 
 #[test]
+fn tells_what_compare_takes() {
+    let home = linear();
+    models::save_arrays(&home.path("other.npz"), &[("z", Tensor::new([2, 4], vec![0.5f32; 8]).expect("a tensor"))]);
+    std::fs::copy(home.path("data.npz"), home.path("renamed.onnx")).expect("a copy");
+    home.write("saved.npy", "");
+    home.write("scores.csv", "0.5\n");
+    let lines = [
+        "compare data.npz model.onnx --data data.npz",
+        "compare model.onnx other.npz --data data.npz",
+        "compare model.onnx saved.npy --data data.npz",
+        "compare model.onnx scores.csv --data data.npz",
+        "compare model.onnx renamed.onnx --data data.npz",
+    ];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("compare", texts.join("\n"));
+    // The help is true: what it names can be compared.
+    home.ok("run model.onnx --data data.npz -o outputs.npz");
+    home.ok("compare model.onnx outputs.npz --data data.npz --min-sqnr 100");
+}
+
+#[test]
 fn refuses_damaged_models() {
     let home = Home::with_example("digits-cnn");
     let whole = home.read("model.onnx");

@@ -33,3 +33,6 @@ pub(crate) unsafe fn map<S: Simd>(s: S, x: *const f32, y: *mut f32, len: usize, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,21 @@ pub struct PoolNhwcParams {
 }
 
 impl PoolNhwcParams {
+    /// One window over all pixels of `n` images of `c` channels (ONNX `GlobalAveragePool`).
+    pub fn whole([n, pixels, c]: [usize; 3]) -> PoolNhwcParams {
+        PoolNhwcParams {
+            n,
+            h: 1,
+            w: pixels,
+            c,
+            window: [1, pixels.max(1)],
+            strides: [1, 1],
+            pads: [0; 4],
+            dilations: [1, 1],
+            out: [1, 1],
+        }
+    }
+
     fn check(&self, x: usize, y: usize) -> Result {
         exact(NAME, "x", x, product(NAME, &[self.n, self.h, self.w, self.c])?)?;
         exact(NAME, "y", y, product(NAME, &[self.n, self.out[0], self.out[1], self.c])?)?;
@@ -255,19 +270,8 @@ pub fn avg_pool2d_nhwc(exec: &Exec, p: &PoolNhwcParams, divisor: Divisor, x: Qua
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn global_avg_pool_nhwc(exec: &Exec, x: Quant<'_>, [n, pixels, c]: [usize; 3], y: Target<'_>) -> Result {
-    let p = PoolNhwcParams {
-        n,
-        h: 1,
-        w: pixels,
-        c,
-        window: [1, pixels.max(1)],
-        strides: [1, 1],
-        pads: [0; 4],
-        dilations: [1, 1],
-        out: [1, 1],
-    };
-    avg_pool2d_nhwc(exec, &p, Divisor::Inside, x, y)
+pub fn global_avg_pool_nhwc(exec: &Exec, x: Quant<'_>, shape: [usize; 3], y: Target<'_>) -> Result {
+    avg_pool2d_nhwc(exec, &PoolNhwcParams::whole(shape), Divisor::Inside, x, y)
 }
 
 /// The channels of one output row; no other task writes them.

@@ -10,7 +10,7 @@ use crate::error::{Result, exact, product};
 use crate::exec::Exec;
 use crate::math;
 use crate::panel::{Out, Target};
-use crate::reduce::{CHAINS, joined};
+use crate::reduce::{CHAINS, sum_of_chains};
 use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "integer rows";
@@ -149,17 +149,14 @@ impl Kernel for Row<'_> {
 /// `Σ f(x)` of a row of whole groups of sixteen, in an order that does not depend on the tier.
 #[inline(always)]
 fn sum<S: Simd>(s: S, row: &[f32], f: impl Fn(S::F) -> S::F) -> f32 {
-    let mut chains = [0f32; CHAINS];
-    for lane in (0..CHAINS).step_by(S::LANES) {
-        let mut total = s.splat(0.0);
+    let mut totals = [s.splat(0.0); CHAINS];
+    for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(&mut totals) {
         for x in row.chunks_exact(CHAINS) {
             // SAFETY: a vector from `lane` on ends within the sixteen.
-            total = s.add(total, f(unsafe { s.load(x.as_ptr().add(lane)) }));
+            *total = s.add(*total, f(unsafe { s.load(x.as_ptr().add(lane)) }));
         }
-        // SAFETY: as above.
-        unsafe { s.store(chains.as_mut_ptr().add(lane), total) };
     }
-    joined(chains)
+    sum_of_chains(s, totals)
 }
 
 /// Replaces a row of whole groups of sixteen by e^(x − peak) and returns their sum, in an order that does not depend on
@@ -178,12 +175,7 @@ pub(crate) fn exponentials<S: Simd>(s: S, row: &mut [f32], peak: S::F) -> f32 {
             }
         }
     }
-    let mut chains = [0f32; CHAINS];
-    for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(totals) {
-        // SAFETY: as above.
-        unsafe { s.store(chains.as_mut_ptr().add(lane), total) };
-    }
-    joined(chains)
+    sum_of_chains(s, totals)
 }
 
 /// Softmax of the first `n` of `row`.

@@ -13,3 +13,6 @@ pub use pad::{Padding, pad};
 pub use permute::{Element, copy_strided, gather_rows, permute};
 pub use resample::{Resample, Sample, Taps, resample};
 pub use resize::resize_nearest;
+
+#[cfg(test)]
+mod tests;

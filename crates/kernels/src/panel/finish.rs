@@ -71,6 +71,27 @@ const fn may_be_plain(residual: u8) -> bool {
     residual == 0 || residual >= 4
 }
 
+/// What the loops over a tile are compiled for: a branch in them costs as much as what it saves.
+trait Form {
+    /// Whether the sums are integers.
+    const INTS: bool;
+    /// Results: 0 floats, 1 u8, 2 i8.
+    const KIND: u8;
+    /// What is added to them, as `by_residual` and `by_stage` number it.
+    const RESIDUAL: u8;
+    /// [`GENERAL`], [`PLAIN`] or [`PASS`].
+    const MODE: u8;
+}
+
+struct Chosen<const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>;
+
+impl<const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8> Form for Chosen<INTS, KIND, RESIDUAL, MODE> {
+    const INTS: bool = INTS;
+    const KIND: u8 = KIND;
+    const RESIDUAL: u8 = RESIDUAL;
+    const MODE: u8 = MODE;
+}
+
 /// What is the same for all results: in registers, because the compiler can't tell that results do not overwrite it.
 #[derive(Clone, Copy)]
 struct Constants<S: Simd> {
@@ -157,7 +178,6 @@ impl Finish<'_> {
         }
     }
 
-    /// Chooses what the loops are compiled for: a branch in them costs as much as what it saves.
     #[inline(always)]
     unsafe fn by_mode<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
         // SAFETY: passed on to the caller.
@@ -165,11 +185,11 @@ impl Finish<'_> {
             let e = self.epilogue;
             let factors = KIND == 0 && !e.factors.is_empty();
             if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
-                self.rows::<S, INTS, KIND, RESIDUAL, PASS>(s);
+                self.rows::<S, Chosen<INTS, KIND, RESIDUAL, PASS>>(s);
             } else if INTS && KIND > 0 && may_be_plain(RESIDUAL) && self.is_plain(RESIDUAL) {
-                self.rows::<S, INTS, KIND, RESIDUAL, PLAIN>(s);
+                self.rows::<S, Chosen<INTS, KIND, RESIDUAL, PLAIN>>(s);
             } else {
-                self.rows::<S, INTS, KIND, RESIDUAL, GENERAL>(s);
+                self.rows::<S, Chosen<INTS, KIND, RESIDUAL, GENERAL>>(s);
             }
         }
     }
@@ -183,7 +203,7 @@ impl Finish<'_> {
     }
 
     #[inline(always)]
-    unsafe fn rows<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>(&self, s: S) {
+    unsafe fn rows<S: Simd, F: Form>(&self, s: S) {
         let constants = self.constants(s);
         let mut j = 0;
         while j < self.n {
@@ -191,16 +211,16 @@ impl Finish<'_> {
             // SAFETY: columns `j..j + n`, or two vectors of them, are in the arrays and in the tile.
             unsafe {
                 // With a length that the compiler knows, no masks are made.
-                if KIND > 0 && j + 2 * S::LANES <= self.n {
-                    self.codes::<S, INTS, KIND, RESIDUAL, MODE, 2>(s, constants, j);
+                if F::KIND > 0 && j + 2 * S::LANES <= self.n {
+                    self.codes::<S, F, 2>(s, constants, j);
                     j += S::LANES;
-                } else if KIND > 0 && n == S::LANES {
-                    self.codes::<S, INTS, KIND, RESIDUAL, MODE, 1>(s, constants, j);
+                } else if F::KIND > 0 && n == S::LANES {
+                    self.codes::<S, F, 1>(s, constants, j);
                 } else {
-                    let column = self.column::<S, INTS, KIND>(s, j, n);
-                    let n = if KIND == 0 && n == S::LANES { S::LANES } else { n };
+                    let column = self.column::<S, F>(s, j, n);
+                    let n = if F::KIND == 0 && n == S::LANES { S::LANES } else { n };
                     for i in 0..self.rows {
-                        self.vector::<S, INTS, KIND, RESIDUAL, MODE>(s, &constants, &column, (i, j), n);
+                        self.vector::<S, F>(s, &constants, &column, (i, j), n);
                     }
                 }
             }
@@ -210,25 +230,12 @@ impl Finish<'_> {
 
     /// Integer results of `COLUMNS` (1 or 2) whole vectors of columns from `j` on, four vectors at a time.
     #[inline(always)]
-    unsafe fn codes<
-        S: Simd,
-        const INTS: bool,
-        const KIND: u8,
-        const RESIDUAL: u8,
-        const MODE: u8,
-        const COLUMNS: usize,
-    >(
-        &self,
-        s: S,
-        constants: Constants<S>,
-        j: usize,
-    ) {
+    unsafe fn codes<S: Simd, F: Form, const COLUMNS: usize>(&self, s: S, constants: Constants<S>, j: usize) {
         let (c, rows) = (&constants, 4 / COLUMNS);
         // SAFETY: the caller vouches for the columns, and the rows are in the tile.
         unsafe {
             let last = j + (COLUMNS - 1) * S::LANES;
-            let columns =
-                [self.column::<S, INTS, KIND>(s, j, S::LANES), self.column::<S, INTS, KIND>(s, last, S::LANES)];
+            let columns = [self.column::<S, F>(s, j, S::LANES), self.column::<S, F>(s, last, S::LANES)];
             let mut low = [c.zero; 4];
             for (k, low) in low.iter_mut().enumerate() {
                 *low = s.to_i32(columns[k % COLUMNS].low);
@@ -238,13 +245,13 @@ impl Finish<'_> {
                 let (mut v, mut to) = ([c.zero; 4], [c.data; 4]);
                 for k in 0..4 {
                     let (column, place) = (&columns[k % COLUMNS], (i + k / COLUMNS, j + k % COLUMNS * S::LANES));
-                    let x = self.value::<S, INTS, KIND, RESIDUAL, MODE>(s, c, column, place, S::LANES);
-                    let x = if MODE == PLAIN && !is_float_sum(RESIDUAL) { x } else { s.mul(x, column.inverse) };
+                    let x = self.value::<S, F>(s, c, column, place, S::LANES);
+                    let x = if F::MODE == PLAIN && !is_float_sum(F::RESIDUAL) { x } else { s.mul(x, column.inverse) };
                     // NaN passes, and gives the smallest integer.
                     v[k] = s.to_i32(s.min(column.high, x));
                     to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
                 }
-                match KIND {
+                match F::KIND {
                     1 => s.store_codes::<false>(to, v, low, c.zero),
                     _ => s.store_codes::<true>(to, v, low, c.zero),
                 }
@@ -253,7 +260,7 @@ impl Finish<'_> {
             for i in i..self.rows {
                 for (k, column) in columns[..COLUMNS].iter().enumerate() {
                     let place = (i, j + k * S::LANES);
-                    self.vector::<S, INTS, KIND, RESIDUAL, MODE>(s, c, column, place, S::LANES);
+                    self.vector::<S, F>(s, c, column, place, S::LANES);
                 }
             }
         }
@@ -283,7 +290,7 @@ impl Finish<'_> {
     }
 
     #[inline(always)]
-    unsafe fn column<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S, j: usize, n: usize) -> Column<S> {
+    unsafe fn column<S: Simd, F: Form>(&self, s: S, j: usize, n: usize) -> Column<S> {
         let (e, at, bits) = (self.epilogue, self.column + j, low_bits(n));
         let (lo, hi) = e.activation.bounds();
         let inverse = match e.factors.is_empty() {
@@ -291,11 +298,11 @@ impl Finish<'_> {
             // SAFETY: `check` made sure of the arrays' lengths.
             false => s.mul(unsafe { s.load_bits(e.factors.as_ptr().add(at), bits) }, s.splat(self.out.inverse)),
         };
-        let (low, high) = match KIND {
+        let (low, high) = match F::KIND {
             0 => (s.splat(lo), s.splat(hi)),
             _ => {
                 // A clamp before the multiplication by `inverse` is one after it with bounds that were multiplied alike.
-                let (least, most) = if KIND == 1 { (0, 255) } else { (-128, 127) };
+                let (least, most) = if F::KIND == 1 { (0, 255) } else { (-128, 127) };
                 let (least, most) = (s.splat((least - self.out.zero) as f32), s.splat((most - self.out.zero) as f32));
                 let (low, high) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
                 (s.min(s.max(low, least), most), s.min(high, most))
@@ -304,8 +311,8 @@ impl Finish<'_> {
         // SAFETY: `check` made sure of the arrays' lengths.
         unsafe {
             Column {
-                offset: if INTS { s.load_i32_n(e.offsets.as_ptr().add(at), n) } else { s.splat_i(0) },
-                scale: if INTS || !e.scales.is_empty() {
+                offset: if F::INTS { s.load_i32_n(e.offsets.as_ptr().add(at), n) } else { s.splat_i(0) },
+                scale: if F::INTS || !e.scales.is_empty() {
                     s.load_bits(e.scales.as_ptr().add(at), bits)
                 } else {
                     s.splat(1.0)
@@ -325,7 +332,7 @@ impl Finish<'_> {
 
     /// What is clamped: the sums with all that the epilogue does to them.
     #[inline(always)]
-    unsafe fn value<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>(
+    unsafe fn value<S: Simd, F: Form>(
         &self,
         s: S,
         c: &Constants<S>,
@@ -338,14 +345,14 @@ impl Finish<'_> {
         let at = c.at + i * c.ld + j;
         // SAFETY: the caller vouches for these places; the accumulators are whole vectors.
         unsafe {
-            let mut v = if INTS {
+            let mut v = if F::INTS {
                 let mut x = s.add_i(s.to_bits(s.load(acc.cast())), column.offset);
-                if MODE == PASS && !e.weight_zeros.is_empty() {
+                if F::MODE == PASS && !e.weight_zeros.is_empty() {
                     let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
                     x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
                 }
                 let mut scale = column.scale;
-                if MODE == PASS
+                if F::MODE == PASS
                     && let Some(rows) = &e.rows
                 {
                     let (row_scale, zero) = rows.at(self.row + i);
@@ -357,32 +364,32 @@ impl Finish<'_> {
             } else {
                 s.mul(s.load(acc.cast()), column.scale)
             };
-            if MODE != PLAIN {
+            if F::MODE != PLAIN {
                 v = s.add(v, column.bias);
             }
-            if RESIDUAL == 1
+            if F::RESIDUAL == 1
                 && let Residual::F32(r) = e.residual
             {
                 v = s.add(v, s.load_bits(r.as_ptr().add(at), low_bits(n)));
             }
-            if RESIDUAL > 1 {
-                let r = match RESIDUAL {
+            if F::RESIDUAL > 1 {
+                let r = match F::RESIDUAL {
                     6 | 9 => column.row,
                     2 | 4 | 7 => s.to_f32(s.sub_i(s.load_u8_n(c.residual.add(at), n), c.residual_zero)),
                     _ => s.to_f32(s.sub_i(s.load_i8_n(c.residual.add(at).cast(), n), c.residual_zero)),
                 };
-                if RESIDUAL < 4 {
+                if F::RESIDUAL < 4 {
                     v = s.mul_add(r, c.residual_scale, v);
                 } else {
-                    let steps = if MODE == PLAIN { v } else { c.stage.in_steps(s, v) };
+                    let steps = if F::MODE == PLAIN { v } else { c.stage.in_steps(s, v) };
                     let steps = c.stage.rounded(s, steps);
-                    v = match is_float_sum(RESIDUAL) {
+                    v = match is_float_sum(F::RESIDUAL) {
                         true => c.stage.float_sum(s, steps, r, c.residual_scale),
                         false => c.stage.code_sum(s, steps, r, c.residual_scale),
                     };
                 }
             }
-            match (MODE == PASS, KIND) {
+            match (F::MODE == PASS, F::KIND) {
                 (false, _) => v,
                 (true, 0) => e.activation.apply(s, v),
                 (true, _) => e.activation.apply_coarsely(s, v),
@@ -392,7 +399,7 @@ impl Finish<'_> {
 
     /// The results of row `i` from column `j` on, `n` of them.
     #[inline(always)]
-    unsafe fn vector<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8, const MODE: u8>(
+    unsafe fn vector<S: Simd, F: Form>(
         &self,
         s: S,
         c: &Constants<S>,
@@ -403,11 +410,11 @@ impl Finish<'_> {
         let at = c.at + i * c.ld + j;
         // SAFETY: the caller vouches for these places.
         unsafe {
-            let mut v = self.value::<S, INTS, KIND, RESIDUAL, MODE>(s, c, column, (i, j), n);
-            if KIND == 0 {
+            let mut v = self.value::<S, F>(s, c, column, (i, j), n);
+            if F::KIND == 0 {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
-                if MODE == PASS && !self.epilogue.factors.is_empty() {
+                if F::MODE == PASS && !self.epilogue.factors.is_empty() {
                     v = s.mul(v, column.inverse);
                 }
                 s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n));

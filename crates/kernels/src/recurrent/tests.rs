@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Guarded, Random, assert_close, execs};
+use crate::testing::{Edge, Guarded, Random, assert_close, assert_same_everywhere, bits, execs};
 
 /// A layer and its data.
 struct Case {
@@ -63,11 +63,27 @@ impl Case {
     }
 
     fn run(&self, exec: &Exec) -> [Vec<f32>; 3] {
-        let (state, mut x) = (self.states[0].len(), Guarded::new(&self.x));
-        let nan = |n: usize| Guarded::new(&vec![f32::NAN; n]);
+        self.run_at(exec, Edge::Behind)
+    }
+
+    /// With all operands at inaccessible pages.
+    fn run_at(&self, exec: &Exec, edge: Edge) -> [Vec<f32>; 3] {
+        let (state, mut x) = (self.states[0].len(), Guarded::at(edge, &self.x));
+        let mut weights = self.weights.each_ref().map(|w| Guarded::at(edge, w));
+        let shape = [self.reverse.len(), self.input, self.hidden];
+        let packed = RecurrentWeights::new(exec, self.cell, shape, weights.each_mut().map(|w| &*w.get())).unwrap();
+        let [mut first_h, mut first_c] = self.states.each_ref().map(|s| Guarded::at(edge, s));
+        let mut lens = self.lens.as_ref().map(|lens| Guarded::at(edge, lens));
+        let p = Recurrent {
+            h: Some(first_h.get()),
+            c: Some(first_c.get()),
+            lens: lens.as_mut().map(|lens| &*lens.get()),
+            ..self.params()
+        };
+        let nan = |n: usize| Guarded::at(edge, &vec![f32::NAN; n]);
         let (mut y, mut h, mut c) = (nan(state * self.steps), nan(state), nan(state));
         let out = RecurrentOutputs { y: Some(y.get()), h: Some(h.get()), c: Some(c.get()) };
-        recurrent(exec, &self.params(), &self.pack(exec).unwrap(), x.get(), out).unwrap();
+        recurrent(exec, &p, &packed, x.get(), out).unwrap();
         [y.get().to_vec(), h.get().to_vec(), c.get().to_vec()]
     }
 
@@ -150,6 +166,24 @@ fn equals_the_formulas_at_odd_sizes() {
         for shape in [[1, 1, 1, 1], [3, 1, 4, 5], [4, 2, 3, 16], [2, 3, 9, 17], [3, 9, 2, 37], [0, 2, 3, 4]] {
             for reverse in [&[false][..], &[true], &[false, true]] {
                 Case::new(cell, reverse, shape, &mut r).check(&format!("{shape:?} {reverse:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_to_the_same_bits_everywhere() {
+    let mut r = Random::new(17);
+    for cell in CELLS {
+        for shape in [[1, 1, 1, 1], [3, 2, 4, 7], [2, 5, 9, 17], [3, 9, 2, 33]] {
+            for batch_first in [false, true] {
+                let mut case = Case::new(cell, &[false, true], shape, &mut r);
+                case.batch_first = batch_first;
+                case.lens = batch_first.then(|| (0..shape[1] as i32).map(|b| b % (shape[0] as i32 + 1)).collect());
+                assert_same_everywhere(&format!("{cell:?} {shape:?}"), &|exec, edge| {
+                    let states = if matches!(cell, Cell::Lstm { .. }) { 3 } else { 2 };
+                    case.run_at(exec, edge)[..states].iter().flat_map(|part| bits(part)).collect()
+                });
             }
         }
     }

@@ -145,7 +145,8 @@ impl Kernel for Row<'_> {
                     |a, v| step(s, $op, a, v),
                     #[inline(always)]
                     |a, b| match $op {
-                        ReduceOp::Max | ReduceOp::Min => step(s, $op, a, b),
+                        // Of zeros of both signs the second one stays, as in `hmax` and `hmin`.
+                        ReduceOp::Max | ReduceOp::Min => step(s, $op, b, a),
                         _ => s.add(a, b),
                     },
                 )

@@ -9,5 +9,8 @@ pub use axis::{ReduceOp, reduce};
 pub use norm::{LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, rms_norm};
 pub use softmax::{log_softmax, softmax};
 
-pub(crate) use rows::{CHAINS, joined, softmax_row};
+pub(crate) use rows::{CHAINS, softmax_row, sum_of_chains};
 pub(crate) use softmax::{Columns, block_width};
+
+#[cfg(test)]
+mod tests;

@@ -6,20 +6,12 @@ use crate::simd::{Simd, low_bits};
 /// Chains of a sum that is the same on every tier: the lanes of the widest vectors.
 pub(crate) const CHAINS: usize = 16;
 
-/// The sum of all chains, in the order of the widest vectors.
-pub(crate) fn joined(mut chains: [f32; CHAINS]) -> f32 {
-    let mut half = CHAINS / 2;
-    while half > 0 {
-        for i in 0..half {
-            chains[i] += chains[i + half];
-        }
-        half /= 2;
-    }
-    chains[0]
-}
+/// Chains of a fold that is the same on every tier: two of the widest vectors, so that steps overlap.
+const FOLDED: usize = 2 * CHAINS;
 
-/// Folds a row with `step(accumulator, value)` in two chains, joined by `join`. Lanes
-/// beyond the end are never folded: the last vector keeps their accumulators.
+/// Folds a row with `step(accumulator, value)`: element `i` in chain `i % 32` on every tier, chains joined by `join` down to
+/// one vector, the lower half with the upper one. [`Simd::sum`] and its like go on in that order, so that no bit depends on
+/// the tier. Lanes beyond the end are never folded: they keep their accumulators.
 #[inline(always)]
 pub(crate) fn fold<S: Simd>(
     s: S,
@@ -28,24 +20,58 @@ pub(crate) fn fold<S: Simd>(
     step: impl Fn(S::F, S::F) -> S::F,
     join: impl Fn(S::F, S::F) -> S::F,
 ) -> S::F {
-    let (mut a, mut b) = (start, start);
-    let mut i = 0;
-    let p = row.as_ptr();
+    // As many of them as hold the chains are used.
+    let (mut chains, vectors) = ([start; FOLDED], FOLDED / S::LANES);
+    let (p, whole) = (row.as_ptr(), row.len() - row.len() % FOLDED);
     // SAFETY: whole vectors, then the lanes that are left, of the row.
     unsafe {
-        while i + 2 * S::LANES <= row.len() {
-            a = step(a, s.load(p.add(i)));
-            b = step(b, s.load(p.add(i + S::LANES)));
-            i += 2 * S::LANES;
+        for i in (0..whole).step_by(FOLDED) {
+            for (v, chain) in chains[..vectors].iter_mut().enumerate() {
+                *chain = step(*chain, s.load(p.add(i + v * S::LANES)));
+            }
         }
-        while i < row.len() {
-            let n = (row.len() - i).min(S::LANES);
-            let stepped = step(a, s.load_bits(p.add(i), low_bits(n)));
-            a = keep_first(s, stepped, a, n);
-            i += S::LANES;
+        let rest = row.len() - whole;
+        // Over a number of vectors that the compiler knows, so that all chains are registers.
+        for (v, chain) in chains[..vectors].iter_mut().enumerate() {
+            let n = rest.saturating_sub(v * S::LANES).min(S::LANES);
+            if n > 0 {
+                let stepped = step(*chain, s.load_bits(p.add(whole + v * S::LANES), low_bits(n)));
+                *chain = keep_first(s, stepped, *chain, n);
+            }
         }
     }
-    join(a, b)
+    joined_vectors::<S, FOLDED>(chains, join)
+}
+
+/// The sum of the chains in the first `N / LANES` vectors, in the same order on every tier.
+#[inline(always)]
+pub(crate) fn sum_of_chains<S: Simd, const N: usize>(s: S, chains: [S::F; N]) -> f32 {
+    s.sum(joined_vectors::<S, N>(
+        chains,
+        #[inline(always)]
+        |a, b| s.add(a, b),
+    ))
+}
+
+/// Joins the first `N / LANES` vectors, which hold `N <= 32` chains, to one: the lower half with the upper one.
+#[inline(always)]
+fn joined_vectors<S: Simd, const N: usize>(mut chains: [S::F; N], join: impl Fn(S::F, S::F) -> S::F) -> S::F {
+    join_halves::<S, N, 16>(&mut chains, &join);
+    join_halves::<S, N, 8>(&mut chains, &join);
+    join_halves::<S, N, 4>(&mut chains, &join);
+    join_halves::<S, N, 2>(&mut chains, &join);
+    join_halves::<S, N, 1>(&mut chains, &join);
+    chains[0]
+}
+
+/// Makes `HALF` vectors of twice as many, if there are as many.
+#[inline(always)]
+fn join_halves<S: Simd, const N: usize, const HALF: usize>(chains: &mut [S::F; N], join: &impl Fn(S::F, S::F) -> S::F) {
+    if 2 * HALF <= N / S::LANES {
+        for i in 0..HALF {
+            chains[i] = join(chains[i], chains[i + HALF]);
+        }
+    }
 }
 
 /// The first `n` lanes of `x`, the others of `y`.
@@ -100,11 +126,7 @@ pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len:
             // Read again, zeros stand behind the end.
             *total = s.add(*total, s.load_bits(y.add(at), bits));
         }
-        let mut chains = [0f32; CHAINS];
-        for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(totals) {
-            s.store(chains.as_mut_ptr().add(lane), total);
-        }
-        let factor = s.splat(1.0 / joined(chains));
+        let factor = s.splat(1.0 / sum_of_chains(s, totals));
         crate::elementwise::map(
             s,
             y,

@@ -232,9 +232,24 @@ impl Simd for Avx512 {
         eq(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) }
         unordered(a: F, b: F) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) }
         select(m: __mmask16, a: F, b: F) -> F { _mm512_mask_blend_ps(m, b, a) }
-        sum(a: F) -> f32 { _mm512_reduce_add_ps(a) }
-        hmax(a: F) -> f32 { _mm512_reduce_max_ps(a) }
-        hmin(a: F) -> f32 { _mm512_reduce_min_ps(a) }
+        sum(a: F) -> f32 {{
+            let h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps::<1>(h));
+            let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+            _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)))
+        }}
+        hmax(a: F) -> f32 {{
+            let h = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps::<1>(h));
+            let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+            _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
+        }}
+        hmin(a: F) -> f32 {{
+            let h = _mm256_min_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let q = _mm_min_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps::<1>(h));
+            let d = _mm_min_ps(q, _mm_movehl_ps(q, q));
+            _mm_cvtss_f32(_mm_min_ss(d, _mm_movehdup_ps(d)))
+        }}
         to_bits(a: F) -> I { _mm512_castps_si512(a) }
         float_of(a: I) -> F { _mm512_castsi512_ps(a) }
         to_i32(a: F) -> I { _mm512_cvtps_epi32(a) }

@@ -73,8 +73,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// One bit per lane.
     fn mask_bits(self, m: Self::M) -> u32;
 
+    /// Lanes `i` and `i + LANES / 2` are added, then the halves of that: chains of a fixed number that are joined in this
+    /// order give the same bits on every tier.
     fn sum(self, a: Self::F) -> f32;
+    /// The largest lane, in the order of [`Simd::sum`]; as `max`, the upper half's where one is NaN or both are zeros.
     fn hmax(self, a: Self::F) -> f32;
+    /// The smallest lane, likewise.
     fn hmin(self, a: Self::F) -> f32;
 
     fn to_bits(self, a: Self::F) -> Self::I;

@@ -38,7 +38,7 @@ pub(super) struct Finish {
     bias: Vec<f32>,
     activation: Activation,
     /// By column, or empty: what multiplies the activation's results.
-    pub factors: Vec<f32>,
+    factors: Vec<f32>,
     output: Option<Codes>,
     /// What happens between the product and the residual.
     stage: Option<Stage>,
@@ -48,7 +48,7 @@ pub(super) struct Finish {
     /// A constant row in the place of a residual.
     row: Option<StepRow>,
     /// Where the residual stands among the operands, and what it means.
-    pub residual: Option<(usize, Option<QParams>)>,
+    residual: Option<(usize, Option<QParams>)>,
     /// Set where the format of the rows is made at run time.
     runtime: Option<RowFormat>,
 }
@@ -151,6 +151,28 @@ impl Finish {
             row: ints.row.clone(),
             residual: None,
             runtime: None,
+        }
+    }
+
+    /// Takes what multiplies the activation's results, or says `None` where it is no constant.
+    pub fn take_factors(&mut self, cx: &BuildCx, f: &Fusion) -> Option<()> {
+        if let Some(v) = f.factor {
+            self.factors = (cx.consts)(v)?.to_f32s().ok()?.into_owned();
+        }
+        Some(())
+    }
+
+    /// Adds the residual to the operands `ins`, where there is one; `place` gives the id of the layout that it is read in.
+    pub fn take_residual(
+        &mut self,
+        f: &Fusion,
+        ints: &Ints,
+        ins: &mut Vec<ValueId>,
+        place: impl Fn(ValueId) -> ValueId,
+    ) {
+        if let Some(r) = f.residual {
+            self.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
+            ins.push(place(ints.residual.map_or(r, |q| q.value)));
         }
     }
 

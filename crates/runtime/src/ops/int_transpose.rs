@@ -45,10 +45,7 @@ pub(super) fn build(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         let Some(bias) = cx.floats(2) else { return Ok(None) };
         finish.add_bias(&bias.repeat(places));
     }
-    if let Some(r) = f.residual {
-        finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
-        ins.push((cx.channels_last)(ints.residual.map_or(r, |q| q.value)));
-    }
+    finish.take_residual(f, ints, &mut ins, cx.channels_last);
     let kernel = Transposed { p, input: x.params, weights: packed, finish };
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![(cx.channels_last)(out)] }))
 }

@@ -43,11 +43,6 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     }
 }
 
-/// What multiplies the columns of a product.
-fn factors(cx: &BuildCx, v: ValueId) -> Option<Vec<f32>> {
-    Some((cx.consts)(v)?.to_f32s().ok()?.into_owned())
-}
-
 struct Conv {
     p: Conv2dParams,
     input: QParams,
@@ -116,14 +111,8 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
             finish.add_bias(&bias);
         }
     }
-    if let Some(factor) = f.factor {
-        let Some(values) = factors(cx, factor) else { return Ok(None) };
-        finish.factors = values;
-    }
-    if let Some(r) = f.residual {
-        finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
-        ins.push((cx.channels_last)(ints.residual.map_or(r, |q| q.value)));
-    }
+    let Some(()) = finish.take_factors(cx, f) else { return Ok(None) };
+    finish.take_residual(f, ints, &mut ins, cx.channels_last);
     finish.at_once();
     let out = (cx.channels_last)(out);
     Ok(Some((Conv { p, input: x.params, parts, weights: packed, finish }, ins, out)))
@@ -202,14 +191,8 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
         finish.add_bias(&bias);
     }
-    if let Some(factor) = f.factor {
-        let Some(values) = factors(cx, factor) else { return Ok(None) };
-        finish.factors = values;
-    }
-    if let Some(r) = f.residual {
-        finish.residual = Some((ins.len(), ints.residual.map(|q| q.params)));
-        ins.push(ints.residual.map_or(r, |q| q.value));
-    }
+    let Some(()) = finish.take_factors(cx, f) else { return Ok(None) };
+    finish.take_residual(f, ints, &mut ins, |v| v);
     finish.at_once();
     let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
@@ -284,20 +267,10 @@ pub(super) fn quant<'a>(cx: &RunCx<'a>, i: usize, q: QParams) -> Result<Quant<'a
 fn mean(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     let (&[Some(x)], out) = (ints.operands.as_slice(), f.output?) else { return None };
     let dims = (cx.types)(x.value)?.shape;
-    let [n, pixels, c] = super::pool::image(&dims)?;
+    let image = super::pool::image(&dims)?;
     let global = cx.node.op.name() == "GlobalAveragePool";
     let p = match global {
-        true => PoolNhwcParams {
-            n,
-            h: 1,
-            w: pixels,
-            c,
-            window: [1, pixels],
-            strides: [1, 1],
-            pads: [0; 4],
-            dilations: [1, 1],
-            out: [1, 1],
-        },
+        true => PoolNhwcParams::whole(image),
         false => super::pool::params(cx, &dims)?,
     };
     let (divisor, output) = (super::pool::divisor(cx), ints.output);

@@ -168,21 +168,11 @@ pub(super) fn global_average_pool(cx: &BuildCx) -> Option<Built> {
     if *channels_last && dims.len() > 2 {
         dims[1..].rotate_right(1);
     }
-    let [n, pixels, c] = super::pool::image(&dims)?;
-    if n * pixels * c == 0 {
+    let image @ [_, pixels, _] = super::pool::image(&dims)?;
+    if image.contains(&0) {
         return None;
     }
-    let p = PoolNhwcParams {
-        n,
-        h: 1,
-        w: pixels,
-        c,
-        window: [1, pixels],
-        strides: [1, 1],
-        pads: [0; 4],
-        dilations: [1, 1],
-        out: [1, 1],
-    };
+    let p = PoolNhwcParams::whole(image);
     let from = QParams { scale: from.scale / (to.scale * pixels as f32), ..from };
     let to = QParams { scale: 1.0, ..to };
     let kernel = simple("average_pool_nhwc_i8", move |cx| {
