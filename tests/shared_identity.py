@@ -94,9 +94,13 @@ def measure(binary, case, form, args, folder):
             if run is None or not same(run, runs[0]):
                 wrong.append(f"{tier}: {n} threads give other bytes than 1")
         first = first or runs[0]
-        share = 0.0 if same(runs[0], first) else difference(runs[0], first)
-        tiers.append(f"{tier} {'same bytes' if same(runs[0], first) else f'{share:.1e}'}")
-        if share > args.most:
+        if same(runs[0], first):
+            tiers.append(f"{tier} same bytes")
+            continue
+        share = difference(runs[0], first)
+        tiers.append(f"{tier} {share:.1e}")
+        # Not `share > most`: NaN and zeros of another sign are other bytes, too.
+        if args.most == 0 or not share <= args.most:
             wrong.append(f"{tier}: differs from the first tier by {share:.1e} of the largest output")
     if args.metric:
         limit = ["--samples", args.samples * 8] if not case.pair else []

@@ -23,6 +23,9 @@ use crate::panel::{
 use crate::pooling::{Pool2dParams, average_pool2d, max_pool2d};
 use crate::testing::{Guarded, Random, assert_same_everywhere, bits, with_special};
 
+/// Fills a column's scales or zero points.
+type Column<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+
 /// Rows, columns and depth around the tiles of all tiers, in one block of the depth and in several.
 const PRODUCTS: [[usize; 3]; 8] =
     [[1, 1, 1], [1, 33, 7], [3, 31, 400], [5, 17, 16], [13, 49, 130], [15, 65, 20], [29, 63, 9], [64, 97, 800]];
@@ -85,7 +88,7 @@ fn multiplies_weights_by_blocks_to_the_same_bits_everywhere() {
                     let codes = |c: usize, to: &mut [u8]| to.iter_mut().enumerate().for_each(|(i, v)| *v = code(c, i));
                     let scales = |c: usize, to: &mut [f32]| to.fill(0.01 + c as f32 * 1e-4);
                     let zeros = |c: usize, to: &mut [f32]| to.fill((c % 3) as f32);
-                    let zeros: Option<&(dyn Fn(usize, &mut [f32]) + Sync)> = if shifted { Some(&zeros) } else { None };
+                    let zeros = shifted.then_some(&zeros as Column);
                     let w = Blocks::pack(exec, shape, &codes, &scales, zeros).unwrap();
                     let (mut x, mut y) = (Guarded::at(edge, &x), Guarded::at(edge, &vec![9f32; m * n]));
                     let run = if rounded { blocks_gemm_int8 } else { blocks_gemm };
