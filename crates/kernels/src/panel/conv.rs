@@ -308,7 +308,7 @@ impl<'a> Conv<'a> {
                     let next = (done + few).min(band.len());
                     for i in copied..reach(next) {
                         let y = (band.start * p.strides[0] + i).wrapping_sub(p.pads[0]);
-                        let line = (y < p.h).then_some((image * p.h + y) * p.w);
+                        let line = (y < p.h).then(|| (image * p.h + y) * p.w);
                         // SAFETY: the scratch has `pitch` bytes for the line.
                         unsafe { self.copy_line(line, base.add(i * g.pitch)) };
                     }
