@@ -30,7 +30,11 @@ impl Target<'_> {
 
     /// Refuses a target of plain sums.
     pub(crate) fn require_results(&self, kernel: &'static str) -> Result {
-        require(kernel, !matches!(self, Target::I32(_)), "only products of panels and of two activations have a target of sums")
+        require(
+            kernel,
+            !matches!(self, Target::I32(_)),
+            "only products of panels and of two activations have a target of sums",
+        )
     }
 
     /// The format, which is shared among tasks that write disjoint elements.
