@@ -5,7 +5,10 @@ mod constant;
 mod convert;
 mod curve;
 mod movement;
+mod pair;
 mod product;
+mod rows;
+mod shiftmax;
 mod window;
 
 pub(crate) use constant::data;
@@ -15,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Dim, Fact, Graph, Node, NodeError, NodeId, TensorType, ValueId, ValueType};
 use narrowbit_kernels::Exec;
+use narrowbit_ops::functions::Shiftmax;
 
 use crate::proof::{Proof, ProofRow, bits_of};
 use crate::run::{Data, Line, Program, Register, Rounding, Step, Width};
@@ -123,6 +127,9 @@ pub fn lower(graph: &Graph, shapes: &Shapes, options: Options, exec: &Exec) -> R
         inputs: Vec::new(),
         before: BTreeSet::new(),
         after: BTreeSet::new(),
+        shiftmax: shiftmax::all(graph),
+        inner: BTreeSet::new(),
+        shares: BTreeMap::new(),
         reason: None,
     };
     for (id, node) in graph.nodes() {
@@ -178,12 +185,22 @@ struct Lowering<'a> {
     inputs: Vec<ValueId>,
     before: BTreeSet<NodeId>,
     after: BTreeSet<NodeId>,
+    /// The softmaxes of powers of two that the graph writes in several nodes, by the first of these.
+    shiftmax: BTreeMap<NodeId, Shiftmax>,
+    /// The nodes of those that the program computes, but for their first.
+    inner: BTreeSet<NodeId>,
+    /// Quotients by the sum of some value's magnitudes: that value, and the greatest magnitude of a dividend, which bounds the
+    /// product of the two.
+    shares: BTreeMap<ValueId, (ValueId, i64)>,
     /// The first node without integer form, and why.
     reason: Option<(NodeId, Why)>,
 }
 
 impl Lowering<'_> {
     fn node(&mut self, id: NodeId, node: &Node) -> Result<(), LowerError> {
+        if self.inner.contains(&id) {
+            return Ok(());
+        }
         let state = |v: &ValueId| self.states.get(v);
         let mut read = node.inputs.iter().flatten();
         let after = node.inputs.iter().flatten().any(|v| matches!(state(v), Some(State::After)));
@@ -227,6 +244,9 @@ impl Lowering<'_> {
     }
 
     fn compute(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
+        if let Some(s) = self.shiftmax.get(&id).cloned() {
+            return self.shift_softmax(node, &s);
+        }
         if self.is_curve(node) {
             return self.curve(id, node);
         }
@@ -240,7 +260,12 @@ impl Lowering<'_> {
             "DequantizeLinear" => self.dequantize(node),
             "Conv" | "ConvTranspose" | "Gemm" | "MatMul" => self.product(id, node),
             "Relu" | "Clip" | "Min" | "Max" => self.clip(id, node),
+            "Mul" | "Div" if self.factor(node).is_some() => self.scale(id, node),
             "Add" | "Sub" | "Mul" => self.join(id, node),
+            "Div" => self.quotient(id, node),
+            "Cast" => self.cast(id, node),
+            "Abs" => self.magnitude(id, node),
+            "ReduceSum" => self.total(id, node),
             "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" | "ReduceMean" => self.pool(id, node),
             _ => self.movement(id, node),
         }
