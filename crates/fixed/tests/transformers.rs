@@ -139,6 +139,21 @@ fn keeps_a_softmax_of_powers_of_two_whose_inner_values_are_read_as_the_end() {
     assert!(refusal(&graph(&body), &[integers(&[2, 9], 7, 1)]).contains("Floor"));
 }
 
+#[test]
+fn repeats_a_constant_as_often_as_the_shape_of_integers_says() {
+    let body = format!(
+        "input %x: f32[n, 2, 3] {CONSTANTS} const %c: f32[1, 1, 3] = [1.5, -2, 0.25] const %zero: i64[1] = [0] const %till: i64[1] = [1]
+        const %rest: i64[2] = [1, 3] {} %s = Shape(%dx) %b = Slice(%s, %zero, %till, %zero) %t = Concat(%b, %rest) {{axis=0}}
+        %e = Expand(%c, %t) {} %j = Concat(%de, %dx) {{axis=1}} %r = Add(%j, %j)
+        %qy = QuantizeLinear(%r, %s3, %z) %y = DequantizeLinear(%qy, %s3, %z) output %y",
+        int8("x", "s4"),
+        int8("e", "s4")
+    );
+    for n in [1, 3] {
+        agrees(&graph(&body), &[integers(&[n, 2, 3], 4, 6)]);
+    }
+}
+
 const QUOTIENT: &str = "%a = Abs(%dx) %t = ReduceSum(%a, %axes) %c = Clip(%t, %s4) %u = Div(%dg, %c)
     %i = Cast(%u) {to=6} %p = Cast(%i) {to=1} %m = Mul(%dx, %p) %n = Mul(%m, %f) %r = Add(%n, %db)
     %qy = QuantizeLinear(%r, %s5, %z) %y = DequantizeLinear(%qy, %s5, %z)";
@@ -182,7 +197,7 @@ fn refuses_quotients_that_have_no_whole_number() {
     assert!(refusal(&normalization(&format!("{QUOTIENT} output %i")), &x).contains("a Cast back"));
     assert!(refused("Mul(%m, %f)", "Div(%m, %f)").contains("no power of two"));
     let sums = |axis: &str| {
-        let nodes = QUOTIENT.replace("ReduceSum(%a, %axes)", &format!("ReduceSum(%a, %other)"));
+        let nodes = QUOTIENT.replace("ReduceSum(%a, %axes)", "ReduceSum(%a, %other)");
         normalization(&format!("const %other: i64[1] = [{axis}] {nodes}"))
     };
     assert!(refusal(&sums("0"), &x).contains("not the sum over the last axis"));

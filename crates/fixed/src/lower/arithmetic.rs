@@ -67,7 +67,7 @@ impl Lowering<'_> {
     /// A factor for all elements is one of the unit: the integers stay what they are.
     pub(super) fn scale(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let (i, factor) = self.factor(node).ok_or("it has no factor")?;
-        let x = self.ints(node, i)?;
+        let x = self.reals(node, i)?;
         let factor = match node.op.name() {
             "Div" if factor.is_power_of_two() => Dyadic::new(1, -factor.frac),
             "Div" => return Err("it divides by a number that is no power of two".into()),

@@ -19,6 +19,7 @@ use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Dim, Fact, Graph, Node, NodeError, NodeId, TensorType, ValueId, ValueType};
 use narrowbit_kernels::Exec;
 use narrowbit_ops::functions::Shiftmax;
+use narrowbit_tensor::Tensor;
 
 use crate::proof::{Proof, ProofRow, bits_of};
 use crate::run::{Data, Line, Program, Register, Rounding, Step, Width};
@@ -100,6 +101,8 @@ pub struct Lowered {
     pub before: BTreeSet<NodeId>,
     /// Nodes that run after.
     pub after: BTreeSet<NodeId>,
+    /// The shapes of integers, which the graph reads; those of the inputs decide them.
+    pub folded: Vec<(ValueId, Tensor)>,
 }
 
 /// Lowers a graph for inputs of some shapes.
@@ -127,6 +130,7 @@ pub fn lower(graph: &Graph, shapes: &Shapes, options: Options, exec: &Exec) -> R
         inputs: Vec::new(),
         before: BTreeSet::new(),
         after: BTreeSet::new(),
+        folded: Vec::new(),
         shiftmax: shiftmax::all(graph),
         inner: BTreeSet::new(),
         shares: BTreeMap::new(),
@@ -185,6 +189,7 @@ struct Lowering<'a> {
     inputs: Vec<ValueId>,
     before: BTreeSet<NodeId>,
     after: BTreeSet<NodeId>,
+    folded: Vec<(ValueId, Tensor)>,
     /// The softmaxes of powers of two that the graph writes in several nodes, by the first of these.
     shiftmax: BTreeMap<NodeId, Shiftmax>,
     /// The nodes of those that the program computes, but for their first.
@@ -212,6 +217,10 @@ impl Lowering<'_> {
             self.leave(id, node);
             return Ok(());
         }
+        if let Some(known) = self.known(node).filter(|_| ints) {
+            self.folded.push(known);
+            return Ok(());
+        }
         let done = match node.op.name() {
             "QuantizeLinear" if !ints => self.enter(id, node),
             "DequantizeLinear" if !ints => self.constant_or_input(id, node),
@@ -230,6 +239,12 @@ impl Lowering<'_> {
             self.leave(id, node);
         }
         Ok(())
+    }
+
+    /// What a Shape makes: that of a tensor says nothing of its integers.
+    fn known(&self, node: &Node) -> Option<(ValueId, Tensor)> {
+        let v = node.output(0).filter(|_| matches!(node.op.name(), "Shape" | "Size"))?;
+        Some((v, self.facts.get(v).value.clone()?))
     }
 
     fn leave(&mut self, id: NodeId, node: &Node) {
@@ -278,6 +293,14 @@ impl Lowering<'_> {
             Some(State::Ints { fixed, clip, .. }) => self.settle(fixed, clip),
             Some(State::Constant(codes)) => Ok(self.constant(&codes)),
             _ => Err(format!("input \"{}\" is a float", self.graph.value(v).name)),
+        }
+    }
+
+    /// As [`Lowering::ints`], where integers of the graph itself, which wrap around, are no operand.
+    fn reals(&mut self, node: &Node, i: usize) -> Result<Fixed, Why> {
+        match node.input(i).and_then(|v| self.states.get(&v)) {
+            Some(State::Ints { codes: true, .. }) => Err("it computes with codes".into()),
+            _ => self.ints(node, i),
         }
     }
 
@@ -388,8 +411,8 @@ impl Lowering<'_> {
             let node = self.graph.node(*id);
             format!("{} ({}): {why}", node.name, node.op.name())
         });
-        let Lowering { program, proof, inputs, before, after, .. } = self;
-        Ok(Lowered { program, proof, inputs, outputs, before, after })
+        let Lowering { program, proof, inputs, before, after, folded, .. } = self;
+        Ok(Lowered { program, proof, inputs, outputs, before, after, folded })
     }
 
     /// Whether the graph or a node behind the program reads a value.

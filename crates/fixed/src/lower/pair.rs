@@ -12,7 +12,7 @@ const MOST_PARTS: usize = 3;
 
 impl Lowering<'_> {
     pub(super) fn pair(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
-        let (a, b) = (self.ints(node, 0)?, self.ints(node, 1)?);
+        let (a, b) = (self.reals(node, 0)?, self.reals(node, 1)?);
         let (a, b) = (self.in_one_unit(a)?, self.in_one_unit(b)?);
         let (a, b) = (self.laid(a, Layout::Plain), self.laid(b, Layout::Plain));
         let pair = shaped(&a.shape, &b.shape)?;
@@ -27,7 +27,7 @@ impl Lowering<'_> {
         let buffer = self.buffer().unwrap_or((i64::MIN, i64::MAX));
         let parts = self.parts(&a).zip(self.parts(&b));
         let kernels = Width::wide(most) == Width::I32 && within(most, buffer) && len * k > 0;
-        let parts = parts.filter(|_| kernels);
+        let parts = parts.filter(|&parts| kernels && fits_kernels(&pair, parts));
         let kept = (most.0.max(buffer.0), most.1.min(buffer.1));
         let pair = Pair { zeros: (a.zero, b.zero), parts, buffer, ..pair };
         let width = if parts.is_some() { Width::I32 } else { Width::wide(kept) };
@@ -60,6 +60,17 @@ impl Lowering<'_> {
         let ends = [x.bounds.0.checked_sub(x.zero)?, x.bounds.1.checked_sub(x.zero)?];
         (1..=MOST_PARTS).find(|&parts| ends.iter().all(|&v| rest(v, parts) == 0))
     }
+}
+
+/// Whether the right operands, packed, and the sums of all parts are of a size to make.
+fn fits_kernels(pair: &Pair, (left, right): (usize, usize)) -> bool {
+    /// The widest panel of any kernel, whose columns are padded.
+    const PANEL: usize = 64;
+    let ([m, k, n], count) = (pair.shape, pair.count());
+    let fits = |sizes: [usize; 3]| {
+        sizes.iter().try_fold(1usize, |all, &s| all.checked_mul(s)).is_some_and(|all| all <= super::MOST_ELEMENTS)
+    };
+    fits([count, k, (n * right).next_multiple_of(PANEL)]) && fits([count, m * left, n * right])
 }
 
 /// The product of tensors of these shapes, whose batch dimensions repeat where they are 1.

@@ -5,7 +5,7 @@ use narrowbit_ops::math::reduce::Reduce;
 use narrowbit_tensor::DType;
 
 use super::convert::within;
-use super::{Lowering, State, Why};
+use super::{Lowering, Why};
 use crate::dyadic::{Dyadic, shifted};
 use crate::run::{Join, Step, Width};
 use crate::value::{Fixed, Layout, Unit};
@@ -15,11 +15,7 @@ const MOST_SHIFT: i32 = 40;
 
 impl Lowering<'_> {
     pub(super) fn magnitude(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
-        let codes = node.input(0).is_some_and(|v| matches!(self.states.get(&v), Some(State::Ints { codes: true, .. })));
-        let x = self.ints(node, 0)?;
-        if codes {
-            return Err("it takes the magnitude of codes".into());
-        }
+        let x = self.reals(node, 0)?;
         let ends =
             [x.bounds.0.checked_sub(x.zero), x.bounds.1.checked_sub(x.zero)].map(|e| e.and_then(i64::checked_abs));
         let [Some(a), Some(b)] = ends else { return Err("its integers would need more than 62 bits".into()) };
@@ -34,7 +30,7 @@ impl Lowering<'_> {
     /// The sum over the last axis.
     pub(super) fn total(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let op: &Reduce = node.op.downcast().ok_or("it is another operator of that name")?;
-        let x = self.ints(node, 0)?;
+        let x = self.reals(node, 0)?;
         let axes = match &op.axes {
             Some(axes) => axes.clone(),
             None => self.tensor(node, 1).and_then(|t| t.to_i64s().ok()).unwrap_or_default(),
@@ -73,7 +69,7 @@ impl Lowering<'_> {
         if !cut {
             return Err("its quotient is not cut off to an integer: only a Cast to int32 may read it".into());
         }
-        let (a, b) = (self.ints(node, 0)?, self.ints(node, 1)?);
+        let (a, b) = (self.reals(node, 0)?, self.reals(node, 1)?);
         let (a, b) = (self.expanded(a, i32::MIN)?, self.expanded(b, i32::MIN)?);
         if b.bounds.0 <= b.zero {
             return Err("its divisor may be zero: a Max or Clip to one step of its scale belongs before it".into());
@@ -111,7 +107,7 @@ impl Lowering<'_> {
     /// Casts between floats and integers of whole numbers.
     pub(super) fn cast(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let (from, out) = (node.input(0).ok_or("it reads nothing")?, node.output(0).ok_or("it makes nothing")?);
-        let x = self.ints(node, 0)?;
+        let x = self.reals(node, 0)?;
         let unit = x.unit.scales[0];
         if !x.unit.is_plain() || unit.frac > 0 || x.zero != 0 {
             return Err("it casts what are no whole numbers".into());

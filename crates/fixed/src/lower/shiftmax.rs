@@ -20,7 +20,7 @@ pub(super) fn all(graph: &Graph) -> BTreeMap<NodeId, Shiftmax> {
 impl Lowering<'_> {
     /// The whole function, where its first node stands.
     pub(super) fn shift_softmax(&mut self, first: &Node, s: &Shiftmax) -> Result<(), Why> {
-        let x = self.ints(first, 0)?;
+        let x = self.reals(first, 0)?;
         let x = self.expanded(x, i32::MIN)?;
         let x = self.laid(x, Layout::Plain);
         let (&row, Some(&last)) = (x.shape.last().ok_or("it has no axis")?, s.nodes.last()) else {
