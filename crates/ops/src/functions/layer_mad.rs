@@ -67,6 +67,34 @@ impl LayerMad {
         Some(LayerMad { x, y, clip, div, mul: (mul, at), add: (last, beta), nodes })
     }
 
+    /// The nodes of the function as it is quantized for integers, where this is the last one: γ and β behind a DequantizeLinear
+    /// each, the quotient cut off by a Cast to an integer and back, the product multiplied by a number; and what it normalizes.
+    pub fn find_quantized(graph: &Graph, last: NodeId) -> Option<(ValueId, Vec<NodeId>)> {
+        let mut walk = Walk::new(graph);
+        let maker = |v: ValueId| graph.producer(v).map(|(n, _)| n);
+        let constant = |v: ValueId| {
+            let dequantized = maker(v).filter(|&n| graph.node(n).op.name() == "DequantizeLinear");
+            dequantized.is_some_and(|n| graph.const_input(n, 0).is_some())
+        };
+        let node = walk.take(last, "Add")?;
+        let beta = (0..2).find(|&i| node.input(i).is_some_and(constant))?;
+        let node = walk.made_by(node.input(1 - beta)?, "Mul")?;
+        let number = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
+        let unit = (0..2).find(|&i| node.input(i).is_some_and(number))?;
+        let node = walk.made_by(node.input(1 - unit)?, "Mul")?;
+        let cast = |v: ValueId| maker(v).is_some_and(|n| graph.node(n).op.name() == "Cast");
+        let at = (0..2).find(|&i| node.input(i).is_some_and(cast))?;
+        let x = node.input(1 - at)?;
+        let whole = walk.made_by(node.input(at)?, "Cast")?.input(0)?;
+        let quotient = walk.made_by(whole, "Cast")?.input(0)?;
+        let node = walk.made_by(quotient, "Div")?;
+        let clip = walk.made_by(node.input(1).filter(|_| node.input(0).is_some_and(constant))?, "Clip")?;
+        let magnitudes = walk.reduced(clip.input(0)?, "ReduceSum")?;
+        let same = walk.made_by(magnitudes, "Abs")?.input(0)? == x;
+        let nodes = walk.finish(last).filter(|_| same)?;
+        Some((x, nodes))
+    }
+
     /// Adds the function of `x` to a patch, with γ and β of the last axis; gives its result. Names begin with `name`.
     ///
     /// # Errors
