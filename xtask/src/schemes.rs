@@ -14,7 +14,7 @@ use crate::venv::Venv;
 /// An environment's requirements in `tests/fixtures/requirements`, and the tools that run in it.
 const GROUPS: [(&str, &[&str]); 3] = [
     ("torch", &["pytorch"]),
-    ("tensorflow", &["tensorflow", "tflite", "mxnet", "quantizeml", "quantizeml-blocks"]),
+    ("tensorflow", &["tensorflow", "tflite", "mxnet", "quantizeml", "quantizeml-blocks", "quantizeml-transformer"]),
     ("jax", &["inc-jax-fp8", "inc-jax-int8"]),
 ];
 

@@ -8,6 +8,7 @@ use narrowbit_fixed::{FixedModel, Shapes};
 use narrowbit_import::onnx;
 use narrowbit_ir::{Graph, Model, ValueId};
 use narrowbit_passes::SanitizeOptions;
+use narrowbit_passes::replace::{self, Replaced};
 use narrowbit_quant::approach::Approach;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_runtime::{Options, Session};
@@ -40,13 +41,41 @@ pub fn sanitize(model: &mut Model) -> Result<narrowbit_passes::Report> {
     Ok(narrowbit_passes::sanitize(model, &SanitizeOptions::default())?)
 }
 
-/// Cleans a model's graph and evens out its channels, as the options ask for; gives the normalisations that were smoothed.
+/// Cleans a model's graph, puts what fixed point can compute in the place of what it can't, and evens out channels, as the
+/// options ask for; gives the normalisations that were smoothed.
 pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<usize> {
     sanitize(model)?;
+    replace(model, options)?;
     if !options.smooth || !matches!(options.approach, Approach::Static | Approach::Dynamic) {
         return Ok(0);
     }
     Ok(narrowbit_passes::equalize(model)?.rewrites())
+}
+
+/// Replaces Softmax and LayerNormalization in a cleaned model by what fixed point computes, if the options ask for it.
+pub fn replace(model: &mut Model, options: &QuantOptions) -> Result<()> {
+    if !options.shiftmax && !options.layer_mad {
+        return Ok(());
+    }
+    options.check()?;
+    if !options.approach.needs_ranges() {
+        bail!("--shiftmax and --layer-mad are for --approach static\nhelp: leave them away, or leave --approach away");
+    }
+    type Replace = fn(&mut Model) -> Result<Replaced, narrowbit_passes::PassError>;
+    let asked: [(bool, &str, &str, Replace); 2] = [
+        (options.shiftmax, "--shiftmax", "Softmax", replace::shiftmax),
+        (options.layer_mad, "--layer-mad", "LayerNormalization", replace::layer_mad),
+    ];
+    for (_, flag, op, replace) in asked.into_iter().filter(|a| a.0) {
+        let done = replace(model)?;
+        for (node, why) in &done.skipped {
+            tracing::warn!("{flag} leaves \"{node}\" ({op}) as it is: {why}");
+        }
+        if done.count == 0 {
+            tracing::warn!("{flag} has found no {op} that it can replace");
+        }
+    }
+    Ok(())
 }
 
 /// Scales the values of a cleaned float model as those of the file that was quantized from it (`rates`), so that each is

@@ -81,6 +81,7 @@ impl FixedModel {
         let plan = self.plan(inputs)?;
         let mut known: Vec<(ValueId, Tensor)> =
             self.graph.inputs().iter().copied().zip(inputs.iter().cloned()).collect();
+        known.extend(plan.lowered.folded.iter().cloned());
         run_part(&self.graph, &plan.before, &mut known)?;
         let codes = |v: &ValueId| {
             let tensor = self.find(&known, *v)?;

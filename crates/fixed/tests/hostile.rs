@@ -17,7 +17,7 @@ const MEMORY: usize = 1 << 30;
 const MOST_ELEMENTS: usize = 4096;
 
 /// Small graphs with all that lowering knows.
-const SEEDS: [&str; 5] = [
+const SEEDS: [&str; 7] = [
     r#"input %x: f32[n, 2, 4, 4] const %s: f32[] = [0.0625] const %t: f32[] = [0.25] const %z: i8[] = [0]
     const %w: i8[2, 2, 1, 1] = [3, -4, 127, 90] const %sw: f32[2] = [0.125, 0.046875] const %zw: i8[2] = [0, 0]
     const %b: i32[2] = [100, -7] const %sb: f32[2] = [0.0078125, 0.0029296875] const %zb: i32[2] = [0, 0]
@@ -59,6 +59,19 @@ const SEEDS: [&str; 5] = [
     %q1 = QuantizeLinear(%k, %s, %z) {axis=1} %d1 = DequantizeLinear(%q1, %s, %z) {axis=1} %dv = DequantizeLinear(%v, %t, %o)
     %e = Conv(%d1, %dv) {group=2, pads=[1, 1, 1, 1]} %f = Conv(%d1, %dw) %a = Add(%e, %d1) %g = GlobalAveragePool(%a)
     %qa = QuantizeLinear(%a, %s, %z) {axis=1} %qf = QuantizeLinear(%f, %t, %o) %qg = QuantizeLinear(%g, %t, %o) output %qa output %qf output %qg"#,
+    // A softmax of powers of two, written out, between two products of activations.
+    r#"input %x: f32[n, 3, 4] const %s: f32[] = [0.125] const %z: i8[] = [0] const %two: f32[] = [2] const %ln: f32[] = [1.442695]
+    const %up: f32[] = [1024] const %down: f32[] = [0.0009765625] const %ax: i64[1] = [-1] const %h: f32[] = [0.5]
+    %q = QuantizeLinear(%x, %s, %z) %d = DequantizeLinear(%q, %s, %z) %t = Transpose(%d) {perm=[0, 2, 1]} %m = MatMul(%d, %t)
+    %v = Mul(%m, %h) %f = Floor(%v) %g = ReduceMax(%f, %ax) {keepdims=1} %l = Sub(%f, %g) %e = Pow(%two, %l) %a = ReduceSum(%e, %ax) {keepdims=1}
+    %b = Log(%a) %c = Mul(%b, %ln) %i = Round(%c) %j = Sub(%l, %i) %k = Pow(%two, %j) %n = Mul(%k, %up) %o = Floor(%n)
+    %p = Mul(%o, %down) %r = MatMul(%p, %d) %u = QuantizeLinear(%r, %s, %z) output %u"#,
+    // A normalization by the mean magnitude.
+    r#"input %x: f32[n, 2, 4] const %s: f32[] = [0.25] const %z: i8[] = [0] const %zb: i32[] = [0] const %ax: i64[1] = [-1]
+    const %g: i8[4] = [127, -3, 50, 0] const %sg: f32[] = [256] const %b: i32[4] = [100, -200, 3000, 0] const %sb: f32[] = [0.0009765625]
+    const %w: f32[] = [0.00390625] %q = QuantizeLinear(%x, %s, %z) %d = DequantizeLinear(%q, %s, %z) %dg = DequantizeLinear(%g, %sg, %z)
+    %db = DequantizeLinear(%b, %sb, %zb) %a = Abs(%d) %t = ReduceSum(%a, %ax) {keepdims=1} %c = Clip(%t, %s) %u = Div(%dg, %c)
+    %i = Cast(%u) {to=6} %f = Cast(%i) {to=1} %m = Mul(%d, %f) %n = Mul(%m, %w) %r = Add(%n, %db) %y = QuantizeLinear(%r, %s, %z) output %y"#,
 ];
 
 /// What stands where a number, a type or an operator stood.
@@ -85,7 +98,7 @@ const NUMBERS: [&str; 20] = [
     "-0.5",
 ];
 const TYPES: [&str; 10] = ["f32", "f16", "i8", "u8", "i16", "u16", "i32", "i64", "i4", "f8e4m3fn"];
-const OPERATORS: [&str; 24] = [
+const OPERATORS: [&str; 29] = [
     "QuantizeLinear",
     "DequantizeLinear",
     "Conv",
@@ -110,6 +123,11 @@ const OPERATORS: [&str; 24] = [
     "Sigmoid",
     "LeakyRelu",
     "Abs",
+    "Floor",
+    "Div",
+    "Cast",
+    "ReduceSum",
+    "Max",
 ];
 
 /// The text in words: names, numbers, and each other character by itself.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod functions;
 pub mod math;
 pub mod microsoft;
 pub mod nn;

@@ -14,6 +14,7 @@ mod manager;
 mod options;
 mod pass;
 pub mod pattern;
+pub mod replace;
 mod report;
 pub mod sanitize;
 mod view;

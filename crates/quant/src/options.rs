@@ -46,6 +46,12 @@ pub struct QuantOptions {
     /// Bits of the register in which fixed-point hardware sums up, and saturates; 32 if absent (QuantizeML's `buffer_bits`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffer_bits: Option<u8>,
+    /// Whether attention's Softmax becomes a softmax of powers of two before calibration (schemes that round blocks).
+    #[serde(skip_serializing_if = "is_default")]
+    pub shiftmax: bool,
+    /// Whether LayerNormalization becomes a normalization by the mean magnitude before calibration (as above).
+    #[serde(skip_serializing_if = "is_default")]
+    pub layer_mad: bool,
     /// Operator types to quantize; empty: all that have an integer form.
     pub op_types: Vec<String>,
     /// Whether the first Conv, Gemm or MatMul stays float.
@@ -104,6 +110,8 @@ impl Default for QuantOptions {
             per_tensor_activations: false,
             input_weight_bits: None,
             buffer_bits: None,
+            shiftmax: false,
+            layer_mad: false,
             op_types: Vec::new(),
             keep_first: false,
             keep_last: false,
@@ -167,6 +175,9 @@ impl QuantOptions {
         check_pair(&self.activations, &self.weights)?;
         self.activations.check_method(self.method)?;
         WeightScheme { bits: self.input_weight_bits.or(self.weights.bits), ..self.weights }.check()?;
+        if (self.shiftmax || self.layer_mad) && !self.rounds_blocks() {
+            return Err(SchemeError::Functions);
+        }
         if let Some(bits) = self.buffer_bits.filter(|b| !(8..=32).contains(b)) {
             return Err(SchemeError::Buffer(bits));
         }

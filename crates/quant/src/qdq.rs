@@ -10,9 +10,11 @@ use std::sync::Arc;
 use narrowbit_ir::{AttrMap, ConstId, Graph, NodeId, Op, OpError, Patch, PatchError, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_ops::Registry;
+use narrowbit_ops::functions::LayerMad;
 use narrowbit_tensor::{DType, Tensor, TensorError, minifloat};
 
 use crate::parallel::in_parallel;
+use crate::plan::functions::NormParams;
 use crate::plan::{ActivationParams, Kind, QuantPlan, WeightError, WeightParams};
 use crate::scheme::Formula;
 
@@ -56,6 +58,9 @@ pub fn insert(graph: &mut Graph, plan: &QuantPlan, opset: i64, exec: &Exec) -> R
     }
     for &(node, input) in plan.biases.keys() {
         writer.bias(node, input)?;
+    }
+    for (norm, params) in &plan.norms {
+        writer.norm(norm, params)?;
     }
     for (&(node, input), bias) in &plan.float_biases {
         let name = format!("{}_bias_corrected", writer.graph.node(node).name);
@@ -282,6 +287,42 @@ impl Writer<'_> {
         let out = self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(codes), Some(scale), Some(zero)]);
         self.patch.set_input(node, input, Some(out));
         Ok(())
+    }
+
+    /// A normalization by the mean magnitude: γ becomes int8 codes and β int32 ones, the sums are one step at the least, and two
+    /// Casts cut the quotient off, as a division of integers does.
+    fn norm(&mut self, f: &LayerMad, p: &NormParams) -> Result<(), QdqError> {
+        let name = self.graph.node(f.div).name.clone();
+        let (gamma, beta) = (Tensor::vector(p.gamma.clone()), Tensor::vector(p.beta.clone()));
+        let gamma = self.integers(&format!("{name}_gamma"), gamma, Tensor::scalar(0i8), p.dividend)?;
+        let beta = self.integers(&format!("{name}_beta"), beta, Tensor::scalar(0i32), p.unit * p.step)?;
+        self.patch.set_input(f.div, 0, Some(gamma));
+        self.patch.set_input(f.add.0, f.add.1, Some(beta));
+        let least = self.patch.constant(&format!("{name}_step"), Tensor::scalar(p.step));
+        self.patch.set_input(f.clip, 1, Some(least));
+        let (Some(quotient), Some(product)) = (self.graph.node(f.div).output(0), self.graph.node(f.mul.0).output(0))
+        else {
+            return Ok(());
+        };
+        let cast = |to: DType| Registry::make("Cast", self.opset, AttrMap::new().with("to", to as i64));
+        let (whole, float) = (cast(DType::I32)?, cast(DType::F32)?);
+        let whole = self.patch.node(&format!("{name}_Whole"), whole, &[Some(quotient)]);
+        let float = self.patch.node(&format!("{name}_Quotient"), float, &[Some(whole)]);
+        self.patch.set_input(f.mul.0, f.mul.1, Some(float));
+        let unit = self.patch.constant(&format!("{name}_unit"), Tensor::scalar(p.unit));
+        let mul = self.op("Mul", None)?;
+        let scaled = self.patch.node(&format!("{name}_Scaled"), mul, &[Some(product), Some(unit)]);
+        self.patch.set_input(f.add.0, 1 - f.add.1, Some(scaled));
+        Ok(())
+    }
+
+    /// Constant integers of one scale behind a DequantizeLinear.
+    fn integers(&mut self, name: &str, codes: Tensor, zero: Tensor, scale: f32) -> Result<ValueId, QdqError> {
+        let codes = self.patch.constant(&format!("{name}_quantized"), codes);
+        let scale = self.patch.constant(&format!("{name}_scale"), Tensor::scalar(scale));
+        let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
+        let dq = self.op("DequantizeLinear", None)?;
+        Ok(self.patch.node(&format!("{name}_DequantizeLinear"), dq, &[Some(codes), Some(scale), Some(zero)]))
     }
 
     /// The table becomes integers; the rows that Gather picks are dequantized.

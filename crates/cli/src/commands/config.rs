@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
+use narrowbit_ops::functions::{LayerMad, Shiftmax};
 use narrowbit_quant::encodings::{Decided, Encodings};
 use narrowbit_quant::options::Override;
 use narrowbit_quant::scheme::Formula;
@@ -135,20 +136,45 @@ impl Decisions {
     }
 }
 
-/// `blocks` tells that integers are rounded at the ends of blocks only.
+/// Where integers are rounded at the ends of blocks only: what is computed as a whole before these.
+#[derive(Debug, Default)]
+struct Blocks {
+    /// The nodes of functions of several nodes.
+    nodes: BTreeSet<NodeId>,
+    /// What the functions make.
+    results: BTreeSet<ValueId>,
+}
+
+impl Blocks {
+    fn of(graph: &Graph) -> Blocks {
+        let mut found = Blocks::default();
+        for (id, node) in graph.nodes() {
+            let nodes = Shiftmax::find(graph, id).map(|s| s.nodes);
+            let Some(nodes) = nodes.or_else(|| Some(LayerMad::find_quantized(graph, id)?.1)) else { continue };
+            found.nodes.extend(nodes);
+            found.results.extend(node.output(0));
+        }
+        found
+    }
+}
+
+/// `blocks` is there where integers are rounded at the ends of blocks only.
 fn decisions(graph: &Graph, blocks: bool) -> Vec<Decision> {
+    let blocks = blocks.then(|| Blocks::of(graph));
+    let blocks = blocks.as_ref();
     let form = ["QuantizeLinear", "DequantizeLinear", "Constant"];
     let nodes = graph.nodes().filter(|(_, n)| !form.contains(&n.op.name()));
     nodes.map(|(id, node)| decision(graph, id, node, blocks)).collect()
 }
 
-fn decision(graph: &Graph, id: NodeId, node: &Node, blocks: bool) -> Decision {
+fn decision(graph: &Graph, id: NodeId, node: &Node, blocks: Option<&Blocks>) -> Decision {
     let data = match node.op.quant() {
         QuantRole::Weighted { data, .. } => vec![data],
         QuantRole::Arithmetic { .. } if node.op.name() != "Clip" => (0..node.inputs.len()).collect(),
         _ => vec![0],
     };
-    let float = data.iter().filter_map(|&i| node.input(i)).find(|&v| !reads_integers(graph, v, blocks));
+    let whole = blocks.is_some_and(|b| b.nodes.contains(&id));
+    let float = data.iter().filter_map(|&i| node.input(i)).find(|&v| !whole && !reads_integers(graph, v, blocks));
     let why = float.map(|v| format!("\"{}\" is not quantized", graph.value(v).name));
     let name = |v| Some(Encodings::name_of(graph, dequantizer(graph, v)?)).flatten();
     let inputs = data.iter().filter_map(|&i| name(node.input(i)?)).collect();
@@ -169,7 +195,7 @@ fn decision(graph: &Graph, id: NodeId, node: &Node, blocks: bool) -> Decision {
 }
 
 /// What runs on wide integers before the end of a block, beside what folds into a rounding everywhere.
-const WIDE: [&str; 11] = [
+const WIDE: [&str; 14] = [
     "Min",
     "Max",
     "MaxPool",
@@ -181,15 +207,22 @@ const WIDE: [&str; 11] = [
     "Squeeze",
     "Unsqueeze",
     "Concat",
+    "Split",
+    "Slice",
+    "Gather",
 ];
 
 /// Whether a value comes from a DequantizeLinear, also by way of what folds into the rounding behind it.
-fn reads_integers(graph: &Graph, v: ValueId, blocks: bool) -> bool {
+fn reads_integers(graph: &Graph, v: ValueId, blocks: Option<&Blocks>) -> bool {
+    if blocks.is_some_and(|b| b.results.contains(&v)) {
+        return true;
+    }
     let Some((id, _)) = graph.producer(v) else { return false };
     let (node, name) = (graph.node(id), graph.node(id).op.name());
     let weighted = |n: &Node| matches!(n.op.quant(), QuantRole::Weighted { .. });
-    let folds =
-        weighted(node) || ["Relu", "Clip", "Add", "Mul", "Abs"].contains(&name) || blocks && WIDE.contains(&name);
+    let folds = weighted(node)
+        || ["Relu", "Clip", "Add", "Mul", "Abs"].contains(&name)
+        || blocks.is_some() && WIDE.contains(&name);
     name == "DequantizeLinear" || folds && node.input(0).is_some_and(|x| reads_integers(graph, x, blocks))
 }
 

@@ -69,6 +69,7 @@ impl Explain {
         if !options.approach.needs_ranges() {
             bail!("explain knows static quantization\nhelp: leave --approach away");
         }
+        model::replace(&mut model, &options)?;
         quantize::prepare(&mut model, &options)?;
         let v = self.find(&model.graph)?;
         let summary = match model.graph.constant(v) {

@@ -55,6 +55,35 @@ fn warns_of_the_first_layer_that_has_no_integer_form() {
 }
 
 #[test]
+fn runs_a_transformer_on_integers_alone() {
+    let home = Home::with_example("digits-vit");
+    let p = preprocess("digits-vit");
+    let flags = "--scheme quantizeml --shiftmax --layer-mad";
+    let summary = home.json(&format!("quantize model.onnx --data calib.npz {p} {flags} --no-check -o q.onnx"));
+    let warnings = summary["warnings"].to_string();
+    assert!(!warnings.contains("a DequantizeLinear stands before it"), "{warnings}");
+    let proof = home.json("inspect --integer-only q.onnx");
+    assert_eq!(proof["integer_only"], true, "{proof}");
+    let rows = proof["rows"].as_array().unwrap();
+    let count = |what: &str| rows.iter().filter(|r| r["integers"].as_str().unwrap().contains(what)).count();
+    let blocks = count("softmax of powers of two");
+    assert!(blocks > 0 && count("products of two activations") == 2 * blocks && count("cut off") > blocks, "{proof}");
+    assert!(rows.iter().all(|r| r["saturates"].is_null()), "{proof}");
+    // The file on floats, of 24 bits, and on integers.
+    let line = format!("eval q.onnx --data test.npz {p} --integer-only --rounding half-even --reference q.onnx");
+    let same = home.json(&line)["agreement"]["top1"].as_f64().unwrap();
+    assert!(same > 0.99, "{same}");
+    // Its decisions make it again.
+    home.ok("config q.onnx -o q.json");
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} -c q.json --no-check -o again.onnx"));
+    home.ok(&format!("run q.onnx --data test.npz {p} -o first.npz"));
+    home.ok(&format!("run again.onnx --data test.npz {p} -o second.npz"));
+    assert!(home.read("first.npz") == home.read("second.npz"));
+    let other = home.run(&format!("quantize model.onnx --data calib.npz {p} --layer-mad -o no.onnx")).expect(2);
+    assert!(other.stderr.contains("--scheme quantizeml"), "{}", other.text());
+}
+
+#[test]
 fn checks_sums_against_the_register() {
     let (home, _) = quantized("quantizeml", "");
     insta::assert_snapshot!("fixed-check", home.ok("check q.onnx").text());

@@ -1,9 +1,10 @@
-//! Add, Sub and Mul: operands aligned by shifts.
+//! Add, Sub and Mul: operands aligned by shifts; factors of all elements.
 
 use narrowbit_ir::{Node, NodeId};
 
+use super::constant::numbers;
 use super::{Lowering, Why};
-use crate::dyadic::shifted;
+use crate::dyadic::{Dyadic, shifted};
 use crate::proof::bits_of;
 use crate::run::{Join, Step, Width};
 use crate::value::{Fixed, Layout, Unit};
@@ -14,8 +15,7 @@ const MOST_SHIFT: i32 = 40;
 impl Lowering<'_> {
     pub(super) fn join(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let (a, b) = (self.ints(node, 0)?, self.ints(node, 1)?);
-        let out = node.output(0).ok_or("it makes nothing")?;
-        let shape = self.shape(out)?;
+        let shape = self.shape(node.output(0).ok_or("it makes nothing")?)?;
         let name = node.op.name();
         let (a, b, how, unit, words) = match name {
             "Mul" => {
@@ -25,14 +25,66 @@ impl Lowering<'_> {
             }
             _ => self.aligned(a, b, name == "Sub")?,
         };
+        let bounds = joined(&a, &b, how)?;
+        let share = if how == Join::Mul { self.share(node) } else { None };
+        let bounds = share.map_or(bounds, |most| (bounds.0.max(-most), bounds.1.min(most)));
+        let fixed = self.joint((a, b), how, shape, unit, bounds)?;
+        self.row(id, words, bounds);
+        self.set(node, fixed);
+        Ok(())
+    }
+
+    /// Both operands, repeated where they have extent 1, become one.
+    pub(super) fn joint(
+        &mut self,
+        (a, b): (Fixed, Fixed),
+        how: Join,
+        shape: Vec<usize>,
+        unit: Unit,
+        bounds: (i64, i64),
+    ) -> Result<Fixed, Why> {
         let layout = [&a, &b].into_iter().find(|x| x.shape == shape).map_or(Layout::Plain, |x| x.layout);
         let (a, b) = (self.stretched(a, &shape, layout)?, self.stretched(b, &shape, layout)?);
-        let bounds = joined(&a, &b, how)?;
-        let width = Width::wide(bounds);
         let (from, zeros) = ([a.register, b.register], (a.zero, b.zero));
-        let register = self.step(Step::Join(how, zeros), &from, width, shape.iter().product());
-        self.row(id, words, bounds);
-        self.set(node, Fixed { register, shape, layout, unit, zero: 0, bounds });
+        let register = self.step(Step::Join(how, zeros), &from, Width::wide(bounds), shape.iter().product());
+        Ok(Fixed { register, shape, layout, unit, zero: 0, bounds })
+    }
+
+    /// The number by which a Mul or Div scales its other operand: a constant of one element that is no integer behind a
+    /// DequantizeLinear; and which input that operand is.
+    pub(super) fn factor(&self, node: &Node) -> Option<(usize, Dyadic)> {
+        let number = |i: usize| {
+            let v = node.input(i).filter(|v| !self.states.contains_key(v))?;
+            let t = self.graph.constant(v).or(self.facts.get(v).value.as_ref()).filter(|t| t.len() == 1)?;
+            numbers(t).ok()?.first().copied()
+        };
+        match node.op.name() {
+            "Div" => number(1).map(|d| (0, d)),
+            _ => number(1).map(|d| (0, d)).or_else(|| number(0).map(|d| (1, d))),
+        }
+    }
+
+    /// A factor for all elements is one of the unit: the integers stay what they are.
+    pub(super) fn scale(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
+        let (i, factor) = self.factor(node).ok_or("it has no factor")?;
+        let x = self.reals(node, i)?;
+        let factor = match node.op.name() {
+            "Div" if factor.is_power_of_two() => Dyadic::new(1, -factor.frac),
+            "Div" => return Err("it divides by a number that is no power of two".into()),
+            _ => factor,
+        };
+        if factor.mantissa <= 0 {
+            return Err("its factor is not above zero".into());
+        }
+        let shape = self.shape(node.output(0).ok_or("it makes nothing")?)?;
+        if shape.len() != x.shape.len() {
+            return Err("its factor has more axes than its operand".into());
+        }
+        let scaled = |s: &Dyadic| s.times(factor).ok_or_else(|| "its scale does not fit 64 bits".to_owned());
+        let scales = x.unit.scales.iter().map(scaled).collect::<Result<_, _>>()?;
+        let bounds = x.bounds;
+        self.row(id, "a factor of the unit".into(), bounds);
+        self.set(node, Fixed { unit: Unit { scales, ..x.unit }, ..x });
         Ok(())
     }
 
@@ -95,9 +147,10 @@ fn joined(a: &Fixed, b: &Fixed, how: Join) -> Result<(i64, i64), Why> {
     };
     let (l, r) = match how {
         Join::Add(l, r) | Join::Sub(l, r) => (l, r),
-        Join::Mul => (0, 0),
+        Join::Mul | Join::Div(..) => (0, 0),
     };
     let one = |x: i64, y: i64| match how {
+        Join::Div(..) => None,
         Join::Add(..) => x.checked_add(y),
         Join::Sub(..) => x.checked_sub(y),
         Join::Mul => x.checked_mul(y),

@@ -48,7 +48,8 @@ impl Lowering<'_> {
             _ => false,
         };
         let state = node.input(0).and_then(|v| self.states.get(&v));
-        let waits = matches!(name, "Relu" | "Clip") && matches!(state, Some(State::Ints { .. }));
+        // These have a form of their own, which needs no table.
+        let waits = matches!(name, "Relu" | "Clip" | "Abs") && matches!(state, Some(State::Ints { .. }));
         CURVES.contains(&name) && !waits && few(state)
     }
 

@@ -5,7 +5,10 @@ mod constant;
 mod convert;
 mod curve;
 mod movement;
+mod pair;
 mod product;
+mod rows;
+mod shiftmax;
 mod window;
 
 pub(crate) use constant::data;
@@ -15,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Dim, Fact, Graph, Node, NodeError, NodeId, TensorType, ValueId, ValueType};
 use narrowbit_kernels::Exec;
+use narrowbit_ops::functions::Shiftmax;
+use narrowbit_tensor::Tensor;
 
 use crate::proof::{Proof, ProofRow, bits_of};
 use crate::run::{Data, Line, Program, Register, Rounding, Step, Width};
@@ -96,6 +101,8 @@ pub struct Lowered {
     pub before: BTreeSet<NodeId>,
     /// Nodes that run after.
     pub after: BTreeSet<NodeId>,
+    /// The shapes of integers, which the graph reads; those of the inputs decide them.
+    pub folded: Vec<(ValueId, Tensor)>,
 }
 
 /// Lowers a graph for inputs of some shapes.
@@ -123,6 +130,10 @@ pub fn lower(graph: &Graph, shapes: &Shapes, options: Options, exec: &Exec) -> R
         inputs: Vec::new(),
         before: BTreeSet::new(),
         after: BTreeSet::new(),
+        folded: Vec::new(),
+        shiftmax: shiftmax::all(graph),
+        inner: BTreeSet::new(),
+        shares: BTreeMap::new(),
         reason: None,
     };
     for (id, node) in graph.nodes() {
@@ -178,12 +189,23 @@ struct Lowering<'a> {
     inputs: Vec<ValueId>,
     before: BTreeSet<NodeId>,
     after: BTreeSet<NodeId>,
+    folded: Vec<(ValueId, Tensor)>,
+    /// The softmaxes of powers of two that the graph writes in several nodes, by the first of these.
+    shiftmax: BTreeMap<NodeId, Shiftmax>,
+    /// The nodes of those that the program computes, but for their first.
+    inner: BTreeSet<NodeId>,
+    /// Quotients by the sum of some value's magnitudes: that value, and the greatest magnitude of a dividend, which bounds the
+    /// product of the two.
+    shares: BTreeMap<ValueId, (ValueId, i64)>,
     /// The first node without integer form, and why.
     reason: Option<(NodeId, Why)>,
 }
 
 impl Lowering<'_> {
     fn node(&mut self, id: NodeId, node: &Node) -> Result<(), LowerError> {
+        if self.inner.contains(&id) {
+            return Ok(());
+        }
         let state = |v: &ValueId| self.states.get(v);
         let mut read = node.inputs.iter().flatten();
         let after = node.inputs.iter().flatten().any(|v| matches!(state(v), Some(State::After)));
@@ -193,6 +215,10 @@ impl Lowering<'_> {
         }
         if after {
             self.leave(id, node);
+            return Ok(());
+        }
+        if let Some(known) = self.known(node).filter(|_| ints) {
+            self.folded.push(known);
             return Ok(());
         }
         let done = match node.op.name() {
@@ -215,6 +241,12 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// What a Shape makes: that of a tensor says nothing of its integers.
+    fn known(&self, node: &Node) -> Option<(ValueId, Tensor)> {
+        let v = node.output(0).filter(|_| matches!(node.op.name(), "Shape" | "Size"))?;
+        Some((v, self.facts.get(v).value.clone()?))
+    }
+
     fn leave(&mut self, id: NodeId, node: &Node) {
         self.after.insert(id);
         self.states.extend(node.outputs.iter().flatten().map(|&v| (v, State::After)));
@@ -227,6 +259,9 @@ impl Lowering<'_> {
     }
 
     fn compute(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
+        if let Some(s) = self.shiftmax.get(&id).cloned() {
+            return self.shift_softmax(node, &s);
+        }
         if self.is_curve(node) {
             return self.curve(id, node);
         }
@@ -240,7 +275,12 @@ impl Lowering<'_> {
             "DequantizeLinear" => self.dequantize(node),
             "Conv" | "ConvTranspose" | "Gemm" | "MatMul" => self.product(id, node),
             "Relu" | "Clip" | "Min" | "Max" => self.clip(id, node),
+            "Mul" | "Div" if self.factor(node).is_some() => self.scale(id, node),
             "Add" | "Sub" | "Mul" => self.join(id, node),
+            "Div" => self.quotient(id, node),
+            "Cast" => self.cast(id, node),
+            "Abs" => self.magnitude(id, node),
+            "ReduceSum" => self.total(id, node),
             "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" | "ReduceMean" => self.pool(id, node),
             _ => self.movement(id, node),
         }
@@ -253,6 +293,14 @@ impl Lowering<'_> {
             Some(State::Ints { fixed, clip, .. }) => self.settle(fixed, clip),
             Some(State::Constant(codes)) => Ok(self.constant(&codes)),
             _ => Err(format!("input \"{}\" is a float", self.graph.value(v).name)),
+        }
+    }
+
+    /// As [`Lowering::ints`], where integers of the graph itself, which wrap around, are no operand.
+    fn reals(&mut self, node: &Node, i: usize) -> Result<Fixed, Why> {
+        match node.input(i).and_then(|v| self.states.get(&v)) {
+            Some(State::Ints { codes: true, .. }) => Err("it computes with codes".into()),
+            _ => self.ints(node, i),
         }
     }
 
@@ -363,8 +411,8 @@ impl Lowering<'_> {
             let node = self.graph.node(*id);
             format!("{} ({}): {why}", node.name, node.op.name())
         });
-        let Lowering { program, proof, inputs, before, after, .. } = self;
-        Ok(Lowered { program, proof, inputs, outputs, before, after })
+        let Lowering { program, proof, inputs, before, after, folded, .. } = self;
+        Ok(Lowered { program, proof, inputs, outputs, before, after, folded })
     }
 
     /// Whether the graph or a node behind the program reads a value.

@@ -47,6 +47,9 @@ impl Lowering<'_> {
     pub(super) fn product(&mut self, id: NodeId, node: &Node) -> Result<(), Why> {
         let weight = node.input(1).and_then(|v| self.states.get(&v));
         let Some(State::Constant(w)) = weight.cloned() else {
+            if node.op.name() == "MatMul" {
+                return self.pair(id, node);
+            }
             return Err("its second operand is no constant of integers".into());
         };
         let x = self.ints(node, 0)?;

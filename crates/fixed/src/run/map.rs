@@ -173,6 +173,8 @@ pub enum Join {
     Sub(u32, u32),
     /// `a · b`.
     Mul,
+    /// `(a << left) / (b << right)`, the fraction cut off. Lowering has proved that `b` is above zero.
+    Div(u32, u32),
 }
 
 /// Joins two tensors of one size, less their zero points.
@@ -202,6 +204,7 @@ fn joined<A: Int, B: Int, C: Int>(exec: &Exec, (a, b): (&[A], &[B]), (za, zb): (
         Join::Add(l, r) => each!(|a: i64, b: i64| (a << l).wrapping_add(b << r)),
         Join::Sub(l, r) => each!(|a: i64, b: i64| (a << l).wrapping_sub(b << r)),
         Join::Mul => each!(|a: i64, b: i64| a.wrapping_mul(b)),
+        Join::Div(l, r) => each!(|a: i64, b: i64| (a << l).checked_div(b << r).unwrap_or_default()),
     }
 }
 

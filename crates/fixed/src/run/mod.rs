@@ -2,7 +2,9 @@
 
 mod data;
 mod map;
+mod pair;
 mod product;
+mod rows;
 mod window;
 
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +15,10 @@ use narrowbit_kernels::{Exec, KernelError};
 pub(crate) use data::with_ints;
 pub use data::{Data, Int, Width};
 pub use map::{Join, Map, Rounding};
+pub use pair::Pair;
+pub(crate) use product::rest;
 pub use product::{Dense, Direct, Weights};
+pub use rows::Shifts;
 pub use window::{Fold, Pool};
 
 /// The name of a value of the program.
@@ -31,6 +36,8 @@ pub enum Step {
     Apart(Box<ApartWeights>),
     /// Sums of products in plain loops: wide operands, wide or saturating sums, groups of few channels.
     Direct(Box<Direct>),
+    /// Products of two tensors of the program.
+    Pair(Box<Pair>),
     /// Multiply, shift, saturate, in 32 bits.
     Rescale(Box<Rescale>),
     /// The same in 64 bits, also for buffers that saturate and means.
@@ -39,6 +46,12 @@ pub enum Step {
     Join(Join, (i64, i64)),
     /// The greatest or the sum of a window.
     Pool(Pool),
+    /// `|x − zero|`.
+    Magnitude(i64),
+    /// The sum of each row of so many integers, their zero point taken off.
+    Total(usize, i64),
+    /// A softmax of powers of two of each row.
+    Shiftmax(Shifts),
     /// Elements of the operands, which lie one behind the other, in another order.
     Gather(Vec<u32>, i64),
     /// For each 8-bit code the entry of a table whose first is that of the least code.
@@ -147,10 +160,14 @@ impl Step {
             (Step::Dense(p), [x]) => p.run(exec, x)?,
             (Step::Direct(p), [x]) => p.run(exec, x, width),
             (Step::Apart(w), [x]) => product::apart(exec, x, w)?,
+            (Step::Pair(p), [a, b]) => p.run(exec, a, b, width)?,
             (Step::Rescale(r), [x]) => map::rescale(exec, x, width, r)?,
             (Step::Map(m), [x]) => map::map(exec, x, width, m),
             (Step::Join(how, zeros), [a, b]) => map::join(exec, (a, b), *zeros, width, *how),
             (Step::Pool(p), [x]) => p.run(exec, x, width),
+            (Step::Magnitude(zero), [x]) => rows::magnitude(exec, x, *zero, width),
+            (Step::Total(row, zero), [x]) => rows::total(exec, x, *row, *zero, width),
+            (Step::Shiftmax(s), [x]) => s.run(exec, x, width),
             (Step::Gather(indices, fill), from) => gather(exec, from, indices, *fill, width),
             (Step::Table(table, first), [x]) => look_up(exec, x, table, *first, width),
             (_, from) => return Err(RunError::Empty(from.len())),

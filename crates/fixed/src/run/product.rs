@@ -77,12 +77,12 @@ impl Weights<'_> {
 }
 
 /// What is left of a weight when its lowest `parts` signed bytes are taken off.
-fn rest(value: i64, parts: usize) -> i64 {
+pub(crate) fn rest(value: i64, parts: usize) -> i64 {
     (0..parts).fold(value, |v, _| v.wrapping_sub(i64::from(v as i8)) >> 8)
 }
 
 /// A signed byte of a weight.
-fn part(value: i64, part: usize) -> i8 {
+pub(super) fn part(value: i64, part: usize) -> i8 {
     rest(value, part) as i8
 }
 

@@ -14,7 +14,7 @@ pub enum Target<'a> {
     /// Quantized: one over the scale, and the zero point.
     I8(&'a mut [i8], f32, i32),
     /// The sums themselves, `acc + offset − weight zero · row sum`, untouched by scales, bias, residual and activation:
-    /// products of a panel only.
+    /// products of panels and of two activations only.
     I32(&'a mut [i32]),
 }
 
@@ -30,7 +30,11 @@ impl Target<'_> {
 
     /// Refuses a target of plain sums.
     pub(crate) fn require_results(&self, kernel: &'static str) -> Result {
-        require(kernel, !matches!(self, Target::I32(_)), "only products of a panel have a target of sums")
+        require(
+            kernel,
+            !matches!(self, Target::I32(_)),
+            "only products of panels and of two activations have a target of sums",
+        )
     }
 
     /// The format, which is shared among tasks that write disjoint elements.

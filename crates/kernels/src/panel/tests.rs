@@ -442,7 +442,8 @@ fn multiplies_two_activations_as_plain_loops_on_every_tier() {
             let dot = |(q, r, c): (usize, usize, usize)| -> i64 {
                 (0..k).map(|d| left((q * m + r) * k + d) * right((q * k + d) * n + c)).sum()
             };
-            let want: Vec<f32> = (0..batches * m * n).map(|i| dot(at(i)) as f32 * 0.5).collect();
+            let sums: Vec<i32> = (0..batches * m * n).map(|i| dot(at(i)) as i32).collect();
+            let want: Vec<f32> = sums.iter().map(|&s| s as f32 * 0.5).collect();
             for exec in execs() {
                 let p = IntMatMul {
                     a: (if a_signed { Rows::I8(&sa) } else { Rows::U8(&a) }, a_zero),
@@ -455,6 +456,9 @@ fn multiplies_two_activations_as_plain_loops_on_every_tier() {
                 let mut y = vec![0f32; want.len()];
                 panel_matmul(&exec, &p, Target::F32(&mut y)).unwrap();
                 assert_eq!(y, want, "{batches}×{m}×{k}×{n} {a_signed} {b_signed} {}", exec.isa());
+                let mut y = vec![0; sums.len()];
+                panel_matmul(&exec, &p, Target::I32(&mut y)).unwrap();
+                assert_eq!(y, sums, "{batches}×{m}×{k}×{n} {a_signed} {b_signed} {}", exec.isa());
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use narrowbit_ir::{Dim, NodeId, Patch, ValueId};
-use narrowbit_tensor::shape;
+use narrowbit_tensor::{Tensor, shape};
 
 use super::merge_transposes;
 use super::weights::{Product, per_channel};
@@ -35,27 +35,42 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
     let (x, c) = (view.input(id, 1 - at)?, view.graph.const_input(id, at).or_no()?);
     // A constant of more axes would widen the shape.
     when(c.rank() <= view.rank(x).or_no()?)?;
-    let (source, part) = if c.len() == 1 { through_moves(view, x)? } else { (x, None) };
+    let factors: Factors =
+        if c.len() == 1 { Factors::All(c.to_f64s()?.first().copied().or_no()?) } else { Factors::Channels(c) };
+    let mut patch = absorbed(view, x, factors, div)?;
+    when(view.graph.can_replace(view.output(id)?, x))?;
+    patch.replace(view.output(id)?, x);
+    Ok(patch)
+}
+
+/// What a value is multiplied or divided by.
+pub(crate) enum Factors<'a> {
+    /// The same for all channels.
+    All(f64),
+    /// A constant that has one for each channel.
+    Channels(&'a Tensor),
+}
+
+/// The edit that multiplies (or divides) a value by moving the factors into the product that makes it, also from behind what
+/// only moves elements.
+pub(crate) fn absorbed(view: &View, x: ValueId, factors: Factors<'_>, div: bool) -> Found<Patch> {
+    let (source, part) = match factors {
+        Factors::All(_) => through_moves(view, x)?,
+        Factors::Channels(_) => (x, None),
+    };
     let product = Product::of(view, source)?;
     let rank = view.rank(source).or_no()?;
-    let factors = if c.len() == 1 {
-        let factor = c.to_f64s()?.first().copied().or_no()?;
-        match part {
-            None => vec![factor; product.channels],
-            Some(part) => {
-                when(product.channel_axis(rank) == rank.checked_sub(1))?;
-                (0..product.channels).map(|c| if part.holds(c) { factor } else { 1.0 }).collect()
-            }
+    let factors = match (factors, part) {
+        (Factors::All(factor), None) => vec![factor; product.channels],
+        (Factors::All(factor), Some(part)) => {
+            when(product.channel_axis(rank) == rank.checked_sub(1))?;
+            (0..product.channels).map(|c| if part.holds(c) { factor } else { 1.0 }).collect()
         }
-    } else {
-        per_channel(c, rank, product.channel_axis(rank).or_no()?, product.channels)?
+        (Factors::Channels(c), _) => per_channel(c, rank, product.channel_axis(rank).or_no()?, product.channels)?,
     };
     let factors: Vec<f64> = factors.into_iter().map(|f| if div { 1.0 / f } else { f }).collect();
     unless_skipped(factors.iter().all(|f| f.is_finite()), "the factor is not finite")?;
-    when(view.graph.can_replace(view.output(id)?, x))?;
-    let mut patch = product.absorb(view, Some(&factors), None, product.output)?;
-    patch.replace(view.output(id)?, x);
-    Ok(patch)
+    product.absorb(view, Some(&factors), None, product.output)
 }
 
 /// Some of the channels: those whose index along one of the axes that they are divided into lies in a range.

@@ -136,6 +136,7 @@ fn tables(
         weights,
         biases: BTreeMap::new(),
         float_biases: BTreeMap::new(),
+        norms: Vec::new(),
         rates: Rates::new(),
     };
     let opset = model.opset();

@@ -103,7 +103,8 @@ fn fraction_bits(scale: f32) -> Option<i32> {
 
 impl Encodings {
     /// What was decided of each tensor of a quantized graph, by the name that it had before; `options` are those that it was
-    /// quantized with. Biases follow from the others and are left out, as are scales of blocks and of run time.
+    /// quantized with. Biases and the numbers of normalizations follow from the others and are left out, as are scales of
+    /// blocks and of run time.
     pub fn decided(graph: &Graph, options: Option<&QuantOptions>) -> BTreeMap<String, Decided> {
         let mut found = Encodings::of_graph(graph).unwrap_or_default();
         let widths = options.map(widths).unwrap_or_default();
@@ -112,6 +113,12 @@ impl Encodings {
             let Some(codes) = graph.constant(v) else { continue };
             let name = &graph.value(v).name;
             let name = name.strip_suffix("_quantized").unwrap_or(name);
+            // A dividend of a normalization: its numbers follow from the scale of the data.
+            let divided = node.output(0).and_then(|v| graph.only_use(v)).map(|u| graph.node(u.node).op.name());
+            if divided == Some("Div") {
+                found.tensors.remove(name);
+                continue;
+            }
             let param = found.tensors.get_mut(name).filter(|e| e.part == Some(Part::Param));
             if let Some(entry) = param {
                 entry.bits = narrowed(codes, &widths);

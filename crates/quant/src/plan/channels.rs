@@ -75,7 +75,10 @@ pub(crate) fn rounded(graph: &Graph, layout: &Layout, options: &QuantOptions) ->
     }
     let of = |v: ValueId| {
         let (maker, _) = graph.producer(v)?;
-        let vector = matches!(graph.node(maker).op.name(), "GlobalAveragePool" | "GlobalMaxPool" | "ReduceMean");
+        // Of four axes, but no image: heads of attention.
+        let name = graph.node(maker).op.name();
+        let matrices = name == "MatMul";
+        let vector = matrices || matches!(name, "GlobalAveragePool" | "GlobalMaxPool" | "ReduceMean");
         let shape = graph.value(v).ty.tensor()?.shape.as_ref().filter(|s| s.len() == 4)?;
         let channels = shape[1].as_usize()?;
         // Functions of one element are tables of codes, for which all channels have one meaning.

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::{AttrMap, Graph, Node, NodeId, QuantRole, ValueId, infer::Facts};
 use narrowbit_tensor::{DType, Tensor};
 
+use super::functions::{self, Functions};
 use super::{Reason, blocks, weights};
 use crate::options::{Matcher, PatternError, QuantOptions};
 
@@ -17,6 +18,9 @@ pub enum Kind {
     Movement,
     /// Folds into the rounding of the node before it: Relu after Conv.
     Fused,
+    /// The last node of a function of several nodes that fixed point computes as a whole ([`Layout::functions`]); the others
+    /// are [`Kind::Fused`].
+    Function,
     /// Reads a table that is stored in 8 bits.
     Embedding,
 }
@@ -28,6 +32,8 @@ pub struct Layout {
     pub kinds: BTreeMap<NodeId, Kind>,
     /// Why each other node stays float.
     pub reasons: BTreeMap<NodeId, Reason>,
+    /// The functions of several nodes among the integer ones.
+    pub functions: Functions,
     groups: Vec<Vec<ValueId>>,
     group_of: BTreeMap<ValueId, usize>,
 }
@@ -57,8 +63,9 @@ impl Layout {
     /// When an override can't be read.
     pub fn new(graph: &Graph, facts: &Facts, options: &QuantOptions) -> Result<Layout, PatternError> {
         let matcher = Matcher::new(&options.overrides)?;
-        let mut planner =
-            Planner { graph, facts, options, matcher, layout: Layout::default(), points: BTreeSet::new() };
+        let functions = if options.rounds_blocks() { Functions::of(graph) } else { Functions::default() };
+        let (layout, points) = (Layout::default(), BTreeSet::new());
+        let mut planner = Planner { graph, facts, options, matcher, functions, layout, points };
         planner.products();
         planner.embeddings();
         planner.flow();
@@ -100,13 +107,15 @@ struct Folded {
     out: ValueId,
 }
 
-struct Planner<'a> {
-    graph: &'a Graph,
+pub(super) struct Planner<'a> {
+    pub(super) graph: &'a Graph,
     facts: &'a Facts,
     options: &'a QuantOptions,
     matcher: Matcher<'a>,
-    layout: Layout,
-    points: BTreeSet<ValueId>,
+    /// All functions that could be computed as a whole.
+    pub(super) functions: Functions,
+    pub(super) layout: Layout,
+    pub(super) points: BTreeSet<ValueId>,
 }
 
 impl Planner<'_> {
@@ -193,7 +202,7 @@ impl Planner<'_> {
         if ok { Ok(()) } else { Err(Reason::Form) }
     }
 
-    fn check_options(&self, node: &Node) -> Result<(), Reason> {
+    pub(super) fn check_options(&self, node: &Node) -> Result<(), Reason> {
         match self.matcher.of(node).find_map(|o| o.float) {
             Some(true) => return Err(Reason::Excluded),
             Some(false) => return Ok(()),
@@ -307,6 +316,10 @@ impl Planner<'_> {
     fn flow(&mut self) {
         let mut integer: BTreeSet<ValueId> = BTreeSet::new();
         for (id, node) in self.graph.nodes() {
+            if let Some(y) = self.function(id, &integer) {
+                integer.insert(y);
+                continue;
+            }
             let kind = match self.layout.kinds.get(&id) {
                 Some(Kind::Product) if self.makes_integers(id) => Some(Kind::Product),
                 Some(_) => None,
@@ -333,6 +346,7 @@ impl Planner<'_> {
         if self.options.rounds_blocks() {
             let is_float = |v| self.facts.dtype(v) == Some(DType::F32);
             blocks::stop(self.graph, &mut self.layout.kinds, &mut self.layout.reasons, is_float);
+            self.layout.forget_functions();
         }
     }
 
@@ -369,10 +383,18 @@ impl Planner<'_> {
                     _ => node.inputs.iter().flatten().copied().collect(),
                 };
                 let dtype = |v: &ValueId| self.facts.dtype(*v) == Some(DType::F32);
-                let ready = |v: &ValueId| integer.contains(v) || self.graph.constant(*v).is_some_and(all_finite);
+                let constant = |v: ValueId| match self.options.rounds_blocks() {
+                    true => functions::constant(self.graph, v),
+                    false => self.graph.constant(v),
+                };
+                let ready = |v: &ValueId| integer.contains(v) || constant(*v).is_some_and(all_finite);
                 let any = operands.iter().any(|v| integer.contains(v));
                 let ok = known && any && operands.iter().all(|v| dtype(v) && ready(v));
                 ok.then_some(if same_scale { Kind::Movement } else { Kind::Arithmetic })
+            }
+            // A table of codes, on fixed-point hardware as here.
+            QuantRole::Float if node.op.name() == "Gelu" && self.options.rounds_blocks() => {
+                first.then_some(Kind::Arithmetic)
             }
             _ => None,
         }
@@ -385,7 +407,7 @@ impl Planner<'_> {
                 .layout
                 .kinds
                 .iter()
-                .filter(|(_, k)| matches!(k, Kind::Arithmetic | Kind::Movement))
+                .filter(|(_, k)| matches!(k, Kind::Arithmetic | Kind::Movement | Kind::Function))
                 .map(|(&id, _)| id)
                 .filter(|&id| !self.is_read_by_integers(id))
                 .collect();
@@ -396,6 +418,7 @@ impl Planner<'_> {
                 self.layout.kinds.remove(&id);
                 self.layout.reasons.insert(id, Reason::FloatConsumer);
                 self.unfold(id);
+                self.dissolve(id);
             }
         }
     }
@@ -411,11 +434,11 @@ impl Planner<'_> {
     fn is_read_by_integers(&self, id: NodeId) -> bool {
         let outs = self.graph.node(id).outputs.iter().flatten().copied();
         let outs = outs.chain(self.leaving(id));
-        outs.flat_map(|v| self.graph.uses(v)).any(|u| {
-            self.layout.is_integer(u.node)
-                && self.layout.kinds[&u.node] != Kind::Fused
-                && self.reads_integer(u.node, u.input)
-        })
+        let reads = |v: ValueId, u: &narrowbit_ir::Use| {
+            let plain = self.layout.is_integer(u.node) && self.layout.kinds[&u.node] != Kind::Fused;
+            plain && self.reads_integer(u.node, u.input) || self.layout.functions.reads(u.node, v)
+        };
+        outs.flat_map(|v| self.graph.uses(v).iter().map(move |u| (v, u))).any(|(v, u)| reads(v, u))
     }
 
     /// Whether an integer node reads this input as integers (and not as a shape, an axis, a bound).
@@ -459,6 +482,7 @@ impl Planner<'_> {
     fn points(&mut self) {
         if self.options.rounds_blocks() {
             self.points = blocks::ends(self.graph, &self.layout.kinds, |id, i| self.reads_integer(id, i));
+            self.function_ends();
             return;
         }
         let mut points = BTreeSet::new();

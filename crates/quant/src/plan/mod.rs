@@ -7,6 +7,7 @@
 mod blocks;
 pub(crate) mod channels;
 pub(crate) mod correction;
+pub mod functions;
 mod given;
 mod layout;
 mod reason;
@@ -17,9 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
+use narrowbit_ops::functions::LayerMad;
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
+use functions::NormParams;
 use given::{Used, fixed};
 pub(crate) use layout::ARITHMETIC;
 pub use layout::{Kind, Layout};
@@ -61,6 +64,8 @@ pub struct QuantPlan {
     pub biases: BTreeMap<(NodeId, usize), BiasParams>,
     /// Constant biases that stay float, as sums of fp8 products are, and take up the mean error of the weights.
     pub float_biases: BTreeMap<(NodeId, usize), Tensor>,
+    /// Normalizations by the mean magnitude, with their numbers.
+    pub norms: Vec<(LayerMad, NormParams)>,
     /// What values were multiplied by before, to fill their codes, by their old names.
     pub rates: Rates,
 }
@@ -187,11 +192,13 @@ impl QuantPlan {
             weights: BTreeMap::new(),
             biases: BTreeMap::new(),
             float_biases: BTreeMap::new(),
+            norms: Vec::new(),
             rates: Rates::new(),
         };
         channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
         channels::round(graph, stats, options, |v| fixed_values.contains(&v), &mut plan)?;
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
+        functions::plan(graph, options, &mut plan);
         used.check()?;
         Ok((plan, used.finish()))
     }
@@ -214,7 +221,7 @@ fn range_of(
 ) -> Result<Range, PlanError> {
     let name = &graph.value(v).name;
     let statistic = options.statistic;
-    if let Some(t) = graph.constant(v) {
+    if let Some(t) = functions::constant(graph, v) {
         // A constant operand needs no calibration: its content is known.
         let positions = options.position_bits().map(Positions::new);
         let mut s = Stats { positions, ..Stats::new(false) };

@@ -146,7 +146,7 @@ fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>)
 
 /// The scales in which a product reads a value: one, or one for each channel of a depthwise convolution. Channels that are
 /// added up have the finest of theirs, and so have values that were joined.
-fn input_scales(graph: &Graph, plan: &QuantPlan, product: NodeId, v: ValueId) -> Vec<f32> {
+pub(super) fn input_scales(graph: &Graph, plan: &QuantPlan, product: NodeId, v: ValueId) -> Vec<f32> {
     let own = |v: ValueId| match plan.channel_scales.get(&v) {
         Some(all) => all.clone(),
         None => plan.activations.get(&v).map_or(Vec::new(), |a| vec![a.point.scale]),

@@ -125,6 +125,11 @@ pub enum SchemeError {
     /// The register for sums has no such width.
     #[error("a buffer of {0} bits: it has 8 to 32\nhelp: leave --buffer-bits away for 32")]
     Buffer(u8),
+    /// Only fixed point has integer forms of the functions that replace Softmax and LayerNormalization.
+    #[error(
+        "--shiftmax and --layer-mad replace functions that --scheme quantizeml can't compute; other schemes leave them exact\nhelp: leave them away, or give --scheme quantizeml"
+    )]
+    Functions,
     /// fp8 has neither zero points nor bits to leave out.
     #[error("{0} has no range to reduce and no bits to leave out\nhelp: leave --reduce-range and the bits away")]
     Float(&'static str),

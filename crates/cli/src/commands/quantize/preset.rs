@@ -244,6 +244,17 @@ pub struct PresetArgs {
     /// One position of the fraction per activation instead of one for each channel of images (--scheme quantizeml)
     #[arg(long, help_heading = "Quantization")]
     per_tensor_activations: bool,
+    /// Put a softmax of powers of two (QuantizeML's Shiftmax) in the place of attention's Softmax, so that integers reach past it
+    /// (--scheme quantizeml) [default: no]
+    #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
+          default_missing_value = "yes", help_heading = "Quantization")]
+    shiftmax: Option<Switch>,
+    /// Put a normalization by the mean magnitude (QuantizeML's LayerMadNormalization) in the place of LayerNormalization, so that
+    /// integers reach past it (--scheme quantizeml): scales are multiplied by √(2/π), which fits normally distributed values; the
+    /// model may need retuning, as QuantizeML's documentation says of its layer: look at the accuracy [default: no]
+    #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
+          default_missing_value = "yes", help_heading = "Quantization")]
+    layer_mad: Option<Switch>,
     /// How one power of two comes from those of the batches [default: modal]
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Quantization")]
     statistic: Option<StatisticArg>,
@@ -286,6 +297,8 @@ impl PresetArgs {
             || bits.is_some()
             || self.statistic.is_some()
             || self.fixed_ranges.is_some()
+            || self.shiftmax.is_some()
+            || self.layer_mad.is_some()
             || self.equalize.is_some()
             || self.cross_layer_equalization.is_some()
             || self.bias_correction.is_some()
@@ -306,6 +319,12 @@ impl PresetArgs {
         o.per_tensor_activations |= self.per_tensor_activations;
         if let Some(s) = self.statistic {
             o.statistic = s.into();
+        }
+        if let Some(s) = self.shiftmax {
+            o.shiftmax = s == Switch::Yes;
+        }
+        if let Some(s) = self.layer_mad {
+            o.layer_mad = s == Switch::Yes;
         }
         if let Some(s) = self.equalize {
             o.equalize = s == Switch::Yes;
