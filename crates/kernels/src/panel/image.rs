@@ -108,7 +108,9 @@ impl Image {
                     _ if n == part.channels && bytes == pitch => {
                         self.copy.copy(self.isa, src, to.add(at), count * bytes);
                     }
-                    Copying::Flip(flip) if bytes.is_multiple_of(4) => {
+                    Copying::Flip(flip)
+                        if [src as usize, to as usize, at, stride, pitch, bytes].iter().all(|v| v % 4 == 0) =>
+                    {
                         let flip = i32::from_ne_bytes([flip; 4]);
                         self.isa.dispatch(Strided {
                             src,
@@ -132,7 +134,7 @@ impl Image {
     }
 }
 
-/// Copies `count` times some words, each combined with `flip`.
+/// Copies `count` times some words, each combined with `flip`; all stand on multiples of four bytes.
 struct Strided {
     src: *const u8,
     /// Bytes between what is read, and between what is written.
