@@ -354,13 +354,16 @@ fn runs_softmax_along_any_axis_between_integers() {
     assert_runs_on_integers(&graph, "softmax_rows");
 }
 
-/// The kernels of a network whose convolution reads a Concat of two quantized tensors.
+/// The kernels of a network whose convolution reads a Concat of another one's result and a function of that.
 fn kernels_behind_concat(extra: &str, attrs: &str, w: &str) -> Vec<String> {
     let body = format!(
-        "{}{}%a = Relu(%x_d)\n{}%j = Concat(%a_d, %x_d) {{axis=1}}\n%c = Conv(%j, %w_d) {{{attrs}}}\n{extra}{}",
+        "{}{}{}%p = Conv(%x_d, %u_d) {{pads=[1, 1, 1, 1]}}\n{}%a = Relu(%p_d)\n{}%j = Concat(%a_d, %p_d) {{axis=1}}\n\
+         %c = Conv(%j, %w_d) {{{attrs}}}\n{extra}{}",
         pair("x", 0.008, 120),
         weights("w", w, 3, 0, 20),
-        pair("a", 0.008, 120),
+        weights("u", "[6, 6, 3, 3]", 4, 0, 6),
+        pair("p", 0.01, 120),
+        pair("a", 0.01, 120),
         pair("y", 0.01, 120),
     );
     let graph = graph("input %x: f32[2, 6, 13, 11]", &body);
