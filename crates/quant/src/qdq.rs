@@ -115,21 +115,7 @@ impl Writer<'_> {
         Registry::make(name, self.opset, AttrMap::new().with_opt("axis", axis.map(|a| a as i64)))
     }
 
-    /// Whether a value is one of fp8 under another shape: rounding it again would change nothing, and ONNX Runtime 1.31.1
-    /// takes the operator between two pairs for one on codes, for which it has no kernel.
-    fn is_moved_fp8(&self, v: ValueId, params: &ActivationParams) -> bool {
-        let Some((id, _)) = self.graph.producer(v) else { return false };
-        let node = self.graph.node(id);
-        let moves = matches!(node.op.name(), "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose");
-        let source = node.input(0).and_then(|x| self.plan.activations.get(&x));
-        let same = source.is_some_and(|s| s.scheme.format == params.scheme.format && s.point == params.point);
-        params.scheme.format.is_float() && moves && same && self.plan.layout.is_integer(id)
-    }
-
     fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
-        if self.is_moved_fp8(v, params) {
-            return Ok(());
-        }
         let name = self.graph.value(v).name.clone();
         let channels = self.plan.channel_scales.get(&v);
         let (scale, zero) = match channels {
