@@ -248,7 +248,7 @@ impl<'a> Sweep<'a> {
                 // SAFETY: as above.
                 unsafe { self.row_sums(a, stride, &mut sums[..rows]) };
             }
-            self.isa.dispatch(Finish {
+            let finish = Finish {
                 epilogue: self.epilogue,
                 ints: self.ints,
                 acc: out,
@@ -261,7 +261,8 @@ impl<'a> Sweep<'a> {
                 out: self.out,
                 at: to,
                 ld: self.ld,
-            });
+            };
+            finish.run(self.isa);
             from += rows;
         }
     }

@@ -5,9 +5,12 @@
 //! residual, the activation, a factor, and for integer results
 //! `saturate(round_half_even(v · inverse_scale) + zero_point)`.
 
+use std::marker::PhantomData;
+
 use super::epilogue::{Epilogue, Residual};
 use super::stage::{Stage, Steps};
 use super::target::{Kind, Out};
+use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// One tile's accumulators and where they go.
@@ -33,24 +36,93 @@ pub(crate) struct Finish<'a> {
     pub ld: usize,
 }
 
-impl Kernel for Finish<'_> {
+impl Finish<'_> {
+    /// Makes the results of the tile. Whoever made `self` vouches for its pointers and lengths.
+    ///
+    /// The form is chosen here, outside of the code of a tier: compiled into one function, all forms took the compiler
+    /// minutes.
+    pub fn run(&self, isa: Isa) {
+        match (self.ints, self.out.kind) {
+            (true, Kind::F32) => self.by_residual::<true, 0>(isa),
+            (true, Kind::U8) => self.by_residual::<true, 1>(isa),
+            (true, Kind::I8) => self.by_residual::<true, 2>(isa),
+            (true, Kind::I32) => isa.dispatch(Sums(self)),
+            (false, Kind::I32) => {}
+            (false, Kind::F32) => self.by_residual::<false, 0>(isa),
+            (false, Kind::U8) => self.by_residual::<false, 1>(isa),
+            (false, Kind::I8) => self.by_residual::<false, 2>(isa),
+        }
+    }
+
+    fn by_residual<const INTS: bool, const KIND: u8>(&self, isa: Isa) {
+        let e = self.epilogue;
+        let factors = KIND == 0 && !e.factors.is_empty();
+        if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
+            return isa.dispatch(Loops::<Chosen<INTS, KIND, ANY, PASS>>(self, PhantomData));
+        }
+        match self.residual() {
+            0 => self.by_mode::<INTS, KIND, 0>(isa),
+            1 => self.by_mode::<INTS, KIND, 1>(isa),
+            2 => self.by_mode::<INTS, KIND, 2>(isa),
+            3 => self.by_mode::<INTS, KIND, 3>(isa),
+            // `check` lets no sum of floats have a stage.
+            _ if !INTS => {}
+            4 => self.by_mode::<true, KIND, 4>(isa),
+            5 => self.by_mode::<true, KIND, 5>(isa),
+            6 => self.by_mode::<true, KIND, 6>(isa),
+            7 => self.by_mode::<true, KIND, 7>(isa),
+            8 => self.by_mode::<true, KIND, 8>(isa),
+            _ => self.by_mode::<true, KIND, 9>(isa),
+        }
+    }
+
+    fn by_mode<const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, isa: Isa) {
+        if INTS && KIND > 0 && may_be_plain(RESIDUAL) && self.is_plain(RESIDUAL) {
+            isa.dispatch(Loops::<Chosen<INTS, KIND, RESIDUAL, PLAIN>>(self, PhantomData));
+        } else {
+            isa.dispatch(Loops::<Chosen<INTS, KIND, RESIDUAL, GENERAL>>(self, PhantomData));
+        }
+    }
+
+    /// The number of what is added: nothing, floats, or codes (u8, i8); behind a stage codes or a row as floats (4 to 6), or
+    /// as codes (7 to 9).
+    fn residual(&self) -> u8 {
+        let behind = self.epilogue.stage.as_ref().map(|stage| if stage.adds_codes() { 7 } else { 4 });
+        match (self.epilogue.residual, behind) {
+            (Residual::None, _) => 0,
+            (Residual::F32(..), _) => 1,
+            (Residual::U8(..), None) => 2,
+            (Residual::I8(..), None) => 3,
+            (Residual::U8(..), Some(first)) => first,
+            (Residual::I8(..), Some(first)) => first + 1,
+            (Residual::Row(..), first) => first.unwrap_or(4) + 2,
+        }
+    }
+}
+
+/// The sums alone.
+struct Sums<'a>(&'a Finish<'a>);
+
+impl Kernel for Sums<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: whoever made `self` vouches for its pointers and lengths.
-        unsafe {
-            match (self.ints, self.out.kind) {
-                (true, Kind::F32) => self.by_residual::<S, true, 0>(s),
-                (true, Kind::U8) => self.by_residual::<S, true, 1>(s),
-                (true, Kind::I8) => self.by_residual::<S, true, 2>(s),
-                (true, Kind::I32) => self.sums(s),
-                (false, Kind::I32) => {}
-                (false, Kind::F32) => self.by_residual::<S, false, 0>(s),
-                (false, Kind::U8) => self.by_residual::<S, false, 1>(s),
-                (false, Kind::I8) => self.by_residual::<S, false, 2>(s),
-            }
-        }
+        // SAFETY: whoever made the `Finish` vouches for its pointers and lengths.
+        unsafe { self.0.sums(s) };
+    }
+}
+
+/// The loops of one form.
+struct Loops<'a, F>(&'a Finish<'a>, PhantomData<F>);
+
+impl<F: Form> Kernel for Loops<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: as above.
+        unsafe { self.0.rows::<S, F>(s) };
     }
 }
 
@@ -60,6 +132,9 @@ const GENERAL: u8 = 0;
 const PLAIN: u8 = 1;
 /// With an activation that is more than a clamp, zero points of weights, or rows with a format of their own.
 const PASS: u8 = 2;
+
+/// The residual is told by [`Constants`]: where a pass dominates, a branch costs nothing.
+const ANY: u8 = 10;
 
 /// Whether a residual is added, as floats, to what was rounded before.
 const fn is_float_sum(residual: u8) -> bool {
@@ -77,7 +152,7 @@ trait Form {
     const INTS: bool;
     /// Results: 0 floats, 1 u8, 2 i8.
     const KIND: u8;
-    /// What is added to them, as `by_residual` and `by_stage` number it.
+    /// What is added to them, as [`Finish::residual`] numbers it, or [`ANY`].
     const RESIDUAL: u8;
     /// [`GENERAL`], [`PLAIN`] or [`PASS`].
     const MODE: u8;
@@ -101,6 +176,8 @@ struct Constants<S: Simd> {
     at: usize,
     ld: usize,
     zero: S::I,
+    /// What is added, as [`Finish::residual`] numbers it.
+    added: u8,
     /// The residual of integers: its elements, scale and zero point.
     residual: *const u8,
     residual_scale: S::F,
@@ -143,54 +220,6 @@ impl Finish<'_> {
                 }
             }
             j += S::LANES;
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn by_residual<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
-        // SAFETY: passed on to the caller.
-        unsafe {
-            match self.epilogue.residual {
-                Residual::None => self.by_mode::<S, INTS, KIND, 0>(s),
-                Residual::F32(..) => self.by_mode::<S, INTS, KIND, 1>(s),
-                Residual::U8(..) if self.epilogue.stage.is_none() => self.by_mode::<S, INTS, KIND, 2>(s),
-                Residual::I8(..) if self.epilogue.stage.is_none() => self.by_mode::<S, INTS, KIND, 3>(s),
-                _ if INTS => self.by_stage::<S, INTS, KIND>(s),
-                // `check` lets no sum of floats have a stage.
-                _ => {}
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn by_stage<S: Simd, const INTS: bool, const KIND: u8>(&self, s: S) {
-        let of_codes = self.epilogue.stage.is_some_and(|stage| stage.adds_codes());
-        // SAFETY: passed on to the caller.
-        unsafe {
-            match (self.epilogue.residual, of_codes) {
-                (Residual::U8(..), false) => self.by_mode::<S, INTS, KIND, 4>(s),
-                (Residual::I8(..), false) => self.by_mode::<S, INTS, KIND, 5>(s),
-                (Residual::U8(..), true) => self.by_mode::<S, INTS, KIND, 7>(s),
-                (Residual::I8(..), true) => self.by_mode::<S, INTS, KIND, 8>(s),
-                (_, false) => self.by_mode::<S, INTS, KIND, 6>(s),
-                (_, true) => self.by_mode::<S, INTS, KIND, 9>(s),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn by_mode<S: Simd, const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, s: S) {
-        // SAFETY: passed on to the caller.
-        unsafe {
-            let e = self.epilogue;
-            let factors = KIND == 0 && !e.factors.is_empty();
-            if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
-                self.rows::<S, Chosen<INTS, KIND, RESIDUAL, PASS>>(s);
-            } else if INTS && KIND > 0 && may_be_plain(RESIDUAL) && self.is_plain(RESIDUAL) {
-                self.rows::<S, Chosen<INTS, KIND, RESIDUAL, PLAIN>>(s);
-            } else {
-                self.rows::<S, Chosen<INTS, KIND, RESIDUAL, GENERAL>>(s);
-            }
         }
     }
 
@@ -282,6 +311,7 @@ impl Finish<'_> {
             at: self.at,
             ld: self.ld,
             zero: s.splat_i(self.out.zero),
+            added: self.residual(),
             residual,
             residual_scale: s.splat(scale),
             residual_zero: s.splat_i(zero),
@@ -367,23 +397,24 @@ impl Finish<'_> {
             if F::MODE != PLAIN {
                 v = s.add(v, column.bias);
             }
-            if F::RESIDUAL == 1
+            let added = if F::RESIDUAL == ANY { c.added } else { F::RESIDUAL };
+            if added == 1
                 && let Residual::F32(r) = e.residual
             {
                 v = s.add(v, s.load_bits(r.as_ptr().add(at), low_bits(n)));
             }
-            if F::RESIDUAL > 1 {
-                let r = match F::RESIDUAL {
+            if added > 1 {
+                let r = match added {
                     6 | 9 => column.row,
                     2 | 4 | 7 => s.to_f32(s.sub_i(s.load_u8_n(c.residual.add(at), n), c.residual_zero)),
                     _ => s.to_f32(s.sub_i(s.load_i8_n(c.residual.add(at).cast(), n), c.residual_zero)),
                 };
-                if F::RESIDUAL < 4 {
+                if added < 4 {
                     v = s.mul_add(r, c.residual_scale, v);
                 } else {
                     let steps = if F::MODE == PLAIN { v } else { c.stage.in_steps(s, v) };
                     let steps = c.stage.rounded(s, steps);
-                    v = match is_float_sum(F::RESIDUAL) {
+                    v = match is_float_sum(added) {
                         true => c.stage.float_sum(s, steps, r, c.residual_scale),
                         false => c.stage.code_sum(s, steps, r, c.residual_scale),
                     };

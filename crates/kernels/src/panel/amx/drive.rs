@@ -45,7 +45,7 @@ impl<'a> State<'a> {
     /// Finishes the last block.
     pub fn flush(&mut self) {
         if let Some(finish) = self.pending.take() {
-            self.isa.dispatch(finish);
+            finish.run(self.isa);
         }
     }
 
