@@ -27,8 +27,18 @@ use crate::testing::{Guarded, Random, assert_same_everywhere, bits, with_special
 type Column<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
 /// Rows, columns and depth around the tiles of all tiers, in one block of the depth and in several.
-const PRODUCTS: [[usize; 3]; 8] =
-    [[1, 1, 1], [1, 33, 7], [3, 31, 400], [5, 17, 16], [13, 49, 130], [15, 65, 20], [29, 63, 9], [64, 97, 800]];
+const PRODUCTS: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [1, 33, 7],
+    [3, 31, 400],
+    [5, 17, 16],
+    [13, 49, 130],
+    [15, 65, 20],
+    [29, 63, 9],
+    [64, 97, 800],
+    // Several blocks of rows in one panel of columns.
+    [300, 20, 19],
+];
 
 #[test]
 fn multiplies_matrices_to_the_same_bits_everywhere() {
@@ -254,6 +264,7 @@ fn attends_to_the_same_bits_everywhere() {
         value_depth: 9,
         scale: 0.25,
         causal: false,
+        nan_as_zero: false,
     };
     let mut r = Random::new(76);
     for p in [

@@ -275,7 +275,8 @@ impl<'a> Driver<'a> {
         let per_block = (MC / self.kernel.mr).max(1);
         // With one block of rows, a panel of B is used up right after it is packed, and
         // never leaves L1.
-        let at_once = if i1 - i0 <= per_block { 1 } else { j1 - j0 };
+        let one_block = i1 - i0 <= per_block;
+        let at_once = if one_block { 1 } else { j1 - j0 };
         let columns = (at_once * self.kernel.nr).min(self.columns.padded());
         let b_len = if matches!(p.b.get(), SourceB::Raw(_)) { columns * self.kc } else { 0 };
         let a_rows = self.rows.start(i1.min(i0 + per_block)) - self.rows.start(i0);
@@ -287,7 +288,7 @@ impl<'a> Driver<'a> {
             let mut k0 = 0;
             loop {
                 let depth = (k0, self.kc.min(self.g.k - k0));
-                if at_once == 1 {
+                if one_block {
                     self.pack_rows(p, (i0, i1), depth, a_scratch);
                     for j in j0..j1 {
                         self.pack_columns(p, (j, j + 1), depth, b_scratch);
