@@ -38,6 +38,7 @@ pub fn passes() -> &'static [&'static dyn Pass] {
         &sanitize::identity::Identity,
         &sanitize::shape_computations::ShapeComputations,
         &sanitize::common_subexpressions::CommonSubexpressions,
+        &sanitize::einsum_to_matmul::EinsumToMatmul,
         &sanitize::merge_transposes::MergeTransposes,
         &sanitize::merge_reshapes::MergeReshapes,
         &sanitize::merge_slices::MergeSlices,

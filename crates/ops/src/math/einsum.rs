@@ -67,6 +67,24 @@ impl Einsum {
         Ok(Einsum { equation, inputs, output })
     }
 
+    /// The subscripts of each operand and of the result as numbers, for operands of these ranks: equal numbers are equal
+    /// subscripts.
+    ///
+    /// # Errors
+    /// When the equation does not fit the ranks.
+    pub fn subscripts(&self, ranks: &[usize]) -> Result<(Vec<Vec<usize>>, Vec<usize>), OpError> {
+        let (inputs, output) = self.expand(ranks)?;
+        let mut known: Vec<Label> = Vec::new();
+        let mut number = |l: Label| {
+            known.iter().position(|k| *k == l).unwrap_or_else(|| {
+                known.push(l);
+                known.len() - 1
+            })
+        };
+        let inputs = inputs.into_iter().map(|term| term.into_iter().map(&mut number).collect()).collect();
+        Ok((inputs, output.into_iter().map(number).collect()))
+    }
+
     /// The labels of each input and of the output for inputs of these ranks.
     fn expand(&self, ranks: &[usize]) -> Result<(Vec<Vec<Label>>, Vec<Label>), OpError> {
         let bad = |why: String| OpError::Shape(format!("equation {:?} {why}", self.equation));

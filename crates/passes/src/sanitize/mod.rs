@@ -5,6 +5,7 @@ pub mod common_subexpressions;
 pub mod constant_folding;
 pub mod conv_add_bias;
 pub mod dead_code;
+pub mod einsum_to_matmul;
 pub mod gemm_alpha_beta;
 pub mod global_average_pool;
 pub mod identity;
