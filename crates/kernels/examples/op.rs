@@ -94,6 +94,7 @@ fn attend(exec: &Exec, [heads, rows, depth]: [usize; 3]) -> Result<(), KernelErr
         value_depth: depth,
         scale: 0.125,
         causal: false,
+        nan_as_zero: false,
     };
     let data = fill(heads * rows * depth);
     let view = HeadView { data: &data, strides: [heads * rows * depth, depth, heads * depth] };
@@ -170,7 +171,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         ("softmax", &[rows, columns]) => {
             let (x, mut y) = (fill(rows * columns), vec![0.0; rows * columns]);
-            time(exec, || softmax(exec, &x, &mut y, [rows, columns, 1]))?;
+            time(exec, || softmax(exec, &x, &mut y, [rows, columns, 1], false))?;
         }
         ("layernorm", &[rows, columns]) => {
             let (x, mut y) = (fill(rows * columns), vec![0.0; rows * columns]);

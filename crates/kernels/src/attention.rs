@@ -46,6 +46,8 @@ pub struct AttentionParams {
     pub scale: f32,
     /// Whether query `i` only sees keys up to `i + keys − queries`.
     pub causal: bool,
+    /// Whether weights of a row that is not a number, as where the mask of all keys is −∞, are 0.
+    pub nan_as_zero: bool,
 }
 
 /// Computes `out = softmax(q · kᵀ · scale + mask) · v` per head, in parallel. `out` has
@@ -251,7 +253,7 @@ impl Head<'_> {
             // Query i may see keys up to i + keys − queries.
             let visible =
                 if p.causal { (first + i + 1 + p.keys).saturating_sub(p.queries).min(p.keys) } else { p.keys };
-            self.exec.isa().dispatch(Weights { row, mask, visible });
+            self.exec.isa().dispatch(Weights { row, mask, visible, nan_as_zero: p.nan_as_zero });
         }
     }
 
@@ -288,6 +290,7 @@ struct Weights<'a> {
     row: &'a mut [f32],
     mask: Option<&'a [f32]>,
     visible: usize,
+    nan_as_zero: bool,
 }
 
 impl Kernel for Weights<'_> {
@@ -310,7 +313,7 @@ impl Kernel for Weights<'_> {
             }
         }
         // SAFETY: the row is read and written in place.
-        unsafe { softmax_row(s, seen.as_ptr(), seen.as_mut_ptr(), seen.len()) };
+        unsafe { softmax_row(s, seen.as_ptr(), seen.as_mut_ptr(), seen.len(), self.nan_as_zero) };
     }
 }
 
@@ -379,6 +382,7 @@ mod tests {
             value_depth: 16,
             scale: 0.25,
             causal: false,
+            nan_as_zero: false,
         };
         let cases = [
             base,
@@ -446,6 +450,7 @@ mod tests {
             value_depth: 33,
             scale: 0.25,
             causal: false,
+            nan_as_zero: false,
         };
         let mut r = Random::new(22);
         for p in [base, AttentionParams { depth: 7, keys: 70, ..base }, AttentionParams { causal: true, ..base }] {
@@ -476,6 +481,34 @@ mod tests {
     }
 
     #[test]
+    fn gives_zeros_to_queries_that_see_no_key_where_asked_to() {
+        let p = AttentionParams {
+            batch: 1,
+            heads: 1,
+            kv_heads: 1,
+            queries: 2,
+            keys: 3,
+            depth: 2,
+            value_depth: 2,
+            scale: 1.0,
+            causal: false,
+            nan_as_zero: true,
+        };
+        let none = f32::NEG_INFINITY;
+        let (data, mask) = ([1.0; 6], [none, none, none, none, 0.0, none]);
+        let view = HeadView { data: &data, strides: [6, 6, 2] };
+        let mask = Some(HeadView { data: &mask, strides: [6, 6, 3] });
+        for exec in execs() {
+            let mut out = [9.0; 4];
+            attention(&exec, &p, [view; 3], mask, None, &mut out, [4, 4, 2]).unwrap();
+            assert_eq!(out, [0.0, 0.0, 1.0, 1.0], "{exec:?}");
+            let p = AttentionParams { nan_as_zero: false, ..p };
+            attention(&exec, &p, [view; 3], mask, None, &mut out, [4, 4, 2]).unwrap();
+            assert_eq!(out.map(f32::is_nan), [true, true, false, false], "{exec:?}");
+        }
+    }
+
+    #[test]
     fn refuses_short_slices_and_overlapping_rows() {
         let p = AttentionParams {
             batch: 1,
@@ -487,6 +520,7 @@ mod tests {
             value_depth: 2,
             scale: 1.0,
             causal: false,
+            nan_as_zero: false,
         };
         let exec = Exec::new(crate::Isa::detect(), 1);
         let data = [0.0; 12];

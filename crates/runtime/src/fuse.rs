@@ -217,7 +217,7 @@ impl<'a> Finder<'a> {
         let Some(mut out) = node.output(0) else { return };
         let Some(operands) = lower::elementwise_operands(self.graph, self.facts, node) else { return };
         let mut f = Fusion { nodes: vec![root], ..Fusion::default() };
-        if operands.len() == 2
+        if (operands.len() == 2 || node.op.name() == "BatchNormalization")
             && let Some((ids, activation, y)) = self.activation(out)
         {
             f.nodes.extend(ids);

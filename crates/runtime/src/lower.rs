@@ -275,7 +275,7 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
             let x = source(graph, facts, node.input(0)?)?;
             (3..=4).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
         }
-        "Softmax" | "LayerNormalization" | "RMSNormalization" => {
+        "Softmax" | "LayerNormalization" | "RMSNormalization" | "BatchNormalization" => {
             let plain = node.outputs.iter().flatten().count() == 1;
             let x = node.input(0)?;
             let float = facts.dtype(x) == Some(DType::F32);
@@ -302,8 +302,8 @@ fn by_table(graph: &Graph, facts: &Facts, node: &Node) -> bool {
     single && node.input(0).is_some_and(|v| source(graph, facts, v).is_some())
 }
 
-/// Whether the kernel of two operands knows how they repeat: both of the result's shape, or one of them a
-/// constant of one element, along the last axis, or per channel of images.
+/// Whether the kernel of two operands knows how they repeat: both of the result's shape, one of them a
+/// constant of one element, along the last axis, or per channel of images, or one an element per image and channel.
 fn repeats(graph: &Graph, facts: &Facts, node: &Node) -> bool {
     let shape = |v: Option<ValueId>| {
         let dims: Option<Vec<usize>> = facts.shape(v?)?.iter().map(|d| d.as_usize()).collect();
@@ -318,8 +318,14 @@ fn repeats(graph: &Graph, facts: &Facts, node: &Node) -> bool {
     let constant = |i: usize| node.input(i).is_some_and(|v| is_constant(graph, facts, v));
     let commutes = node.op.name() != "Sub";
     let along = |x: &[usize]| spread(&y, x).is_some();
-    let right = a == y && !constant(0) && constant(1) && along(&b);
-    right || commutes && b == y && !constant(1) && constant(0) && along(&a)
+    let fits = |i: usize, x: &[usize]| if constant(i) { along(x) } else { is_by_image(&y, x) };
+    let right = a == y && !constant(0) && fits(1, &b);
+    right || commutes && b == y && !constant(1) && fits(0, &a)
+}
+
+/// Whether `x` has one element for each image and channel of `y`, `[n, c, …]`.
+pub fn is_by_image(y: &[usize], x: &[usize]) -> bool {
+    y.len() > 2 && x.len() == y.len() && x[..2] == y[..2] && x[2..].iter().all(|&d| d == 1)
 }
 
 /// The axis of `y` that the elements of a smaller operand go along; the axis is `y`'s rank for a single element.

@@ -1,16 +1,13 @@
 //! Functions of two tensors, with broadcasting.
 
 use super::GRAIN;
+use super::walk::Walk;
 use crate::buffer::SharedMut;
-use crate::error::{Result, exact, product, require};
+use crate::error::{Result, exact, product};
 use crate::exec::Exec;
-use crate::few::Few;
 use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "binary";
-
-/// Most dimensions of a broadcast.
-pub const MAX_DIMS: usize = 8;
 
 /// A function of two f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +35,7 @@ pub enum BinaryOp {
 /// dimension of 1 (or a missing one) repeats. `y_shape` must be the broadcast shape.
 ///
 /// # Errors
-/// The shapes don't broadcast to `y_shape`, have over [`MAX_DIMS`] dimensions, or a slice
+/// The shapes don't broadcast to `y_shape`, have over [`super::MAX_DIMS`] dimensions, or a slice
 /// has another length than its shape.
 pub fn binary(
     exec: &Exec,
@@ -50,7 +47,7 @@ pub fn binary(
     exact(NAME, "a", a.len(), product(NAME, a_shape)?)?;
     exact(NAME, "b", b.len(), product(NAME, b_shape)?)?;
     exact(NAME, "y", y.len(), product(NAME, y_shape)?)?;
-    let walk = Walk::new(a_shape, b_shape, y_shape)?;
+    let walk = Walk::new(NAME, [a_shape, b_shape], y_shape)?;
     if !y.is_empty() {
         run(exec, op, &walk, a.as_ptr(), b.as_ptr(), SharedMut::new(y));
     }
@@ -69,81 +66,12 @@ pub fn binary_assign(
 ) -> Result {
     exact(NAME, "y", y.len(), product(NAME, y_shape)?)?;
     exact(NAME, "b", b.len(), product(NAME, b_shape)?)?;
-    let walk = Walk::new(y_shape, b_shape, y_shape)?;
+    let walk = Walk::new(NAME, [y_shape, b_shape], y_shape)?;
     if !y.is_empty() {
         let y = SharedMut::new(y);
         run(exec, op, &walk, y.ptr(), b.as_ptr(), y);
     }
     Ok(())
-}
-
-/// A length, and the steps of both operands.
-type Dim = (usize, usize, usize);
-
-/// The loops of a broadcast: outer dimensions, and an inner one in which each operand
-/// either advances or stays.
-struct Walk {
-    /// Length and steps of a and b.
-    outer: Few<Dim, MAX_DIMS>,
-    inner: usize,
-    advance: (bool, bool),
-}
-
-impl Walk {
-    fn new(a_shape: &[usize], b_shape: &[usize], y_shape: &[usize]) -> Result<Walk> {
-        let rank = y_shape.len();
-        require(NAME, rank <= MAX_DIMS, "at most 8 dimensions are supported")?;
-        let fits = a_shape.len() <= rank && b_shape.len() <= rank;
-        require(NAME, fits, "an operand has more dimensions than the result")?;
-        let mut dims: Few<Dim, MAX_DIMS> = Few::new();
-        let (mut a_step, mut b_step) = (1, 1);
-        for i in 0..rank {
-            let at = |shape: &[usize]| {
-                if i < shape.len() { shape[shape.len() - 1 - i] } else { 1 }
-            };
-            let (len, a, b) = (y_shape[rank - 1 - i], at(a_shape), at(b_shape));
-            let ok = (a == len || a == 1) && (b == len || b == 1);
-            require(NAME, ok, "the shapes do not broadcast to the result's")?;
-            let steps = (if a == 1 { 0 } else { a_step }, if b == 1 { 0 } else { b_step });
-            a_step *= a;
-            b_step *= b;
-            if len != 1 {
-                merge(&mut dims, (len, steps.0, steps.1));
-            }
-        }
-        dims.reverse();
-        let (inner, a, b) = dims.pop().unwrap_or((1, 0, 0));
-        Ok(Walk { outer: dims, inner, advance: (a != 0, b != 0) })
-    }
-
-    /// Where the operands start in outer row `row`.
-    fn start(&self, mut row: usize) -> (usize, usize) {
-        let (mut a, mut b) = (0, 0);
-        for &(len, a_step, b_step) in self.outer.iter().rev() {
-            let at = row % len;
-            row /= len;
-            a += at * a_step;
-            b += at * b_step;
-        }
-        (a, b)
-    }
-
-    fn rows(&self) -> usize {
-        self.outer.iter().map(|dim| dim.0).product()
-    }
-}
-
-/// Appends a dimension outside of the others, joining it to the last if both operands
-/// go on evenly. Dimensions are kept innermost first.
-fn merge(dims: &mut Few<Dim, MAX_DIMS>, (len, a, b): Dim) {
-    if let Some(last) = dims.last_mut() {
-        let joins = |step: usize, outer: usize| outer == step * last.0;
-        if joins(last.1, a) && joins(last.2, b) {
-            last.0 *= len;
-            return;
-        }
-    }
-    dims.push((len, a, b));
 }
 
 #[derive(Clone, Copy)]
@@ -158,15 +86,15 @@ impl Pointers {
     }
 }
 
-fn run(exec: &Exec, op: BinaryOp, walk: &Walk, a: *const f32, b: *const f32, y: SharedMut<f32>) {
+fn run(exec: &Exec, op: BinaryOp, walk: &Walk<2>, a: *const f32, b: *const f32, y: SharedMut<f32>) {
     let (rows, inner) = (walk.rows(), walk.inner);
     let operands = Pointers(a, b);
     let work = |row: usize, from: usize, len: usize| {
-        let (a, b) = walk.start(row);
+        let [a, b] = walk.start(row);
         let skip = |advance: bool| if advance { from } else { 0 };
-        let (a, b) = operands.get(a + skip(walk.advance.0), b + skip(walk.advance.1));
+        let (a, b) = operands.get(a + skip(walk.advance[0]), b + skip(walk.advance[1]));
         let y = y.ptr().wrapping_add(row * inner + from);
-        exec.isa().dispatch(Binary { op, a, b, y, len, advance: walk.advance });
+        exec.isa().dispatch(Binary { op, a, b, y, len, advance: walk.advance.into() });
     };
     let grain = if op == BinaryOp::Pow { GRAIN / 8 } else { GRAIN };
     if rows == 1 {

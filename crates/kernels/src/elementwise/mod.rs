@@ -1,10 +1,14 @@
-//! Functions of one or two tensors, element by element.
+//! Functions of one to three tensors, element by element.
 
 mod binary;
+mod select;
 mod unary;
+mod walk;
 
-pub use binary::{BinaryOp, MAX_DIMS, binary, binary_assign};
+pub use binary::{BinaryOp, binary, binary_assign};
+pub use select::select;
 pub use unary::{UnaryOp, unary, unary_in_place};
+pub use walk::MAX_DIMS;
 
 pub(crate) use binary::Binary;
 pub(crate) use unary::Unary;

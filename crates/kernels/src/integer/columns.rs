@@ -6,16 +6,16 @@ use crate::buffer::with_scratch;
 use crate::error::{Result, exact, product};
 use crate::exec::Exec;
 use crate::panel::{Out, Target};
-use crate::reduce::{Columns, block_width};
+use crate::reduce::{Columns, Form, block_width};
 use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "softmax columns";
 
-/// Softmax along the middle of `[outer, axis, inner]`.
+/// Softmax along the middle of `[outer, axis, inner]`. Lines whose elements are all −∞ become NaN, or 0 with `nan_as_zero`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], mut y: Target<'_>) -> Result {
+pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], nan_as_zero: bool, mut y: Target<'_>) -> Result {
     let [outer, axis, inner] = shape;
     let len = product(NAME, &shape)?;
     exact(NAME, "x", x.len(), len)?;
@@ -33,7 +33,16 @@ pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], mut y: Targ
                 let first = index % blocks * width;
                 let at = index / blocks * axis * inner + first;
                 let columns = width.min(inner - first);
-                exec.isa().dispatch(Block { input, out, at, axis, inner, columns, scratch: &mut *scratch });
+                exec.isa().dispatch(Block {
+                    input,
+                    out,
+                    at,
+                    axis,
+                    inner,
+                    columns,
+                    nan_as_zero,
+                    scratch: &mut *scratch,
+                });
             }
         });
     });
@@ -48,6 +57,7 @@ struct Block<'a> {
     axis: usize,
     inner: usize,
     columns: usize,
+    nan_as_zero: bool,
     scratch: &'a mut [f32],
 }
 
@@ -62,7 +72,8 @@ impl Kernel for Block<'_> {
             for i in 0..self.axis {
                 self.input.read(s, self.at + i * self.inner, n, x.add(i * n));
             }
-            Columns { x, y: x, axis: self.axis, stride: n, columns: n, log: false }.run(s);
+            let form = Form { log: false, nan_as_zero: self.nan_as_zero };
+            Columns { x, y: x, axis: self.axis, stride: n, columns: n, form }.run(s);
             for i in 0..self.axis {
                 write(s, &self.out, self.at + i * self.inner, n, x.add(i * n));
             }
@@ -91,14 +102,14 @@ mod tests {
             let mut first: Option<Vec<f32>> = None;
             for exec in execs() {
                 let (mut from, mut y) = (Guarded::new(&x), Guarded::new(&want));
-                softmax_columns(&exec, Quant::U8(from.get(), 0.05, 120), shape, Target::F32(y.get())).unwrap();
+                softmax_columns(&exec, Quant::U8(from.get(), 0.05, 120), shape, false, Target::F32(y.get())).unwrap();
                 // Sums of up to 500 terms in f32, and a few ulp of exp.
                 assert_close(y.get(), &want, 1e-5, &format!("{shape:?} {exec:?}"));
                 let floats = first.get_or_insert_with(|| y.get().to_vec());
                 assert_eq!(y.get(), floats, "{exec:?}");
                 let mut codes = Guarded::new(&vec![0u8; x.len()]);
                 let to = Target::U8(codes.get(), 255.0, 3);
-                softmax_columns(&exec, Quant::U8(from.get(), 0.05, 120), shape, to).unwrap();
+                softmax_columns(&exec, Quant::U8(from.get(), 0.05, 120), shape, false, to).unwrap();
                 let rounded: Vec<u8> = floats.iter().map(|v| (v * 255.0).round_ties_even() as u8).collect();
                 let rounded: Vec<u8> = rounded.iter().map(|v| v.saturating_add(3)).collect();
                 assert_eq!(codes.get(), rounded, "{exec:?}");
@@ -110,7 +121,7 @@ mod tests {
     fn refuses_other_lengths() {
         let exec = Exec::new(crate::Isa::detect(), 1);
         let (x, mut y) = ([1u8; 6], [0f32; 6]);
-        assert!(softmax_columns(&exec, Quant::U8(&x, 1.0, 0), [1, 2, 2], Target::F32(&mut y)).is_err());
-        assert!(softmax_columns(&exec, Quant::U8(&x, 1.0, 0), [1, 2, 3], Target::F32(&mut y[1..])).is_err());
+        assert!(softmax_columns(&exec, Quant::U8(&x, 1.0, 0), [1, 2, 2], false, Target::F32(&mut y)).is_err());
+        assert!(softmax_columns(&exec, Quant::U8(&x, 1.0, 0), [1, 2, 3], false, Target::F32(&mut y[1..])).is_err());
     }
 }

@@ -3,6 +3,7 @@
 //! Everywhere a quantized value stands for `f32(q − zero point) · scale`, and a result is
 //! `saturate(round_half_even(v · inverse scale) + zero point)`, the same bits on every tier. `fixed` knows no scales.
 
+mod affine;
 mod binary;
 mod block;
 mod code_softmax;
@@ -15,6 +16,7 @@ mod pool;
 mod qlinear;
 mod rows;
 
+pub use affine::affine;
 pub use binary::{Broadcast, binary};
 pub use block::Quant;
 pub use code_softmax::{CodeFormat, softmax_codes};
@@ -25,5 +27,5 @@ pub use layout::{dequantize_to_nchw, quantize_to_nhwc, to_nchw, to_nhwc};
 pub use lookup::{lookup, lookup_in_place};
 pub use pool::{Divisor, PoolElement, PoolNhwcParams, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc};
 pub use qlinear::{CodeOp, CodePair, qlinear_binary};
-pub(crate) use rows::exponentials;
+pub(crate) use rows::exponentials_or_zeros;
 pub use rows::{RowNorm, layer_norm_rows, softmax_rows, unary_rows};

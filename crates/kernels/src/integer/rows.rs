@@ -31,12 +31,12 @@ pub fn unary_rows(exec: &Exec, op: UnaryOp, x: Quant<'_>, mut y: Target<'_>) -> 
     Ok(())
 }
 
-/// Softmax of each row of `[rows, columns]`.
+/// Softmax of each row of `[rows, columns]`. Rows whose elements are all −∞ become NaN, or 0 with `nan_as_zero`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn softmax_rows(exec: &Exec, x: Quant<'_>, shape: [usize; 2], y: Target<'_>) -> Result {
-    run(exec, x, shape, y, &Function::Softmax)
+pub fn softmax_rows(exec: &Exec, x: Quant<'_>, shape: [usize; 2], nan_as_zero: bool, y: Target<'_>) -> Result {
+    run(exec, x, shape, y, &Function::Softmax { nan_as_zero })
 }
 
 /// Factors, offsets and ε of [`layer_norm_rows`].
@@ -66,7 +66,7 @@ pub fn layer_norm_rows(exec: &Exec, x: Quant<'_>, shape: [usize; 2], norm: &RowN
 }
 
 enum Function<'a> {
-    Softmax,
+    Softmax { nan_as_zero: bool },
     Norm(&'a RowNorm<'a>),
 }
 
@@ -138,7 +138,7 @@ impl Kernel for Row<'_> {
         // SAFETY: the row lies in both tensors and fits the scratch.
         unsafe { self.input.read(s, self.at, n, self.row.as_mut_ptr()) };
         match self.function {
-            Function::Softmax => softmax(s, self.row, n),
+            Function::Softmax { nan_as_zero } => softmax(s, self.row, n, *nan_as_zero),
             Function::Norm(norm) => normalise(s, self.row, n, norm),
         }
         // SAFETY: as above.
@@ -159,10 +159,21 @@ fn sum<S: Simd>(s: S, row: &[f32], f: impl Fn(S::F) -> S::F) -> f32 {
     sum_of_chains(s, totals)
 }
 
+/// As [`exponentials`]; a row that is not a number becomes 0, with a sum of 1, where `nan_as_zero` says so.
+#[inline(always)]
+pub(crate) fn exponentials_or_zeros<S: Simd>(s: S, row: &mut [f32], peak: S::F, nan_as_zero: bool) -> f32 {
+    let total = exponentials(s, row, peak);
+    if nan_as_zero && total.is_nan() {
+        row.fill(0.0);
+        return 1.0;
+    }
+    total
+}
+
 /// Replaces a row of whole groups of sixteen by e^(x − peak) and returns their sum, in an order that does not depend on
 /// the tier.
 #[inline(always)]
-pub(crate) fn exponentials<S: Simd>(s: S, row: &mut [f32], peak: S::F) -> f32 {
+fn exponentials<S: Simd>(s: S, row: &mut [f32], peak: S::F) -> f32 {
     let mut totals = [s.splat(0.0); CHAINS];
     for group in row.chunks_exact_mut(CHAINS) {
         for (lane, total) in (0..CHAINS).step_by(S::LANES).zip(&mut totals) {
@@ -180,7 +191,7 @@ pub(crate) fn exponentials<S: Simd>(s: S, row: &mut [f32], peak: S::F) -> f32 {
 
 /// Softmax of the first `n` of `row`.
 #[inline(always)]
-fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize) {
+fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize, nan_as_zero: bool) {
     // e^(−∞) adds nothing to the sum.
     row[n..].fill(f32::NEG_INFINITY);
     let mut peak = s.splat(f32::NEG_INFINITY);
@@ -189,7 +200,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize) {
         peak = s.max(peak, unsafe { s.load(x.as_ptr()) });
     }
     let peak = s.splat(s.hmax(peak));
-    let factor = s.splat(1.0 / exponentials(s, row, peak));
+    let factor = s.splat(1.0 / exponentials_or_zeros(s, row, peak, nan_as_zero));
     let p = row.as_mut_ptr();
     // SAFETY: in place.
     unsafe {
@@ -289,7 +300,7 @@ mod tests {
                     e.into_iter().map(move |v| (v / total) as f32)
                 })
                 .collect();
-            check(&x, &want, 255.0, &|exec, x, y| softmax_rows(exec, x, [rows, columns], y).unwrap());
+            check(&x, &want, 255.0, &|exec, x, y| softmax_rows(exec, x, [rows, columns], false, y).unwrap());
             let (scale, bias) = (random.vec(columns), random.vec(columns));
             for rms in [false, true] {
                 let norm = RowNorm { scale: Some(&scale), bias: Some(&bias), epsilon: 1e-3, rms };
@@ -318,8 +329,8 @@ mod tests {
         let exec = &execs()[0];
         let (x, mut y) = ([1u8; 6], [0f32; 6]);
         let x = Quant::U8(&x, 1.0, 0);
-        assert!(softmax_rows(exec, x, [2, 2], Target::F32(&mut y)).is_err());
-        assert!(softmax_rows(exec, x, [2, 3], Target::F32(&mut y[1..])).is_err());
+        assert!(softmax_rows(exec, x, [2, 2], false, Target::F32(&mut y)).is_err());
+        assert!(softmax_rows(exec, x, [2, 3], false, Target::F32(&mut y[1..])).is_err());
         let norm = RowNorm { scale: Some(&[1.0; 2]), ..RowNorm::default() };
         assert!(layer_norm_rows(exec, x, [2, 3], &norm, Target::F32(&mut y)).is_err());
         assert!(unary_rows(exec, UnaryOp::Exp, x, Target::F32(&mut y[1..])).is_err());

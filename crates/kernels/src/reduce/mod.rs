@@ -10,7 +10,7 @@ pub use norm::{LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, 
 pub use softmax::{log_softmax, softmax};
 
 pub(crate) use rows::{CHAINS, softmax_row, sum_of_chains};
-pub(crate) use softmax::{Columns, block_width};
+pub(crate) use softmax::{Columns, Form, block_width};
 
 #[cfg(test)]
 mod tests;

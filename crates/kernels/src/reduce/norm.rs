@@ -304,8 +304,8 @@ impl Kernel for Group<'_> {
     }
 }
 
-/// `y = act(x · scale[channel] + shift[channel])` over `[n, c, inner]`: batch
-/// normalisation at inference, with scale `γ / √(variance + ε)` and shift `β − mean · scale`.
+/// `y = act(x · scale[channel] + shift[channel])` over `[n, c, inner]`, or over pixels with their channels last as
+/// `[pixels, c, 1]`: batch normalisation at inference, with scale `γ / √(variance + ε)` and shift `β − mean · scale`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
@@ -327,6 +327,15 @@ pub fn batch_norm(
         return Ok(());
     }
     let y = SharedMut::new(y);
+    if inner == 1 {
+        exec.split(n, 2 * GRAIN / c + 1, &|range| {
+            let x = &x[range.start * c..range.end * c];
+            // SAFETY: each task owns its rows.
+            let y = unsafe { y.slice(range.start * c, x.len()) };
+            exec.isa().dispatch(AffineRows { x, y, scale, shift, activation });
+        });
+        return Ok(());
+    }
     exec.split(n * c, 2 * GRAIN / inner + 1, &|range| {
         for index in range {
             let x = &x[index * inner..][..inner];
@@ -337,6 +346,43 @@ pub fn batch_norm(
         }
     });
     Ok(())
+}
+
+/// Rows with a factor and an offset for each column.
+struct AffineRows<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    activation: Activation,
+}
+
+impl Kernel for AffineRows<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let c = self.scale.len();
+        let (scale, shift) = (self.scale.as_ptr(), self.shift.as_ptr());
+        for (x, y) in self.x.chunks_exact(c).zip(self.y.chunks_exact_mut(c)) {
+            let (x, y) = (x.as_ptr(), y.as_mut_ptr());
+            let mut j = 0;
+            // SAFETY: whole vectors, then the lanes that are left, of rows that are as long as both vectors.
+            unsafe {
+                while j + S::LANES <= c {
+                    let v = s.mul_add(s.load(x.add(j)), s.load(scale.add(j)), s.load(shift.add(j)));
+                    s.store(y.add(j), self.activation.apply(s, v));
+                    j += S::LANES;
+                }
+                if j < c {
+                    let bits = low_bits(c - j);
+                    let (a, b) = (s.load_bits(scale.add(j), bits), s.load_bits(shift.add(j), bits));
+                    let v = s.mul_add(s.load_bits(x.add(j), bits), a, b);
+                    s.store_bits(y.add(j), self.activation.apply(s, v), bits);
+                }
+            }
+        }
+    }
 }
 
 struct Affine<'a> {
@@ -442,6 +488,14 @@ mod tests {
             let mut y = Guarded::new(&x);
             batch_norm(&exec, &x, y.get(), [n, c, inner], (&scale, &bias), Activation::Relu).unwrap();
             assert_close(y.get(), &want, 1e-6, "batch");
+            // The same with channels last: the same bits.
+            let last = |v: &[f32]| -> Vec<f32> {
+                (0..v.len()).map(|i| v[i / (c * inner) * c * inner + i % c * inner + i / c % inner]).collect()
+            };
+            let (planes, x) = (y.get().to_vec(), last(&x));
+            let (mut x, mut y) = (Guarded::new(&x), Guarded::new(&x));
+            batch_norm(&exec, x.get(), y.get(), [n * inner, c, 1], (&scale, &bias), Activation::Relu).unwrap();
+            assert_eq!(y.get(), last(&planes), "{exec:?}");
         }
         let exec = Exec::new(crate::Isa::detect(), 1);
         let mut y = vec![0.0; x.len()];

@@ -90,12 +90,12 @@ fn keep_first<S: Simd>(s: S, x: S::F, y: S::F, n: usize) -> S::F {
 }
 
 /// `y = softmax(x)` of one row, the same bits on every tier; with no element above −∞ the row becomes NaN, as the
-/// formula gives.
+/// formula gives, or 0 where `nan_as_zero` says so.
 ///
 /// # Safety
 /// Both pointers cover `len` elements; they may be the same.
 #[inline(always)]
-pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len: usize) {
+pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len: usize, nan_as_zero: bool) {
     // SAFETY: the caller's contract.
     unsafe {
         let row = std::slice::from_raw_parts(x, len);
@@ -126,7 +126,12 @@ pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len:
             // Read again, zeros stand behind the end.
             *total = s.add(*total, s.load_bits(y.add(at), bits));
         }
-        let factor = s.splat(1.0 / sum_of_chains(s, totals));
+        let total = sum_of_chains(s, totals);
+        if nan_as_zero && total.is_nan() {
+            y.write_bytes(0, len);
+            return;
+        }
+        let factor = s.splat(1.0 / total);
         crate::elementwise::map(
             s,
             y,

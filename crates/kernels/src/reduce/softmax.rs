@@ -8,12 +8,13 @@ use crate::exec::Exec;
 use crate::math;
 use crate::simd::{Kernel, Simd, low_bits};
 
-/// `y = softmax(x)` along the middle of `[outer, axis, inner]`.
+/// `y = softmax(x)` along the middle of `[outer, axis, inner]`. Lines whose elements are all −∞ become NaN, or 0 with
+/// `nan_as_zero`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> Result {
-    run(exec, x, y, shape, false)
+pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3], nan_as_zero: bool) -> Result {
+    run(exec, x, y, shape, Form { log: false, nan_as_zero })
 }
 
 /// `y = x − max − ln Σ e^(x − max)` along the middle of `[outer, axis, inner]`.
@@ -21,10 +22,19 @@ pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> Resu
 /// # Errors
 /// A slice has another length than the shape.
 pub fn log_softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> Result {
-    run(exec, x, y, shape, true)
+    run(exec, x, y, shape, Form { log: true, nan_as_zero: false })
 }
 
-fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], log: bool) -> Result {
+/// What a line becomes.
+#[derive(Clone, Copy)]
+pub(crate) struct Form {
+    /// Whether it is the logarithm of the softmax.
+    pub log: bool,
+    /// Whether a softmax that is not a number is 0.
+    pub nan_as_zero: bool,
+}
+
+fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], form: Form) -> Result {
     let len = product("softmax", &[outer, axis, inner])?;
     exact("softmax", "x", x.len(), len)?;
     exact("softmax", "y", y.len(), len)?;
@@ -37,7 +47,7 @@ fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], 
             for index in range {
                 // SAFETY: each outer index owns its row.
                 let y = unsafe { y.slice(index * axis, axis) };
-                exec.isa().dispatch(Row { x: &x[index * axis..][..axis], y, log });
+                exec.isa().dispatch(Row { x: &x[index * axis..][..axis], y, form });
             }
         });
         return Ok(());
@@ -49,7 +59,7 @@ fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], 
             let first = index % blocks * width;
             let at = index / blocks * axis * inner + first;
             let (x, y) = (x.get().wrapping_add(at), y.ptr().wrapping_add(at));
-            let block = Columns { x, y, axis, stride: inner, columns: width.min(inner - first), log };
+            let block = Columns { x, y, axis, stride: inner, columns: width.min(inner - first), form };
             exec.isa().dispatch(block);
         }
     });
@@ -79,7 +89,7 @@ pub(crate) fn block_width(axis: usize, inner: usize) -> usize {
 struct Row<'a> {
     x: &'a [f32],
     y: &'a mut [f32],
-    log: bool,
+    form: Form,
 }
 
 impl Kernel for Row<'_> {
@@ -88,9 +98,9 @@ impl Kernel for Row<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (x, y, len) = (self.x.as_ptr(), self.y.as_mut_ptr(), self.x.len());
-        if !self.log {
+        if !self.form.log {
             // SAFETY: both slices have `len` elements.
-            unsafe { softmax_row(s, x, y, len) };
+            unsafe { softmax_row(s, x, y, len, self.form.nan_as_zero) };
             return;
         }
         let peak = s.splat(s.hmax(fold(
@@ -134,7 +144,7 @@ pub(crate) struct Columns {
     pub axis: usize,
     pub stride: usize,
     pub columns: usize,
-    pub log: bool,
+    pub form: Form,
 }
 
 impl Kernel for Columns {
@@ -158,11 +168,11 @@ impl Kernel for Columns {
                 for i in 0..axis {
                     let e = math::exp_nonpositive(s, s.sub(s.load_bits(x.add(i * inner), bits), peak));
                     total = s.add(total, e);
-                    if !self.log {
+                    if !self.form.log {
                         s.store_bits(y.add(i * inner), e, bits);
                     }
                 }
-                if self.log {
+                if self.form.log {
                     let log_sum = math::log(s, total);
                     for i in 0..axis {
                         let v = s.sub(s.load_bits(x.add(i * inner), bits), peak);
@@ -172,7 +182,10 @@ impl Kernel for Columns {
                 } else {
                     let factor = s.div(s.splat(1.0), total);
                     for i in 0..axis {
-                        let v = s.mul(s.load_bits(y.add(i * inner), bits), factor);
+                        let mut v = s.mul(s.load_bits(y.add(i * inner), bits), factor);
+                        if self.form.nan_as_zero {
+                            v = s.select(s.unordered(total, total), s.splat(0.0), v);
+                        }
                         s.store_bits(y.add(i * inner), v, bits);
                     }
                 }
@@ -222,7 +235,7 @@ mod tests {
                 for log in [false, true] {
                     let want = reference(&x, shape, log);
                     let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&x));
-                    run(&exec, gx.get(), y.get(), shape, log).unwrap();
+                    run(&exec, gx.get(), y.get(), shape, Form { log, nan_as_zero: false }).unwrap();
                     assert_close(y.get(), &want, 1e-6, &format!("{shape:?} {exec:?}"));
                 }
             }
@@ -237,7 +250,7 @@ mod tests {
             let mut first: Option<Vec<u32>> = None;
             for exec in execs() {
                 let mut y = vec![0.0; x.len()];
-                softmax(&exec, &x, &mut y, shape).unwrap();
+                softmax(&exec, &x, &mut y, shape, false).unwrap();
                 let bits: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
                 assert_eq!(&bits, first.get_or_insert_with(|| bits.clone()), "{shape:?} {exec:?}");
             }
@@ -248,7 +261,25 @@ mod tests {
     fn gives_zero_to_masked_elements() {
         let exec = Exec::new(crate::Isa::detect(), 1);
         let mut y = [1.0; 3];
-        softmax(&exec, &[0.0, f32::NEG_INFINITY, -1e4], &mut y, [1, 3, 1]).unwrap();
+        softmax(&exec, &[0.0, f32::NEG_INFINITY, -1e4], &mut y, [1, 3, 1], false).unwrap();
         assert_eq!(y, [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn gives_zero_instead_of_nan_to_lines_without_an_element_where_asked_to() {
+        let (none, some) = (f32::NEG_INFINITY, 2.0);
+        for exec in execs() {
+            // The same two lines as rows and as columns.
+            for (shape, x, want) in [
+                ([2, 3, 1], [none, none, none, none, some, none], [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
+                ([1, 3, 2], [none, none, none, some, none, none], [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]),
+            ] {
+                let mut y = [9.0; 6];
+                softmax(&exec, &x, &mut y, shape, true).unwrap();
+                assert_eq!(y, want, "{shape:?} {exec:?}");
+                softmax(&exec, &x, &mut y, shape, false).unwrap();
+                assert_eq!(y.iter().filter(|v| v.is_nan()).count(), 3, "{shape:?} {exec:?}");
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! QLinear products ([`qoperator`]) and products of integers with their scaling behind them ([`dynamic`]) mean the
 //! same as DequantizeLinear → operator → QuantizeLinear; a [`batchnorm`] that is left behind an integer convolution is
 //! a part of its weights' scales, and so is a scale per channel of what a depthwise convolution reads ([`channels`]).
+//! A [`softmax`] that replaces what is not a number is one operator.
 //! They are rewritten when a session is made, so that one lowering serves every tool's files. What a rule does not
 //! know stays as it is and runs on its own `eval`.
 
@@ -12,6 +13,7 @@ mod dynamic;
 mod half;
 mod qoperator;
 mod rows;
+mod softmax;
 
 pub use half::widen;
 
@@ -25,14 +27,19 @@ use narrowbit_tensor::{DType, Element, Tensor};
 /// The opset whose forms are written: the first that has all of them.
 const OPSET: i64 = 21;
 
-/// The graph with QuantizeLinear and DequantizeLinear instead of operators on integers; `None` where it has none.
+/// The graph with QuantizeLinear and DequantizeLinear instead of operators on integers, and with the other forms joined;
+/// `None` where it has none.
 ///
 /// # Errors
 /// Never for a graph that verifies.
 pub fn to_qdq(graph: &Graph) -> Result<Option<Graph>, PatchError> {
     let to_qdq = |name: &str| {
-        let batchnorm: Option<Rule> = (name == "BatchNormalization").then_some(batchnorm::fold);
-        qoperator::rule(name).or_else(|| dynamic::rule(name)).or(batchnorm)
+        let other: Option<Rule> = match name {
+            "BatchNormalization" => Some(batchnorm::fold),
+            "Where" => Some(softmax::join),
+            _ => None,
+        };
+        qoperator::rule(name).or_else(|| dynamic::rule(name)).or(other)
     };
     let first = pass(graph, &to_qdq)?;
     let second = pass(first.as_ref().unwrap_or(graph), &channels::rule)?;

@@ -7,6 +7,7 @@ use narrowbit_tensor::{DType, shape};
 use super::scores::Coded;
 use super::{Finder, Fusion};
 use crate::lower::{self, QParams, Runtime};
+use crate::ops::is_zero_for_nan;
 
 /// `softmax(q · kᵀ · scale + mask) · v`.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct Attention {
     pub scale: f32,
     /// Added to the scores.
     pub mask: Option<ValueId>,
+    /// Whether the softmax gives 0 where its formula gives no number.
+    pub nan_as_zero: bool,
     /// The softmax of the scores, where somebody asked to see it.
     pub weights: Option<ValueId>,
     /// The axes of a Transpose that follows.
@@ -155,7 +158,8 @@ impl<'a> Finder<'a> {
             nodes.push(t);
             (out, out_perm) = (y, Some(perm));
         }
-        let attention = Attention { q, kt, v, scale, mask: found.mask, weights, out_perm, ints: None };
+        let (mask, nan_as_zero) = (found.mask, is_zero_for_nan(node));
+        let attention = Attention { q, kt, v, scale, mask, nan_as_zero, weights, out_perm, ints: None };
         Some((found.product, Fusion { nodes, output: Some(out), attention: Some(attention), ..Fusion::default() }))
     }
 
@@ -208,8 +212,17 @@ impl<'a> Finder<'a> {
             factor: found.factor,
             coded,
         };
-        let attention =
-            Attention { q, kt, v, scale: 1.0, mask: found.mask, weights: None, out_perm: tail.perm, ints: Some(ints) };
+        let attention = Attention {
+            q,
+            kt,
+            v,
+            scale: 1.0,
+            mask: found.mask,
+            nan_as_zero: is_zero_for_nan(node),
+            weights: None,
+            out_perm: tail.perm,
+            ints: Some(ints),
+        };
         let fusion = Fusion { nodes, output: Some(tail.y), attention: Some(attention), ..Fusion::default() };
         Some((found.product, fusion))
     }

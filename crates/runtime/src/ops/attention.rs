@@ -78,6 +78,7 @@ fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
         value_depth: v[3],
         scale: a.scale,
         causal: false,
+        nan_as_zero: a.nan_as_zero,
     };
     let out = out_strides(a, [q[0], q[1], q[2], v[3]])?;
     let bf16 = cx.exec.bf16();

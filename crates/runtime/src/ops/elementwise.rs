@@ -1,4 +1,4 @@
-//! Functions of one or two float tensors, and Where.
+//! Functions of one or two float tensors.
 
 use narrowbit_kernels::elementwise::{BinaryOp, UnaryOp, binary, binary_assign, unary, unary_in_place};
 use narrowbit_tensor::DType;
@@ -88,6 +88,22 @@ fn two(cx: &BuildCx, op: BinaryOp) -> Option<Built> {
     if sy.len() > 8 {
         return None;
     }
+    let whole = |s: &[usize]| s == sy.as_slice();
+    let images = match (whole(&sa), whole(&sb)) {
+        (true, false) if cx.is_channels_last(a) => by_image(&sy, &sb).map(|s| (last(&sy), s, 0)),
+        (false, true) if cx.is_channels_last(b) => by_image(&sy, &sa).map(|s| (s, last(&sy), 1)),
+        _ => None,
+    };
+    if let Some((sa, sb, large)) = images {
+        let sy = last(&sy);
+        let kernel = simple("binary_f32", move |cx| {
+            let (exec, a, b) = (cx.exec, cx.f32s(0)?, cx.f32s(1)?);
+            Ok(binary(exec, op, (a, &sa), (b, &sb), (cx.out_f32s()?, &sy))?)
+        });
+        let mut ins = vec![a, b];
+        ins[large] = (cx.channels_last)(ins[large]);
+        return Some(Built { kernel, ins, outs: vec![(cx.channels_last)(y)] });
+    }
     let run = move |cx: &mut crate::kernel::RunCx| {
         let (exec, b) = (cx.exec, cx.f32s(1)?);
         if cx.is_in_place(0) {
@@ -107,6 +123,21 @@ fn two(cx: &BuildCx, op: BinaryOp) -> Option<Built> {
     let place = |v, moves: bool| if last && moves { (cx.channels_last)(v) } else { v };
     let moves = |i: usize| ins.get(i).copied().unwrap_or(false);
     Some(Built { kernel, ins: vec![place(a, moves(0)), place(b, moves(1))], outs: vec![place(y, true)] })
+}
+
+/// A shape with its second axis last.
+fn last(dims: &[usize]) -> Vec<usize> {
+    let mut dims = dims.to_vec();
+    dims[1..].rotate_left(1);
+    dims
+}
+
+/// The shape, with channels last, of an operand that has one element for each channel, or fewer: it stands in memory as it
+/// would in either layout.
+fn by_image(full: &[usize], dims: &[usize]) -> Option<Vec<usize>> {
+    let mut all = vec![1; full.len().checked_sub(dims.len())?];
+    all.extend(dims);
+    (full.len() > 2 && all[2..].iter().all(|&d| d == 1)).then(|| last(&all))
 }
 
 /// Sum, Min and Max of one tensor are that tensor.

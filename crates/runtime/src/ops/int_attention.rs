@@ -25,6 +25,7 @@ struct Attend {
     operands: [(Scaled, [usize; 4]); 3],
     factor: Factor,
     mask: Option<[usize; 3]>,
+    nan_as_zero: bool,
     weights: Scaled,
     by_row: bool,
     /// What scores go through that are rounded to codes, and the table of a softmax of codes.
@@ -101,6 +102,7 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
         operands: [(fq, sq), (fk, sk), (fv, sv)],
         factor: ints.factor,
         mask,
+        nan_as_zero: a.nan_as_zero,
         weights: Scaled::new(ints.weights, &mut ins),
         by_row: ints.by_row,
         coded: ints.coded.clone(),
@@ -186,6 +188,7 @@ impl Kernel for Attend {
             scale: q_scale * k_scale / unit,
             factor: self.factor,
             mask,
+            nan_as_zero: self.nan_as_zero,
             coded,
             weights: if self.by_row { Weights::ByRow } else { fixed },
             value_scale: w_scale * v_scale / self.steps,

@@ -7,7 +7,7 @@ use narrowbit_ir::ValueId;
 use narrowbit_kernels::Few;
 use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::integer::{
-    DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
+    DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, affine, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
@@ -20,6 +20,7 @@ use super::conv::{image, params, plane, window};
 use super::finish::{
     Codes, Finish, Loaded, bias_steps, in_steps, load, push_format, rows, rows_at, runtime_params, target,
 };
+use super::norm::Affine;
 use super::{Maybe, integer_binary};
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
@@ -36,6 +37,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         "MatMul" => Ok(matmul(cx, f, ints)),
         "GlobalAveragePool" | "AveragePool" => Ok(mean(cx, f, ints)),
         "Softmax" | "LayerNormalization" | "RMSNormalization" => Ok(rowwise(cx, f, ints)),
+        "BatchNormalization" => Ok(channels(cx, f, ints)),
         _ if ints.operands == [None] => Ok(function(cx, f, ints)),
         // Functions of codes are tables (`crate::collapse`).
         _ if ints.operands.len() == 1 => Ok(None),
@@ -327,18 +329,34 @@ fn soft(
 ) -> Option<Built> {
     let (input, lines) = (source.map(|q| q.params), super::norm::lines(cx, dims)?);
     let [rows, columns, inner] = lines;
+    let nan_as_zero = super::norm::is_zero_for_nan(cx.node);
     let kernel = if inner == 1 {
         crate::kernel::simple("softmax_rows", move |cx| {
             let (exec, x) = (cx.exec, any_quant(cx, input)?);
-            Ok(softmax_rows(exec, x, [rows, columns], target(output, cx)?)?)
+            Ok(softmax_rows(exec, x, [rows, columns], nan_as_zero, target(output, cx)?)?)
         })
     } else {
         crate::kernel::simple("softmax_columns", move |cx| {
             let (exec, x) = (cx.exec, any_quant(cx, input)?);
-            Ok(softmax_columns(exec, x, lines, target(output, cx)?)?)
+            Ok(softmax_columns(exec, x, lines, nan_as_zero, target(output, cx)?)?)
         })
     };
     Some(Built { kernel, ins: vec![x], outs: vec![out] })
+}
+
+/// A BatchNormalization that no product before it takes in, and an activation.
+fn channels(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
+    let (source, out) = (*ints.operands.first()?, f.output?);
+    let x = source.map_or(cx.node.input(0)?, |q| q.value);
+    let last = cx.is_channels_last(x);
+    let Affine { shape, scale, shift } = super::norm::affine(cx, last)?;
+    let (input, output, activation) = (source.map(|q| q.params), ints.output, f.activation);
+    let kernel = crate::kernel::simple("batch_norm_i8", move |cx| {
+        let (exec, x) = (cx.exec, any_quant(cx, input)?);
+        Ok(affine(exec, x, shape, (&scale, &shift), activation, target(output, cx)?)?)
+    });
+    let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(out)] })
 }
 
 /// A function of floats whose results are quantized.

@@ -49,8 +49,8 @@ fn side(cx: &BuildCx, i: usize, q: Option<Quantized>) -> Option<Side> {
     })
 }
 
-/// A sum, difference or product in the layout that the operands have: both of one shape, or one a constant that
-/// repeats over the other.
+/// A sum, difference or product in the layout that the operands have: both of one shape, one a constant that
+/// repeats over the other, or one with an element for each image and channel.
 pub fn build(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     let &[a, b] = ints.operands.as_slice() else { return None };
     let (mut a, mut b, out) = (side(cx, 0, a)?, side(cx, 1, b)?, f.output?);
@@ -66,6 +66,8 @@ pub fn build(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     if shape_a != y {
         (a, b, small) = (b, a, shape_a);
     }
+    let by_image = small != y && lower::is_by_image(&y, &small);
+    let last = if by_image { a.value().is_some_and(|v| cx.is_channels_last(v)) } else { last };
     let broadcast = match (&b, lower::spread(&y, &small)) {
         _ if small == y && !(last && matches!(b, Side::Constant(_))) => Broadcast::Same,
         (Side::Constant(_), Some(axis)) if axis == y.len() => Broadcast::Scalar,
@@ -73,18 +75,30 @@ pub fn build(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
         (Side::Constant(_), Some(1)) => {
             Broadcast::Axis { outer: y.iter().product::<usize>() / y[1].max(1), axis: y[1], inner: 1 }
         }
+        (Side::Ints(_) | Side::Floats(_), _) if by_image => by_images(&y, last),
         _ => return None,
     };
     let mut ins = Vec::new();
     let place = |v: ValueId| if last { (cx.channels_last)(v) } else { v };
+    // One pixel: both layouts are the same.
+    let either = |v: ValueId| if cx.is_channels_last(v) { (cx.channels_last)(v) } else { v };
     a.push(&mut ins, &place);
-    b.push(&mut ins, &place);
+    b.push(&mut ins, if by_image { &either } else { &place });
     let (activation, output) = (f.activation, ints.output);
     let kernel = crate::kernel::simple("binary_i8", move |cx| {
         let (exec, left, right) = (cx.exec, a.read(cx, 0)?, b.read(cx, 1)?);
         Ok(binary(exec, op, left, right, broadcast, activation, target(output, cx)?)?)
     });
     Some(Built { kernel, ins, outs: vec![place(out)] })
+}
+
+/// An element for each image and channel.
+fn by_images(y: &[usize], last: bool) -> Broadcast {
+    let (n, channels, pixels) = (y[0], y[1], y[2..].iter().product());
+    match last {
+        true => Broadcast::Images { n, pixels, channels },
+        false => Broadcast::Axis { outer: 1, axis: n * channels, inner: pixels },
+    }
 }
 
 /// A vector that goes along an axis.

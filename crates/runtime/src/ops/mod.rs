@@ -26,6 +26,7 @@ mod resize;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
+pub(crate) use norm::is_zero_for_nan;
 pub use table::lookup;
 
 use narrowbit_ir::Node;
@@ -86,7 +87,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         | "LogSoftmax" => norm::build(cx),
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
-        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" => movement::build(cx),
+        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Where" => movement::build(cx),
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),

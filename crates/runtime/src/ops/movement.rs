@@ -1,5 +1,6 @@
 //! Operators that move whole elements, of any type of 1, 2, 4 or 8 bytes.
 
+use narrowbit_kernels::elementwise;
 use narrowbit_kernels::movement::{self, copy_strided, permute};
 use narrowbit_kernels::{Exec, Few};
 use narrowbit_tensor::{DType, shape};
@@ -21,6 +22,7 @@ pub fn build(cx: &BuildCx) -> Maybe {
         "Split" => split(cx),
         "Gather" => gather(cx),
         "Expand" => expand(cx),
+        "Where" => select(cx),
         _ => None,
     })
 }
@@ -39,6 +41,31 @@ macro_rules! by_width {
 
 trait Word: narrowbit_kernels::movement::Element + bytemuck::Pod {}
 impl<T: narrowbit_kernels::movement::Element + bytemuck::Pod> Word for T {}
+
+/// One of two values by a condition, element by element.
+fn select(cx: &BuildCx) -> Option<Built> {
+    let &[Some(c), Some(a), Some(b)] = cx.node.inputs.as_slice() else { return None };
+    let (tc, ta, tb, y) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?, cx.out(0)?);
+    let fits = y.shape.len() <= elementwise::MAX_DIMS && tc.dtype == DType::Bool;
+    if !fits || ta.dtype != y.dtype || tb.dtype != y.dtype {
+        return None;
+    }
+    type Side<'a> = (&'a [u8], &'a [usize]);
+    fn run<T: Word>(exec: &Exec, c: Side, a: Side, b: Side, y: (&mut [u8], &[usize])) -> Result<(), StepError> {
+        fn cast<'a, T: Word>((bytes, shape): Side<'a>) -> (&'a [T], &'a [usize]) {
+            (bytemuck::cast_slice(bytes), shape)
+        }
+        let to = (bytemuck::cast_slice_mut(y.0), y.1);
+        Ok(elementwise::select::<T>(exec, c, cast(a), cast(b), to)?)
+    }
+    let kernel = simple("select", move |cx| {
+        let (exec, c, a, b) = (cx.exec, cx.view(0)?.bytes, cx.view(1)?.bytes, cx.view(2)?.bytes);
+        let Some(to) = cx.outs.first_mut() else { return Ok(()) };
+        let (c, a, b) = ((c, &*tc.shape), (a, &*ta.shape), (b, &*tb.shape));
+        by_width!(y.dtype, run(exec, c, a, b, (to.bytes, &y.shape)))
+    });
+    Some(Built { kernel, ins: vec![c, a, b], outs: vec![cx.node.output(0)?] })
+}
 
 fn transpose(cx: &BuildCx) -> Option<Built> {
     let (x, y, from) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?);

@@ -1,5 +1,6 @@
 //! Normalisations and softmax of floats.
 
+use narrowbit_ir::Node;
 use narrowbit_kernels::Activation;
 use narrowbit_kernels::reduce::{
     LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, log_softmax, rms_norm, softmax,
@@ -61,9 +62,20 @@ fn group(cx: &BuildCx, groups: Option<i64>) -> Option<Built> {
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
 }
 
-fn batch(cx: &BuildCx) -> Option<Built> {
-    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
-    let (&[n, c], inner) = (dims.get(..2)?, dims[2..].iter().product()) else { return None };
+/// What a BatchNormalization does in evaluation.
+pub(super) struct Affine {
+    /// `[outer, channels, inner]` as the kernels take it, in the layout of the operand.
+    pub shape: [usize; 3],
+    /// By channel.
+    pub scale: Vec<f32>,
+    /// By channel.
+    pub shift: Vec<f32>,
+}
+
+/// The factors and offsets of a BatchNormalization, for an operand whose channels are last or in their place.
+pub(super) fn affine(cx: &BuildCx, channels_last: bool) -> Option<Affine> {
+    let dims = cx.f32_shape(0)?;
+    let (&[n, c], inner) = (dims.get(..2)?, dims[2..].iter().product::<usize>()) else { return None };
     let vectors: Option<Vec<Vec<f32>>> = (1..5).map(|i| cx.floats(i).filter(|v| v.len() == c)).collect();
     let [gamma, beta, mean, var] = <[Vec<f32>; 4]>::try_from(vectors?).ok()?;
     let epsilon = cx.float("epsilon", 1e-5);
@@ -71,23 +83,40 @@ fn batch(cx: &BuildCx) -> Option<Built> {
         return None;
     }
     let scale: Vec<f32> = gamma.iter().zip(&var).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
-    let shift: Vec<f32> = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+    let shift = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+    let shape = if channels_last { [n.checked_mul(inner)?, c, 1] } else { [n, c, inner] };
+    Some(Affine { shape, scale, shift })
+}
+
+fn batch(cx: &BuildCx) -> Option<Built> {
+    let (x, y) = (cx.node.input(0)?, cx.node.output(0)?);
+    let last = cx.is_channels_last(x);
+    let Affine { shape, scale, shift } = affine(cx, last)?;
     let kernel = simple("batch_norm_f32", move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
-        Ok(batch_norm(exec, x, cx.out_f32s()?, [n, c, inner], (&scale, &shift), Activation::None)?)
+        Ok(batch_norm(exec, x, cx.out_f32s()?, shape, (&scale, &shift), Activation::None)?)
     });
-    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+    let place = |v| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel, ins: vec![place(x)], outs: vec![place(y)] })
 }
 
 fn soft(cx: &BuildCx, log: bool) -> Option<Built> {
     let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
     let split = lines(cx, &dims)?;
+    let nan_as_zero = is_zero_for_nan(cx.node);
     let kernel = simple(if log { "log_softmax_f32" } else { "softmax_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
-        let f = if log { log_softmax } else { softmax };
-        Ok(f(exec, x, cx.out_f32s()?, split)?)
+        Ok(match log {
+            true => log_softmax(exec, x, cx.out_f32s()?, split)?,
+            false => softmax(exec, x, cx.out_f32s()?, split, nan_as_zero)?,
+        })
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+/// Whether a Softmax gives 0 where its formula gives no number.
+pub(crate) fn is_zero_for_nan(node: &Node) -> bool {
+    node.op.downcast::<Softmax>().is_some_and(|s| s.nan_as_zero)
 }
 
 /// How a Softmax sees an input of `dims`: `[outer, length, inner]`. Before opset 13 all axes from its axis on are one.

@@ -469,7 +469,7 @@ fn float_function(f: Function, rows: usize, columns: usize) -> Run {
             let (a, b, out) = ((&x[..], &[len][..]), (&z[..], &[len][..]), (&mut y[..], &[len][..]));
             Ok(elementwise::binary(exec, BinaryOp::Add, a, b, out)?)
         }),
-        Function::SoftmaxF32 => Box::new(move |exec| Ok(softmax(exec, &x, &mut y, [rows, columns, 1])?)),
+        Function::SoftmaxF32 => Box::new(move |exec| Ok(softmax(exec, &x, &mut y, [rows, columns, 1], false)?)),
         Function::LayerNormF32 => Box::new(move |exec| {
             let (scale, bias) = (Some(&z[..columns]), Some(&z[..columns]));
             let params = LayerNorm { scale, bias, epsilon: 1e-5, ..LayerNorm::default() };
@@ -487,9 +487,9 @@ fn rounding_function(f: Function, rows: usize, columns: usize) -> Run {
         Function::Quantize => Box::new(move |exec| {
             Ok(quantize::<u8>(exec, &x, &mut y, &QuantScales::per_tensor(&(1.0 / TARGET.0), &TARGET.1, len))?)
         }),
-        Function::SoftmaxToInt8 => {
-            Box::new(move |exec| Ok(softmax_rows(exec, Quant::F32(&x), [rows, columns], Target::U8(&mut y, 255.0, 0))?))
-        }
+        Function::SoftmaxToInt8 => Box::new(move |exec| {
+            Ok(softmax_rows(exec, Quant::F32(&x), [rows, columns], false, Target::U8(&mut y, 255.0, 0))?)
+        }),
         Function::LayerNormToInt8 => Box::new(move |exec| {
             let norm = RowNorm { scale: Some(&z), bias: Some(&z), epsilon: 1e-5, rms: false };
             let out = Target::U8(&mut y, TARGET.0, TARGET.1);

@@ -2,7 +2,7 @@
 
 use super::weights::{GROUP, Soften};
 use crate::error::{Result, at_least, require, span};
-use crate::integer::exponentials;
+use crate::integer::exponentials_or_zeros;
 use crate::panel::stage::CodeSum;
 use crate::simd::{Simd, low_bits};
 
@@ -203,7 +203,8 @@ impl Soften<'_> {
                     match coded.scores.weights {
                         Some(w) => exponentials_of_codes(s, row, w.table, s.splat(s.hmax(peak))),
                         None => {
-                            let factor = s.splat(1.0 / exponentials(s, row, s.splat(s.hmax(peak))));
+                            let peak = s.splat(s.hmax(peak));
+                            let factor = s.splat(1.0 / exponentials_or_zeros(s, row, peak, self.nan_as_zero));
                             self.terms[first + i] = self.write(s, first + i, row, |e| s.mul(e, factor));
                         }
                     }

@@ -167,6 +167,7 @@ impl Head<'_> {
             scale: p.scale,
             factor: p.factor,
             mask,
+            nan_as_zero: p.nan_as_zero,
             row: &mut *block.row,
             out: Out::codes(block.codes, p.weights.inverse_scale(), plan.weight_zero()),
             pitch: self.code_pitch(),

@@ -96,6 +96,8 @@ pub struct IntAttention<'a> {
     pub factor: Factor,
     /// Added to the scores: `[batch, heads, queries, keys]`, a stride of 0 repeats.
     pub mask: Option<HeadView<'a>>,
+    /// Whether weights of a row that is not a number, as where the mask of all keys is −∞, are 0.
+    pub nan_as_zero: bool,
     /// The integers that the weights are rounded to.
     pub weights: Weights,
     /// What happens to scores that are rounded to codes before the softmax, in the place of `factor`; the product's scale is

@@ -126,10 +126,10 @@ impl Case {
             weights = scores.chunks(self.keys).flat_map(round).collect();
         } else if w.0 {
             let mut codes = vec![0i8; scores.len()];
-            softmax_rows(exec, Quant::F32(&scores), shape, Target::I8(&mut codes, INVERSE, w.1)).unwrap();
+            softmax_rows(exec, Quant::F32(&scores), shape, false, Target::I8(&mut codes, INVERSE, w.1)).unwrap();
             weights.iter_mut().zip(codes).for_each(|(w, c)| *w = c as u8);
         } else {
-            softmax_rows(exec, Quant::F32(&scores), shape, Target::U8(&mut weights, INVERSE, w.1)).unwrap();
+            softmax_rows(exec, Quant::F32(&scores), shape, false, Target::U8(&mut weights, INVERSE, w.1)).unwrap();
         }
         let mw = signed(&weights);
         let shape = [self.queries, self.keys, self.value_depth];
@@ -185,6 +185,7 @@ fn run(case: &Case, exec: &Exec, data: &Data, is_moved: bool) -> Vec<f32> {
         v: IntHeads { data: rows(v.get(), &mv, fv.0), zero: fv.1, strides: strides(to_v) },
         scale: SCALE,
         factor: case.factor,
+        nan_as_zero: false,
         mask: case.masked.then_some(mask),
         weights: match case.coded.and_then(|c| c.weights) {
             Some(_) => Weights::Fixed(fw.0, 1.0, fw.1),
@@ -367,6 +368,7 @@ fn rounds_its_results() {
         v: heads(&data.v, 40, 16, 131),
         scale: SCALE,
         factor: Factor::None,
+        nan_as_zero: false,
         mask: None,
         weights: Weights::Fixed(false, INVERSE, 0),
         value_scale: VALUE_SCALE,
@@ -388,6 +390,10 @@ fn rounds_its_results() {
     assert!(int_attention(exec, &short, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err());
     let apart = IntAttention { q: IntHeads { strides: [160, 80, 4, 2], ..p.q }, ..p };
     assert!(int_attention(exec, &apart, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err(), "q by columns");
+    let mask = [f32::NEG_INFINITY; 40];
+    let mask = Some(HeadView { data: &mask, strides: [0; 3] });
+    int_attention(exec, &IntAttention { mask, nan_as_zero: true, ..p }, Target::F32(&mut y), [640, 320, 16]).unwrap();
+    assert!(y.iter().all(|&v| v == 0.0), "queries that see no key");
     let none = IntAttention { keys: 0, ..p };
     assert!(int_attention(exec, &none, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err());
 }

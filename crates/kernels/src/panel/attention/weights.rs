@@ -2,7 +2,7 @@
 
 use super::Factor;
 use super::coded::Coded;
-use crate::integer::exponentials;
+use crate::integer::exponentials_or_zeros;
 use crate::math::Divisor;
 use crate::panel::pack::Columns;
 use crate::panel::target::{Out, Rounding};
@@ -47,6 +47,8 @@ pub(super) struct Soften<'a> {
     pub factor: Factor,
     /// The first row's mask, and the elements from one to the next.
     pub mask: Option<(*const f32, usize)>,
+    /// Whether a row that is not a number has weights of 0.
+    pub nan_as_zero: bool,
     /// Scratch for a row, in whole groups.
     pub row: &'a mut [f32],
     pub out: Out,
@@ -75,7 +77,7 @@ impl Kernel for Soften<'_> {
                     Some((mask, step)) => self.read::<S, true>(s, i, mask.wrapping_add(i * step)),
                     None => self.read::<S, false>(s, i, std::ptr::null()),
                 };
-                let total = exponentials(s, self.row, s.splat(s.hmax(peak)));
+                let total = exponentials_or_zeros(s, self.row, s.splat(s.hmax(peak)), self.nan_as_zero);
                 let mut factor = 1.0 / total;
                 if let Some(scales) = &mut self.scales {
                     // That of the greatest score, whose exponential is 1.
