@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, NodeId, ValueId, check_size};
+use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, Node, NodeId, ValueId, check_size};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
 
@@ -246,10 +246,7 @@ impl<'a> Compiler<'a> {
         for &id in self.scope.graph.order() {
             match self.swallowed.get(&id).copied() {
                 // A fusion runs where its last node stands: only there are all its operands ready.
-                Some(root) if self.fusions[&root].nodes.last() == Some(&id) => {
-                    let built = self.build(root, Some(&self.fusions[&root]))?;
-                    self.push(root, built);
-                }
+                Some(root) if self.fusions[&root].nodes.last() == Some(&id) => self.fusion(root)?,
                 Some(_) => {}
                 None => self.node(id)?,
             }
@@ -261,6 +258,17 @@ impl<'a> Compiler<'a> {
             }
         }
         Ok(())
+    }
+
+    /// One step, or its nodes one by one where no kernel takes them together.
+    fn fusion(&mut self, root: NodeId) -> Result<(), CompileError> {
+        if let Some(built) = self.build(root, self.fusions.get(&root))? {
+            self.push(root, built);
+            return Ok(());
+        }
+        let Some(fusion) = self.fusions.remove(&root) else { return Ok(()) };
+        let nodes = self.scope.graph.order().iter().filter(|n| fusion.nodes.contains(n));
+        nodes.copied().try_for_each(|n| self.node(n))
     }
 
     /// Adds a step, after the conversions of layout that its operands need.
@@ -276,8 +284,12 @@ impl<'a> Compiler<'a> {
     fn ensure(&mut self, node: NodeId, id: ValueId) {
         let last = self.scope.is_channels_last(id);
         let id = if last { id } else { self.scope.root(id) };
+        // A Transpose made it in the other layout of another value.
+        if self.made.contains(&id) || !last && self.scope.is_channels_last(id) {
+            return;
+        }
         let from = if last { self.scope.base(id) } else { self.scope.channels_last(id) };
-        if self.made.contains(&id) || !last && !self.made.contains(&from) {
+        if !last && !self.made.contains(&from) {
             return;
         }
         if last {
@@ -316,15 +328,67 @@ impl<'a> Compiler<'a> {
         if let (true, Some(x), Some(y)) = (ops::is_alias(node), node.input(0), node.output(0))
             && !self.keep.contains(&y)
         {
-            self.scope.alias.insert(y, x);
+            self.reshaped(x, y);
             return Ok(());
         }
-        let built = self.build(id, None)?;
-        self.push(id, built);
+        if self.is_relabelled(node) {
+            return Ok(());
+        }
+        if let Some(built) = self.build(id, None)? {
+            self.push(id, built);
+        }
         Ok(())
     }
 
-    fn build(&self, id: NodeId, fusion: Option<&Fusion>) -> Result<Built, CompileError> {
+    /// A value that is another one under a new shape. Where only its pixels are arranged anew, it stands in memory with its
+    /// channels last, too, if the other does.
+    fn reshaped(&mut self, x: ValueId, y: ValueId) {
+        let (from, to) = (self.scope.ty(x).shape, self.scope.ty(y).shape);
+        let same_channels = from.len() > 2 && to.len() > 2 && from[..2] == to[..2];
+        if same_channels && self.stands_last(x) {
+            let (from, to) = (self.scope.channels_last(x), self.scope.channels_last(y));
+            self.scope.alias.insert(to, from);
+            self.made.insert(to);
+        }
+        self.scope.alias.insert(y, x);
+    }
+
+    /// Whether a value stands in memory with its channels last, as a step made it, and not the plain way.
+    fn stands_last(&self, v: ValueId) -> bool {
+        let made = |v: ValueId| {
+            let root = self.scope.root(v);
+            self.made.contains(&root) && !self.converted.contains(&root)
+        };
+        made(self.scope.channels_last(v)) && !made(v)
+    }
+
+    /// Whether a Transpose only says in which layout the memory of its operand is read: it moves the channels of what stands
+    /// with its channels last behind the pixels, or those of what is plain before them.
+    fn is_relabelled(&mut self, node: &Node) -> bool {
+        let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return false };
+        let rank = self.scope.ty(x).shape.len();
+        if node.op.name() != "Transpose" || rank < 3 || self.keep.contains(&y) {
+            return false;
+        }
+        let Some(perm) = node.op.attrs().ints("perm").ok().flatten() else { return false };
+        let behind: Vec<i64> = [0].into_iter().chain(2..rank as i64).chain([1]).collect();
+        let before: Vec<i64> = [0, rank as i64 - 1].into_iter().chain(1..rank as i64 - 1).collect();
+        if perm == behind && self.stands_last(x) {
+            self.scope.alias.insert(y, self.scope.channels_last(x));
+            return true;
+        }
+        let root = self.scope.root(x);
+        if perm == before && self.made.contains(&root) && !self.converted.contains(&root) {
+            let last = self.scope.channels_last(y);
+            self.scope.alias.insert(last, x);
+            self.made.insert(last);
+            return true;
+        }
+        false
+    }
+
+    /// The kernel of a node or of a fusion; `None` for a fusion that no kernel takes.
+    fn build(&self, id: NodeId, fusion: Option<&Fusion>) -> Result<Option<Built>, CompileError> {
         let types = |v: ValueId| concrete(self.scope.facts.get(v));
         let consts = |v: ValueId| self.scope.constant(v);
         let is_const = |v: ValueId| self.scope.is_constant(v);
@@ -348,9 +412,13 @@ impl<'a> Compiler<'a> {
         };
         let made = fusion.map_or(cx.node.output(0), |f| f.output);
         if let Some((y, lookup)) = made.and_then(|y| Some((y, self.lookups.get(&y)?))) {
-            return Ok(ops::lookup(&cx, lookup, y));
+            return Ok(Some(ops::lookup(&cx, lookup, y)));
         }
-        ops::build(&cx, fusion).map_err(|error| RunError::Kernel { node: cx.node.name.clone(), error }.into())
+        let built = match fusion {
+            Some(f) => ops::fused(&cx, f),
+            None => ops::build(&cx).map(Some),
+        };
+        built.map_err(|error| RunError::Kernel { node: cx.node.name.clone(), error }.into())
     }
 
     fn finish(self) -> Plan {
@@ -453,7 +521,7 @@ impl Table<'_> {
         let place = if let Some(t) = self.scope.constant(root) {
             self.consts.push(aligned(&t));
             Place::Const(self.consts.len() - 1)
-        } else if !channels_last && graph.value(root).def == Def::Input {
+        } else if !self.scope.is_channels_last(root) && graph.value(root).def == Def::Input {
             Place::Input(graph.inputs().iter().position(|&v| v == root).unwrap_or(0))
         } else {
             Place::Slot(self.slot_of.get(&root).copied().unwrap_or(0))

@@ -1,6 +1,8 @@
 //! The pass [`Identity`].
 
 use narrowbit_ir::{Dim, NodeId, Patch, ValueId};
+use narrowbit_ops::tensor::resample::Coordinates;
+use narrowbit_ops::tensor::resize::Resize;
 use narrowbit_tensor::DType;
 
 use crate::View;
@@ -31,6 +33,7 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
         "Slice" => slice(view, id)?,
         "Pad" => pad(view, id)?,
         "Transpose" => transpose(view, id)?,
+        "Resize" => resize(view, id)?,
         "Concat" | "Sum" | "Max" | "Min" | "Mean" => {
             when(node.inputs.len() == 1)?;
             view.input(id, 0)?
@@ -81,6 +84,18 @@ fn pad(view: &View, id: NodeId) -> Found<ValueId> {
     let pads = view.input(id, 1)?;
     when(view.ints(pads).or_no()?.iter().all(|&p| p == 0))?;
     view.input(id, 0)
+}
+
+/// Of known extents, where the coordinates of a scale of 1 are those of the input.
+fn resize(view: &View, id: NodeId) -> Found<ValueId> {
+    let x = view.input(id, 0)?;
+    let op = view.node(id).op.downcast::<Resize>().or_no()?;
+    let shape = view.concrete(x).or_no()?;
+    let constant = |i: usize| view.constant(view.node(id).input(i)?).cloned();
+    let axes = op.sampling(&shape, &constant)?;
+    let moves = matches!(op.method.coordinates, Coordinates::TfHalfPixelForNn | Coordinates::TfCropAndResize);
+    when(!moves && axes.iter().all(|a| a.from == a.to && a.scale == 1.0))?;
+    Ok(x)
 }
 
 fn transpose(view: &View, id: NodeId) -> Found<ValueId> {

@@ -16,7 +16,8 @@ pub fn join(r: &mut Rewriter, node: &Node) -> Option<Made> {
     let plain = softmax.op.downcast::<Softmax>().filter(|s| s.kind == Kind::Softmax)?;
     // One zero, so that the result has the softmax's shape and type.
     let zero = r.graph.constant(zero).filter(|t| t.len() == 1 && t.rank() <= 1)?;
-    if test.input(0) != Some(p) || zero.to_f64s().ok()? != [0.0] || r.graph.uses(p).len() != 2 {
+    let is_seen = r.graph.uses(p).len() != 2 || r.graph.is_output(p);
+    if test.input(0) != Some(p) || zero.to_f64s().ok()? != [0.0] || is_seen {
         return None;
     }
     let x = r.input(softmax, 0);

@@ -57,7 +57,9 @@ fn four(v: &[usize], lead: usize) -> Option<[usize; 4]> {
 
 fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
     let ((q, sq), (kt, sk), (v, sv)) = (axes(cx, &a.q)?, axes(cx, &a.kt)?, axes(cx, &a.v)?);
-    let same = q[..2] == kt[..2] && q[..2] == v[..2] && q[3] == kt[2] && kt[3] == v[2];
+    // One head of keys and values may serve all of the queries (multi-query attention).
+    let heads = kt[..2] == v[..2] && q[0] == kt[0] && (kt[1] == q[1] || kt[1] == 1);
+    let same = heads && q[3] == kt[2] && kt[3] == v[2];
     let rows = |s: [usize; 4], columns: usize| (s[3] == 1 || columns == 1).then_some([s[0], s[1], s[2]]);
     if !same || kt[3] == 0 {
         return None;
@@ -71,7 +73,7 @@ fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
     let p = AttentionParams {
         batch: q[0],
         heads: q[1],
-        kv_heads: q[1],
+        kv_heads: kt[1],
         queries: q[2],
         keys: kt[3],
         depth: q[3],
@@ -125,7 +127,7 @@ impl Kernel for Attend {
         let (q, kt, v) = (cx.f32s(0)?, cx.f32s(1)?, cx.f32s(2)?);
         let (depth, keys, p) = (self.p.depth, self.p.keys, &self.p);
         let turned = if self.k.is_none() { turn(kt, depth, keys) } else { Vec::new() };
-        let dense = [p.heads * keys * depth, keys * depth, depth];
+        let dense = [p.kv_heads * keys * depth, keys * depth, depth];
         let k = match self.k {
             Some(strides) => HeadView { data: kt, strides },
             None => HeadView { data: &turned, strides: dense },

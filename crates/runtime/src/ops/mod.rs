@@ -36,7 +36,7 @@ use crate::fuse::Fusion;
 use crate::kernel::{BuildCx, Built};
 
 /// What a builder gives: nothing where it has no kernel for these types.
-type Maybe = Result<Option<Built>, StepError>;
+pub type Maybe = Result<Option<Built>, StepError>;
 
 /// Whether the first output is the first input under another shape.
 pub fn is_alias(node: &Node) -> bool {
@@ -47,21 +47,16 @@ pub fn is_alias(node: &Node) -> bool {
     }
 }
 
-/// The kernel of a node, with what is fused to it.
-pub fn build(cx: &BuildCx, fusion: Option<&Fusion>) -> Result<Built, StepError> {
-    if let Some(f) = fusion {
-        return match fused(cx, f)? {
-            Some(built) => Ok(built),
-            None => Ok(reference::fused(cx, f)),
-        };
-    }
-    match fast(cx)? {
-        Some(built) => Ok(built),
-        None => Ok(reference::build(cx)),
-    }
+/// The kernel of a node.
+pub fn build(cx: &BuildCx) -> Result<Built, StepError> {
+    Ok(match fast(cx)? {
+        Some(built) => built,
+        None => reference::build(cx),
+    })
 }
 
-fn fused(cx: &BuildCx, f: &Fusion) -> Maybe {
+/// The kernel of a fusion, where there is one.
+pub fn fused(cx: &BuildCx, f: &Fusion) -> Maybe {
     match cx.node.op.name() {
         _ if f.ints.is_some() => integer::build(cx, f),
         _ if f.attention.is_some() => attention::build(cx, f),
@@ -87,7 +82,9 @@ fn fast(cx: &BuildCx) -> Maybe {
         | "LogSoftmax" => norm::build(cx),
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
-        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Where" => movement::build(cx),
+        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Where" | "GatherElements" => {
+            movement::build(cx)
+        }
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),

@@ -22,6 +22,7 @@ pub fn build(cx: &BuildCx) -> Maybe {
         "Split" => split(cx),
         "Gather" => gather(cx),
         "Expand" => expand(cx),
+        "GatherElements" => gather_elements(cx),
         "Where" => select(cx),
         _ => None,
     })
@@ -209,4 +210,64 @@ fn gather(cx: &BuildCx) -> Option<Built> {
         Ok(())
     });
     Some(Built { kernel, ins: vec![x, indices], outs: vec![y] })
+}
+
+/// One element of each line along an axis, by an index for each element of the result.
+fn gather_elements(cx: &BuildCx) -> Option<Built> {
+    let (x, indices, y) = (cx.node.input(0)?, cx.node.input(1)?, cx.node.output(0)?);
+    let (from, index) = (cx.ty(0)?, cx.ty(1)?);
+    let axis = shape::axis(cx.int("axis", 0), from.shape.len())?;
+    let (&inner, lead) = index.shape.split_last()?;
+    let fits = (0..from.shape.len()).all(|a| a == axis || index.shape.get(a).is_some_and(|&n| n <= from.shape[a]));
+    if !fits || index.shape.len() != from.shape.len() || !matches!(index.dtype, DType::I64 | DType::I32) {
+        return None;
+    }
+    let strides = shape::strides(&from.shape);
+    let last_stride = if axis + 1 == from.shape.len() { 0 } else { 1 };
+    let along = (from.shape[axis], strides[axis]);
+    let steps: Vec<usize> = strides.iter().enumerate().map(|(a, &s)| if a == axis { 0 } else { s }).collect();
+    // Where the lines of the indices start in `x`.
+    let starts: Vec<usize> = shape::offsets(lead, &steps[..lead.len()]).collect();
+    let kernel = simple("gather_elements", move |cx| {
+        let (x, index) = (cx.view(0)?.bytes, cx.view(1)?);
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        let lines = Lines { starts: &starts, inner, last_stride, along };
+        match index.dtype {
+            DType::I64 => by_width!(from.dtype, take(x, index.slice::<i64>()?, &lines, y.bytes)),
+            _ => by_width!(from.dtype, take_i32(x, index.slice::<i32>()?, &lines, y.bytes)),
+        }
+    });
+    Some(Built { kernel, ins: vec![x, indices], outs: vec![y] })
+}
+
+/// Lines of `inner` indices each; an index goes along an axis of so many elements in steps of so many.
+struct Lines<'a> {
+    starts: &'a [usize],
+    inner: usize,
+    last_stride: usize,
+    along: (usize, usize),
+}
+
+fn take_i32<T: Word>(x: &[u8], indices: &[i32], lines: &Lines, y: &mut [u8]) -> Result<(), StepError> {
+    let wide: Few<i64, 16> = indices.iter().map(|&i| i.into()).collect();
+    take::<T>(x, &wide, lines, y)
+}
+
+fn take<T: Word>(x: &[u8], indices: &[i64], lines: &Lines, y: &mut [u8]) -> Result<(), StepError> {
+    let (x, y): (&[T], &mut [T]) = (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(y));
+    let (len, stride) = lines.along;
+    if lines.inner == 0 {
+        return Ok(());
+    }
+    let rows = indices.chunks_exact(lines.inner).zip(y.chunks_exact_mut(lines.inner));
+    for ((indices, y), &start) in rows.zip(lines.starts) {
+        for (j, (&i, y)) in indices.iter().zip(y).enumerate() {
+            let place = usize::try_from(if i < 0 { i + len as i64 } else { i }).ok().filter(|&i| i < len);
+            let element = place.and_then(|i| x.get(start + i * stride + j * lines.last_stride));
+            *y = *element.ok_or_else(|| {
+                narrowbit_ir::OpError::Value(format!("index {i} is outside of [-{len}, {len}), the extent of its axis"))
+            })?;
+        }
+    }
+    Ok(())
 }

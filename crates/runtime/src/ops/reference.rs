@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use narrowbit_ir::{Datum, EvalCx, Graph, NodeId, Op, OpError, ValueId, interp};
+use narrowbit_ir::{Datum, EvalCx, Op, OpError};
 use narrowbit_tensor::Tensor;
 
 use crate::error::StepError;
-use crate::fuse::Fusion;
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 
 struct Reference {
@@ -91,77 +90,4 @@ fn store(cx: &mut RunCx, index: usize, place: usize, result: &Tensor) -> Result<
     }
     out.bytes.copy_from_slice(result.bytes());
     Ok(())
-}
-
-/// A fusion without a kernel of its own: its nodes one after the other.
-struct Sequence {
-    nodes: Graph,
-    outputs: usize,
-}
-
-/// The kernel of a fusion that no builder takes.
-pub fn fused(cx: &BuildCx, f: &Fusion) -> Built {
-    let mut graph = Graph::new("fused");
-    let mut map = std::collections::BTreeMap::new();
-    let mut ins = Vec::new();
-    // A fusion lists its product first, whatever stands before it.
-    for &n in cx.graph.order().iter().filter(|n| f.nodes.contains(n)) {
-        add(cx, n, &mut graph, &mut map, &mut ins);
-    }
-    let outs: Vec<ValueId> = f.output.into_iter().collect();
-    for v in &outs {
-        if let Some(&v) = map.get(v) {
-            graph.add_output(v);
-        }
-    }
-    Built { kernel: Box::new(Sequence { nodes: graph, outputs: outs.len() }), ins, outs }
-}
-
-fn add(
-    cx: &BuildCx,
-    id: NodeId,
-    graph: &mut Graph,
-    map: &mut std::collections::BTreeMap<ValueId, ValueId>,
-    ins: &mut Vec<ValueId>,
-) {
-    let node = cx.graph.node(id);
-    let inputs = node.inputs.iter().map(|v| {
-        let v = (*v)?;
-        let known = map.get(&v).copied();
-        Some(known.unwrap_or_else(|| {
-            let value = cx.graph.value(v);
-            let new = match (cx.consts)(v) {
-                Some(t) => graph.add_const(&value.name, t),
-                None => {
-                    ins.push(v);
-                    graph.add_input(&value.name, value.ty.clone())
-                }
-            };
-            map.insert(v, new);
-            new
-        }))
-    });
-    let inputs: Vec<Option<ValueId>> = inputs.collect();
-    let names: Vec<Option<&str>> = node.outputs.iter().map(|v| v.map(|v| cx.graph.value(v).name.as_str())).collect();
-    let new = graph.add_node(&node.name, node.op.clone(), inputs, &names);
-    let outputs = graph.node(new).outputs.clone();
-    map.extend(node.outputs.iter().zip(outputs).filter_map(|(a, b)| Some(((*a)?, b?))));
-}
-
-impl Kernel for Sequence {
-    fn name(&self) -> &str {
-        "reference"
-    }
-
-    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let mut inputs = Vec::new();
-        for i in 0..cx.ins.len() {
-            inputs.push(cx.view(i)?.to_tensor()?);
-        }
-        let results = interp::run_tensors(&self.nodes, &inputs).map_err(OpError::from)?;
-        for (i, t) in results.iter().enumerate().take(self.outputs) {
-            store(cx, i, i, t)?;
-        }
-        Ok(())
-    }
 }

@@ -100,6 +100,13 @@ fn mix(axes: &[Axis], method: &Method, dtype: DType) -> Option<Box<dyn crate::ke
     }
     let mut taps: Vec<Taps> = axes.iter().map(|a| Taps::new(a, method)).collect();
     let sequence = order(axes, &taps);
+    if sequence.is_empty() && !taps.iter().any(Taps::leaves_input) {
+        return Some(simple("copy", |cx| {
+            let x = cx.view(0)?.bytes;
+            cx.outs.iter_mut().for_each(|y| y.bytes.copy_from_slice(x));
+            Ok(())
+        }));
+    }
     let changes: Vec<bool> = (0..axes.len()).map(|a| sequence.contains(&a)).collect();
     let (shape, places) = images(axes, &changes)?;
     if taps.iter().any(Taps::leaves_input) {
