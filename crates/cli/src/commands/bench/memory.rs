@@ -22,7 +22,10 @@ pub fn peak() -> Option<u64> {
 pub fn of_process(path: &Path, work: &Work) -> Option<u64> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["bench", "--runs", "1", "--warmup", "0", "--json", "--quiet"]);
-    command.args(["--threads", &work.threads.to_string(), "--batch", &work.batch.to_string()]);
+    command.args(["--threads", &work.threads.to_string()]);
+    if let Some(batch) = work.batch {
+        command.args(["--batch", &batch.to_string()]);
+    }
     command.args(["--float", work.float.floats.float.name()]);
     if work.float.round_rows {
         command.arg("--round-rows");

@@ -39,8 +39,8 @@ pub struct Bench {
     /// Numbers of threads; by default all cores
     #[arg(long, value_name = "N,M", value_delimiter = ',')]
     threads: Vec<usize>,
-    /// Batch sizes, for models with a free batch dimension
-    #[arg(long, value_name = "N,M", value_delimiter = ',', default_value = "1")]
+    /// Batch sizes, for models with a free batch dimension [default: what the file says, else 1]
+    #[arg(long, value_name = "N,M", value_delimiter = ',')]
     batch: Vec<usize>,
     /// Runs to measure
     #[arg(long, value_name = "N", default_value_t = 30)]
@@ -102,11 +102,13 @@ impl Bench {
             bail!("--batch must be at least 1");
         }
         let threads = threads(&self.threads)?;
-        let alone = self.models.len() * threads.len() * self.batch.len() == 1;
+        let batches: Vec<Option<usize>> =
+            if self.batch.is_empty() { vec![None] } else { self.batch.iter().copied().map(Some).collect() };
+        let alone = self.models.len() * threads.len() * batches.len() == 1;
         let mut rows = Vec::new();
         for &threads in &threads {
             let mut peaks = None;
-            for &batch in &self.batch {
+            for &batch in &batches {
                 let work = Work {
                     threads,
                     float: self.float,

@@ -66,12 +66,12 @@ impl Row {
         let at = |share: f64| s.times[((s.times.len() - 1) as f64 * share).round() as usize];
         Ok(Row {
             threads: work.threads,
-            batch: work.batch,
+            batch: s.batch,
             runs: s.times.len(),
             median_ms: at(0.5),
             p90_ms: at(0.9),
             min_ms: s.times[0],
-            samples_per_second: work.batch as f64 / at(0.5) * 1e3,
+            samples_per_second: s.batch as f64 / at(0.5) * 1e3,
             load_ms: s.load.total_ms(),
             load: s.load,
             bytes: model::size_on_disk(&s.path)?,

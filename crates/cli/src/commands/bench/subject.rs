@@ -21,8 +21,8 @@ pub struct Work {
     pub threads: usize,
     /// How floats are multiplied.
     pub float: Products,
-    /// Samples per run.
-    pub batch: usize,
+    /// Samples per run; what the file says, or one, without.
+    pub batch: Option<usize>,
     /// Samples to run on; random ones without.
     pub data: Option<PathBuf>,
     /// Preprocessing of the samples.
@@ -55,6 +55,8 @@ impl Load {
 pub struct Subject {
     pub path: PathBuf,
     pub session: Session,
+    /// Samples per run.
+    pub batch: usize,
     pub inputs: Vec<Tensor>,
     pub load: Load,
     /// Bytes in use at the most while it was loaded and run once.
@@ -80,15 +82,15 @@ impl Subject {
         let session = Session::new(parsed.graph, Options { threads: work.threads, ..Options::default() })?;
         let session = work.float.apply(session)?;
         let session_ms = lap();
-        let inputs = inputs(path, &session, work)?;
+        let (inputs, batch) = inputs(path, &session, work)?;
         lap();
-        session.run(&inputs).with_context(|| format!("{} at batch {}", path.display(), work.batch))?;
+        session.run(&inputs).with_context(|| format!("{} at batch {}", path.display(), batch))?;
         let load = Load { parse_ms, session_ms, first_run_ms: lap() };
         let peak = if work.alone { memory::peak() } else { child };
         for _ in 1..work.warmup {
             session.run(&inputs)?;
         }
-        Ok(Subject { path: path.to_owned(), session, inputs, load, peak, times: Vec::new() })
+        Ok(Subject { path: path.to_owned(), session, batch, inputs, load, peak, times: Vec::new() })
     }
 
     /// Measures one run.
@@ -108,11 +110,13 @@ impl Subject {
     }
 }
 
-fn inputs(path: &Path, session: &Session, work: &Work) -> Result<Vec<Tensor>> {
-    let (graph, batch) = (session.graph(), work.batch);
+/// The inputs of a run, and how many samples they are.
+fn inputs(path: &Path, session: &Session, work: &Work) -> Result<(Vec<Tensor>, usize)> {
+    let graph = session.graph();
     let specs = model::input_specs(graph)?;
-    let fixed = specs.iter().filter_map(|s| s.shape.first().copied().flatten()).find(|&n| n != batch);
-    if let Some(n) = fixed {
+    let mut fixed = specs.iter().filter_map(|s| s.shape.first().copied().flatten());
+    let batch = work.batch.or_else(|| fixed.clone().next().filter(|&n| n > 0)).unwrap_or(1);
+    if let Some(n) = fixed.find(|&n| n != batch) {
         bail!(
             "{}: the batch is fixed at {n} in the file\nhelp: use --batch {n}, or export with a free batch",
             path.display()
@@ -129,5 +133,5 @@ fn inputs(path: &Path, session: &Session, work: &Work) -> Result<Vec<Tensor>> {
     if dataset.len() < batch {
         bail!("{}: {} samples are too few for batch {batch}", dataset.path().display(), dataset.len());
     }
-    Ok(data::tensors(dataset.batch(0..batch)?))
+    Ok((data::tensors(dataset.batch(0..batch)?), batch))
 }
