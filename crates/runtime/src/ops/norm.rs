@@ -106,10 +106,11 @@ fn soft(cx: &BuildCx, log: bool) -> Option<Built> {
     let nan_as_zero = is_zero_for_nan(cx.node);
     let kernel = simple(if log { "log_softmax_f32" } else { "softmax_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
-        Ok(match log {
+        match log {
             true => log_softmax(exec, x, cx.out_f32s()?, split)?,
             false => softmax(exec, x, cx.out_f32s()?, split, nan_as_zero)?,
-        })
+        }
+        Ok(())
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
 }
