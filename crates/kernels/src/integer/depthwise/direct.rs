@@ -1,7 +1,8 @@
-//! Windows of 3 × 3 on 8-bit integers with AVX-512 VNNI, from the image to the codes of the result in registers.
+//! Windows of 3 × 3, 5 × 5 and 7 × 7 on 8-bit integers with AVX-512 VNNI, from the image to the codes of the result.
 //!
-//! As in [`super::ints`], a word holds four rows of a channel, and a column of the window is a dot product of four bytes.
-//! The words of a column of the image are made once, kept for the three windows that they belong to, and never stored.
+//! As in [`super::ints`], a word holds four rows of a channel, and a column of a window of three is a dot product of four bytes;
+//! larger windows have two words in a column. The words of a column of the image are made once and kept for all windows that
+//! they belong to, in registers (three) or in the first cache (more), and for as many rows of results as they have room for.
 //! They come in the order in which the bytes of a vector unpack: word `4 l + i` of vector `j` is channel `16 l + 4 j + i`.
 //! Weights are packed in that order, and packing the results to bytes undoes it.
 
@@ -25,12 +26,12 @@ const GRAIN: usize = 1 << 17;
 const WIDE: usize = 64;
 /// Channels of the narrowest vectors.
 const NARROW: usize = 16;
-/// Rows and columns of a window.
-const WINDOW: usize = 3;
+/// Columns of words that are kept: those of the widest window, as a power of two.
+const RING: usize = 8;
 
 /// Whether windows are of the shape that is multiplied here.
 pub(super) fn takes(p: &Conv2dParams) -> bool {
-    (p.kh, p.kw) == (WINDOW, WINDOW) && p.dilations == [1, 1] && p.strides[1] <= 2
+    p.kh == p.kw && matches!(p.kh, 3 | 5 | 7) && p.dilations == [1, 1] && p.strides[1] <= 2
 }
 
 /// Whether results of this kind are made here: integers behind no more than a bias and a clamp.
@@ -38,9 +39,18 @@ pub(super) fn finishes(e: &Epilogue<'_>, out: &Out) -> bool {
     is_plain(e) && out.int_format().is_some()
 }
 
-/// Rows of the result that share the words of four rows of the image.
+/// Rows of the result that share the words of a column.
 fn rows_together(p: &Conv2dParams) -> usize {
-    if p.strides[0] == 1 { 2 } else { 1 }
+    match (p.kh, p.strides[0]) {
+        (5, 1) => 4,
+        (3 | 7, 1) | (5, 2) => 2,
+        _ => 1,
+    }
+}
+
+/// Words in a column: four rows of the image each.
+fn quads(p: &Conv2dParams) -> usize {
+    if p.kh == 3 { 1 } else { 2 }
 }
 
 /// Channels that one vector takes.
@@ -65,17 +75,18 @@ fn pieces(c: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// The weights by piece, row of the result and column of the window. `at(c, t)` is tap `t` of channel `c`, which is an i8.
+/// The weights by piece, row of the result, column of the window and word. `at(c, t)` is tap `t` of channel `c`, which is an i8.
 pub(super) fn pack(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Buffer> {
-    let rows = rows_together(p);
-    let mut data = Buffer::lasting(product(NAME, &[rows * WINDOW, p.c.next_multiple_of(NARROW)])?);
+    let (window, quads) = (p.kh, quads(p));
+    let count = rows_together(p) * window * quads;
+    let mut data = Buffer::lasting(product(NAME, &[count, p.c.next_multiple_of(NARROW)])?);
     for piece in pieces(p.c) {
-        let words = &mut data[piece.first * rows * WINDOW..][..piece.width * rows * WINDOW];
+        let words = &mut data[piece.first * count..][..piece.width * count];
         for (index, words) in words.chunks_exact_mut(piece.width).enumerate() {
-            let (row, kx) = (index / WINDOW, index % WINDOW);
+            let (row, kx, quad) = (index / quads / window, index / quads % window, index % quads);
             for c in 0..piece.channels {
-                let byte = |k: usize| match k.checked_sub(row) {
-                    Some(ky) if ky < WINDOW => at(piece.first + c, ky * WINDOW + kx) as u8,
+                let byte = |k: usize| match (4 * quad + k).checked_sub(row * p.strides[0]) {
+                    Some(ky) if ky < window => at(piece.first + c, ky * window + kx) as u8,
                     _ => 0,
                 };
                 words[place(c, piece.width)] = f32::from_bits(u32::from_le_bytes([0, 1, 2, 3].map(byte)));
@@ -96,7 +107,7 @@ pub(super) fn run(exec: &Exec, vnni: Vnni, image: &Image<'_>, weights: &[f32], e
     let (p, [oh, ow]) = (image.p, image.out);
     let rows = rows_together(p);
     let down = p.n * oh.div_ceil(rows);
-    let work = (rows * ow * WIDE.min(p.c)).saturating_mul(WINDOW * WINDOW);
+    let work = (rows * ow * WIDE.min(p.c)).saturating_mul(p.kh * p.kw);
     // The rows of a piece follow each other: they share its constants and rows of the image.
     exec.split(pieces(p.c).count() * down, GRAIN / work.max(1) + 1, &|range| {
         for (i, piece) in pieces(p.c).enumerate() {
@@ -152,6 +163,9 @@ struct Constants<V: Vector> {
 /// Four rows of the image, or padding: where they start, and bytes between pixels.
 type Lines = [(*const u8, usize); 4];
 
+/// The words of a column.
+type Words<V, const QUADS: usize> = [[V; 4]; QUADS];
+
 impl Job<'_> {
     /// # Safety
     /// As [`Job::run`].
@@ -159,21 +173,38 @@ impl Job<'_> {
     unsafe fn by_strides<V: Vector>(&self) {
         // SAFETY: passed on to the caller.
         unsafe {
-            match (self.image.p.strides[0], self.image.p.strides[1]) {
-                (1, 1) => self.run::<V, 2, 1>(),
-                (1, _) => self.run::<V, 2, 2>(),
-                (_, 1) => self.run::<V, 1, 1>(),
-                _ => self.run::<V, 1, 2>(),
+            match (self.image.p.kh, rows_together(self.image.p)) {
+                (3, 2) => self.by_stride::<V, 3, 1, 2>(),
+                (3, _) => self.by_stride::<V, 3, 1, 1>(),
+                (5, 4) => self.by_stride::<V, 5, 2, 4>(),
+                (5, 2) => self.by_stride::<V, 5, 2, 2>(),
+                (5, _) => self.by_stride::<V, 5, 2, 1>(),
+                (_, 2) => self.by_stride::<V, 7, 2, 2>(),
+                _ => self.by_stride::<V, 7, 2, 1>(),
             }
         }
     }
 
-    /// `ROWS` rows of the result at a time, `STRIDE` columns of the image from one of its pixels to the next.
+    /// # Safety
+    /// As [`Job::run`].
+    #[inline(always)]
+    unsafe fn by_stride<V: Vector, const WINDOW: usize, const QUADS: usize, const ROWS: usize>(&self) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.image.p.strides[1] {
+                1 => self.run::<V, WINDOW, QUADS, ROWS, 1>(),
+                _ => self.run::<V, WINDOW, QUADS, ROWS, 2>(),
+            }
+        }
+    }
+
+    /// `ROWS` rows of the result at a time, `STRIDE` columns of the image from one of its pixels to the next; windows of
+    /// `WINDOW` rows and columns, with `QUADS` words in a column.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI, and nobody else uses these results.
     #[inline(always)]
-    unsafe fn run<V: Vector, const ROWS: usize, const STRIDE: usize>(&self) {
+    unsafe fn run<V: Vector, const WINDOW: usize, const QUADS: usize, const ROWS: usize, const STRIDE: usize>(&self) {
         let p = self.image.p;
         let [oh, _] = self.image.out;
         let down = oh.div_ceil(ROWS);
@@ -182,26 +213,30 @@ impl Job<'_> {
             let constants = self.constants::<V>();
             for group in self.groups.clone() {
                 let (n, oy) = (group / down, group % down * ROWS);
-                let lines = self.lines(n, oy);
+                let lines = self.lines::<QUADS>(n, oy, (ROWS - 1) * p.strides[0] + WINDOW);
                 let at = (n * oh + oy) * self.image.out[1] * p.c + self.piece.first;
-                self.row::<V, ROWS, STRIDE>(&constants, &lines, self.out.data.wrapping_add(at), ROWS.min(oh - oy));
+                let (out, count) = (self.out.data.wrapping_add(at), ROWS.min(oh - oy));
+                match QUADS {
+                    1 => self.row::<V, ROWS, STRIDE>(&constants, &lines[0], out, count),
+                    _ => self.wide_row::<V, WINDOW, QUADS, ROWS, STRIDE>(&constants, &lines, out, count),
+                }
             }
         }
     }
 
-    /// The four rows of the image that belong to the windows of row `oy` of the result; with only one row of results the
-    /// fourth counts nothing, and is the third.
-    fn lines(&self, n: usize, oy: usize) -> Lines {
+    /// The rows of the image that belong to the windows of row `oy` of the result and of those that go with it, `used` of them;
+    /// what follows counts nothing, and is the last one.
+    fn lines<const QUADS: usize>(&self, n: usize, oy: usize, used: usize) -> [Lines; QUADS] {
         let (image, p) = (self.image, self.image.p);
-        let used = WINDOW + rows_together(p) - 1;
-        [0, 1, 2, 3].map(|k: usize| {
+        let line = |k: usize| {
             let y = (oy * p.strides[0] + k.min(used - 1)).wrapping_sub(p.pads[0]);
             if y < p.h {
                 (image.data.wrapping_add((n * p.h + y) * p.w * p.c + self.piece.first), p.c)
             } else {
                 (image.pad.as_ptr(), 0)
             }
-        })
+        };
+        std::array::from_fn(|quad| [0, 1, 2, 3].map(|k| line(4 * quad + k)))
     }
 
     /// # Safety
@@ -248,15 +283,12 @@ impl Job<'_> {
         out: *mut u8,
         count: usize,
     ) {
-        let (image, p) = (self.image, self.image.p);
-        let [_, ow] = image.out;
-        let weights = self.weights[self.piece.first * ROWS * WINDOW..].as_ptr().cast::<u32>();
+        let (p, [_, ow]) = (self.image.p, self.image.out);
+        let weights = self.weights[self.piece.first * ROWS * 3..].as_ptr().cast::<u32>();
         // SAFETY: passed on to the caller; the weights were packed for these rows.
         unsafe {
-            let flip = V::splat(image.flip);
-            let filled = V::xor(V::splat(image.pad[0]), flip);
-            let padding = V::zip([filled, filled, filled, filled]);
-            let columns = Columns { lines, flip, padding, left: p.pads[1], width: p.w, channels: self.piece.channels };
+            let columns = self.columns::<V>(lines);
+            let padding = columns.padding;
             let mut words = [padding, padding, columns.at(0)];
             if STRIDE == 1 {
                 words = [padding, words[2], columns.at(1)];
@@ -269,7 +301,7 @@ impl Job<'_> {
                 for row in 0..ROWS {
                     let mut sums = constants.offset;
                     for (kx, words) in words.iter().enumerate() {
-                        let w = weights.add((row * WINDOW + kx) * V::BYTES);
+                        let w = weights.add((row * 3 + kx) * V::BYTES);
                         for (j, sum) in sums.iter_mut().enumerate() {
                             *sum = V::dot(*sum, words[j], V::words(w.add(j * V::BYTES / 4)));
                         }
@@ -280,6 +312,70 @@ impl Job<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// As [`Job::row`], for columns of several words, which stay in the first cache.
+    ///
+    /// # Safety
+    /// The lines lie in the image, and `count` rows of results from `out` on are ours.
+    #[inline(always)]
+    unsafe fn wide_row<V: Vector, const WINDOW: usize, const QUADS: usize, const ROWS: usize, const STRIDE: usize>(
+        &self,
+        constants: &Constants<V>,
+        lines: &[Lines; QUADS],
+        out: *mut u8,
+        count: usize,
+    ) {
+        let (p, [_, ow]) = (self.image.p, self.image.out);
+        let weights = self.weights[self.piece.first * ROWS * WINDOW * QUADS..].as_ptr().cast::<u32>();
+        // SAFETY: passed on to the caller; the weights were packed for these rows.
+        unsafe {
+            let padding = self.columns::<V>(&lines[0]).padding;
+            let mut ring: [Words<V, QUADS>; RING] = [[padding; QUADS]; RING];
+            let mut made = 0;
+            for x in 0..ow {
+                while made < x * STRIDE + WINDOW {
+                    for (quad, lines) in lines.iter().enumerate() {
+                        ring[made % RING][quad] = self.columns::<V>(lines).at(made);
+                    }
+                    made += 1;
+                }
+                let mut sums = [constants.offset; ROWS];
+                for kx in 0..WINDOW {
+                    let column = &ring[(x * STRIDE + kx) % RING];
+                    for (quad, words) in column.iter().enumerate() {
+                        for (j, &word) in words.iter().enumerate() {
+                            for (row, sums) in sums.iter_mut().enumerate() {
+                                let at = ((row * WINDOW + kx) * QUADS + quad) * V::BYTES + j * V::BYTES / 4;
+                                sums[j] = V::dot(sums[j], word, V::words(weights.add(at)));
+                            }
+                        }
+                    }
+                }
+                for (row, &sums) in sums.iter().enumerate() {
+                    let codes = self.codes(constants, sums);
+                    if row < count {
+                        V::store(out.wrapping_add((row * ow + x) * p.c), codes, self.piece.channels);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The columns of four rows.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[inline(always)]
+    unsafe fn columns<'l, V: Vector>(&self, lines: &'l Lines) -> Columns<'l, V> {
+        let (image, p) = (self.image, self.image.p);
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let flip = V::splat(image.flip);
+            let filled = V::xor(V::splat(image.pad[0]), flip);
+            let padding = V::zip([filled, filled, filled, filled]);
+            Columns { lines, flip, padding, left: p.pads[1], width: p.w, channels: self.piece.channels }
         }
     }
 
@@ -384,9 +480,10 @@ mod tests {
             groups: 8,
         };
         assert!(takes(&p) && takes(&Conv2dParams { strides: [3, 2], ..p }));
+        assert!(takes(&Conv2dParams { kh: 5, kw: 5, ..p }) && takes(&Conv2dParams { kh: 7, kw: 7, ..p }));
         for other in [
             Conv2dParams { kw: 5, ..p },
-            Conv2dParams { kh: 5, ..p },
+            Conv2dParams { kh: 9, kw: 9, ..p },
             Conv2dParams { dilations: [1, 2], ..p },
             Conv2dParams { strides: [1, 3], ..p },
         ] {
