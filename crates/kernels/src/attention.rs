@@ -46,6 +46,9 @@ pub struct AttentionParams {
     pub scale: f32,
     /// Whether query `i` only sees keys up to `i + keys − queries`.
     pub causal: bool,
+    /// Whether a row whose weights are no numbers, as where a mask hides all keys by −∞, becomes a row of zeros; else its
+    /// results are NaN.
+    pub guarded: bool,
 }
 
 /// Computes `out = softmax(q · kᵀ · scale + mask) · v` per head, in parallel. `out` has
@@ -251,7 +254,7 @@ impl Head<'_> {
             // Query i may see keys up to i + keys − queries.
             let visible =
                 if p.causal { (first + i + 1 + p.keys).saturating_sub(p.queries).min(p.keys) } else { p.keys };
-            self.exec.isa().dispatch(Weights { row, mask, visible });
+            self.exec.isa().dispatch(Weights { row, mask, visible, guarded: p.guarded });
         }
     }
 
@@ -288,6 +291,7 @@ struct Weights<'a> {
     row: &'a mut [f32],
     mask: Option<&'a [f32]>,
     visible: usize,
+    guarded: bool,
 }
 
 impl Kernel for Weights<'_> {
@@ -311,6 +315,10 @@ impl Kernel for Weights<'_> {
         }
         // SAFETY: the row is read and written in place.
         unsafe { softmax_row(s, seen.as_ptr(), seen.as_mut_ptr(), seen.len()) };
+        // One weight is no number where their sum is none, and then none of them is.
+        if self.guarded && seen.first().is_some_and(|w| w.is_nan()) {
+            seen.fill(0.0);
+        }
     }
 }
 
@@ -379,6 +387,7 @@ mod tests {
             value_depth: 16,
             scale: 0.25,
             causal: false,
+            guarded: false,
         };
         let cases = [
             base,
@@ -446,6 +455,7 @@ mod tests {
             value_depth: 33,
             scale: 0.25,
             causal: false,
+            guarded: false,
         };
         let mut r = Random::new(22);
         for p in [base, AttentionParams { depth: 7, keys: 70, ..base }, AttentionParams { causal: true, ..base }] {
@@ -476,6 +486,43 @@ mod tests {
     }
 
     #[test]
+    fn makes_zeros_of_rows_whose_keys_are_all_hidden_where_guarded() {
+        let p = AttentionParams {
+            batch: 1,
+            heads: 2,
+            kv_heads: 2,
+            queries: 3,
+            keys: 19,
+            depth: 4,
+            value_depth: 5,
+            scale: 0.5,
+            causal: false,
+            guarded: true,
+        };
+        let mut r = Random::new(23);
+        let [q, k, v] = [3 * 4, 19 * 4, 19 * 5].map(|n| r.vec(2 * n));
+        let mut mask = r.vec(3 * 19);
+        mask[19..2 * 19].fill(f32::NEG_INFINITY);
+        let view = |data, rows: usize, columns: usize| HeadView { data, strides: [0, rows * columns, columns] };
+        let views = [view(&q, 3, 4), view(&k, 19, 4), view(&v, 19, 5)];
+        for exec in execs() {
+            let run = |guarded| {
+                let (mut out, mask) = ([9f32; 30], HeadView { data: &mask, strides: [0, 0, 19] });
+                attention(&exec, &AttentionParams { guarded, ..p }, views, Some(mask), None, &mut out, [0, 15, 5])
+                    .unwrap();
+                out
+            };
+            let (guarded, plain) = (run(true), run(false));
+            for (i, (g, p)) in guarded.chunks(5).zip(plain.chunks(5)).enumerate() {
+                match i % 3 {
+                    1 => assert!(g.iter().all(|&x| x == 0.0) && p.iter().all(|x| x.is_nan()), "{exec:?}"),
+                    _ => assert_eq!(g, p, "{exec:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn refuses_short_slices_and_overlapping_rows() {
         let p = AttentionParams {
             batch: 1,
@@ -487,6 +534,7 @@ mod tests {
             value_depth: 2,
             scale: 1.0,
             causal: false,
+            guarded: false,
         };
         let exec = Exec::new(crate::Isa::detect(), 1);
         let data = [0.0; 12];

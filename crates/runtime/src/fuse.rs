@@ -1,6 +1,7 @@
 //! Which nodes run as one kernel: a product with what follows it, and attention.
 
 mod attention;
+mod heads;
 mod scores;
 mod staged;
 
@@ -15,7 +16,8 @@ use narrowbit_tensor::{DType, Tensor};
 use crate::collapse::Lookup;
 use crate::lower::{self, QParams, Quantized};
 
-pub use attention::{Attention, AttentionInts, Format, Operand};
+pub use attention::{Attention, AttentionInts, Format, IntValues};
+pub use heads::Operand;
 pub use scores::{Coded, Codes};
 use staged::Other;
 pub use staged::StepRow;

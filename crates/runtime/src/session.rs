@@ -5,6 +5,7 @@ use narrowbit_ir::{Dim, Graph, NodeId, TensorType, ValueId};
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::attention;
 use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
@@ -107,6 +108,9 @@ impl Session {
             }
             if let Some(parts) = projections::split(&graph)? {
                 graph = Arc::new(parts);
+            }
+            if let Some(one) = attention::normalise(&graph)? {
+                graph = Arc::new(one);
             }
         }
         Ok(Session { core: Arc::new(Core::new(graph, options.observe, None)), exec })

@@ -234,7 +234,7 @@ fn runs_attention_as_one_kernel_with_the_bits_of_its_operators() {
 }
 
 #[test]
-fn runs_attention_apart_where_heads_are_shared() {
+fn runs_attention_as_one_kernel_where_heads_are_shared() {
     let body = format!(
         "{}{}{}%p = MatMul(%a_d, %b_d)\n%w = Softmax(%p)\n{}%y = MatMul(%w_d, %c_d)\n{}",
         pair("a", 0.008, 120),
@@ -245,7 +245,7 @@ fn runs_attention_apart_where_heads_are_shared() {
     );
     // One head of keys and values for three of queries.
     let inputs = "input %a: f32[3, 9, 20]\n input %b: f32[1, 20, 33]\n input %c: f32[1, 33, 20]";
-    assert_runs_on_integers(&graph(inputs, &body), "panel_matmul_i8");
+    assert_runs_on_integers(&graph(inputs, &body), "attention_i8");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Functions of one or two float tensors, and Where.
 
 use narrowbit_kernels::elementwise::{BinaryOp, UnaryOp, binary, binary_assign, unary, unary_in_place};
-use narrowbit_tensor::DType;
+use narrowbit_tensor::{DType, shape};
 
 use super::Maybe;
 use crate::kernel::{BuildCx, Built, in_place, simple};
@@ -13,6 +13,9 @@ pub fn build(cx: &BuildCx) -> Maybe {
     }
     if let Some(op) = unary_op(cx) {
         return Ok(one(cx, op));
+    }
+    if cx.node.op.name() == "Where" {
+        return Ok(choice(cx));
     }
     Ok(match binary_op(cx.node.op.name()) {
         Some(op) if cx.node.inputs.len() == 2 => two(cx, op),
@@ -107,6 +110,40 @@ fn two(cx: &BuildCx, op: BinaryOp) -> Option<Built> {
     let place = |v, moves: bool| if last && moves { (cx.channels_last)(v) } else { v };
     let moves = |i: usize| ins.get(i).copied().unwrap_or(false);
     Some(Built { kernel, ins: vec![place(a, moves(0)), place(b, moves(1))], outs: vec![place(y, true)] })
+}
+
+/// Where, of floats: a pass over the result, line by line.
+fn choice(cx: &BuildCx) -> Option<Built> {
+    let ins = [cx.node.input(0)?, cx.node.input(1)?, cx.node.input(2)?];
+    let flags = cx.ty(0).filter(|t| t.dtype == DType::Bool)?.shape;
+    let (x, y, dims) = (cx.f32_shape(1)?, cx.f32_shape(2)?, cx.f32_out()?);
+    let (&columns, lines) = dims.split_last()?;
+    let lines = lines.to_vec();
+    let strides = [flags, x, y].map(|of| shape::broadcast_strides(&of, &dims));
+    let kernel = simple("where_f32", move |cx| {
+        let (flags, x, y) = (cx.view(0)?.bytes, cx.f32s(1)?, cx.f32s(2)?);
+        let along = [0, 1, 2].map(|i| strides[i].last().copied().unwrap_or(0));
+        let out = cx.out_f32s()?;
+        for (i, line) in out.chunks_exact_mut(columns.max(1)).enumerate() {
+            let [c, a, b] = [0, 1, 2].map(|operand| offset(i, &lines, &strides[operand]));
+            for (j, to) in line.iter_mut().enumerate() {
+                let chosen = flags[c + j * along[0]] != 0;
+                *to = if chosen { x[a + j * along[1]] } else { y[b + j * along[2]] };
+            }
+        }
+        Ok(())
+    });
+    Some(Built { kernel, ins: ins.to_vec(), outs: vec![cx.node.output(0)?] })
+}
+
+/// Where line `i` of a result starts in an operand with these steps.
+fn offset(mut i: usize, lines: &[usize], strides: &[usize]) -> usize {
+    let mut at = 0;
+    for (&extent, &stride) in lines.iter().zip(strides).rev() {
+        at += i % extent * stride;
+        i /= extent;
+    }
+    at
 }
 
 /// Sum, Min and Max of one tensor are that tensor.

@@ -1,4 +1,4 @@
-//! From sums of products to the weights of an attention, as integers.
+//! From sums of products to the weights of an attention, as integers or floats.
 
 use super::Factor;
 use super::coded::Coded;
@@ -38,7 +38,7 @@ impl Scores {
     }
 }
 
-/// A softmax of rows of scores whose results are rounded to u8.
+/// A softmax of rows of scores whose results are rounded to u8, or stay floats.
 pub(super) struct Soften<'a> {
     pub scores: Scores,
     /// By column: what is added to its sums; as many as there are columns in memory.
@@ -50,8 +50,10 @@ pub(super) struct Soften<'a> {
     /// Scratch for a row, in whole groups.
     pub row: &'a mut [f32],
     pub out: Out,
-    /// Elements between rows of the results; what follows the columns is set to 0.
+    /// Elements between rows of the results; what follows the columns is set to 0 where they are integers.
     pub pitch: usize,
+    /// Whether rows without a number as their weights are rows of zeros.
+    pub guarded: bool,
     /// By row: what is added to its sums; becomes the sum of its integers.
     pub terms: &'a mut [i32],
     /// By row: takes its greatest weight; the weights are then rounded as parts of it.
@@ -77,12 +79,20 @@ impl Kernel for Soften<'_> {
                 };
                 let total = exponentials(s, self.row, s.splat(s.hmax(peak)));
                 let mut factor = 1.0 / total;
+                if self.guarded && total.is_nan() {
+                    self.row.fill(0.0);
+                    factor = 0.0;
+                }
                 if let Some(scales) = &mut self.scales {
                     // That of the greatest score, whose exponential is 1.
                     scales[i] = factor;
                     factor = 1.0;
                 }
                 let factor = s.splat(factor);
+                if self.out.int_format().is_none() {
+                    self.scale(s, i, factor);
+                    continue;
+                }
                 self.terms[i] = self.write(s, i, self.row, |e| s.mul(e, factor));
             }
         }
@@ -132,6 +142,16 @@ impl Soften<'_> {
             }
         }
         peak
+    }
+
+    /// Writes row `i` of the results: the row of exponentials times `factor`.
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(&self, s: S, i: usize, factor: S::F) {
+        let (n, to) = (self.scores.columns.n, self.out.data.cast::<f32>().wrapping_add(i * self.pitch));
+        for j in (0..n).step_by(S::LANES) {
+            // SAFETY: the scratch is in whole groups, and so is the row of the results.
+            unsafe { s.store(to.add(j), s.mul(s.load(self.row.as_ptr().add(j)), factor)) };
+        }
     }
 
     /// Rounds what `weight` makes of a row of exponentials to row `i` of the results, and returns the sum of the integers.
