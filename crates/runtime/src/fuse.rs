@@ -33,7 +33,7 @@ pub struct Fusion {
     pub residual: Option<ValueId>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// A constant per column that multiplies what the activation gives, before it is rounded.
+    /// A constant, or one per column, that multiplies what the activation gives, before it is rounded.
     pub factor: Option<ValueId>,
     /// What the fusion makes.
     pub output: Option<ValueId>,
@@ -168,17 +168,21 @@ impl<'a> Finder<'a> {
         !seen && self.graph.uses(v).iter().all(|u| dynamic(u.node))
     }
 
-    /// Takes in the product with a constant for each column that stands before a QuantizeLinear: what gives channels their
-    /// units, or evens out what a product behind it reads (NNCF).
+    /// Takes in the product with a constant, or one for each column, that stands before a QuantizeLinear: what gives channels
+    /// their units, scales queries, or evens out what a product behind it reads (NNCF).
     fn factor(&self, f: &mut Fusion, product: &Node, out: ValueId) -> ValueId {
         let found = || {
             let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
             let (factor, y) = (node.input(1 - at.min(1))?, node.output(0)?);
             self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
             let known = self.facts.get(factor).value.is_some() && self.facts.dtype(factor) == Some(DType::F32);
+            let single = self.scalar(factor).is_some() && self.facts.shape(y) == self.facts.shape(out);
             let by_column = match product.op.name() {
-                "Conv" => product.op.attrs().int_or("group", 1) == Ok(1) && self.is_per_channel(factor, out)?,
-                "MatMul" | "Gemm" => self.is_row(factor, out)?,
+                "Conv" => {
+                    let one = product.op.attrs().int_or("group", 1) == Ok(1);
+                    one && (single || self.is_per_channel(factor, out)?)
+                }
+                "MatMul" | "Gemm" => single || self.is_row(factor, out)?,
                 _ => false,
             };
             (known && by_column).then_some((id, factor, y))

@@ -11,6 +11,8 @@ use crate::core::Core;
 use crate::error::RunError;
 use crate::forms;
 use crate::projections;
+use crate::rows;
+use crate::smooth;
 use crate::transparent;
 use crate::view::{View, ViewMut};
 
@@ -111,6 +113,16 @@ impl Session {
             }
             if let Some(one) = attention::normalise(&graph)? {
                 graph = Arc::new(one);
+            }
+            if let Some(less) = smooth::absorb(&graph)? {
+                graph = Arc::new(less);
+                // What was rounded behind a factor may now be rounded before its movements.
+                graph = transparent::sink(&graph)?.map_or(graph, Arc::new);
+            }
+            if let Some(early) = rows::select(&graph)? {
+                graph = Arc::new(early);
+                // Rows may have been taken right behind a DequantizeLinear.
+                graph = transparent::sink(&graph)?.map_or(graph, Arc::new);
             }
         }
         Ok(Session { core: Arc::new(Core::new(graph, options.observe, None)), exec })
