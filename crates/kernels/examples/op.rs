@@ -94,7 +94,7 @@ fn attend(exec: &Exec, [heads, rows, depth]: [usize; 3]) -> Result<(), KernelErr
         value_depth: depth,
         scale: 0.125,
         causal: false,
-        nan_as_zero: false,
+        guarded: false,
     };
     let data = fill(heads * rows * depth);
     let view = HeadView { data: &data, strides: [heads * rows * depth, depth, heads * depth] };

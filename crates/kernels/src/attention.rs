@@ -46,8 +46,9 @@ pub struct AttentionParams {
     pub scale: f32,
     /// Whether query `i` only sees keys up to `i + keys − queries`.
     pub causal: bool,
-    /// Whether weights of a row that is not a number, as where the mask of all keys is −∞, are 0.
-    pub nan_as_zero: bool,
+    /// Whether a row whose weights are no numbers, as where a mask hides all keys by −∞, becomes a row of zeros; else its
+    /// results are NaN.
+    pub guarded: bool,
 }
 
 /// Computes `out = softmax(q · kᵀ · scale + mask) · v` per head, in parallel. `out` has
@@ -253,7 +254,7 @@ impl Head<'_> {
             // Query i may see keys up to i + keys − queries.
             let visible =
                 if p.causal { (first + i + 1 + p.keys).saturating_sub(p.queries).min(p.keys) } else { p.keys };
-            self.exec.isa().dispatch(Weights { row, mask, visible, nan_as_zero: p.nan_as_zero });
+            self.exec.isa().dispatch(Weights { row, mask, visible, guarded: p.guarded });
         }
     }
 
@@ -290,7 +291,7 @@ struct Weights<'a> {
     row: &'a mut [f32],
     mask: Option<&'a [f32]>,
     visible: usize,
-    nan_as_zero: bool,
+    guarded: bool,
 }
 
 impl Kernel for Weights<'_> {
@@ -313,7 +314,7 @@ impl Kernel for Weights<'_> {
             }
         }
         // SAFETY: the row is read and written in place.
-        unsafe { softmax_row(s, seen.as_ptr(), seen.as_mut_ptr(), seen.len(), self.nan_as_zero) };
+        unsafe { softmax_row(s, seen.as_ptr(), seen.as_mut_ptr(), seen.len(), self.guarded) };
     }
 }
 
@@ -382,7 +383,7 @@ mod tests {
             value_depth: 16,
             scale: 0.25,
             causal: false,
-            nan_as_zero: false,
+            guarded: false,
         };
         let cases = [
             base,
@@ -450,7 +451,7 @@ mod tests {
             value_depth: 33,
             scale: 0.25,
             causal: false,
-            nan_as_zero: false,
+            guarded: false,
         };
         let mut r = Random::new(22);
         for p in [base, AttentionParams { depth: 7, keys: 70, ..base }, AttentionParams { causal: true, ..base }] {
@@ -481,30 +482,39 @@ mod tests {
     }
 
     #[test]
-    fn gives_zeros_to_queries_that_see_no_key_where_asked_to() {
+    fn makes_zeros_of_rows_whose_keys_are_all_hidden_where_guarded() {
         let p = AttentionParams {
             batch: 1,
-            heads: 1,
-            kv_heads: 1,
-            queries: 2,
-            keys: 3,
-            depth: 2,
-            value_depth: 2,
-            scale: 1.0,
+            heads: 2,
+            kv_heads: 2,
+            queries: 3,
+            keys: 19,
+            depth: 4,
+            value_depth: 5,
+            scale: 0.5,
             causal: false,
-            nan_as_zero: true,
+            guarded: true,
         };
-        let none = f32::NEG_INFINITY;
-        let (data, mask) = ([1.0; 6], [none, none, none, none, 0.0, none]);
-        let view = HeadView { data: &data, strides: [6, 6, 2] };
-        let mask = Some(HeadView { data: &mask, strides: [6, 6, 3] });
+        let mut r = Random::new(23);
+        let [q, k, v] = [3 * 4, 19 * 4, 19 * 5].map(|n| r.vec(2 * n));
+        let mut mask = r.vec(3 * 19);
+        mask[19..2 * 19].fill(f32::NEG_INFINITY);
+        let view = |data, rows: usize, columns: usize| HeadView { data, strides: [0, rows * columns, columns] };
+        let views = [view(&q, 3, 4), view(&k, 19, 4), view(&v, 19, 5)];
         for exec in execs() {
-            let mut out = [9.0; 4];
-            attention(&exec, &p, [view; 3], mask, None, &mut out, [4, 4, 2]).unwrap();
-            assert_eq!(out, [0.0, 0.0, 1.0, 1.0], "{exec:?}");
-            let p = AttentionParams { nan_as_zero: false, ..p };
-            attention(&exec, &p, [view; 3], mask, None, &mut out, [4, 4, 2]).unwrap();
-            assert_eq!(out.map(f32::is_nan), [true, true, false, false], "{exec:?}");
+            let run = |guarded| {
+                let (mut out, mask) = ([9f32; 30], HeadView { data: &mask, strides: [0, 0, 19] });
+                attention(&exec, &AttentionParams { guarded, ..p }, views, Some(mask), None, &mut out, [0, 15, 5])
+                    .unwrap();
+                out
+            };
+            let (guarded, plain) = (run(true), run(false));
+            for (i, (g, p)) in guarded.chunks(5).zip(plain.chunks(5)).enumerate() {
+                match i % 3 {
+                    1 => assert!(g.iter().all(|&x| x == 0.0) && p.iter().all(|x| x.is_nan()), "{exec:?}"),
+                    _ => assert_eq!(g, p, "{exec:?}"),
+                }
+            }
         }
     }
 
@@ -520,7 +530,7 @@ mod tests {
             value_depth: 2,
             scale: 1.0,
             causal: false,
-            nan_as_zero: false,
+            guarded: false,
         };
         let exec = Exec::new(crate::Isa::detect(), 1);
         let data = [0.0; 12];

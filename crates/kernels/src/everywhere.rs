@@ -264,7 +264,7 @@ fn attends_to_the_same_bits_everywhere() {
         value_depth: 9,
         scale: 0.25,
         causal: false,
-        nan_as_zero: false,
+        guarded: false,
     };
     let mut r = Random::new(76);
     for p in [

@@ -1,6 +1,7 @@
 //! Which nodes run as one kernel: a product with what follows it, and attention.
 
 mod attention;
+mod heads;
 mod scores;
 mod staged;
 
@@ -15,7 +16,8 @@ use narrowbit_tensor::{DType, Tensor};
 use crate::collapse::Lookup;
 use crate::lower::{self, QParams, Quantized};
 
-pub use attention::{Attention, AttentionInts, Format, Operand};
+pub use attention::{Attention, AttentionInts, Format, IntValues};
+pub use heads::Operand;
 pub use scores::{Coded, Codes};
 use staged::Other;
 pub use staged::StepRow;
@@ -31,7 +33,7 @@ pub struct Fusion {
     pub residual: Option<ValueId>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// A constant per column that multiplies what the activation gives, before it is rounded.
+    /// A constant, or one per column, that multiplies what the activation gives, before it is rounded.
     pub factor: Option<ValueId>,
     /// What the fusion makes.
     pub output: Option<ValueId>,
@@ -166,17 +168,21 @@ impl<'a> Finder<'a> {
         !seen && self.graph.uses(v).iter().all(|u| dynamic(u.node))
     }
 
-    /// Takes in the product with a constant for each column that stands before a QuantizeLinear: what gives channels their
-    /// units, or evens out what a product behind it reads (NNCF).
+    /// Takes in the product with a constant, or one for each column, that stands before a QuantizeLinear: what gives channels
+    /// their units, scales queries, or evens out what a product behind it reads (NNCF).
     fn factor(&self, f: &mut Fusion, product: &Node, out: ValueId) -> ValueId {
         let found = || {
             let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
             let (factor, y) = (node.input(1 - at.min(1))?, node.output(0)?);
             self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
             let known = self.facts.get(factor).value.is_some() && self.facts.dtype(factor) == Some(DType::F32);
+            let single = self.scalar(factor).is_some() && self.facts.shape(y) == self.facts.shape(out);
             let by_column = match product.op.name() {
-                "Conv" => product.op.attrs().int_or("group", 1) == Ok(1) && self.is_per_channel(factor, out)?,
-                "MatMul" | "Gemm" => self.is_row(factor, out)?,
+                "Conv" => {
+                    let one = product.op.attrs().int_or("group", 1) == Ok(1);
+                    one && (single || self.is_per_channel(factor, out)?)
+                }
+                "MatMul" | "Gemm" => single || self.is_row(factor, out)?,
                 _ => false,
             };
             (known && by_column).then_some((id, factor, y))

@@ -7,6 +7,7 @@
 // Whatever a user gives ends in an error, never in a panic.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod attention;
 mod collapse;
 mod compile;
 mod core;
@@ -19,7 +20,10 @@ mod lower;
 mod memory;
 mod ops;
 mod projections;
+mod rows;
+mod scene;
 mod session;
+mod smooth;
 mod stages;
 mod transparent;
 mod view;

@@ -238,9 +238,9 @@ impl<'a> Product<'a> {
         let (mut at, mut perm, mut squeezed) = (section.out, tail.perm.clone(), tail.squeezed);
         while let Some(node) = self.next(at) {
             match node.op.name() {
-                "Squeeze" if !squeezed && section.size == 1 && self.squeezes(node, m.position()) => {
+                "Squeeze" if !squeezed && section.size == 1 && self.squeezes(node, position(&perm, m.axis)) => {
                     squeezed = true;
-                    perm = m.perm_of(true);
+                    perm = without(&perm, m.axis);
                 }
                 "Transpose" => match axes(node).filter(|p| p.len() == perm.len()) {
                     Some(next) => perm = next.iter().map(|&i| perm[i]).collect(),
@@ -254,7 +254,7 @@ impl<'a> Product<'a> {
             let Some(y) = node.output(0) else { break };
             at = y;
             // A factor goes along only where a rounding follows: attention looks for it behind the movements.
-            if pending.is_empty() || node.op.name() == "QuantizeLinear" {
+            if pending.is_empty() || matches!(node.op.name(), "QuantizeLinear" | "QLinearMul") {
                 tail.layers.append(&mut pending);
                 (tail.perm, tail.squeezed, tail.end) = (perm.clone(), squeezed, at);
             }
@@ -306,8 +306,7 @@ impl Moves<'_> {
 
     /// Where the axis is behind the Transpose.
     fn position(&self) -> usize {
-        let perm = self.perm.as_ref();
-        perm.and_then(|p| p.iter().position(|&a| a == self.axis)).unwrap_or(self.axis)
+        self.perm.as_ref().map_or(self.axis, |p| position(p, self.axis))
     }
 
     /// The shape of a part.
@@ -324,11 +323,18 @@ impl Moves<'_> {
     /// The order of its axes.
     fn perm_of(&self, squeezed: bool) -> Vec<usize> {
         let perm = self.perm.clone().unwrap_or_else(|| (0..self.shape.len()).collect());
-        if !squeezed {
-            return perm;
-        }
-        perm.into_iter().filter(|&a| a != self.axis).map(|a| a - usize::from(a > self.axis)).collect()
+        if squeezed { without(&perm, self.axis) } else { perm }
     }
+}
+
+/// Where an axis goes.
+fn position(perm: &[usize], axis: usize) -> usize {
+    perm.iter().position(|&a| a == axis).unwrap_or(axis)
+}
+
+/// An order of axes without one of them.
+fn without(perm: &[usize], axis: usize) -> Vec<usize> {
+    perm.iter().filter(|&&a| a != axis).map(|&a| a - usize::from(a > axis)).collect()
 }
 
 /// A Reshape to a known shape; its axis is found later.
@@ -353,7 +359,7 @@ fn layer<'a>(graph: &'a Graph, node: &'a Node) -> Option<Layer<'a>> {
 fn scalar_layer<'a>(graph: &'a Graph, node: &'a Node) -> Option<Layer<'a>> {
     let single =
         |v: &Option<ValueId>| v.is_none_or(|v| graph.constant(v).is_some_and(|t| t.len() == 1 && t.rank() <= 1));
-    let fits = matches!(node.op.name(), "QuantizeLinear" | "DequantizeLinear" | "Mul" | "Div");
+    let fits = matches!(node.op.name(), "QuantizeLinear" | "DequantizeLinear" | "Mul" | "Div" | "QLinearMul");
     (fits && node.inputs.len() > 1 && node.inputs[1..].iter().all(single)).then_some(Layer { node, at: 0 })
 }
 

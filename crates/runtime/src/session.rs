@@ -5,11 +5,14 @@ use narrowbit_ir::{Dim, Graph, NodeId, TensorType, ValueId};
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::attention;
 use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
 use crate::forms;
 use crate::projections;
+use crate::rows;
+use crate::smooth;
 use crate::transparent;
 use crate::view::{View, ViewMut};
 
@@ -107,6 +110,19 @@ impl Session {
             }
             if let Some(parts) = projections::split(&graph)? {
                 graph = Arc::new(parts);
+            }
+            if let Some(one) = attention::normalise(&graph)? {
+                graph = Arc::new(one);
+            }
+            if let Some(less) = smooth::absorb(&graph)? {
+                graph = Arc::new(less);
+                // What was rounded behind a factor may now be rounded before its movements.
+                graph = transparent::sink(&graph)?.map_or(graph, Arc::new);
+            }
+            if let Some(early) = rows::select(&graph)? {
+                graph = Arc::new(early);
+                // Rows may have been taken right behind a DequantizeLinear.
+                graph = transparent::sink(&graph)?.map_or(graph, Arc::new);
             }
         }
         Ok(Session { core: Arc::new(Core::new(graph, options.observe, None)), exec })

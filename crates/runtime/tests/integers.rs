@@ -120,6 +120,34 @@ fn adds_a_residual_while_the_product_is_at_hand() {
 }
 
 #[test]
+fn adds_a_residual_to_rows_that_are_given_their_axes_back() {
+    let body = format!(
+        "{}{}{}%g = Gemm(%x_d, %w_d)\n{}const %back: i64[3] = [2, 7, 9]\n%b = Reshape(%g_d, %back)\n%y = Add(%b, %r_d)\n{}",
+        pair("x", 0.008, 121),
+        pair("r", 0.01, 130),
+        weights("w", "[12, 9]", 3, 1, 9),
+        pair("g", 0.0061, 125),
+        pair("y", 0.0117, 128)
+    );
+    let graph = graph("input %x: f32[14, 12]\n input %r: f32[2, 7, 9]", &body);
+    assert_runs_on_integers(&graph, "i8i32");
+    assert!(!kernels(&graph).iter().any(|k| k == "binary_i8"), "{:?}", kernels(&graph));
+}
+
+#[test]
+fn scales_a_product_by_one_factor_before_it_is_rounded() {
+    let body = format!(
+        "{}{}const %f: f32[] = [0.35]\n%m = MatMul(%x_d, %w_d)\n%y = Mul(%m, %f)\n{}",
+        pair("x", 0.008, 121),
+        weights("w", "[12, 9]", 3, 1, 9),
+        pair("y", 0.002, 128)
+    );
+    let graph = graph("input %x: f32[14, 12]", &body);
+    assert_runs_on_integers(&graph, "i8i32");
+    assert!(!kernels(&graph).iter().any(|k| k == "binary_i8"), "{:?}", kernels(&graph));
+}
+
+#[test]
 fn adds_what_no_product_makes_by_itself() {
     // The product is read twice, and the sum of the two others has no product.
     let body = format!(
@@ -234,7 +262,7 @@ fn runs_attention_as_one_kernel_with_the_bits_of_its_operators() {
 }
 
 #[test]
-fn runs_attention_apart_where_heads_are_shared() {
+fn runs_attention_as_one_kernel_where_heads_are_shared() {
     let body = format!(
         "{}{}{}%p = MatMul(%a_d, %b_d)\n%w = Softmax(%p)\n{}%y = MatMul(%w_d, %c_d)\n{}",
         pair("a", 0.008, 120),
@@ -245,7 +273,7 @@ fn runs_attention_apart_where_heads_are_shared() {
     );
     // One head of keys and values for three of queries.
     let inputs = "input %a: f32[3, 9, 20]\n input %b: f32[1, 20, 33]\n input %c: f32[1, 33, 20]";
-    assert_runs_on_integers(&graph(inputs, &body), "panel_matmul_i8");
+    assert_runs_on_integers(&graph(inputs, &body), "attention_i8");
 }
 
 #[test]

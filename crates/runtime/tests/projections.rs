@@ -141,6 +141,23 @@ fn makes_a_product_of_each_part_of_what_is_quantized_as_a_whole() {
 }
 
 #[test]
+fn moves_nothing_where_parts_are_squeezed_behind_their_transpose() {
+    // As ONNX Runtime's optimizer leaves it, with the keys' factor quantized like all the rest.
+    let part = |x: &str| format!("%{x}6 = Transpose(%{x}5) {{perm=[2, 0, 3, 1, 4]}}\n%{x} = Squeeze(%{x}6, %first)\n");
+    let scaled = attention().replace("Mul(%kt, %factor)", "Mul(%kt, %fd)");
+    let body = format!(
+        "const %f_q: u8[1] = [200]\n const %f_s: f32[] = [0.0017]\n const %f_z: u8[] = [3]\n\
+         %fd = DequantizeLinear(%f_q, %f_s, %f_z)\n{PRODUCT}{}%r = Reshape(%z_d, %shape)\n\
+         %q5, %k5, %v5 = Split(%r, %ones) {{axis=2}}\n{}{}{}{scaled}",
+        pair("z", 0.012, 125),
+        part("q"),
+        part("k"),
+        part("v"),
+    );
+    assert_nothing_moves(&graph(&body));
+}
+
+#[test]
 fn makes_a_product_of_each_part_of_the_columns() {
     let part = |x: &str| {
         format!(

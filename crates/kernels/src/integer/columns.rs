@@ -11,11 +11,11 @@ use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "softmax columns";
 
-/// Softmax along the middle of `[outer, axis, inner]`. Lines whose elements are all −∞ become NaN, or 0 with `nan_as_zero`.
+/// Softmax along the middle of `[outer, axis, inner]`. Lines whose elements are all −∞ become NaN, or 0 with `guarded`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], nan_as_zero: bool, mut y: Target<'_>) -> Result {
+pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], guarded: bool, mut y: Target<'_>) -> Result {
     let [outer, axis, inner] = shape;
     let len = product(NAME, &shape)?;
     exact(NAME, "x", x.len(), len)?;
@@ -33,16 +33,7 @@ pub fn softmax_columns(exec: &Exec, x: Quant<'_>, shape: [usize; 3], nan_as_zero
                 let first = index % blocks * width;
                 let at = index / blocks * axis * inner + first;
                 let columns = width.min(inner - first);
-                exec.isa().dispatch(Block {
-                    input,
-                    out,
-                    at,
-                    axis,
-                    inner,
-                    columns,
-                    nan_as_zero,
-                    scratch: &mut *scratch,
-                });
+                exec.isa().dispatch(Block { input, out, at, axis, inner, columns, guarded, scratch: &mut *scratch });
             }
         });
     });
@@ -57,7 +48,7 @@ struct Block<'a> {
     axis: usize,
     inner: usize,
     columns: usize,
-    nan_as_zero: bool,
+    guarded: bool,
     scratch: &'a mut [f32],
 }
 
@@ -72,7 +63,7 @@ impl Kernel for Block<'_> {
             for i in 0..self.axis {
                 self.input.read(s, self.at + i * self.inner, n, x.add(i * n));
             }
-            let form = Form { log: false, nan_as_zero: self.nan_as_zero };
+            let form = Form { log: false, guarded: self.guarded };
             Columns { x, y: x, axis: self.axis, stride: n, columns: n, form }.run(s);
             for i in 0..self.axis {
                 write(s, &self.out, self.at + i * self.inner, n, x.add(i * n));

@@ -31,12 +31,12 @@ pub fn unary_rows(exec: &Exec, op: UnaryOp, x: Quant<'_>, mut y: Target<'_>) -> 
     Ok(())
 }
 
-/// Softmax of each row of `[rows, columns]`. Rows whose elements are all −∞ become NaN, or 0 with `nan_as_zero`.
+/// Softmax of each row of `[rows, columns]`. Rows whose elements are all −∞ become NaN, or 0 with `guarded`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn softmax_rows(exec: &Exec, x: Quant<'_>, shape: [usize; 2], nan_as_zero: bool, y: Target<'_>) -> Result {
-    run(exec, x, shape, y, &Function::Softmax { nan_as_zero })
+pub fn softmax_rows(exec: &Exec, x: Quant<'_>, shape: [usize; 2], guarded: bool, y: Target<'_>) -> Result {
+    run(exec, x, shape, y, &Function::Softmax { guarded })
 }
 
 /// Factors, offsets and ε of [`layer_norm_rows`].
@@ -66,7 +66,7 @@ pub fn layer_norm_rows(exec: &Exec, x: Quant<'_>, shape: [usize; 2], norm: &RowN
 }
 
 enum Function<'a> {
-    Softmax { nan_as_zero: bool },
+    Softmax { guarded: bool },
     Norm(&'a RowNorm<'a>),
 }
 
@@ -138,7 +138,7 @@ impl Kernel for Row<'_> {
         // SAFETY: the row lies in both tensors and fits the scratch.
         unsafe { self.input.read(s, self.at, n, self.row.as_mut_ptr()) };
         match self.function {
-            Function::Softmax { nan_as_zero } => softmax(s, self.row, n, *nan_as_zero),
+            Function::Softmax { guarded } => softmax(s, self.row, n, *guarded),
             Function::Norm(norm) => normalise(s, self.row, n, norm),
         }
         // SAFETY: as above.
@@ -159,11 +159,11 @@ fn sum<S: Simd>(s: S, row: &[f32], f: impl Fn(S::F) -> S::F) -> f32 {
     sum_of_chains(s, totals)
 }
 
-/// As [`exponentials`]; a row that is not a number becomes 0, with a sum of 1, where `nan_as_zero` says so.
+/// As [`exponentials`]; a row that is not a number becomes 0, with a sum of 1, where `guarded` says so.
 #[inline(always)]
-pub(crate) fn exponentials_or_zeros<S: Simd>(s: S, row: &mut [f32], peak: S::F, nan_as_zero: bool) -> f32 {
+pub(crate) fn exponentials_or_zeros<S: Simd>(s: S, row: &mut [f32], peak: S::F, guarded: bool) -> f32 {
     let total = exponentials(s, row, peak);
-    if nan_as_zero && total.is_nan() {
+    if guarded && total.is_nan() {
         row.fill(0.0);
         return 1.0;
     }
@@ -191,7 +191,7 @@ fn exponentials<S: Simd>(s: S, row: &mut [f32], peak: S::F) -> f32 {
 
 /// Softmax of the first `n` of `row`.
 #[inline(always)]
-fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize, nan_as_zero: bool) {
+fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize, guarded: bool) {
     // e^(−∞) adds nothing to the sum.
     row[n..].fill(f32::NEG_INFINITY);
     let mut peak = s.splat(f32::NEG_INFINITY);
@@ -200,7 +200,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32], n: usize, nan_as_zero: bool) {
         peak = s.max(peak, unsafe { s.load(x.as_ptr()) });
     }
     let peak = s.splat(s.hmax(peak));
-    let factor = s.splat(1.0 / exponentials_or_zeros(s, row, peak, nan_as_zero));
+    let factor = s.splat(1.0 / exponentials_or_zeros(s, row, peak, guarded));
     let p = row.as_mut_ptr();
     // SAFETY: in place.
     unsafe {

@@ -29,7 +29,8 @@ mod transpose;
 mod x86;
 
 pub use attention::{
-    CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, Values, Weights, int_attention,
+    CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, ValueHeads, Values, Weights,
+    int_attention,
 };
 pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16, conv2d_nhwc_parts};

@@ -90,12 +90,12 @@ fn keep_first<S: Simd>(s: S, x: S::F, y: S::F, n: usize) -> S::F {
 }
 
 /// `y = softmax(x)` of one row, the same bits on every tier; with no element above −∞ the row becomes NaN, as the
-/// formula gives, or 0 where `nan_as_zero` says so.
+/// formula gives, or 0 where `guarded` says so.
 ///
 /// # Safety
 /// Both pointers cover `len` elements; they may be the same.
 #[inline(always)]
-pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len: usize, nan_as_zero: bool) {
+pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len: usize, guarded: bool) {
     // SAFETY: the caller's contract.
     unsafe {
         let row = std::slice::from_raw_parts(x, len);
@@ -127,7 +127,7 @@ pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, len:
             *total = s.add(*total, s.load_bits(y.add(at), bits));
         }
         let total = sum_of_chains(s, totals);
-        if nan_as_zero && total.is_nan() {
+        if guarded && total.is_nan() {
             y.write_bytes(0, len);
             return;
         }

@@ -9,12 +9,12 @@ use crate::math;
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// `y = softmax(x)` along the middle of `[outer, axis, inner]`. Lines whose elements are all −∞ become NaN, or 0 with
-/// `nan_as_zero`.
+/// `guarded`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
-pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3], nan_as_zero: bool) -> Result {
-    run(exec, x, y, shape, Form { log: false, nan_as_zero })
+pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3], guarded: bool) -> Result {
+    run(exec, x, y, shape, Form { log: false, guarded })
 }
 
 /// `y = x − max − ln Σ e^(x − max)` along the middle of `[outer, axis, inner]`.
@@ -22,7 +22,7 @@ pub fn softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3], nan_as_
 /// # Errors
 /// A slice has another length than the shape.
 pub fn log_softmax(exec: &Exec, x: &[f32], y: &mut [f32], shape: [usize; 3]) -> Result {
-    run(exec, x, y, shape, Form { log: true, nan_as_zero: false })
+    run(exec, x, y, shape, Form { log: true, guarded: false })
 }
 
 /// What a line becomes.
@@ -31,7 +31,7 @@ pub(crate) struct Form {
     /// Whether it is the logarithm of the softmax.
     pub log: bool,
     /// Whether a softmax that is not a number is 0.
-    pub nan_as_zero: bool,
+    pub guarded: bool,
 }
 
 fn run(exec: &Exec, x: &[f32], y: &mut [f32], [outer, axis, inner]: [usize; 3], form: Form) -> Result {
@@ -100,7 +100,7 @@ impl Kernel for Row<'_> {
         let (x, y, len) = (self.x.as_ptr(), self.y.as_mut_ptr(), self.x.len());
         if !self.form.log {
             // SAFETY: both slices have `len` elements.
-            unsafe { softmax_row(s, x, y, len, self.form.nan_as_zero) };
+            unsafe { softmax_row(s, x, y, len, self.form.guarded) };
             return;
         }
         let peak = s.splat(s.hmax(fold(
@@ -183,7 +183,7 @@ impl Kernel for Columns {
                     let factor = s.div(s.splat(1.0), total);
                     for i in 0..axis {
                         let mut v = s.mul(s.load_bits(y.add(i * inner), bits), factor);
-                        if self.form.nan_as_zero {
+                        if self.form.guarded {
                             v = s.select(s.unordered(total, total), s.splat(0.0), v);
                         }
                         s.store_bits(y.add(i * inner), v, bits);
@@ -235,7 +235,7 @@ mod tests {
                 for log in [false, true] {
                     let want = reference(&x, shape, log);
                     let (mut gx, mut y) = (Guarded::new(&x), Guarded::new(&x));
-                    run(&exec, gx.get(), y.get(), shape, Form { log, nan_as_zero: false }).unwrap();
+                    run(&exec, gx.get(), y.get(), shape, Form { log, guarded: false }).unwrap();
                     assert_close(y.get(), &want, 1e-6, &format!("{shape:?} {exec:?}"));
                 }
             }

@@ -20,7 +20,7 @@ pub use half::widen;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use narrowbit_ir::{AttrMap, Graph, Node, Op, OpSource, Patch, PatchError, ValueId};
+use narrowbit_ir::{AttrMap, Datum, EvalCx, Graph, Node, Op, OpSource, Patch, PatchError, ValueId};
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Element, Tensor};
 
@@ -36,6 +36,7 @@ pub fn to_qdq(graph: &Graph) -> Result<Option<Graph>, PatchError> {
     let to_qdq = |name: &str| {
         let other: Option<Rule> = match name {
             "BatchNormalization" => Some(batchnorm::fold),
+            "DequantizeLinear" => Some(single),
             "Where" => Some(softmax::join),
             _ => None,
         };
@@ -44,6 +45,21 @@ pub fn to_qdq(graph: &Graph) -> Result<Option<Graph>, PatchError> {
     let first = pass(graph, &to_qdq)?;
     let second = pass(first.as_ref().unwrap_or(graph), &channels::rule)?;
     Ok(second.or(first))
+}
+
+/// A constant of one element behind a DequantizeLinear: a factor or a bound that a tool quantized with all the rest.
+fn single(r: &mut Rewriter, node: &Node) -> Option<Made> {
+    let known = |v: &ValueId| Some(Datum::Tensor(r.graph.constant(*v)?.clone()));
+    let inputs: Option<Vec<Datum>> = node.inputs.iter().flatten().map(known).collect();
+    let (inputs, y) = (inputs?, node.output(0)?);
+    let one = inputs.first().is_some_and(|x| matches!(x, Datum::Tensor(t) if t.len() == 1));
+    if !one || inputs.len() != node.inputs.len() || r.graph.is_output(y) {
+        return None;
+    }
+    let refs: Vec<Option<&Datum>> = inputs.iter().map(Some).collect();
+    let value = node.op.eval(&EvalCx::new(&refs, 1)).ok()?.into_iter().next()?;
+    let dtype = Some(value.dtype());
+    Some(Made { value: r.patch.constant(&r.graph.value(y).name, value), dtype, of: None })
 }
 
 /// One edit of the whole graph by the rules of its operators.

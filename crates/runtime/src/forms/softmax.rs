@@ -21,7 +21,7 @@ pub fn join(r: &mut Rewriter, node: &Node) -> Option<Made> {
         return None;
     }
     let x = r.input(softmax, 0);
-    let op = Arc::new(Softmax { nan_as_zero: true, ..*plain });
+    let op = Arc::new(Softmax { guarded: true, ..*plain });
     let value = r.patch.node(&softmax.name, op, &[x]);
     Some(Made { value, dtype: r.dtype(p), of: None })
 }

@@ -1,13 +1,15 @@
-//! Attention: MatMul → [factor] → [mask] → Softmax → MatMul, on floats or on integers.
+//! Attention: MatMul → [factor] → [mask] → Softmax → MatMul, on floats, on integers, or with scores of integers alone.
 
 use narrowbit_ir::{Node, NodeId, ValueId};
 use narrowbit_kernels::panel::Factor;
+use narrowbit_ops::math::softmax::Softmax;
 use narrowbit_tensor::{DType, shape};
 
+use super::heads::{Operand, Part};
 use super::scores::Coded;
 use super::{Finder, Fusion};
 use crate::lower::{self, QParams, Runtime};
-use crate::ops::is_zero_for_nan;
+use crate::ops::is_guarded;
 
 /// `softmax(q · kᵀ · scale + mask) · v`.
 #[derive(Debug, Clone)]
@@ -22,40 +24,40 @@ pub struct Attention {
     pub scale: f32,
     /// Added to the scores.
     pub mask: Option<ValueId>,
-    /// Whether the softmax gives 0 where its formula gives no number.
-    pub nan_as_zero: bool,
-    /// The softmax of the scores, where somebody asked to see it.
+    /// The weights that the values are multiplied by, where somebody asked to see them.
     pub weights: Option<ValueId>,
+    /// Whether rows without a number as their weights are rows of zeros: `Where(IsNaN(w), 0, w)` behind the softmax.
+    pub guarded: bool,
     /// The axes of a Transpose that follows.
     pub out_perm: Option<Vec<usize>>,
-    /// Set where both products are of integers: then so are the operands' values.
+    /// Set where scores are products of integers.
     pub ints: Option<AttentionInts>,
-}
-
-/// A value read through a Transpose.
-#[derive(Debug, Clone)]
-pub struct Operand {
-    /// The value in memory.
-    pub value: ValueId,
-    /// The axes of the Transpose, if there is one.
-    pub perm: Option<Vec<usize>>,
 }
 
 /// The formats of an attention on integers.
 #[derive(Debug, Clone)]
 pub struct AttentionInts {
-    /// Of queries, keys and values.
-    pub operands: [Format; 3],
-    /// Of the softmax's results; by row, what is left of it without the greatest result of each row.
-    pub weights: Format,
-    /// Whether each row of the softmax's results is rounded as parts of its greatest one.
-    pub by_row: bool,
+    /// Of queries and keys.
+    pub operands: [Format; 2],
+    /// Of weights and values; `None` where both are floats.
+    pub values: Option<IntValues>,
     /// Of the output, where it is quantized.
     pub output: Option<QParams>,
     /// What the product of queries and keys goes through.
     pub factor: Factor,
     /// Set where scores are rounded to codes before the softmax.
     pub coded: Option<Coded>,
+}
+
+/// The formats of an attention's second product.
+#[derive(Debug, Clone)]
+pub struct IntValues {
+    /// Of the values.
+    pub values: Format,
+    /// Of the softmax's results; by row, what is left of it without the greatest result of each row.
+    pub weights: Format,
+    /// Whether each row of the softmax's results is rounded as parts of its greatest one.
+    pub by_row: bool,
 }
 
 /// A format that is known, or made at run time.
@@ -92,7 +94,8 @@ struct Tail {
 impl<'a> Finder<'a> {
     /// The attention around a Softmax.
     pub(super) fn attention(&mut self, softmax: NodeId, node: &'a Node) {
-        let found = self.match_ints(softmax, node).or_else(|| self.match_floats(softmax, node));
+        let found = self.match_ints(softmax, node).or_else(|| self.match_mixed(softmax, node));
+        let found = found.or_else(|| self.match_floats(softmax, node));
         if let Some((root, f)) = found {
             self.take(root, f);
         }
@@ -103,7 +106,10 @@ impl<'a> Finder<'a> {
         let rank = self.facts.shape(node.input(0)?)?.len();
         let mut attrs = node.op.attrs();
         // Before opset 13 the default is the second axis, and a row spans all axes from it on.
-        let old = node.op.name() == "QLinearSoftmax" && attrs.int_or("opset", 13).ok()? < 13;
+        let old = match node.op.downcast::<Softmax>() {
+            Some(softmax) => softmax.flattened,
+            None => attrs.int_or("opset", 13).ok()? < 13,
+        };
         let axis = attrs.int_or("axis", if old { 1 } else { -1 }).ok()?;
         ((axis == -1 || axis == rank as i64 - 1) && (3..=4).contains(&rank)).then_some(())
     }
@@ -129,9 +135,67 @@ impl<'a> Finder<'a> {
         (maker.op.name() == "MatMul").then_some(Scores { product, maker, nodes, factor, mask })
     }
 
+    /// `Where(IsNaN(w), 0, w)` of a softmax's results, and its nodes: what PyTorch puts behind a softmax whose keys may all
+    /// be hidden.
+    fn guard(&self, probs: ValueId) -> Option<(Vec<NodeId>, ValueId)> {
+        let [a, b] = self.graph.uses(probs) else { return None };
+        let name = |id: NodeId| self.graph.node(id).op.name();
+        let (test, choice) = if name(a.node) == "IsNaN" { (a.node, b) } else { (b.node, a) };
+        let (flags, node) = (self.graph.node(test).output(0)?, self.graph.node(choice.node));
+        let chosen = node.op.name() == "Where" && choice.input == 2 && node.input(0) == Some(flags);
+        let zero = node.input(1).and_then(|v| self.scalar(v)) == Some(0.0);
+        let hidden = [probs, flags].iter().all(|v| !self.keep.contains(v) && !self.graph.is_output(*v));
+        let free = ![test, choice.node].iter().any(|n| self.taken.contains(n)) && self.graph.only_use(flags).is_some();
+        let y = node.output(0).filter(|y| self.facts.shape(*y) == self.facts.shape(probs))?;
+        (name(test) == "IsNaN" && chosen && zero && hidden && free).then(|| (vec![test, choice.node], y))
+    }
+
+    /// The weights of a softmax's values: its results, guarded or not, and the nodes of the guard.
+    fn weights(&self, probs: ValueId) -> (ValueId, Vec<NodeId>) {
+        self.guard(probs).map_or((probs, Vec::new()), |(nodes, y)| (y, nodes))
+    }
+
+    /// Scores of integers, and values of floats (NNCF).
+    fn match_mixed(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
+        let (weights, guard) = self.weights(node.output(0).filter(|_| node.op.name() == "Softmax")?);
+        let (second, last, _) = self.next(weights).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
+        let found = self.scores(node)?;
+        let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
+        self.check_shapes(sources, found.mask, DType::F32)?;
+        let guarded = !guard.is_empty() || is_guarded(node);
+        let mut nodes = [vec![found.product, softmax, second], found.nodes, guard].concat();
+        let [(q, fq), (kt, fk)] = [(0, Part::Queries), (1, Part::Keys)]
+            .map(|(i, part)| {
+                let source = lower::any_source(self.graph, self.facts, sources[i]);
+                let source = source.filter(|s| s.runtime.is_none_or(|r| !r.by_row));
+                source.map(|s| (self.moved_codes(sources[i], s.value, part, &mut nodes), (s.params, s.runtime)))
+            })
+            .map(Option::unzip);
+        let (q, kt, operands) = (q?, kt?, [fq?, fk?]);
+        let v = self.operand(sources[2], Part::Values, None, &mut nodes);
+        let [kt, v] = self.before_repeats([kt, v], sources[0]);
+        let tail = self.tail(last.output(0)?)?;
+        nodes.extend(tail.nodes);
+        let ints = AttentionInts { operands, values: None, output: tail.output, factor: found.factor, coded: None };
+        let attention = Attention {
+            q,
+            kt,
+            v,
+            scale: 1.0,
+            mask: found.mask,
+            weights: None,
+            guarded,
+            out_perm: tail.perm,
+            ints: Some(ints),
+        };
+        let fusion = Fusion { nodes, output: Some(tail.y), attention: Some(attention), ..Fusion::default() };
+        Some((found.product, fusion))
+    }
+
     fn match_floats(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
-        let probs = node.output(0).filter(|_| node.op.name() == "Softmax")?;
+        let (probs, guard) = self.weights(node.output(0).filter(|_| node.op.name() == "Softmax")?);
         let weights = self.keep.contains(&probs).then_some(probs);
+        let guarded = !guard.is_empty() || is_guarded(node);
         let (second, last, _) = self.reader(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
         let found = self.scores(node)?;
         let mut scale = match found.factor {
@@ -139,33 +203,31 @@ impl<'a> Finder<'a> {
             Factor::Mul(by) => by,
             Factor::Div(by) => 1.0 / by,
         };
-        let mut nodes = vec![found.product, softmax, second];
-        nodes.extend(found.nodes);
+        let mut nodes = [vec![found.product, softmax, second], found.nodes, guard].concat();
         let rank = self.facts.shape(probs)?.len();
-        let fits = |v: ValueId| {
-            self.facts.dtype(v) == Some(DType::F32) && self.facts.shape(v).is_some_and(|s| s.len() == rank)
-        };
-        let (q, kt, v) = (found.maker.input(0)?, found.maker.input(1)?, last.input(1)?);
-        if ![q, kt, v].into_iter().all(fits) {
+        let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
+        if !sources.iter().all(|&v| self.facts.dtype(v) == Some(DType::F32)) {
             return None;
         }
-        let mut operand = |v, scale: Option<&mut f32>| self.operand(v, scale, &mut nodes);
-        let (q, kt) = (operand(q, Some(&mut scale)), operand(kt, Some(&mut scale)));
-        let v = operand(v, None);
+        self.check_shapes(sources, found.mask, DType::F32)?;
+        let mut operand = |i: usize, part, scale: Option<&mut f32>| self.operand(sources[i], part, scale, &mut nodes);
+        let (q, kt) = (operand(0, Part::Queries, Some(&mut scale)), operand(1, Part::Keys, Some(&mut scale)));
+        let v = operand(2, Part::Values, None);
+        let [kt, v] = self.before_repeats([kt, v], sources[0]);
         let mut out = last.output(0)?;
         let mut out_perm = None;
         if let Some((t, perm, y)) = self.transpose(out, rank) {
             nodes.push(t);
             (out, out_perm) = (y, Some(perm));
         }
-        let (mask, nan_as_zero) = (found.mask, is_zero_for_nan(node));
-        let attention = Attention { q, kt, v, scale, mask, nan_as_zero, weights, out_perm, ints: None };
+        let attention = Attention { q, kt, v, scale, mask: found.mask, weights, guarded, out_perm, ints: None };
         Some((found.product, Fusion { nodes, output: Some(out), attention: Some(attention), ..Fusion::default() }))
     }
 
     /// Both products on integers, with the weights quantized between them.
     fn match_ints(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
-        let probs = node.output(0)?;
+        let (probs, guard) = self.weights(node.output(0)?);
+        let guarded = !guard.is_empty() || is_guarded(node);
         let rounded = match node.op.name() {
             "Softmax" => self.rounded(probs).or_else(|| self.rounded_by_row(probs))?,
             _ => self.rounded_codes(node, probs)?,
@@ -173,26 +235,28 @@ impl<'a> Finder<'a> {
         let (second, last, _) = self.next(rounded.floats).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
         let (found, coded) = match self.scores(node) {
             Some(found) => (found, None),
-            None => self.coded_scores(node).filter(|_| rounded.greatest.is_none()).map(|(s, c)| (s, Some(c)))?,
+            None => {
+                let plain = rounded.greatest.is_none() && !guarded;
+                self.coded_scores(node).filter(|_| plain).map(|(s, c)| (s, Some(c)))?
+            }
         };
         self.softens_last(node)?;
         let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
         let of_mask = coded.as_ref().and_then(|c| c.mask).map_or(DType::F32, |m| m.1.dtype);
         self.check_shapes(sources, found.mask, of_mask)?;
-        let mut nodes = vec![found.product, softmax, second];
-        nodes.extend(rounded.nodes);
-        nodes.extend(found.nodes);
-        let mut operands = Vec::new();
-        let mut formats = Vec::new();
-        for (i, &v) in sources.iter().enumerate() {
+        let mut nodes = [vec![found.product, softmax, second], rounded.nodes, found.nodes, guard].concat();
+        let (mut operands, mut formats) = (Vec::new(), Vec::new());
+        for (&v, part) in sources.iter().zip([Part::Queries, Part::Keys, Part::Values]) {
             let source = lower::any_source(self.graph, self.facts, v)?;
             if source.runtime.is_some_and(|r| r.by_row || coded.is_some()) {
                 return None;
             }
-            operands.push(self.moved_codes(v, source.value, i == 1, &mut nodes));
+            operands.push(self.moved_codes(v, source.value, part, &mut nodes));
             formats.push((source.params, source.runtime));
         }
         let [q, kt, v] = <[Operand; 3]>::try_from(operands).ok()?;
+        let [kt, v] = self.before_repeats([kt, v], sources[0]);
+        let [fq, fk, values] = <[Format; 3]>::try_from(formats).ok()?;
         let mut out = last.output(0)?;
         if let Some(greatest) = rounded.greatest {
             let (id, mul, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
@@ -204,10 +268,10 @@ impl<'a> Finder<'a> {
         }
         let tail = self.tail(out)?;
         nodes.extend(tail.nodes);
+        let by_row = rounded.greatest.is_some();
         let ints = AttentionInts {
-            operands: formats.try_into().ok()?,
-            weights: rounded.weights,
-            by_row: rounded.greatest.is_some(),
+            operands: [fq, fk],
+            values: Some(IntValues { values, weights: rounded.weights, by_row }),
             output: tail.output,
             factor: found.factor,
             coded,
@@ -218,8 +282,8 @@ impl<'a> Finder<'a> {
             v,
             scale: 1.0,
             mask: found.mask,
-            nan_as_zero: is_zero_for_nan(node),
             weights: None,
+            guarded,
             out_perm: tail.perm,
             ints: Some(ints),
         };
@@ -290,41 +354,24 @@ impl<'a> Finder<'a> {
         axes.is_some_and(|a| a == [-1] || a == [rank - 1]) && attrs.int_or("keepdims", 1) == Ok(1)
     }
 
-    /// Whether the kernel on integers takes operands of these shapes: batches and heads are the same in all, nothing is
-    /// empty, and rows of the mask are as long as those of the scores and of type `of_mask`.
+    /// Whether the kernels take operands of these shapes: batches are the same in all, or 1 for keys and values, which have as
+    /// many heads as queries, or one for all of them; nothing is empty, and rows of the mask are as long as those of the
+    /// scores and of type `of_mask`.
     fn check_shapes(&self, [q, kt, v]: [ValueId; 3], mask: Option<ValueId>, of_mask: DType) -> Option<()> {
-        let dims = |v: ValueId| -> Option<Vec<usize>> {
-            let dims: Option<Vec<usize>> = self.facts.shape(v)?.iter().map(|d| d.as_usize()).collect();
-            dims.filter(|d| (3..=4).contains(&d.len()) && !d.contains(&0))
-        };
+        let dims = |v: ValueId| self.extents(v).filter(|d| (3..=4).contains(&d.len()) && !d.contains(&0));
         let (q, kt, v) = (dims(q)?, dims(kt)?, dims(v)?);
         let lead = q.len() - 2;
-        let alike = kt.len() == q.len() && v.len() == q.len() && q[..lead] == kt[..lead] && q[..lead] == v[..lead];
-        if !alike || q[lead + 1] != kt[lead] || kt[lead + 1] != v[lead] {
+        let shared =
+            |of: &[usize]| of.len() == q.len() && of[..lead].iter().zip(&q).all(|(n, all)| n == all || *n == 1);
+        if !shared(&kt) || !shared(&v) || kt[..lead] != v[..lead] || q[lead + 1] != kt[lead] || kt[lead + 1] != v[lead]
+        {
             return None;
         }
         let Some(mask) = mask else { return Some(()) };
         let full = [&q[..=lead], &[kt[lead + 1]]].concat();
-        let shape: Option<Vec<usize>> = self.facts.shape(mask)?.iter().map(|d| d.as_usize()).collect();
-        let shape = shape.filter(|m| m.last() == full.last() && self.facts.dtype(mask) == Some(of_mask))?;
+        let shape =
+            self.extents(mask).filter(|m| m.last() == full.last() && self.facts.dtype(mask) == Some(of_mask))?;
         (shape::broadcast(&shape, &full).ok()? == full).then_some(())
-    }
-
-    /// The integers behind `v`, read through a Transpose that serves nobody else and leaves columns contiguous, or, if
-    /// `either`, rows.
-    fn moved_codes(&self, v: ValueId, codes: ValueId, either: bool, nodes: &mut Vec<NodeId>) -> Operand {
-        let rank = self.facts.shape(v).map_or(0, <[_]>::len);
-        let through = || {
-            let (dequantize, _) = self.previous(v)?;
-            let (id, node) = self.previous(codes).filter(|n| n.1.op.name() == "Transpose")?;
-            let axes = perm(node, rank)?;
-            let last = axes.iter().position(|&axis| axis + 1 == rank)?;
-            let fits = last + 1 == rank || either && last + 2 == rank;
-            fits.then_some((dequantize, id, node.input(0)?, axes))
-        };
-        let Some((dequantize, id, value, axes)) = through() else { return Operand { value: codes, perm: None } };
-        nodes.extend([dequantize, id]);
-        Operand { value, perm: Some(axes) }
     }
 
     /// A QuantizeLinear and a Transpose behind the second product, in either order.
@@ -333,10 +380,6 @@ impl<'a> Finder<'a> {
         let mut tail = Tail { nodes: Vec::new(), output: None, perm: None, y: out };
         for _ in 0..2 {
             if let Some((t, perm, y)) = self.transpose(tail.y, rank).filter(|_| tail.perm.is_none()) {
-                // Rows of the result stay contiguous.
-                if perm.last() != Some(&(rank - 1)) {
-                    break;
-                }
                 tail.nodes.push(t);
                 (tail.perm, tail.y) = (Some(perm), y);
             } else if let Some((id, node, 0)) = self.next(tail.y)
@@ -347,34 +390,6 @@ impl<'a> Finder<'a> {
             }
         }
         Some(tail)
-    }
-
-    /// The Transpose that alone reads a value, and what it makes.
-    fn transpose(&self, v: ValueId, rank: usize) -> Option<(NodeId, Vec<usize>, ValueId)> {
-        let (id, node, _) = self.next(v).filter(|n| n.1.op.name() == "Transpose")?;
-        Some((id, perm(node, rank)?, node.output(0)?))
-    }
-
-    /// Looks through a Transpose and, for factors of the scores, through a product with a scalar.
-    fn operand(&self, mut v: ValueId, mut scale: Option<&mut f32>, nodes: &mut Vec<NodeId>) -> Operand {
-        let rank = self.facts.shape(v).map_or(0, <[_]>::len);
-        let mut found = None;
-        while let Some((id, node)) = self.previous(v) {
-            let Some(x) = node.input(0) else { break };
-            let factor = node.input(1).and_then(|f| self.scalar(f));
-            match (node.op.name(), &mut scale, factor) {
-                ("Transpose", _, _) if found.is_none() => match perm(node, rank) {
-                    Some(p) => found = Some(p),
-                    None => break,
-                },
-                ("Mul", Some(s), Some(f)) => **s *= f,
-                ("Div", Some(s), Some(f)) => **s /= f,
-                _ => break,
-            }
-            nodes.push(id);
-            v = x;
-        }
-        Operand { value: v, perm: found }
     }
 
     /// Which operand of the mask's Add is the scores, and which the mask.
@@ -390,14 +405,4 @@ impl<'a> Finder<'a> {
         let full = |v: ValueId| self.facts.shape(v) == self.facts.shape(out);
         if is_scores(a) && full(a) { Some((a, b)) } else { (is_scores(b) && full(b)).then_some((b, a)) }
     }
-}
-
-/// The axes of a Transpose of the given rank.
-fn perm(node: &Node, rank: usize) -> Option<Vec<usize>> {
-    let axes = match node.op.attrs().ints("perm").ok()? {
-        Some(p) => p,
-        None => (0..rank as i64).rev().collect(),
-    };
-    let axes: Option<Vec<usize>> = axes.into_iter().map(|a| usize::try_from(a).ok().filter(|&a| a < rank)).collect();
-    axes.filter(|a| a.len() == rank)
 }

@@ -56,8 +56,22 @@ impl<'a> Finder<'a> {
         self.code_sum(codes, rows).or_else(|| self.float_sum(ints, codes, rows))
     }
 
+    /// The Reshape that alone reads a product's codes and leaves their rows as they are, as those of a Gemm are given their
+    /// axes back, and what it makes.
+    fn regained(&self, codes: ValueId) -> Option<(NodeId, ValueId)> {
+        let (id, node, _) = self.next(codes).filter(|n| n.1.op.name() == "Reshape" && n.2 == 0)?;
+        let last = |v: ValueId| self.facts.shape(v)?.last()?.as_usize();
+        let y = node.output(0)?;
+        (last(y)? == last(codes)?).then_some((id, y))
+    }
+
     /// A QLinearAdd of a product's codes and others.
     fn code_sum(&self, codes: ValueId, rows: bool) -> Option<StagedSum> {
+        let (mut nodes, mut codes) = (Vec::new(), codes);
+        if let Some((id, y)) = self.regained(codes).filter(|_| rows) {
+            nodes.push(id);
+            codes = y;
+        }
         let (add, node, _) = self.next(codes).filter(|n| n.1.op.name() == "QLinearAdd")?;
         let (found, y) = (lower::code_binary(self.facts, node)?, node.output(0)?);
         let first = found.operands[0].0 == codes;
@@ -77,12 +91,18 @@ impl<'a> Finder<'a> {
             }
         };
         let sum = CodeSum { ratio: ratios[usize::from(!first)], fixed, first };
-        let (nodes, activation, output) = (vec![add], Activation::None, found.output);
+        nodes.push(add);
+        let (activation, output) = (Activation::None, found.output);
         Some(StagedSum { nodes, other, codes: Some(sum), activation, output, y })
     }
 
     /// An Add of a product's codes and others, both read as floats.
     fn float_sum(&self, ints: &Ints, codes: ValueId, rows: bool) -> Option<StagedSum> {
+        let (mut nodes, mut codes) = (Vec::new(), codes);
+        if let Some((id, y)) = self.regained(codes).filter(|_| rows) {
+            nodes.push(id);
+            codes = y;
+        }
         let (dq, node, _) = self.next(codes).filter(|n| n.1.op.name() == "DequantizeLinear" && n.2 == 0)?;
         let read = node.output(0)?;
         if lower::source(self.graph, self.facts, read)?.params != ints.output? {
@@ -96,7 +116,7 @@ impl<'a> Finder<'a> {
                 (add, Other::Row(StepRow { steps, scale: 1.0 }), out)
             }
         };
-        let mut nodes = vec![dq, add];
+        nodes.extend([dq, add]);
         let mut activation = Activation::None;
         if let Some((ids, act, y)) = self.activation(out) {
             nodes.extend(ids);

@@ -14,6 +14,8 @@ struct Attend {
     q: [usize; 3],
     /// `None`: keys stand as `[…, depth, keys]` in memory and are turned first.
     k: Option<[usize; 3]>,
+    /// The steps of keys that were turned.
+    turned: [usize; 3],
     v: [usize; 3],
     mask: Option<[usize; 3]>,
     out: [usize; 3],
@@ -33,8 +35,11 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs }))
 }
 
+/// Extents and steps.
+type Strided = ([usize; 4], [usize; 4]);
+
 /// Extents and steps of an operand as `[batch, head, row, column]`.
-pub(super) fn axes(cx: &BuildCx, o: &Operand) -> Option<([usize; 4], [usize; 4])> {
+pub(super) fn axes(cx: &BuildCx, o: &Operand) -> Option<Strided> {
     let source = (cx.types)(o.value)?.shape;
     let strides = shape::strides(&source);
     let pick = |of: &[usize]| -> Vec<usize> {
@@ -55,13 +60,25 @@ fn four(v: &[usize], lead: usize) -> Option<[usize; 4]> {
     }
 }
 
+/// The heads of keys and values, where an attention has `q`, `kt` and `v` as extents; steps over batch entries that share them
+/// become 0. `None` where the shapes don't fit.
+pub(super) fn share(q: [usize; 4], kt: &mut Strided, v: &mut Strided) -> Option<usize> {
+    for (dims, strides) in [&mut *kt, &mut *v] {
+        if dims[0] == 1 && q[0] > 1 {
+            (dims[0], strides[0]) = (q[0], 0);
+        }
+    }
+    let ([kb, heads, depth, keys], [vb, vh, rows, _]) = (kt.0, v.0);
+    let same = [kb, vb] == [q[0]; 2] && vh == heads && depth == q[3] && rows == keys;
+    (same && heads > 0 && q[1].is_multiple_of(heads)).then_some(heads)
+}
+
 fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
-    let ((q, sq), (kt, sk), (v, sv)) = (axes(cx, &a.q)?, axes(cx, &a.kt)?, axes(cx, &a.v)?);
-    // One head of keys and values may serve all of the queries (multi-query attention).
-    let heads = kt[..2] == v[..2] && q[0] == kt[0] && (kt[1] == q[1] || kt[1] == 1);
-    let same = heads && q[3] == kt[2] && kt[3] == v[2];
+    let ((q, sq), mut kt, mut v) = (axes(cx, &a.q)?, axes(cx, &a.kt)?, axes(cx, &a.v)?);
+    let kv_heads = share(q, &mut kt, &mut v)?;
+    let ((kt, sk), (v, sv)) = (kt, v);
     let rows = |s: [usize; 4], columns: usize| (s[3] == 1 || columns == 1).then_some([s[0], s[1], s[2]]);
-    if !same || kt[3] == 0 {
+    if kt[3] == 0 {
         return None;
     }
     let k = match sk {
@@ -73,18 +90,20 @@ fn plan(cx: &BuildCx, a: &Attention) -> Option<Attend> {
     let p = AttentionParams {
         batch: q[0],
         heads: q[1],
-        kv_heads: kt[1],
+        kv_heads,
         queries: q[2],
         keys: kt[3],
         depth: q[3],
         value_depth: v[3],
         scale: a.scale,
         causal: false,
-        nan_as_zero: a.nan_as_zero,
+        guarded: a.guarded,
     };
     let out = out_strides(a, [q[0], q[1], q[2], v[3]])?;
     let bf16 = cx.exec.bf16();
-    Some(Attend { p, q: rows(sq, q[3])?, k, v: rows(sv, v[3])?, mask: mask(cx, a, &p)?, out, bf16 })
+    // Keys that are turned are dense again, but for what batch entries share.
+    let turned = [sk[0], kt[2] * kt[3], kt[2]];
+    Some(Attend { p, q: rows(sq, q[3])?, k, turned, v: rows(sv, v[3])?, mask: mask(cx, a, &p)?, out, bf16 })
 }
 
 /// Steps of the output over batch, head and row, in the order that the following Transpose asks for.
@@ -127,10 +146,9 @@ impl Kernel for Attend {
         let (q, kt, v) = (cx.f32s(0)?, cx.f32s(1)?, cx.f32s(2)?);
         let (depth, keys, p) = (self.p.depth, self.p.keys, &self.p);
         let turned = if self.k.is_none() { turn(kt, depth, keys) } else { Vec::new() };
-        let dense = [p.kv_heads * keys * depth, keys * depth, depth];
         let k = match self.k {
             Some(strides) => HeadView { data: kt, strides },
-            None => HeadView { data: &turned, strides: dense },
+            None => HeadView { data: &turned, strides: self.turned },
         };
         let mask = match self.mask {
             Some(strides) => Some(HeadView { data: cx.f32s(3)?, strides }),

@@ -158,6 +158,9 @@ impl Finish {
     pub fn take_factors(&mut self, cx: &BuildCx, f: &Fusion) -> Option<()> {
         if let Some(v) = f.factor {
             self.factors = (cx.consts)(v)?.to_f32s().ok()?.into_owned();
+            if let [factor] = self.factors[..] {
+                self.factors = vec![factor; self.scales.len()];
+            }
         }
         Some(())
     }

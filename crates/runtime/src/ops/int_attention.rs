@@ -3,15 +3,16 @@
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::attention::HeadView;
 use narrowbit_kernels::panel::{
-    CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, Values, Weights, int_attention,
+    CodeMask, CodeWeights, CodedScores, Factor, IntAttention, IntHeads, Rounded, ValueHeads, Values, Weights,
+    int_attention,
 };
 use narrowbit_ops::microsoft::qlinear_softmax::{exponentials, steps_of_one};
 use narrowbit_tensor::DType;
 
-use super::attention::{axes, mask_strides, out_strides};
+use super::attention::{axes, mask_strides, out_strides, share};
 use super::finish::{Codes, rows_at, runtime_params, target};
 use crate::error::StepError;
-use crate::fuse::{self, Attention, AttentionInts, Coded, Format};
+use crate::fuse::{self, Attention, AttentionInts, Coded, Format, IntValues};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 use crate::lower::QParams;
 
@@ -21,13 +22,17 @@ struct Attend {
     keys: usize,
     depth: usize,
     value_depth: usize,
-    /// Queries, keys and values: their formats and steps.
-    operands: [(Scaled, [usize; 4]); 3],
+    /// Heads of keys and values.
+    kv_heads: usize,
+    /// Queries and keys: their formats and steps.
+    operands: [(Scaled, [usize; 4]); 2],
+    /// The steps of the values.
+    v: [usize; 4],
+    /// Set where the values are integers.
+    values: Option<Rounding>,
+    guarded: bool,
     factor: Factor,
     mask: Option<[usize; 3]>,
-    nan_as_zero: bool,
-    weights: Scaled,
-    by_row: bool,
     /// What scores go through that are rounded to codes, and the table of a softmax of codes.
     coded: Option<Coded>,
     exponentials: Option<Box<[f32; 256]>>,
@@ -35,6 +40,13 @@ struct Attend {
     /// The steps that results are in before they are rounded: those of the output where all formats are known.
     steps: f32,
     out: [usize; 3],
+}
+
+/// The formats of values and weights, and whether weights are parts of the greatest one in their row.
+struct Rounding {
+    values: Scaled,
+    weights: Scaled,
+    by_row: bool,
 }
 
 /// A format; where it is made at run time, the place of its scale among the inputs, and whether its zero point comes after.
@@ -66,7 +78,9 @@ impl Scaled {
 
 /// The kernel; `fuse` has checked the shapes.
 pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: ValueId) -> Option<Built> {
-    let ((q, sq), (kt, sk), (v, sv)) = (axes(cx, &a.q)?, axes(cx, &a.kt)?, axes(cx, &a.v)?);
+    let ((q, sq), mut kt, mut v) = (axes(cx, &a.q)?, axes(cx, &a.kt)?, axes(cx, &a.v)?);
+    let kv_heads = share(q, &mut kt, &mut v)?;
+    let ((kt, sk), (v, sv)) = (kt, v);
     let full = [q[0], q[1], q[2], kt[3]];
     let mask = match a.mask {
         Some(mask) => {
@@ -77,11 +91,12 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
     };
     let mut ins = vec![a.q.value, a.kt.value, a.v.value];
     ins.extend(a.mask);
-    let known = ints.weights.1.is_none() && ints.operands[2].1.is_none();
-    let finite = |q: QParams| (ints.weights.0.scale * ints.operands[2].0.scale / q.scale).is_finite();
     let (mut output, mut steps) = (ints.output.map(Codes::from), 1.0);
     // As the product alone does it: `scale_w · scale_v / scale_y` at once.
-    if let (Some(codes), Some(q)) = (&mut output, ints.output.filter(|q| known && finite(*q))) {
+    if let (Some(codes), Some(q), Some(IntValues { values: (v, None), weights: (w, None), .. })) =
+        (&mut output, ints.output, &ints.values)
+        && (w.scale * v.scale / q.scale).is_finite()
+    {
         (codes.inverse, steps) = (1.0, q.scale);
     }
     let [fq, fk] = [ints.operands[0].0, ints.operands[1].0];
@@ -92,19 +107,25 @@ pub(super) fn build(cx: &BuildCx, a: &Attention, ints: &AttentionInts, out: Valu
         Some(softmax) => Some(Box::<[f32; 256]>::try_from(exponentials(softmax.scale, kt[3]).into_boxed_slice()).ok()?),
         None => None,
     };
-    let [fq, fk, fv] = ints.operands.map(|format| Scaled::new(format, &mut ins));
+    let [fq, fk] = ints.operands.map(|format| Scaled::new(format, &mut ins));
+    let values = ints.values.as_ref().map(|i| Rounding {
+        values: Scaled::new(i.values, &mut ins),
+        weights: Scaled::new(i.weights, &mut ins),
+        by_row: i.by_row,
+    });
     let kernel = Attend {
         heads: [q[0], q[1]],
         queries: q[2],
         keys: kt[3],
         depth: q[3],
         value_depth: v[3],
-        operands: [(fq, sq), (fk, sk), (fv, sv)],
+        kv_heads,
+        operands: [(fq, sq), (fk, sk)],
+        v: sv,
+        values,
+        guarded: a.guarded,
         factor: ints.factor,
         mask,
-        nan_as_zero: a.nan_as_zero,
-        weights: Scaled::new(ints.weights, &mut ins),
-        by_row: ints.by_row,
         coded: ints.coded.clone(),
         exponentials,
         output,
@@ -146,9 +167,26 @@ impl Attend {
     }
 }
 
+impl Attend {
+    /// Values, and the integers that weights are rounded to.
+    fn value_heads<'a>(&self, cx: &RunCx<'a>) -> Result<ValueHeads<'a>, StepError> {
+        let Some(r) = &self.values else {
+            let [batch, head, row, _] = self.v;
+            return Ok(ValueHeads::Floats(HeadView { data: cx.f32s(2)?, strides: [batch, head, row] }));
+        };
+        let ((v_scale, zero), (w_scale, w_zero)) = (r.values.get(cx)?, r.weights.get(cx)?);
+        let v = IntHeads { data: rows_at(cx, 2, r.values.known.dtype)?, zero, strides: self.v };
+        // A softmax of codes counts in steps of its result.
+        let inverse = if self.exponentials.is_some() { 1.0 } else { 1.0 / w_scale };
+        let fixed = Weights::Fixed(r.weights.known.dtype == DType::I8, inverse, w_zero);
+        let weights = if r.by_row { Weights::ByRow } else { fixed };
+        Ok(ValueHeads::Codes { v, weights, scale: w_scale * v_scale / self.steps })
+    }
+}
+
 impl Kernel for Attend {
     fn name(&self) -> &str {
-        "attention_i8"
+        if self.values.is_some() { "attention_i8" } else { "attention_i8_f32" }
     }
 
     fn on_integers(&self) -> bool {
@@ -166,32 +204,24 @@ impl Kernel for Attend {
             Some(strides) if !of_codes => Some(HeadView { data: cx.f32s(3)?, strides }),
             _ => None,
         };
-        let [(q, q_scale), (kt, k_scale), (v, v_scale)] = [operand(0)?, operand(1)?, operand(2)?];
-        let (w_scale, w_zero) = self.weights.get(cx)?;
+        let [(q, q_scale), (kt, k_scale)] = [operand(0)?, operand(1)?];
         let coded = self.coded_scores(cx)?;
-        let (inverse, unit) = match (&self.coded, &self.exponentials) {
-            // A softmax of codes counts in steps of its result.
-            (Some(c), Some(_)) => (1.0, c.product.scale),
-            (Some(c), None) => (1.0 / w_scale, c.product.scale),
-            (None, _) => (1.0 / w_scale, 1.0),
-        };
-        let fixed = Weights::Fixed(self.weights.known.dtype == DType::I8, inverse, w_zero);
+        let unit = self.coded.as_ref().map_or(1.0, |c| c.product.scale);
         let p = IntAttention {
             heads: self.heads,
+            kv_heads: self.kv_heads,
             queries: self.queries,
             keys: self.keys,
             depth: self.depth,
             value_depth: self.value_depth,
             q,
             kt,
-            v,
+            v: self.value_heads(cx)?,
             scale: q_scale * k_scale / unit,
             factor: self.factor,
             mask,
-            nan_as_zero: self.nan_as_zero,
+            guarded: self.guarded,
             coded,
-            weights: if self.by_row { Weights::ByRow } else { fixed },
-            value_scale: w_scale * v_scale / self.steps,
         };
         Ok(int_attention(cx.exec, &p, target(self.output, cx)?, self.out)?)
     }

@@ -329,16 +329,16 @@ fn soft(
 ) -> Option<Built> {
     let (input, lines) = (source.map(|q| q.params), super::norm::lines(cx, dims)?);
     let [rows, columns, inner] = lines;
-    let nan_as_zero = super::norm::is_zero_for_nan(cx.node);
+    let guarded = super::norm::is_guarded(cx.node);
     let kernel = if inner == 1 {
         crate::kernel::simple("softmax_rows", move |cx| {
             let (exec, x) = (cx.exec, any_quant(cx, input)?);
-            Ok(softmax_rows(exec, x, [rows, columns], nan_as_zero, target(output, cx)?)?)
+            Ok(softmax_rows(exec, x, [rows, columns], guarded, target(output, cx)?)?)
         })
     } else {
         crate::kernel::simple("softmax_columns", move |cx| {
             let (exec, x) = (cx.exec, any_quant(cx, input)?);
-            Ok(softmax_columns(exec, x, lines, nan_as_zero, target(output, cx)?)?)
+            Ok(softmax_columns(exec, x, lines, guarded, target(output, cx)?)?)
         })
     };
     Some(Built { kernel, ins: vec![x], outs: vec![out] })

@@ -44,6 +44,14 @@ fn is_integer(op: &str) -> bool {
     op.starts_with("QLinear") || matches!(op, "QGemm" | "MatMulInteger" | "ConvInteger" | "DynamicQuantizeMatMul")
 }
 
+/// Whether a node multiplies the weights of an attention that were not rounded: floats, though the scores may be products of
+/// integers in the same step.
+fn multiplies_weights(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let maker = node.input(0).and_then(|v| graph.producer(v)).map(|(n, _)| graph.node(n).op.name());
+    node.op.name() == "MatMul" && matches!(maker, Some("Softmax" | "Where"))
+}
+
 impl Integers {
     /// What `steps` computed on integers; nothing for a model that is not quantized.
     pub fn new(graph: &Graph, facts: &Facts, steps: &[ProfileRow]) -> Option<Integers> {
@@ -51,7 +59,8 @@ impl Integers {
             return None;
         }
         let whole = |operands: Operands| -> BTreeSet<NodeId> {
-            steps.iter().filter(|r| r.operands == operands).flat_map(|r| r.nodes.iter().copied()).collect()
+            let steps = steps.iter().filter(|r| r.operands == operands);
+            steps.flat_map(|r| r.nodes.iter().copied().filter(|&n| !multiplies_weights(graph, n))).collect()
         };
         let (integers, fp8) = (whole(Operands::Int8), whole(Operands::Fp8));
         let mut out = Integers { macs: 0, integer_macs: 0, fp8_macs: 0, float_nodes: Vec::new() };

@@ -204,7 +204,7 @@ impl Soften<'_> {
                         Some(w) => exponentials_of_codes(s, row, w.table, s.splat(s.hmax(peak))),
                         None => {
                             let peak = s.splat(s.hmax(peak));
-                            let factor = s.splat(1.0 / exponentials_or_zeros(s, row, peak, self.nan_as_zero));
+                            let factor = s.splat(1.0 / exponentials_or_zeros(s, row, peak, self.guarded));
                             self.terms[first + i] = self.write(s, first + i, row, |e| s.mul(e, factor));
                         }
                     }

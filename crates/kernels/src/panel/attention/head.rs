@@ -2,13 +2,14 @@
 
 use super::coded::{self, Coded};
 use super::weights::{Scores, Soften};
-use super::{LINE, Plan, Shared, Weights, weights};
+use super::{LINE, Plan, Shared, ValueHeads, Weights, weights};
 use crate::buffer::with_scratch;
 use crate::panel::drive::{Lines, Sweep, ahead, part};
 use crate::panel::epilogue::{Epilogue, RowParams};
 use crate::panel::lines::{ByteSum, SLACK, copy_flipped, spread};
 use crate::panel::matmul::integers;
 use crate::panel::pack::PanelsView;
+use crate::panel::packing::{Form, Packing};
 use crate::panel::table::Body;
 use crate::panel::target::Out;
 use crate::panel::tile::Tile;
@@ -31,8 +32,8 @@ struct Block<'a> {
     scores: &'a mut [f32],
     /// One row of scores, or those of [`coded::ROWS`] and of a mask.
     row: &'a mut [f32],
-    /// Rows of weights as u8.
-    codes: *mut u8,
+    /// Rows of weights: as u8, or as floats where the values are.
+    weights: *mut u8,
     /// By row: what its zero points add to its scores, then to its results.
     terms: &'a mut [i32],
     row_scales: &'a mut [f32],
@@ -44,19 +45,20 @@ impl Head<'_> {
         let (plan, mr) = (self.plan, self.plan.kernel.mr);
         let bytes = |rows: usize, pitch: usize| (rows * pitch + SLACK).div_ceil(4).next_multiple_of(LINE);
         let queries = bytes(mr, self.query_pitch());
-        let codes = bytes(mr, self.code_pitch());
+        let weights = bytes(mr, self.weight_pitch());
         let scores = (mr * plan.keys.count() * plan.keys.nr).next_multiple_of(LINE);
         let row_len = plan.p.keys.next_multiple_of(weights::GROUP);
         let row = row_len * if plan.p.coded.is_some() { coded::ROWS + 1 } else { 1 };
-        with_scratch(queries + codes + scores + row + 2 * mr, |scratch| {
+        with_scratch(queries + weights + scores + row + 2 * mr, |scratch| {
             let (queries, rest) = scratch.split_at_mut(queries);
-            let (codes, rest) = rest.split_at_mut(codes);
+            let (weights, rest) = rest.split_at_mut(weights);
             let (scores, rest) = rest.split_at_mut(scores);
             let (row, rest) = rest.split_at_mut(row);
             let (terms, row_scales) = rest.split_at_mut(mr);
-            let (queries, codes, terms) = (queries.as_mut_ptr().cast(), codes.as_mut_ptr().cast(), integers(terms));
+            let (queries, terms) = (queries.as_mut_ptr().cast(), integers(terms));
+            let weights = weights.as_mut_ptr().cast();
             row_scales.fill(1.0);
-            let mut block = Block { queries, scores, row, codes, terms, row_scales };
+            let mut block = Block { queries, scores, row, weights, terms, row_scales };
             let blocks = (to - from).div_ceil(mr);
             for i in 0..blocks {
                 let rows = part(to - from, blocks, i);
@@ -64,7 +66,10 @@ impl Head<'_> {
                 unsafe {
                     self.multiply_keys(from + rows.start, rows.len(), &mut block);
                     self.soften(from + rows.start, rows.len(), &mut block);
-                    self.multiply_values(from + rows.start, rows.len(), &block);
+                    match &plan.floats {
+                        Some(packing) => self.multiply_floats(from + rows.start, rows.len(), &block, packing),
+                        None => self.multiply_values(from + rows.start, rows.len(), &block),
+                    }
                 }
             }
         });
@@ -75,8 +80,11 @@ impl Head<'_> {
         spread(self.plan.p.depth, self.plan.kernel.depth)
     }
 
-    fn code_pitch(&self) -> usize {
-        spread(self.plan.p.keys, self.plan.kernel.depth)
+    fn weight_pitch(&self) -> usize {
+        match self.plan.floats {
+            Some(_) => spread(4 * self.plan.p.keys.next_multiple_of(LINE), LINE),
+            None => spread(self.plan.p.keys, self.plan.kernel.depth),
+        }
     }
 
     fn keys(&self) -> (PanelsView<'_>, &[i32]) {
@@ -99,7 +107,7 @@ impl Head<'_> {
         let (plan, p, isa, pitch) = (self.plan, self.plan.p, self.plan.exec.isa(), self.query_pitch());
         let (flip, (_, zero)) = (p.q.data.flip(), plan.column(&p.kt));
         let step = p.q.strides[2];
-        let start = plan.start(0, p.q.strides, self.index).wrapping_add(first * step);
+        let start = plan.query(self.index).wrapping_add(first * step);
         let in_place = flip == 0 && p.depth.is_multiple_of(plan.kernel.depth);
         let (a, stride) = if in_place { (start, step) } else { (block.queries.cast_const(), pitch) };
         if !in_place {
@@ -160,20 +168,24 @@ impl Head<'_> {
             let [b, h, r] = m.strides;
             (m.data.as_ptr().wrapping_add(batch * b + head * h + first * r), r)
         });
-        let zero_of_values = plan.column(&p.v).1;
+        let zero_of_values = if let ValueHeads::Codes { v, .. } = &p.v { plan.column(v).1 } else { 0 };
+        let out = match p.v.weights() {
+            Some(weights) => Out::codes(block.weights, weights.inverse_scale(), plan.weight_zero()),
+            None => Out::floats(block.weights.cast()),
+        };
         plan.exec.isa().dispatch(Soften {
             scores: Scores { data: block.scores.as_ptr().cast(), columns: plan.keys, rows, dense },
             offsets,
             scale: p.scale,
             factor: p.factor,
             mask,
-            nan_as_zero: p.nan_as_zero,
             row: &mut *block.row,
-            out: Out::codes(block.codes, p.weights.inverse_scale(), plan.weight_zero()),
-            pitch: self.code_pitch(),
+            out,
+            pitch: self.weight_pitch() / out.size(),
+            guarded: p.guarded,
             terms: &mut block.terms[..rows],
             coded: p.coded.as_ref().map(|scores| Coded::new(scores, batch, head, first)),
-            scales: (p.weights == Weights::ByRow).then_some(&mut block.row_scales[..rows]),
+            scales: (p.v.weights() == Some(Weights::ByRow)).then_some(&mut block.row_scales[..rows]),
         });
         // The sums of the weights become what the values' zero point takes off the results.
         block.terms[..rows].iter_mut().for_each(|t| *t = t.wrapping_mul(zero_of_values));
@@ -184,20 +196,38 @@ impl Head<'_> {
     /// # Safety
     /// The block has the weights of the rows.
     unsafe fn multiply_values(&self, first: usize, rows: usize, block: &Block<'_>) {
-        let (plan, p) = (self.plan, self.plan.p);
+        let plan = self.plan;
         let (panels, offsets) = self.values();
         let params =
             RowParams { scales: &block.row_scales[..rows], zeros: &block.terms[..rows], column_sums: self.shared.ones };
         let epilogue = Epilogue { offsets, scales: self.shared.scales, rows: Some(params), ..Epilogue::default() };
-        let [b, h, ld] = self.out_strides;
-        let at = self.index / p.heads[1] * b + self.index % p.heads[1] * h + first * ld;
         // The rows of the block are those from 0 on, to whoever finishes them.
-        let out = self.out.skip(at);
+        let (out, ld) = (self.out.skip(self.result(first)), self.out_strides[2]);
         let (isa, epilogue) = (plan.exec.isa(), &epilogue);
         let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: true, signed: false, out, ld };
-        let lines = Lines { a: block.codes, stride: self.code_pitch(), count: rows, tail: std::ptr::null() };
+        let lines = Lines { a: block.weights, stride: self.weight_pitch(), count: rows, tail: std::ptr::null() };
         // SAFETY: rows of weights are whole steps; `check` covered the results, whose rows are apart.
         sweep.walk(|walk| (0..plan.values.count()).for_each(|panel| unsafe { walk.rows(lines, (0, panel), 0) }));
+    }
+
+    /// Multiplies weights by values, both of them floats.
+    ///
+    /// # Safety
+    /// The block has the weights of the rows.
+    unsafe fn multiply_floats(&self, first: usize, rows: usize, block: &Block<'_>, packing: &Packing) {
+        let (plan, [a, b, c, _]) = (self.plan, self.plan.lens());
+        let (weights, pitch) = (block.weights, self.weight_pitch());
+        let start = |i: usize| weights.wrapping_add(i * pitch).cast_const();
+        let out = (self.out, self.result(first), self.out_strides[2]);
+        let (panels, plain) = (&self.packed[a + b..][..c], Epilogue::default());
+        // SAFETY: rows of weights have a float for each key; `check` covered the results, whose rows are apart.
+        unsafe { packing.multiply(plan.exec.isa(), (&start, Form::F32, rows), panels, &plain, out) };
+    }
+
+    /// Where the results of query row `first` start.
+    fn result(&self, first: usize) -> usize {
+        let ([b, h, row], heads) = (self.out_strides, self.plan.p.heads[1]);
+        self.index / heads * b + self.index % heads * h + first * row
     }
 }
 

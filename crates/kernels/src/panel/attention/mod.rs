@@ -12,6 +12,7 @@ use super::Rows;
 use super::drive::{SERIAL, Source, part};
 use super::matmul::integers;
 use super::pack::{Columns, PanelsView};
+use super::packing::Packing;
 use super::table::{INT_KERNELS, PanelKernel};
 use super::target::Target;
 use crate::attention::{HeadView, require_apart};
@@ -71,11 +72,37 @@ impl Weights {
     }
 }
 
-/// `softmax(factor((q − q_zero) · (kᵀ − k_zero) · scale) + mask)`, rounded to integers, `· (v − v_zero) · value_scale`.
+/// What the weights of an attention multiply.
+#[derive(Clone, Copy, Debug)]
+pub enum ValueHeads<'a> {
+    /// Integers, `[…, keys, value depth]` with contiguous columns: the weights are rounded to integers, too.
+    Codes {
+        /// The values.
+        v: IntHeads<'a>,
+        /// The integers that the weights are rounded to.
+        weights: Weights,
+        /// The product of the scales of weights and values. By row that of the weights is 1/255: the greatest weight of each
+        /// row, by which its results are multiplied, is found here.
+        scale: f32,
+    },
+    /// Floats, `[…, keys, value depth]`: the weights stay floats, and so does the product.
+    Floats(HeadView<'a>),
+}
+
+impl ValueHeads<'_> {
+    /// What weights are rounded to.
+    fn weights(&self) -> Option<Weights> {
+        if let ValueHeads::Codes { weights, .. } = self { Some(*weights) } else { None }
+    }
+}
+
+/// `softmax(factor((q − q_zero) · (kᵀ − k_zero) · scale) + mask) · v`, the weights rounded to integers where the values are.
 #[derive(Clone, Copy, Debug)]
 pub struct IntAttention<'a> {
-    /// Batch entries and heads.
+    /// Batch entries and query heads.
     pub heads: [usize; 2],
+    /// Heads of keys and values; a divisor of the query heads (equal without grouping).
+    pub kv_heads: usize,
     /// Query rows.
     pub queries: usize,
     /// Columns of the scores.
@@ -88,24 +115,19 @@ pub struct IntAttention<'a> {
     pub q: IntHeads<'a>,
     /// Keys, `[…, depth, keys]`; rows or columns are contiguous.
     pub kt: IntHeads<'a>,
-    /// Values, `[…, keys, value depth]`; columns are contiguous.
-    pub v: IntHeads<'a>,
+    /// Values.
+    pub v: ValueHeads<'a>,
     /// The product of the scales of queries and keys.
     pub scale: f32,
     /// Applied to the scaled product.
     pub factor: Factor,
     /// Added to the scores: `[batch, heads, queries, keys]`, a stride of 0 repeats.
     pub mask: Option<HeadView<'a>>,
-    /// Whether weights of a row that is not a number, as where the mask of all keys is −∞, are 0.
-    pub nan_as_zero: bool,
-    /// The integers that the weights are rounded to.
-    pub weights: Weights,
+    /// Whether a row whose weights are no numbers, as where a mask hides all keys by −∞, becomes a row of zeros.
+    pub guarded: bool,
     /// What happens to scores that are rounded to codes before the softmax, in the place of `factor`; the product's scale is
     /// then in steps of the first codes.
     pub coded: Option<CodedScores<'a>>,
-    /// The product of the scales of weights and values. By row that of the weights is 1/255: the greatest weight of each row,
-    /// by which its results are multiplied, is found here.
-    pub value_scale: f32,
 }
 
 impl IntAttention<'_> {
@@ -116,16 +138,22 @@ impl IntAttention<'_> {
         require(NAME, ![batch, heads, queries, keys, depth, columns].contains(&0), "a dimension is 0")?;
         product(NAME, &[batch, heads, queries, keys])?;
         product(NAME, &[batch, heads, keys, depth.max(columns)])?;
-        for (name, heads_of, rows, columns, fits) in [
-            ("q", &self.q, queries, depth, self.q.strides[3] == 1),
-            ("keys", &self.kt, depth, keys, self.kt.strides[2..].contains(&1)),
-            ("v", &self.v, keys, columns, self.v.strides[3] == 1),
-        ] {
-            let [b, h, r, c] = heads_of.strides;
-            require(NAME, heads_of.data.ints(), "the operands are not integers")?;
+        let divides = self.kv_heads > 0 && heads.is_multiple_of(self.kv_heads);
+        require(NAME, divides, "the key heads must divide the query heads")?;
+        let ints = |name, of: &IntHeads<'_>, [heads, rows, columns]: [usize; 3], fits: bool| {
+            let [b, h, r, c] = of.strides;
+            require(NAME, of.data.ints(), "the operands are not integers")?;
             require(NAME, fits, "an operand is contiguous along neither axis that it may be")?;
-            let need = span(NAME, &[(batch, b), (heads, h), (rows, r), (columns, c)])?;
-            at_least(NAME, name, heads_of.data.len(), need)?;
+            at_least(NAME, name, of.data.len(), span(NAME, &[(batch, b), (heads, h), (rows, r), (columns, c)])?)
+        };
+        ints("q", &self.q, [heads, queries, depth], self.q.strides[3] == 1)?;
+        ints("keys", &self.kt, [self.kv_heads, depth, keys], self.kt.strides[2..].contains(&1))?;
+        match &self.v {
+            ValueHeads::Codes { v, .. } => ints("v", v, [self.kv_heads, keys, columns], v.strides[3] == 1)?,
+            ValueHeads::Floats(HeadView { data, strides: [b, h, r] }) => {
+                let need = span(NAME, &[(batch, *b), (self.kv_heads, *h), (keys, *r), (columns, 1)])?;
+                at_least(NAME, "v", data.len(), need)?;
+            }
         }
         if let Some(mask) = &self.mask {
             let [b, h, r] = mask.strides;
@@ -135,7 +163,8 @@ impl IntAttention<'_> {
         if let Some(coded) = &self.coded {
             coded.check([batch, heads, queries, keys], self.mask.is_some())?;
             require(NAME, self.factor == Factor::None, "codes of scores have no factor")?;
-            require(NAME, self.weights != Weights::ByRow, "codes of scores have no weights by row")?;
+            let fixed = matches!(self.v.weights(), Some(Weights::Fixed(..)));
+            require(NAME, fixed && !self.guarded, "codes of scores have weights of one format, and all are numbers")?;
         }
         at_least(NAME, "y", y, span(NAME, &[(batch, out[0]), (heads, out[1]), (queries, out[2]), (columns, 1)])?)?;
         require_apart(NAME, [batch, heads, queries, columns], out)
@@ -150,14 +179,14 @@ pub fn int_attention(exec: &Exec, p: &IntAttention<'_>, mut y: Target<'_>, out_s
     p.check(y.len(), out_strides)?;
     y.require_results(NAME)?;
     let plan = Plan::new(exec, p);
-    let heads = p.heads[0] * p.heads[1];
+    let (heads, packed_heads) = (p.heads[0] * p.heads[1], p.heads[0] * p.kv_heads);
     let work = (heads * p.queries * p.keys).saturating_mul(p.depth + p.value_depth) / 4;
     let (out, shared_len) = (y.shared(), plan.shared_len());
-    with_scratch(heads * plan.packed_len() + shared_len, |scratch| {
+    with_scratch(packed_heads * plan.packed_len() + shared_len, |scratch| {
         let (shared, packed) = scratch.split_at_mut(shared_len);
         let shared = plan.share(shared);
         let packed = SharedMut::new(packed);
-        exec.pool().run_if(work >= SERIAL, 2 * heads, &|task| {
+        exec.pool().run_if(work >= SERIAL, 2 * packed_heads, &|task| {
             let (head, values) = (task / 2, task % 2 == 1);
             let [a, b, c, d] = plan.lens();
             let (skip, panels, offsets) = if values { (a + b, c, d) } else { (0, a, b) };
@@ -171,7 +200,7 @@ pub fn int_attention(exec: &Exec, p: &IntAttention<'_>, mut y: Target<'_>, out_s
         exec.pool().run_if(work >= SERIAL, heads * parts, &|task| {
             let (head, rows) = (task / parts, part(p.queries, parts, task % parts));
             // SAFETY: packed above; tasks only read.
-            let packed = unsafe { &*packed.slice(head * plan.packed_len(), plan.packed_len()) };
+            let packed = unsafe { &*packed.slice(plan.key_head(head) * plan.packed_len(), plan.packed_len()) };
             let head = Head { plan: &plan, shared: &shared, packed, index: head, out, out_strides };
             head.rows(rows.start, rows.end);
         });
@@ -190,13 +219,15 @@ struct Plan<'a> {
     key_steps: usize,
     value_steps: usize,
     sources: [Source; 3],
+    /// Set where the values are floats: how they are packed.
+    floats: Option<Packing>,
 }
 
 /// What all heads read.
 struct Shared<'a> {
     /// Zeros, one for each key.
     none: &'a [i32],
-    /// By column of the values.
+    /// By column of values of integers.
     scales: &'a [f32],
     ones: &'a [i32],
 }
@@ -207,9 +238,15 @@ impl<'a> Plan<'a> {
         let columns = |n| Columns { n, nr: kernel.nr, lanes: kernel.lanes };
         let steps = |depth: usize| depth.div_ceil(4).next_multiple_of(kernel.depth / 4);
         let (key_steps, value_steps) = (steps(p.depth), steps(p.keys));
-        let sources = [&p.q, &p.kt, &p.v].map(|heads| Source(heads.data.ptr()));
+        let (v, floats) = match &p.v {
+            ValueHeads::Codes { v, .. } => (v.data.ptr(), None),
+            ValueHeads::Floats(v) => {
+                (v.data.as_ptr().cast(), Some(Packing::new(exec.isa(), p.keys, p.value_depth, exec.bf16())))
+            }
+        };
+        let sources = [Source(p.q.data.ptr()), Source(p.kt.data.ptr()), Source(v)];
         let (keys, values) = (columns(p.keys), columns(p.value_depth));
-        Plan { exec, p, kernel, keys, values, key_steps, value_steps, sources }
+        Plan { exec, p, kernel, keys, values, key_steps, value_steps, sources, floats }
     }
 
     fn shared_len(&self) -> usize {
@@ -221,7 +258,9 @@ impl<'a> Plan<'a> {
         let (scales, ones) = rest.split_at_mut(self.p.value_depth);
         let (none, ones) = (integers(none), integers(ones));
         none.fill(0);
-        scales.fill(self.p.value_scale);
+        if let ValueHeads::Codes { scale, .. } = self.p.v {
+            scales.fill(scale);
+        }
         ones.fill(1);
         Shared { none, scales, ones }
     }
@@ -229,8 +268,11 @@ impl<'a> Plan<'a> {
     /// Words of the panels and offsets of keys, then of values.
     fn lens(&self) -> [usize; 4] {
         let keys = self.key_steps * self.keys.padded();
-        let values = self.value_steps * self.values.padded();
-        [keys, self.keys.padded(), values, self.values.padded()].map(|len| len.next_multiple_of(LINE))
+        let (values, offsets) = match &self.floats {
+            Some(packing) => (packing.words(), 0),
+            None => (self.value_steps * self.values.padded(), self.values.padded()),
+        };
+        [keys, self.keys.padded(), values, offsets].map(|len| len.next_multiple_of(LINE))
     }
 
     /// Words of both packed operands of a head, with their offsets.
@@ -238,10 +280,23 @@ impl<'a> Plan<'a> {
         self.lens().iter().sum()
     }
 
-    /// Where a head of an operand starts.
-    fn start(&self, operand: usize, strides: [usize; 4], head: usize) -> *const u8 {
+    /// The head of keys and values that a query head reads, counted over all batch entries.
+    fn key_head(&self, head: usize) -> usize {
+        let [_, heads] = self.p.heads;
+        head / heads * self.p.kv_heads + head % heads / (heads / self.p.kv_heads)
+    }
+
+    /// Where a query head starts.
+    fn query(&self, head: usize) -> *const u8 {
         let heads = self.p.heads[1];
-        self.sources[operand].ptr().wrapping_add(head / heads * strides[0] + head % heads * strides[1])
+        let [batch, step, ..] = self.p.q.strides;
+        self.sources[0].ptr().wrapping_add(head / heads * batch + head % heads * step)
+    }
+
+    /// Elements from the first head of keys or values, with these steps over batch entries and heads, to another one.
+    fn skip(&self, [batch, step]: [usize; 2], head: usize) -> usize {
+        let heads = self.p.kv_heads;
+        head / heads * batch + head % heads * step
     }
 
     /// The zero point of an operand whose rows are read as u8.
@@ -251,7 +306,7 @@ impl<'a> Plan<'a> {
 
     /// The weights' zero point as u8.
     fn weight_zero(&self) -> i32 {
-        self.p.weights.zero() + if self.p.weights.signed() { 128 } else { 0 }
+        self.p.v.weights().map_or(0, |w| w.zero() + if w.signed() { 128 } else { 0 })
     }
 
     /// What columns are combined with, and their zero point as i8.

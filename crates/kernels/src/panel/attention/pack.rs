@@ -1,7 +1,8 @@
 //! Keys and values in panels.
 
-use super::Plan;
+use super::{Plan, ValueHeads};
 use crate::panel::matmul::{Interleave, column_sums, integers};
+use crate::panel::packing::{Dense, Form};
 use crate::simd::{Kernel, Simd};
 
 impl Plan<'_> {
@@ -12,8 +13,8 @@ impl Plan<'_> {
         for panel in 0..self.keys.count() {
             let (width, valid, first) = (self.keys.width(panel), self.keys.valid(panel), panel * self.keys.nr);
             let words = &mut panels[first * self.key_steps..][..width * self.key_steps];
-            let [.., row, column] = p.kt.strides;
-            let source = self.start(1, p.kt.strides, head).wrapping_add(first * column);
+            let [batch, step, row, column] = p.kt.strides;
+            let source = self.sources[1].ptr().wrapping_add(self.skip([batch, step], head) + first * column);
             if column == 1 {
                 isa.dispatch(Interleave { source, ld: row, k: p.depth, valid, width, flip, words });
             } else {
@@ -25,13 +26,28 @@ impl Plan<'_> {
 
     pub fn pack_values(&self, head: usize, panels: &mut [f32], offsets: &mut [f32]) {
         let (p, isa) = (self.p, self.exec.isa());
-        let ((flip, zero), offsets) = (self.column(&p.v), integers(offsets));
+        let v = match &p.v {
+            ValueHeads::Codes { v, .. } => v,
+            ValueHeads::Floats(v) => return self.pack_floats(head, v.strides, panels),
+        };
+        let ((flip, zero), offsets) = (self.column(v), integers(offsets));
+        let [batch, step, row, _] = v.strides;
         for panel in 0..self.values.count() {
             let (width, valid, first) = (self.values.width(panel), self.values.valid(panel), panel * self.values.nr);
             let words = &mut panels[first * self.value_steps..][..width * self.value_steps];
-            let source = self.start(2, p.v.strides, head).wrapping_add(first);
-            isa.dispatch(Interleave { source, ld: p.v.strides[2], k: p.keys, valid, width, flip, words });
+            let source = self.sources[2].ptr().wrapping_add(self.skip([batch, step], head) + first);
+            isa.dispatch(Interleave { source, ld: row, k: p.keys, valid, width, flip, words });
             self.offsets(words, width, (p.keys, self.weight_zero(), zero), &mut offsets[first..first + valid]);
+        }
+    }
+
+    fn pack_floats(&self, head: usize, [batch, step, stride]: [usize; 3], panels: &mut [f32]) {
+        let Some(packing) = &self.floats else { return };
+        let start = self.sources[2].ptr().cast::<f32>().wrapping_add(self.skip([batch, step], head)).cast();
+        let from = Dense { form: Form::F32, start, stride, by_column: false };
+        for panel in 0..packing.columns.count() {
+            // SAFETY: `check` covered the values.
+            unsafe { packing.pack(self.exec.isa(), from, panel, &mut panels[packing.panel(panel)]) };
         }
     }
 

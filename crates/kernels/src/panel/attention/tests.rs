@@ -176,23 +176,26 @@ fn run(case: &Case, exec: &Exec, data: &Data, is_moved: bool) -> Vec<f32> {
     let mask = HeadView { data: mask.get(), strides: [case.heads[1] * s * t, s * t, t] };
     let p = IntAttention {
         heads: case.heads,
+        kv_heads: case.heads[1],
         queries: s,
         keys: t,
         depth: d,
         value_depth: e,
         q: IntHeads { data: rows(q.get(), &mq, fq.0), zero: fq.1, strides: strides(to_q) },
         kt: IntHeads { data: rows(k.get(), &mk, fk.0), zero: fk.1, strides: strides(to_k) },
-        v: IntHeads { data: rows(v.get(), &mv, fv.0), zero: fv.1, strides: strides(to_v) },
+        v: ValueHeads::Codes {
+            v: IntHeads { data: rows(v.get(), &mv, fv.0), zero: fv.1, strides: strides(to_v) },
+            weights: match case.coded.and_then(|c| c.weights) {
+                Some(_) => Weights::Fixed(fw.0, 1.0, fw.1),
+                None if case.by_row => Weights::ByRow,
+                None => Weights::Fixed(fw.0, INVERSE, fw.1),
+            },
+            scale: VALUE_SCALE,
+        },
         scale: SCALE,
         factor: case.factor,
-        nan_as_zero: false,
         mask: case.masked.then_some(mask),
-        weights: match case.coded.and_then(|c| c.weights) {
-            Some(_) => Weights::Fixed(fw.0, 1.0, fw.1),
-            None if case.by_row => Weights::ByRow,
-            None => Weights::Fixed(fw.0, INVERSE, fw.1),
-        },
-        value_scale: VALUE_SCALE,
+        guarded: false,
         coded: case.coded,
     };
     let mut y = Guarded::new(&vec![0f32; heads * s * e]);
@@ -357,21 +360,25 @@ fn rounds_its_results() {
         zero,
         strides: [2 * rows * columns, rows * columns, columns, 1],
     };
+    let values = |x| ValueHeads::Codes {
+        v: heads(x, 40, 16, 131),
+        weights: Weights::Fixed(false, INVERSE, 0),
+        scale: VALUE_SCALE,
+    };
     let p = IntAttention {
         heads: case.heads,
+        kv_heads: 2,
         queries: 20,
         keys: 40,
         depth: 8,
         value_depth: 16,
         q: heads(&data.q, 20, 8, 120),
         kt: heads(&data.kt, 8, 40, 128),
-        v: heads(&data.v, 40, 16, 131),
+        v: values(&data.v),
         scale: SCALE,
         factor: Factor::None,
-        nan_as_zero: false,
         mask: None,
-        weights: Weights::Fixed(false, INVERSE, 0),
-        value_scale: VALUE_SCALE,
+        guarded: false,
         coded: None,
     };
     let want: Vec<i8> = case
@@ -386,14 +393,146 @@ fn rounds_its_results() {
     let mut y = vec![0f32; want.len()];
     assert!(int_attention(exec, &p, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 15]).is_err(), "rows overlap");
     assert!(int_attention(exec, &p, Target::F32(&mut y[1..]), [2 * 20 * 16, 20 * 16, 16]).is_err());
-    let short = IntAttention { v: heads(&data.v[1..], 40, 16, 131), ..p };
+    let short = IntAttention { v: values(&data.v[1..]), ..p };
     assert!(int_attention(exec, &short, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err());
     let apart = IntAttention { q: IntHeads { strides: [160, 80, 4, 2], ..p.q }, ..p };
     assert!(int_attention(exec, &apart, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err(), "q by columns");
     let mask = [f32::NEG_INFINITY; 40];
     let mask = Some(HeadView { data: &mask, strides: [0; 3] });
-    int_attention(exec, &IntAttention { mask, nan_as_zero: true, ..p }, Target::F32(&mut y), [640, 320, 16]).unwrap();
+    int_attention(exec, &IntAttention { mask, guarded: true, ..p }, Target::F32(&mut y), [640, 320, 16]).unwrap();
     assert!(y.iter().all(|&v| v == 0.0), "queries that see no key");
     let none = IntAttention { keys: 0, ..p };
     assert!(int_attention(exec, &none, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err());
+    let odd = IntAttention { heads: [1, 3], kv_heads: 2, ..p };
+    assert!(int_attention(exec, &odd, Target::F32(&mut y), [2 * 20 * 16, 20 * 16, 16]).is_err(), "heads share no keys");
+}
+
+#[test]
+fn gives_groups_of_heads_the_same_keys() {
+    let mut random = Random::new(64);
+    let shared = Case { heads: [2, 2], masked: true, ..PLAIN };
+    let data = shared.data(&mut random);
+    let (t, d, e, s) = (shared.keys, shared.depth, shared.value_depth, shared.queries);
+    // Queries of three heads for each one of keys.
+    let group = 3;
+    let q: Vec<u8> = (0..group * data.q.len()).map(|_| random.next() as u8).collect();
+    let repeat = |x: &[u8], len: usize| -> Vec<u8> {
+        x.chunks(len).flat_map(|head| std::iter::repeat_n(head, group).flatten().copied()).collect()
+    };
+    let mask: Vec<f32> = data.mask.iter().cycle().take(group * data.mask.len()).copied().collect();
+    let whole = Case { heads: [2, 2 * group], ..shared };
+    let all = Data { q, kt: repeat(&data.kt, d * t), v: repeat(&data.v, t * e), mask };
+    for exec in execs() {
+        let want = run(&whole, &exec, &all, false);
+        let heads = |data, rows: usize, columns: usize, heads: usize, zero| IntHeads {
+            data: Rows::U8(data),
+            zero,
+            strides: [heads * rows * columns, rows * columns, columns, 1],
+        };
+        let p = IntAttention {
+            heads: whole.heads,
+            kv_heads: 2,
+            queries: s,
+            keys: t,
+            depth: d,
+            value_depth: e,
+            q: heads(&all.q, s, d, 2 * group, 120),
+            kt: heads(&data.kt, d, t, 2, 128),
+            v: ValueHeads::Codes {
+                v: heads(&data.v, t, e, 2, 131),
+                weights: Weights::Fixed(false, INVERSE, 0),
+                scale: VALUE_SCALE,
+            },
+            scale: SCALE,
+            factor: Factor::None,
+            mask: Some(HeadView { data: &all.mask, strides: [2 * group * s * t, s * t, t] }),
+            guarded: false,
+            coded: None,
+        };
+        let mut y = vec![0f32; want.len()];
+        int_attention(&exec, &p, Target::F32(&mut y), [2 * group * s * e, s * e, e]).unwrap();
+        assert_eq!(y, want, "{exec:?}");
+    }
+}
+
+/// Scores of integers, their softmax and the product with values of floats, in f64.
+fn mixed(case: &Case, data: &Data, values: &[f32]) -> Vec<f64> {
+    let (s, t, d, e) = (case.queries, case.keys, case.depth, case.value_depth);
+    let zero = [case.formats[0].1, case.formats[1].1];
+    let mut y = Vec::new();
+    for row in 0..case.heads[0] * case.heads[1] * s {
+        let h = row / s;
+        let score = |j: usize| {
+            let one = |i: usize| {
+                (i32::from(data.q[row * d + i]) - zero[0]) * (i32::from(data.kt[(h * d + i) * t + j]) - zero[1])
+            };
+            f64::from((0..d).map(one).sum::<i32>()) * f64::from(SCALE) + f64::from(data.mask[row * t + j])
+        };
+        let weights: Vec<f64> = (0..t).map(|j| score(j).exp()).collect();
+        // All keys are hidden from some rows: their weights are 0 here, and their sum is made 1.
+        let total = weights.iter().sum::<f64>();
+        let total = if total == 0.0 { 1.0 } else { total };
+        y.extend(
+            (0..e).map(|c| (0..t).map(|j| weights[j] / total * f64::from(values[(h * t + j) * e + c])).sum::<f64>()),
+        );
+    }
+    y
+}
+
+#[test]
+fn multiplies_values_of_floats() {
+    let mut random = Random::new(65);
+    for case in [
+        PLAIN,
+        Case { heads: [2, 2], queries: 31, keys: 50, depth: 17, value_depth: 33, ..PLAIN },
+        Case { heads: [1, 1], queries: 3, keys: 600, depth: 64, value_depth: 64, ..PLAIN },
+    ] {
+        let mut data = case.data(&mut random);
+        let (s, t, d, e) = (case.queries, case.keys, case.depth, case.value_depth);
+        data.mask[t..2 * t].fill(f32::NEG_INFINITY);
+        let heads = case.heads[0] * case.heads[1];
+        let values = random.vec(heads * t * e);
+        let want = mixed(&case, &data, &values);
+        let mut first: Option<Vec<u32>> = None;
+        for exec in execs() {
+            let ints = |data, rows: usize, columns: usize, zero| IntHeads {
+                data: Rows::U8(data),
+                zero,
+                strides: [case.heads[1] * rows * columns, rows * columns, columns, 1],
+            };
+            let floats = |data, rows: usize, columns: usize| HeadView {
+                data,
+                strides: [case.heads[1] * rows * columns, rows * columns, columns],
+            };
+            let mut guarded_v = Guarded::new(&values);
+            let p = IntAttention {
+                heads: case.heads,
+                kv_heads: case.heads[1],
+                queries: s,
+                keys: t,
+                depth: d,
+                value_depth: e,
+                q: ints(&data.q, s, d, case.formats[0].1),
+                kt: ints(&data.kt, d, t, case.formats[1].1),
+                v: ValueHeads::Floats(floats(guarded_v.get(), t, e)),
+                scale: SCALE,
+                factor: Factor::None,
+                mask: Some(floats(&data.mask, s, t)),
+                guarded: true,
+                coded: None,
+            };
+            let mut y = Guarded::new(&vec![9f32; heads * s * e]);
+            let strides = [case.heads[1] * s * e, s * e, e];
+            int_attention(&exec, &p, Target::F32(y.get()), strides).unwrap();
+            crate::testing::assert_close(y.get(), &want.iter().map(|&x| x as f32).collect::<Vec<_>>(), 1e-5, "mixed");
+            assert!(y.get()[e..2 * e].iter().all(|&x| x == 0.0), "the second row sees no key");
+            let bits: Vec<u32> = y.get().iter().map(|x| x.to_bits()).collect();
+            assert_eq!(&bits, first.get_or_insert_with(|| bits.clone()), "{case:?} {exec:?}");
+            // The same results, rounded.
+            let mut codes = vec![0i8; heads * s * e];
+            int_attention(&exec, &p, Target::I8(&mut codes, 50.0, 3), strides).unwrap();
+            let rounded = y.get().iter().map(|v| ((v * 50.0).round_ties_even().clamp(-131.0, 124.0) as i32 + 3) as i8);
+            assert_eq!(codes, rounded.collect::<Vec<_>>(), "{exec:?}");
+        }
+    }
 }

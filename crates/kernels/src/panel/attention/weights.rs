@@ -1,4 +1,4 @@
-//! From sums of products to the weights of an attention, as integers.
+//! From sums of products to the weights of an attention, as integers or floats.
 
 use super::Factor;
 use super::coded::Coded;
@@ -38,7 +38,7 @@ impl Scores {
     }
 }
 
-/// A softmax of rows of scores whose results are rounded to u8.
+/// A softmax of rows of scores whose results are rounded to u8, or stay floats.
 pub(super) struct Soften<'a> {
     pub scores: Scores,
     /// By column: what is added to its sums; as many as there are columns in memory.
@@ -47,13 +47,13 @@ pub(super) struct Soften<'a> {
     pub factor: Factor,
     /// The first row's mask, and the elements from one to the next.
     pub mask: Option<(*const f32, usize)>,
-    /// Whether a row that is not a number has weights of 0.
-    pub nan_as_zero: bool,
     /// Scratch for a row, in whole groups.
     pub row: &'a mut [f32],
     pub out: Out,
-    /// Elements between rows of the results; what follows the columns is set to 0.
+    /// Elements between rows of the results; what follows the columns is set to 0 where they are integers.
     pub pitch: usize,
+    /// Whether rows without a number as their weights are rows of zeros.
+    pub guarded: bool,
     /// By row: what is added to its sums; becomes the sum of its integers.
     pub terms: &'a mut [i32],
     /// By row: takes its greatest weight; the weights are then rounded as parts of it.
@@ -77,7 +77,7 @@ impl Kernel for Soften<'_> {
                     Some((mask, step)) => self.read::<S, true>(s, i, mask.wrapping_add(i * step)),
                     None => self.read::<S, false>(s, i, std::ptr::null()),
                 };
-                let total = exponentials_or_zeros(s, self.row, s.splat(s.hmax(peak)), self.nan_as_zero);
+                let total = exponentials_or_zeros(s, self.row, s.splat(s.hmax(peak)), self.guarded);
                 let mut factor = 1.0 / total;
                 if let Some(scales) = &mut self.scales {
                     // That of the greatest score, whose exponential is 1.
@@ -85,6 +85,10 @@ impl Kernel for Soften<'_> {
                     factor = 1.0;
                 }
                 let factor = s.splat(factor);
+                if self.out.int_format().is_none() {
+                    self.scale(s, i, factor);
+                    continue;
+                }
                 self.terms[i] = self.write(s, i, self.row, |e| s.mul(e, factor));
             }
         }
@@ -134,6 +138,16 @@ impl Soften<'_> {
             }
         }
         peak
+    }
+
+    /// Writes row `i` of the results: the row of exponentials times `factor`.
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(&self, s: S, i: usize, factor: S::F) {
+        let (n, to) = (self.scores.columns.n, self.out.data.cast::<f32>().wrapping_add(i * self.pitch));
+        for j in (0..n).step_by(S::LANES) {
+            // SAFETY: the scratch is in whole groups, and so is the row of the results.
+            unsafe { s.store(to.add(j), s.mul(s.load(self.row.as_ptr().add(j)), factor)) };
+        }
     }
 
     /// Rounds what `weight` makes of a row of exponentials to row `i` of the results, and returns the sum of the integers.
