@@ -65,7 +65,7 @@ fn assert_codes(graph: &Graph, inputs: &[Tensor], expected: &[&str]) {
 
 /// A mask of [2, 1, 19, 33] that hides some keys, and all of them from three rows.
 fn hiding() -> Tensor {
-    let hidden = |i: usize| i % 7 == 0 || matches!(i / 33, 3 | 20 | 37);
+    let hidden = |i: usize| i.is_multiple_of(7) || matches!(i / 33, 3 | 20 | 37);
     let values = (0..2 * 19 * 33).map(|i| if hidden(i) { f32::NEG_INFINITY } else { (i % 5) as f32 * 0.1 });
     Tensor::new([2, 1, 19, 33], values.collect::<Vec<f32>>()).expect("the length fits")
 }
