@@ -13,6 +13,7 @@ pub mod encodings;
 pub mod equalize;
 pub mod explain;
 pub mod fill;
+pub mod gptq;
 mod half;
 pub mod observe;
 pub mod op_types;

@@ -56,7 +56,7 @@ pub struct QuantOptions {
     pub op_types: Vec<String>,
     /// Whether the first Conv, Gemm or MatMul stays float.
     pub keep_first: bool,
-    /// Whether the last Conv, Gemm or MatMul stays float.
+    /// Whether the last Conv, Gemm or MatMul with a constant weight stays float, unless it is the only one that is left.
     pub keep_last: bool,
     /// Whether tables read by Gather (embeddings) are stored in 8 bits.
     pub embeddings: bool,
@@ -85,6 +85,9 @@ pub struct QuantOptions {
     /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
     #[serde(skip_serializing_if = "is_default")]
     pub bias_correction: bool,
+    /// How weights are rounded; if absent, as [`QuantOptions::rounding_of`] says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_rounding: Option<WeightRounding>,
     /// Settings of dynamic quantization.
     pub dynamic: DynamicOptions,
     /// Settings of weights by blocks.
@@ -124,6 +127,7 @@ impl Default for QuantOptions {
             cross_layer_equalization: false,
             rates: Rates::new(),
             bias_correction: false,
+            weight_rounding: None,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),
             half: HalfOptions::default(),
@@ -134,6 +138,17 @@ impl Default for QuantOptions {
 
 fn is_default<T: Default + PartialEq>(x: &T) -> bool {
     *x == T::default()
+}
+
+/// How the codes of weights are found, once their scales are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum WeightRounding {
+    /// Each weight to the nearest value.
+    Nearest,
+    /// So that the outputs err least on the samples ([`crate::gptq`]).
+    Gptq,
 }
 
 /// Functions whose outputs need no observation.
@@ -162,6 +177,9 @@ impl FixedRanges {
         }
     }
 }
+
+/// Bits up to which weights are rounded by samples unless the user says otherwise.
+const COARSE: usize = 4;
 
 /// What must be said of fp8 files.
 const FP8: &str = "ONNX Runtime 1.31.1 refuses matrix products of fp8, and Reshape or Transpose before them, with its optimizations on: set the session option session.disable_quant_qdq to 1 there";
@@ -230,6 +248,38 @@ impl QuantOptions {
         eight(self.weights.format) && eight(self.activations.format) && self.overrides.iter().all(own)
     }
 
+    /// How a weight of this scheme is rounded where there are samples; `own` is what an exception says.
+    pub fn rounding_of(&self, own: Option<WeightRounding>, scheme: &WeightScheme) -> WeightRounding {
+        let bits = scheme.bits.map_or(scheme.format.dtype().bits(), usize::from);
+        let coarse = scheme.formula == Formula::Narrowbit && (scheme.format.is_float() || bits <= COARSE);
+        self.rounding(own, coarse)
+    }
+
+    /// As [`QuantOptions::rounding_of`], for weights by blocks.
+    pub fn rounding_of_blocks(&self, own: Option<WeightRounding>, blocks: &WeightOnlyOptions) -> WeightRounding {
+        self.rounding(own, blocks.codes.dtype().bits() <= COARSE)
+    }
+
+    fn rounding(&self, own: Option<WeightRounding>, coarse: bool) -> WeightRounding {
+        // What is named after a tool has the tool's codes.
+        let usual = if coarse && self.scheme.is_none() { WeightRounding::Gptq } else { WeightRounding::Nearest };
+        own.or(self.weight_rounding).unwrap_or(usual)
+    }
+
+    /// Whether any weight is rounded by samples where there are some.
+    pub fn rounds_by_samples(&self) -> bool {
+        let first = WeightScheme { bits: self.input_weight_bits.or(self.weights.bits), ..self.weights };
+        let usual = [Override::default(), Override { weights: Some(first), ..Override::default() }];
+        let of = |o: &Override| match self.approach {
+            Approach::Static => self.rounding_of(o.weight_rounding, &o.weights.unwrap_or(self.weights)),
+            Approach::WeightOnly => {
+                self.rounding_of_blocks(o.weight_rounding, &o.weight_only.unwrap_or(self.weight_only))
+            }
+            _ => WeightRounding::Nearest,
+        };
+        self.overrides.iter().filter(|o| o.float != Some(true)).chain(&usual).any(|o| of(o) == WeightRounding::Gptq)
+    }
+
     /// What must be said of every model that is made with these settings.
     pub fn warnings(&self) -> Vec<&'static str> {
         let (a, w) = (self.activations.formula, self.weights.formula);
@@ -280,6 +330,9 @@ pub struct Override {
     /// Another scheme for the node's weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<WeightScheme>,
+    /// Another rounding for the node's weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_rounding: Option<WeightRounding>,
     /// Other settings of dynamic quantization for the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dynamic: Option<DynamicOptions>,

@@ -83,10 +83,10 @@ struct Writer<'a> {
     shared: BTreeMap<SharedKey, ValueId>,
 }
 
-/// A constant, its new element type, the axis of its scales, and the bits of scales and zero points.
-type SharedKey = (ConstId, &'static str, Option<usize>, Vec<(u32, i32)>);
+/// What tells the quantized forms of constants apart: a constant, its new element type, the axis of its scales, and the bits of scales and zero points.
+pub(crate) type SharedKey = (ConstId, &'static str, Option<usize>, Vec<(u32, i32)>);
 
-fn key(id: ConstId, params: &WeightParams) -> SharedKey {
+pub(crate) fn key(id: ConstId, params: &WeightParams) -> SharedKey {
     let bits = params.points.iter().map(|p| (p.scale.to_bits(), p.zero_point)).collect();
     (id, params.scheme.format.name(), params.axis, bits)
 }

@@ -13,6 +13,7 @@ use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::encodings::{Applied, Encodings};
 use crate::equalize::{self, Equalized};
 use crate::fill::{self, FillError, Rates};
+use crate::gptq::{Report, Rounder, RoundingError};
 use crate::observe::{Method, Stats};
 use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
@@ -53,6 +54,9 @@ pub enum QuantizeError {
     /// The settings of an approach contradict each other or the model.
     #[error(transparent)]
     Approach(#[from] ApproachError),
+    /// Weights can't be rounded by samples.
+    #[error(transparent)]
+    Rounding(#[from] RoundingError),
     /// The model contradicts itself.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -185,12 +189,12 @@ pub fn quantize(
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
     let none = Encodings::default();
-    let (plan, fates, _) = quantize_with(model, layout, ranges, &none, options, exec)?;
+    let (plan, fates, ..) = quantize_with(model, layout, ranges, &none, options, None, exec)?;
     Ok((plan, fates))
 }
 
-/// As [`quantize`], with the numbers of another tool's file where it has some; ranges that hold nothing do for a file
-/// about every tensor.
+/// As [`quantize`], with the numbers of another tool's file where it has some (ranges that hold nothing do for a file
+/// about every tensor), and weights rounded by samples where the settings say so and `rounder` has some.
 ///
 /// # Errors
 /// As [`quantize`].
@@ -200,8 +204,9 @@ pub fn quantize_with(
     ranges: &Ranges,
     given: &Encodings,
     options: &QuantOptions,
+    rounder: Option<&mut Rounder>,
     exec: &Exec,
-) -> Result<(QuantPlan, Vec<NodeFate>, Applied), QuantizeError> {
+) -> Result<(QuantPlan, Vec<NodeFate>, Applied, Option<Report>), QuantizeError> {
     if !ranges.tensors.is_empty() || given.tensors.is_empty() {
         ranges.check(&model.graph)?;
     }
@@ -212,12 +217,16 @@ pub fn quantize_with(
     };
     let (mut plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &tensors, given, options, exec)?;
     plan.rates = rates;
+    let report = match rounder {
+        Some(rounder) => Some(plan.round(&model.graph, &tensors, options, rounder, exec)?),
+        None => None,
+    };
     let fates = fates(model, &plan);
     let opset = model.opset();
     qdq::insert(&mut model.graph, &plan, opset, exec)?;
     forget_types(model);
     infer::annotate(&mut model.graph)?;
-    Ok((plan, fates, applied))
+    Ok((plan, fates, applied, report))
 }
 
 /// A model whose rounded values were scaled.
@@ -258,12 +267,25 @@ fn filled(
 /// # Errors
 /// When the settings contradict each other or the model, the model is quantized already, or there is nothing to do.
 pub fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
+    convert_with(model, options, None, exec)
+}
+
+/// As [`convert`], with weights by blocks rounded by samples where the settings say so and `rounder` has some.
+///
+/// # Errors
+/// As [`convert`], and when a sample can't be read or the float model can't be run on it, or the user asks to stop.
+pub fn convert_with(
+    model: &mut Model,
+    options: &QuantOptions,
+    rounder: Option<&mut Rounder>,
+    exec: &Exec,
+) -> Result<Converted, QuantizeError> {
     let done = match options.approach {
         Approach::Dynamic => {
             options.check_dynamic()?;
             dynamic::quantize(model, options, exec)?
         }
-        Approach::WeightOnly => weight_only::quantize(model, options, exec)?,
+        Approach::WeightOnly => weight_only::quantize(model, options, rounder, exec)?,
         Approach::Float16 | Approach::Bfloat16 => half::convert(model, options, exec)?,
         Approach::Static => return Err(QuantizeError::NeedsRanges),
     };
@@ -295,6 +317,8 @@ pub struct Converted {
     pub fates: Vec<NodeFate>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// What rounding by samples did, where it took place.
+    pub rounding: Option<Report>,
 }
 
 /// Types of inner values changed (a table's rows are integers now): infer them anew.

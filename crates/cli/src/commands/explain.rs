@@ -8,23 +8,28 @@ use narrowbit_data::Split;
 use narrowbit_ir::{Graph, Model, NodeId, QuantRole, ValueId};
 use narrowbit_quant::calibrate::Calibrator;
 use narrowbit_quant::explain::{self, Choice, Explanation};
+use narrowbit_quant::gptq::{MEMORY, Report, Rounder};
 use narrowbit_quant::observe::Stats;
-use narrowbit_quant::options::{Matcher, QuantOptions};
+use narrowbit_quant::options::{Matcher, QuantOptions, WeightRounding};
+use narrowbit_quant::plan;
 use narrowbit_quant::quantize;
 use narrowbit_quant::ranges::Ranges;
+use narrowbit_quant::scheme::WeightScheme;
+use narrowbit_runtime::Float;
 use serde::Serialize;
 
 use crate::args::{Global, Threads};
 use crate::commands::calibrate::MaskArgs;
 use crate::commands::quantize::SchemeArgs;
+use crate::commands::quantize::rounding::Passes;
 use crate::data::{self, DataArgs};
 use crate::{interrupt, model, output};
 
 /// Say why a tensor gets its scale, what that costs, and what other choices would give
 ///
 /// Puts the numbers into the formula, and compares range methods, types and granularities side by side on the values that
-/// the tensor holds: those of the samples, or of ranges from `narrowbit calibrate`. A weight needs neither. Tensors are
-/// named as in the cleaned float model (`narrowbit inspect --sanitize`).
+/// the tensor holds: those of the samples, or of ranges from `narrowbit calibrate`. A weight needs neither; with --data it says
+/// what rounding by the samples gains, where the settings do it. Tensors are named as in the cleaned float model (`narrowbit inspect --sanitize`).
 #[derive(Debug, Args)]
 pub struct Explain {
     /// The float model (.onnx)
@@ -54,6 +59,9 @@ struct Summary {
     role: String,
     /// Values recorded.
     count: u64,
+    /// What rounding a weight by the samples gives, where the settings do it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounding: Option<Report>,
     #[serde(flatten)]
     explanation: Explanation,
 }
@@ -116,14 +124,40 @@ impl Explain {
             None => (options.weights, None, "a constant that no product has for its weight".to_owned()),
         };
         let explanation = explain::weight(&self.threads.exec()?, w, scheme, channel)?;
+        let axis = channel.filter(|_| scheme.per_channel);
+        let rounding = match reader {
+            Some((id, _)) => self.rounding(model, id, (scheme, axis), options)?,
+            None => None,
+        };
         Ok(Summary {
             model: self.model.clone(),
             tensor: self.tensor.clone(),
             kind: "weight",
             role,
             count: w.len() as u64,
+            rounding,
             explanation,
         })
+    }
+
+    /// What rounding a node's weight by the samples gives, if there are any and the settings do it.
+    fn rounding(
+        &self,
+        model: &Model,
+        id: NodeId,
+        (scheme, axis): (WeightScheme, Option<usize>),
+        options: &QuantOptions,
+    ) -> Result<Option<Report>> {
+        let graph = &model.graph;
+        let own = Matcher::new(&options.overrides)?.of(graph.node(id)).find_map(|o| o.weight_rounding);
+        if self.data.data.is_none() || options.rounding_of(own, &scheme) != WeightRounding::Gptq {
+            return Ok(None);
+        }
+        let dataset = self.data.open(graph, Split::Calibration)?;
+        let mut passes = Passes { dataset: &dataset, batch: self.data.calibration_batch(graph, options)? };
+        let mask = self.mask.input(graph)?;
+        let mut rounder = Rounder { samples: &mut passes, mask, float: Float::F32, memory: MEMORY };
+        Ok(Some(plan::rounding_gain(graph, id, (scheme, axis), &mut rounder, &self.threads.exec()?)?))
     }
 
     fn activation(&self, model: &Model, v: ValueId, options: &QuantOptions) -> Result<Summary> {
@@ -154,6 +188,7 @@ impl Explain {
             kind: "activation",
             role,
             count: stats.count,
+            rounding: None,
             explanation,
         })
     }
@@ -212,6 +247,16 @@ fn as_weight(graph: &Graph, node: NodeId, input: usize) -> Option<(NodeId, Optio
 fn text(s: &Summary) -> String {
     let mut out = format!("{} \"{}\": {}, {} values\n", s.kind, s.tensor, s.role, output::count(s.count));
     s.explanation.formula.iter().for_each(|l| out.push_str(&format!("  {l}\n")));
+    if let Some(report) = &s.rounding {
+        for g in &report.weights {
+            out.push_str(&format!(
+                "  rounded by the samples: SQNR of its product {}, of nearest weights {} (--weight-rounding nearest)\n",
+                output::decibels(g.rounded_db),
+                output::decibels(g.nearest_db)
+            ));
+        }
+        report.left.iter().for_each(|l| out.push_str(&format!("  rounded to the nearest: {}\n", l.why)));
+    }
     out.push('\n');
     let header = ["", "type", "zero", "per", "range by", "min", "max", "scale", "zero point", "SQNR", "MSE", "beyond"];
     let row = |c: &Choice| {

@@ -90,7 +90,7 @@ fn equalizes_and_corrects_as_vitis_does() {
     assert!(neither["equalized"].is_null(), "{neither}");
     // Any static scheme has them; a mean error that is taken away can only help coarse weights.
     let sqnr = |v: &serde_json::Value| v["error"]["sqnr_db"].as_f64().expect("an error");
-    let coarse = "--per-tensor --weight-bits 4";
+    let coarse = "--per-tensor --weight-bits 4 --weight-rounding nearest";
     let (plain, corrected) = (made(coarse), made(&format!("{coarse} --bias-correction")));
     println!("{} → {}; {} → {}", sqnr(&neither), sqnr(&both), sqnr(&plain), sqnr(&corrected));
     assert!(sqnr(&corrected) > sqnr(&plain), "{} {}", sqnr(&corrected), sqnr(&plain));

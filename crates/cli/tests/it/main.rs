@@ -18,6 +18,7 @@ mod json;
 mod models;
 mod onnxruntime;
 mod peers;
+mod rounding;
 mod schemes;
 mod server;
 mod shared;

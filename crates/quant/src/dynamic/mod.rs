@@ -64,7 +64,7 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
     tables(model, &matcher, options, &found, exec)?;
     let weights = weights::make(&model.graph, &jobs, exec).map_err(QdqError::from)?;
     write::products(model, &jobs, &weights, &attentions)?;
-    Ok(Converted { fates, warnings: Vec::new() })
+    Ok(Converted { fates, ..Converted::default() })
 }
 
 /// A product to rewrite.

@@ -122,6 +122,7 @@ mod tests {
             axis: Some(1),
             points: vec![point(1), point(-2)],
             divisors: vec![1.0; 2],
+            rounded: None,
         };
         assert_eq!(sums(&codes, &p), [3 + 4 - 2, -1 + 5 + 4]);
     }

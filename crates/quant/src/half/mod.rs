@@ -53,7 +53,7 @@ pub(crate) fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) ->
             "ONNX Runtime has no bfloat16 operators on CPUs: leave out --compute half for a file that it runs".into(),
         );
     }
-    Ok(Converted { fates: fates(&roles, &stored, to), warnings })
+    Ok(Converted { fates: fates(&roles, &stored, to), warnings, ..Converted::default() })
 }
 
 /// Which nodes become half-precision ones, and why the others do not.

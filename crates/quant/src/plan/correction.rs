@@ -66,6 +66,9 @@ pub(super) fn bias(
     exec: &Exec,
 ) -> Result<Tensor, PlanError> {
     let node = graph.node(id);
+    if let Some(errors) = weight.rounded.as_ref().and_then(|r| r.mean_errors.as_ref()) {
+        return Ok(less(bias.tensor, errors));
+    }
     let (Some(_), Some(w)) = (axis(node), graph.const_input(id, input)) else { return Ok(bias.tensor.clone()) };
     let name = &graph.value(bias.input).name;
     let no_means = || PlanError::NoMeans(name.clone());
@@ -73,12 +76,17 @@ pub(super) fn bias(
     let Some(record) = stats.get(name) else { return Ok(bias.tensor.clone()) };
     let means = record.means.as_ref().ok_or_else(no_means)?.means();
     let Some(errors) = errors(node, w, weight, &means, exec) else { return Ok(bias.tensor.clone()) };
-    let values = bias.tensor.to_f32s().unwrap_or_default();
+    Ok(less(bias.tensor, &errors))
+}
+
+/// A bias less what errors of the weight add to each output channel; as it is where it has another length.
+fn less(bias: &Tensor, errors: &[f64]) -> Tensor {
+    let values = bias.to_f32s().unwrap_or_default();
     if values.len() != errors.len() {
-        return Ok(bias.tensor.clone());
+        return bias.clone();
     }
-    let corrected: Vec<f32> = values.iter().zip(&errors).map(|(&b, e)| (f64::from(b) - e) as f32).collect();
-    Ok(Tensor::new(bias.tensor.shape(), corrected).unwrap_or_else(|_| bias.tensor.clone()))
+    let corrected: Vec<f32> = values.iter().zip(errors).map(|(&b, e)| (f64::from(b) - e) as f32).collect();
+    Tensor::new(bias.shape(), corrected).unwrap_or_else(|_| bias.clone())
 }
 
 /// `(W̃ − W) · E[x]` of each output channel.

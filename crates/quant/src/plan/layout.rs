@@ -134,7 +134,9 @@ impl Planner<'_> {
         }
         let weighted = |&&n: &&NodeId| self.weight_const(n).is_some();
         let first = found.iter().find(weighted).copied().filter(|_| self.options.keep_first);
-        let last = found.iter().rfind(weighted).copied().filter(|_| self.options.keep_last);
+        // Not the only one that is left.
+        let left = found.iter().filter(weighted).count() > usize::from(first.is_some()) + 1;
+        let last = found.iter().rfind(weighted).copied().filter(|_| self.options.keep_last && left);
         for id in found {
             if Some(id) == first || Some(id) == last {
                 self.layout.reasons.insert(id, Reason::EdgeLayer);

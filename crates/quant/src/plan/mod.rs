@@ -11,6 +11,7 @@ pub mod functions;
 mod given;
 mod layout;
 mod reason;
+mod rounding;
 mod shifts;
 mod weights;
 
@@ -27,14 +28,17 @@ use given::{Used, fixed};
 pub(crate) use layout::ARITHMETIC;
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
+pub use rounding::gain as rounding_gain;
 pub(crate) use weights::params as weight_params;
-pub use weights::{BiasParams, WeightError, WeightParams};
+pub use weights::{BiasParams, RoundedWeight, WeightError, WeightParams};
 
 use crate::encodings::{Applied, Encodings};
 use crate::fill::Rates;
+use crate::gptq::{Report, Rounder};
 use crate::observe::{Method, Positions, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
 use crate::parallel::in_parallel;
+use crate::quantize::QuantizeError;
 use crate::scheme::{ActivationScheme, Formula, NumberFormat, ScalePoint};
 
 /// Scale and zero point of an activation.
@@ -201,6 +205,25 @@ impl QuantPlan {
         functions::plan(graph, options, &mut plan);
         used.check()?;
         Ok((plan, used.finish()))
+    }
+
+    /// Rounds the weights that the settings say so anew, with what samples tell of their inputs and the scales that they
+    /// have, and computes the biases again.
+    ///
+    /// # Errors
+    /// When a sample can't be read or the float model can't be run on it, or the user asks to stop.
+    pub fn round(
+        &mut self,
+        graph: &Graph,
+        stats: &BTreeMap<String, Stats>,
+        options: &QuantOptions,
+        rounder: &mut Rounder,
+        exec: &Exec,
+    ) -> Result<Report, QuantizeError> {
+        let matcher = Matcher::new(&options.overrides)?;
+        let report = rounding::round(graph, self, &matcher, options, rounder, exec)?;
+        weights::again(graph, &matcher, stats, options, exec, self)?;
+        Ok(report)
     }
 }
 

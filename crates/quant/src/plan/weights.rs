@@ -22,6 +22,17 @@ pub struct WeightParams {
     pub points: Vec<ScalePoint>,
     /// What values are divided by to get codes, one per point: the scale, or what the formula takes instead.
     pub divisors: Vec<f32>,
+    /// The codes, where they are not those of the nearest values.
+    pub rounded: Option<RoundedWeight>,
+}
+
+/// The codes of a weight that was rounded by samples ([`crate::gptq`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundedWeight {
+    /// Of the weight's shape and the scheme's type.
+    pub codes: Tensor,
+    /// What rounding adds to each output channel in the mean over the samples, where the weight has one reader.
+    pub mean_errors: Option<Vec<f64>>,
 }
 
 /// Scales of a constant bias, which is stored as int32 with zero point 0.
@@ -89,13 +100,40 @@ pub(super) fn plan(
     let keys: Vec<_> = jobs.iter().map(|j| (j.node, j.input)).collect();
     let biases: Vec<_> = jobs.into_iter().map(|j| j.bias).collect();
     plan.weights.extend(keys.iter().copied().zip(found));
+    let biases: Vec<_> = keys.into_iter().zip(biases).filter_map(|(key, b)| Some((key, b?))).collect();
+    plan_biases(graph, &biases, stats, options, exec, plan)
+}
+
+/// Computes the biases anew, for weights that were rounded in another way since.
+pub(super) fn again(
+    graph: &Graph,
+    matcher: &Matcher,
+    stats: &BTreeMap<String, Stats>,
+    options: &QuantOptions,
+    exec: &Exec,
+    plan: &mut QuantPlan,
+) -> Result<(), PlanError> {
+    let kinds = plan.layout.kinds.iter();
+    let jobs = kinds.filter_map(|(&id, &kind)| job(graph, matcher, options, plan, id, kind));
+    let biases: Vec<_> = jobs.filter_map(|j| Some(((j.node, j.input), j.bias?))).collect();
+    plan_biases(graph, &biases, stats, options, exec, plan)
+}
+
+/// The biases that go with weights, by the node and input that read the weight.
+fn plan_biases(
+    graph: &Graph,
+    biases: &[((NodeId, usize), Bias)],
+    stats: &BTreeMap<String, Stats>,
+    options: &QuantOptions,
+    exec: &Exec,
+    plan: &mut QuantPlan,
+) -> Result<(), PlanError> {
     let shifted = shifts::correct(graph, plan);
-    for (key, b) in keys.iter().zip(biases) {
-        let Some(b) = b else { continue };
+    for (key, b) in biases {
         let float = |w: &WeightParams| options.float_biases || w.scheme.format.is_float();
         if let Some(weight) = plan.weights.get(key).filter(|w| float(w)) {
             if options.bias_correction {
-                let corrected = correction::bias(graph, *key, &b, weight, stats, exec)?;
+                let corrected = correction::bias(graph, *key, b, weight, stats, exec)?;
                 plan.float_biases.insert(b.key, corrected);
             }
             continue;
@@ -103,16 +141,20 @@ pub(super) fn plan(
         let cut = shifted.get(&key.0).copied();
         let inputs = input_scales(graph, plan, key.0, b.input);
         let Some(weight) = plan.weights.get_mut(key).filter(|_| !inputs.is_empty()) else { continue };
-        let inputs = &inputs[..];
+        let (inputs, before) = (&inputs[..], weight.points.clone());
         let made = match options.bias_correction {
             false => bias(b.tensor, inputs, weight, cut),
             true => {
-                let corrected = correction::bias(graph, *key, &b, weight, stats, exec)?;
+                let corrected = correction::bias(graph, *key, b, weight, stats, exec)?;
                 let made = bias(&corrected, inputs, weight, cut);
                 let codes = Some(made.quantize(&corrected));
                 BiasParams { codes, ..made }
             }
         };
+        if weight.points != before {
+            // Codes belong to scales.
+            weight.rounded = None;
+        }
         plan.biases.insert(b.key, made);
     }
     Ok(())
@@ -192,7 +234,7 @@ fn job<'a>(
             let whole = node.op.name() != "ConvTranspose" || groups(node) == 1;
             let channel = channel.resolve(tensor.rank()).filter(|_| whole);
             let axis = channel.filter(|_| scheme.per_channel);
-            let key = bias.map(|i| (id, i)).or_else(|| added_bias(graph, &plan.layout, id, tensor));
+            let key = bias_of(graph, &plan.layout, id, tensor, bias);
             let input = node.input(data).filter(|&v| !input_scales(graph, plan, id, v).is_empty());
             let bias = key.and_then(|key| Some(Bias { key, tensor: graph.const_input(key.0, key.1)?, input: input? }));
             Some(Job { node: id, input: weight, tensor, scheme, axis, channel, bias })
@@ -201,8 +243,27 @@ fn job<'a>(
     }
 }
 
-/// The scheme of a table: Gather moves neither 4-bit integers nor fp8.
+/// The node and input that read the bias of a product.
+fn bias_of(
+    graph: &Graph,
+    layout: &Layout,
+    id: NodeId,
+    weight: &Tensor,
+    bias: Option<usize>,
+) -> Option<(NodeId, usize)> {
+    bias.map(|i| (id, i)).or_else(|| added_bias(graph, layout, id, weight))
+}
+
+/// The node and input that read the bias of a product with a constant weight.
+pub(super) fn bias_key(graph: &Graph, layout: &Layout, id: NodeId) -> Option<(NodeId, usize)> {
+    let QuantRole::Weighted { weight, bias, .. } = graph.node(id).op.quant() else { return None };
+    bias_of(graph, layout, id, graph.const_input(id, weight)?, bias)
+}
+
+/// The scheme of a table: Gather moves neither 4-bit integers nor fp8. Narrower codes would make the file no smaller and a table
+/// with one scale useless, but named schemes have them.
 fn table_scheme(scheme: WeightScheme) -> WeightScheme {
+    let scheme = WeightScheme { bits: scheme.bits.filter(|_| scheme.formula != Formula::Narrowbit), ..scheme };
     match scheme.format {
         NumberFormat::Int8 | NumberFormat::Uint8 | NumberFormat::Int16 | NumberFormat::Uint16 => {
             WeightScheme { per_channel: false, ..scheme }
@@ -255,7 +316,7 @@ pub(crate) fn params(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option
     let divisors = |points: &[ScalePoint]| ranges.iter().zip(points).map(|(&r, &p)| scheme.divisor(r, p)).collect();
     if scheme.formula != Formula::Narrowbit {
         let divisors = divisors(&points);
-        return WeightParams { scheme, axis, points, divisors };
+        return WeightParams { scheme, axis, points, divisors, rounded: None };
     }
     // A dead channel has no range of its own: any scale represents it, the layer's largest keeps its bias in range.
     let largest = ranges.iter().zip(&points).filter(|(r, _)| !is_zero(r)).map(|(_, p)| p.scale).fold(0f32, f32::max);
@@ -263,7 +324,7 @@ pub(crate) fn params(exec: &Exec, w: &Tensor, scheme: WeightScheme, axis: Option
         p.scale = largest;
     }
     let divisors = divisors(&points);
-    WeightParams { scheme, axis, points, divisors }
+    WeightParams { scheme, axis, points, divisors, rounded: None }
 }
 
 fn is_zero(r: &Range) -> bool {
@@ -332,11 +393,15 @@ impl WeightParams {
         params(exec, w, scheme, axis)
     }
 
-    /// The weight as a tensor of codes, `saturate(round(w / scale) + zero_point)` with the formula's rounding.
+    /// The weight as a tensor of codes: `saturate(round(w / scale) + zero_point)` with the formula's rounding, or as samples
+    /// rounded it.
     ///
     /// # Errors
     /// Never for a weight that the parameters were made for.
     pub fn tensor(&self, exec: &Exec, w: &Tensor) -> Result<Tensor, WeightError> {
+        if let Some(rounded) = self.rounded.as_ref().filter(|r| r.codes.shape() == w.shape()) {
+            return Ok(rounded.codes.clone());
+        }
         let values = w.to_f32s()?;
         // Scales put every weight within the codes in use, so that saturating at the type's ends is enough.
         let plain = self.scheme.formula.is_plain() && self.scheme.bits.is_none();
@@ -375,7 +440,12 @@ impl WeightParams {
                 self.scheme.code(x, d, p.zero_point)
             }
         };
-        let codes = values.iter().enumerate().map(code);
+        self.codes(dims, values.iter().enumerate().map(code))
+    }
+
+    /// Codes as a tensor of the scheme's type.
+    pub(super) fn codes(&self, dims: &[usize], codes: impl Iterator<Item = i32>) -> Result<Tensor, WeightError> {
+        let dtype = self.scheme.format.dtype();
         Ok(match dtype {
             DType::I16 => Tensor::new(dims, codes.map(|c| c as i16).collect::<Vec<_>>())?,
             DType::U16 => Tensor::new(dims, codes.map(|c| c as u16).collect::<Vec<_>>())?,

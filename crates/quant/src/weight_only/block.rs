@@ -15,13 +15,11 @@ pub(super) struct Point {
 /// Chooses scale and zero point of a block, and writes its codes (two's complement where they are signed). Blocks of
 /// [`Symmetric`] settings have a kernel.
 pub(super) fn quantize(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8]) -> Point {
-    let table: &Table = match options.codes {
-        BlockType::Nf4 => &NF4_TABLE,
-        BlockType::Fp8E4m3 | BlockType::Mxfp8E4m3 => &E4M3_TABLE,
-        BlockType::Fp8E5m2 | BlockType::Mxfp8E5m2 => &E5M2_TABLE,
-        BlockType::Fp4 | BlockType::Mxfp4 => &E2M1_TABLE,
-        BlockType::Mxint8 => return mx_integers(x, options.algorithm, codes),
-        _ => return integers(x, options, codes),
+    let Some(table) = table(options.codes) else {
+        return match options.codes {
+            BlockType::Mxint8 => mx_integers(x, options.algorithm, codes),
+            _ => integers(x, options, codes),
+        };
     };
     let error = |scale: f32| {
         let inverse = 1.0 / scale;
@@ -34,6 +32,51 @@ pub(super) fn quantize(x: &[f32], options: &WeightOnlyOptions, codes: &mut [u8])
     let inverse = 1.0 / scale;
     codes.iter_mut().zip(x).for_each(|(c, &v)| *c = table.encode(v * inverse));
     Point { scale, zero: 0 }
+}
+
+/// The values that the codes of a type stand for, to round to with a scale and zero point that are given.
+pub(super) enum Values {
+    Integers { low: f32, high: f32, unsigned: bool },
+    Table(&'static Table),
+}
+
+impl Values {
+    pub fn new(codes: BlockType) -> Values {
+        match (table(codes), codes.code_range()) {
+            (Some(table), _) => Values::Table(table),
+            (None, range) => {
+                // The Microscaling format does not use its least code.
+                let (lo, hi) = if codes == BlockType::Mxint8 { (-127, 127) } else { range.unwrap_or((-8, 7)) };
+                Values::Integers { low: lo as f32, high: hi as f32, unsigned: lo >= 0 }
+            }
+        }
+    }
+
+    /// The code nearest to a value, as a byte, and the value that it stands for.
+    pub fn round(&self, x: f32, scale: f32, zero: u8) -> (u8, f32) {
+        match *self {
+            Values::Table(table) => {
+                let code = table.encode(x / scale);
+                (code, table.decode(code) * scale)
+            }
+            Values::Integers { low, high, unsigned } => {
+                let zero = if unsigned { f32::from(zero) } else { f32::from(zero as i8) };
+                let code = (Bounds { low: low - zero, high: high - zero }).round(x / scale);
+                ((code + zero) as i32 as u8, code * scale)
+            }
+        }
+    }
+}
+
+/// The values of types that are no integers.
+fn table(codes: BlockType) -> Option<&'static Table> {
+    Some(match codes {
+        BlockType::Nf4 => &NF4_TABLE,
+        BlockType::Fp8E4m3 | BlockType::Mxfp8E4m3 => &E4M3_TABLE,
+        BlockType::Fp8E5m2 | BlockType::Mxfp8E5m2 => &E5M2_TABLE,
+        BlockType::Fp4 | BlockType::Mxfp4 => &E2M1_TABLE,
+        _ => return None,
+    })
 }
 
 fn extremes(x: &[f32]) -> (f32, f32) {

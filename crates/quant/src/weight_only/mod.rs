@@ -7,6 +7,7 @@
 
 mod block;
 mod pack;
+mod rounding;
 mod table;
 mod write;
 
@@ -16,7 +17,8 @@ use narrowbit_ir::{ConstId, Model, Node, NodeId};
 use narrowbit_kernels::Exec;
 
 use crate::approach::{BlockFormat, BlockType, WeightOnlyOptions};
-use crate::options::{Matcher, QuantOptions};
+use crate::gptq::Rounder;
+use crate::options::{Matcher, QuantOptions, WeightRounding};
 use crate::quantize::{Converted, NodeFate, QuantizeError};
 use crate::select::{Selection, select};
 
@@ -28,7 +30,12 @@ const USUAL: [&str; 2] = ["MatMul", "Gemm"];
 ///
 /// # Errors
 /// When the settings can't be written, or the model is quantized already or holds nothing of the kind.
-pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
+pub(crate) fn quantize(
+    model: &mut Model,
+    options: &QuantOptions,
+    rounder: Option<&mut Rounder>,
+    exec: &Exec,
+) -> Result<Converted, QuantizeError> {
     options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]).try_for_each(|w| w.check())?;
     // Tables are quantized only where they are asked for: Gather among the operator types.
     let options = QuantOptions { embeddings: true, ..options.clone() };
@@ -41,17 +48,28 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
         return Err(QuantizeError::Nothing(" (weights by blocks are those of MatMul, Gemm and Gather)".into()));
     }
     let matcher = Matcher::new(&options.overrides)?;
-    let of = |id: NodeId| matcher.of(model.graph.node(id)).find_map(|o| o.weight_only).unwrap_or(options.weight_only);
-    let jobs: Vec<Job> =
-        found.products.iter().chain(&found.tables).map(|&node| Job { node, options: of(node) }).collect();
+    let of = |&node: &NodeId| {
+        let own = || matcher.of(model.graph.node(node));
+        let blocks = own().find_map(|o| o.weight_only).unwrap_or(options.weight_only);
+        let rounding = options.rounding_of_blocks(own().find_map(|o| o.weight_rounding), &blocks);
+        Job { node, options: blocks, rounding }
+    };
+    let jobs: Vec<Job> = found.products.iter().chain(&found.tables).map(of).collect();
     let needed = jobs.iter().map(|j| j.options.opset()).max().unwrap_or(0);
     if model.opset() < needed {
         return Err(crate::approach::ApproachError::Opset(model.opset(), needed).into());
     }
     let fates = fates(model, &found, &jobs);
     let warnings = warnings(&jobs);
-    write::all(model, &jobs, exec)?;
-    Ok(Converted { fates, warnings })
+    let (rounded, rounding) = match rounder {
+        Some(rounder) => {
+            let (rounded, report) = rounding::round(&model.graph, &jobs, rounder, exec)?;
+            (rounded, Some(report))
+        }
+        None => (BTreeMap::new(), None),
+    };
+    write::all(model, &jobs, rounded, exec)?;
+    Ok(Converted { fates, warnings, rounding })
 }
 
 /// A node whose constant is quantized.
@@ -59,10 +77,16 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
 struct Job {
     node: NodeId,
     options: WeightOnlyOptions,
+    rounding: WeightRounding,
 }
 
 /// What makes two nodes share a quantized constant: the constant, its orientation, and the settings.
 type Key = (ConstId, bool, String);
+
+/// Whether a product's weight is `[n, k]`.
+fn is_transposed(node: &Node) -> bool {
+    node.op.name() == "Gemm" && node.op.attrs().int_or("transB", 0).is_ok_and(|t| t != 0)
+}
 
 fn fates(model: &Model, found: &Selection, jobs: &[Job]) -> Vec<NodeFate> {
     let stored: BTreeMap<NodeId, String> = jobs.iter().map(|j| (j.node, j.options.codes.to_string())).collect();

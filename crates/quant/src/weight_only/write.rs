@@ -10,18 +10,24 @@ use narrowbit_tensor::{DType, Tensor};
 
 use super::pack::{Blocks, Matrix};
 use super::table::{NF4, NF4_TABLE};
-use super::{Job, Key};
+use super::{Job, Key, is_transposed};
 use crate::approach::{BlockFormat, BlockScales, BlockType, WeightOnlyOptions};
 use crate::qdq::QdqError;
 
 /// The domain of ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";
 
-/// Rewrites all jobs' nodes, one weight after the other.
-pub(super) fn all(model: &mut Model, jobs: &[Job], exec: &Exec) -> Result<(), QdqError> {
+/// Rewrites all jobs' nodes, one weight after the other; `rounded` has the weights that are quantized already.
+pub(super) fn all(
+    model: &mut Model,
+    jobs: &[Job],
+    rounded: BTreeMap<Key, Blocks>,
+    exec: &Exec,
+) -> Result<(), QdqError> {
     let opset = model.opset();
     let graph = &model.graph;
-    let mut writer = Writer { graph, opset, exec, patch: Patch::new(graph), written: BTreeMap::new(), nf4: None };
+    let (patch, written) = (Patch::new(graph), BTreeMap::new());
+    let mut writer = Writer { graph, opset, exec, patch, rounded, written, nf4: None };
     for job in jobs {
         let node = graph.node(job.node);
         match (node.op.name(), job.options.format) {
@@ -43,6 +49,7 @@ struct Writer<'a> {
     opset: i64,
     exec: &'a Exec,
     patch: Patch,
+    rounded: BTreeMap<Key, Blocks>,
     /// What stands for a constant, for all nodes that read it in the same way.
     written: BTreeMap<Key, Vec<Option<ValueId>>>,
     /// The table of NF4.
@@ -63,8 +70,27 @@ fn along(axis: i64, options: &WeightOnlyOptions) -> AttrMap {
     }
 }
 
-fn is_transposed(node: &Node) -> bool {
-    node.op.name() == "Gemm" && node.op.attrs().int_or("transB", 0).is_ok_and(|t| t != 0)
+/// Quantizes a constant of two axes; columns beside each other where `by_column`.
+pub(super) fn blocks(
+    graph: &Graph,
+    v: ValueId,
+    by_column: bool,
+    options: WeightOnlyOptions,
+    exec: &Exec,
+) -> Result<Option<Blocks>, QdqError> {
+    let Some(w) = graph.constant(v) else { return Ok(None) };
+    let &[rows, columns] = w.shape() else { return Ok(None) };
+    let (n, k) = if by_column { (rows, columns) } else { (columns, rows) };
+    let values = w.to_f32s()?;
+    let blocks = Blocks::new(exec, Matrix { values: &values, n, k, by_column }, options);
+    drop(values);
+    w.release();
+    Ok(Some(blocks))
+}
+
+/// What tells the quantized forms of constants apart.
+pub(super) fn key(graph: &Graph, v: ValueId, by_column: bool, o: &WeightOnlyOptions) -> Option<Key> {
+    Some((graph.const_id(v)?, by_column, format!("{o:?}")))
 }
 
 impl Writer<'_> {
@@ -79,26 +105,18 @@ impl Writer<'_> {
     }
 
     /// Quantizes the constant that a node reads; columns beside each other where `by_column`.
-    fn blocks(&self, v: ValueId, by_column: bool, options: WeightOnlyOptions) -> Result<Option<Blocks>, QdqError> {
-        let Some(w) = self.graph.constant(v) else { return Ok(None) };
-        let &[rows, columns] = w.shape() else { return Ok(None) };
-        let (n, k) = if by_column { (rows, columns) } else { (columns, rows) };
-        let values = w.to_f32s()?;
-        let blocks = Blocks::new(self.exec, Matrix { values: &values, n, k, by_column }, options);
-        drop(values);
-        w.release();
-        Ok(Some(blocks))
-    }
-
-    fn key(&self, v: ValueId, by_column: bool, o: &WeightOnlyOptions) -> Option<Key> {
-        Some((self.graph.const_id(v)?, by_column, format!("{o:?}")))
+    fn blocks(&mut self, v: ValueId, by_column: bool, options: WeightOnlyOptions) -> Result<Option<Blocks>, QdqError> {
+        match key(self.graph, v, by_column, &options).and_then(|key| self.rounded.remove(&key)) {
+            Some(blocks) => Ok(Some(blocks)),
+            None => blocks(self.graph, v, by_column, options, self.exec),
+        }
     }
 
     /// MatMul of a dequantized weight; a Gemm becomes one, because other runtimes look for MatMul.
     fn product(&mut self, job: &Job, node: &Node) -> Result<(), QdqError> {
         let (Some(w), Some(y)) = (node.input(1), node.output(0)) else { return Ok(()) };
         let by_column = is_transposed(node);
-        let Some(key) = self.key(w, by_column, &job.options) else { return Ok(()) };
+        let Some(key) = key(self.graph, w, by_column, &job.options) else { return Ok(()) };
         let floats = match self.written.get(&key).and_then(|v| v.first().copied()) {
             Some(floats) => floats,
             None => {
@@ -169,7 +187,7 @@ impl Writer<'_> {
     fn nbits(&mut self, job: &Job, node: &Node) -> Result<(), QdqError> {
         let (Some(w), Some(y)) = (node.input(1), node.output(0)) else { return Ok(()) };
         let by_column = is_transposed(node);
-        let Some(key) = self.key(w, by_column, &job.options) else { return Ok(()) };
+        let Some(key) = key(self.graph, w, by_column, &job.options) else { return Ok(()) };
         let Some([rows, columns]) =
             self.graph.constant(w).map(Tensor::shape).and_then(|s| <[usize; 2]>::try_from(s).ok())
         else {

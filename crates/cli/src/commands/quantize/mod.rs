@@ -1,6 +1,7 @@
 //! The command `quantize`: its arguments ([`scheme`]), the job, and what it says in the end ([`summary`]).
 
 mod preset;
+pub mod rounding;
 mod scheme;
 mod summary;
 mod without_ranges;
@@ -11,13 +12,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use narrowbit_data::Split;
+use narrowbit_data::{Dataset, Split};
 use narrowbit_import::onnx;
 use narrowbit_ir::{Model, ValueId};
 use narrowbit_quant::approach::{Approach, BlockFormat};
 use narrowbit_quant::encodings::{Applied, Encoding, Encodings, Given};
 use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::fill::Rates;
+use narrowbit_quant::gptq::Report;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::plan::{Layout, Reason};
@@ -42,7 +44,8 @@ use crate::{interrupt, measure, model, output};
 /// where integers pay, and writes a standard ONNX model. Then runs the written file on the first samples (64 at
 /// most, 4 of a large model) and says what was lost.
 ///
-/// --approach dynamic, weight-only, float16 and bfloat16 need no samples; with --data they say what was lost, too.
+/// --approach dynamic, weight-only, float16 and bfloat16 need no samples; with --data they say what was lost, too, and
+/// weight-only rounds weights of up to 4 bits by them (--weight-rounding).
 #[derive(Debug, Args)]
 pub struct Quantize {
     /// The float model (.onnx)
@@ -115,6 +118,8 @@ struct Made {
     by_channel: usize,
     /// Samples per run of the calibration, where it took place here.
     batch: Option<usize>,
+    /// What rounding by samples did, where it took place.
+    rounding: Option<Report>,
 }
 
 impl Quantize {
@@ -229,13 +234,21 @@ impl Quantize {
         let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
         self.check_form(model, eight, opset)?;
         let batch = self.data.calibration_batch(&model.graph, options)?;
-        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), batch)?;
+        let rounds = self.rounds(options)?;
+        let dataset = self.dataset(model, rounds)?;
+        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), (dataset.as_ref(), batch))?;
         let mut warnings = unmatched(model, options)?;
+        warnings.extend(rounding::unmet(options, rounds));
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let exec = self.threads.exec()?;
         let none = Encodings::default();
-        let (plan, fates, applied) =
-            quantize::quantize_with(model, layout, &ranges, given.as_ref().unwrap_or(&none), options, &exec)?;
+        let samples = dataset.as_ref().filter(|_| rounds).map(|d| (d, batch));
+        let running = (self.mask.input(&model.graph)?, self.float.arithmetic());
+        let (plan, fates, applied, rounding) = self.with_rounder(samples, running, |rounder| {
+            let given = given.as_ref().unwrap_or(&none);
+            Ok(quantize::quantize_with(model, layout, &ranges, given, options, rounder, &exec)?)
+        })?;
+        warnings.extend(rounding::left(rounding.as_ref()));
         warnings.extend(first_float(&fates, options));
         model::raise_opset(model, opset)?;
         if self.format == Some(Format::Qoperator) {
@@ -257,7 +270,19 @@ impl Quantize {
             by_channel: plan.channel_scales.len(),
             rates: plan.rates,
             batch: self.ranges.is_none().then_some(batch),
+            rounding,
         })
+    }
+
+    /// The samples, where there are any; `rounds` says that they serve for more than ranges.
+    fn dataset(&self, model: &Model, rounds: bool) -> Result<Option<Dataset>> {
+        let given = self.data.data.is_some() || self.data.random.is_some();
+        if self.ranges.is_some() && given && !(rounds && self.scheme.asks_for_rounding()) {
+            bail!(
+                "give either --ranges or samples (--data, --random), not both\nhelp: samples beside ranges are for --weight-rounding gptq"
+            );
+        }
+        given.then(|| self.data.open(&model.graph, Split::Calibration)).transpose()
     }
 
     /// The ranges, and what is needed to check the result, where samples are given.
@@ -267,19 +292,24 @@ impl Quantize {
         layout: &Layout,
         options: &QuantOptions,
         given: Option<&Encodings>,
-        batch: usize,
+        (dataset, batch): (Option<&Dataset>, usize),
     ) -> Result<(Ranges, Option<Check>)> {
-        if let (Some(given), None, None, None) = (given, &self.ranges, &self.data.data, self.data.random) {
+        if let (Some(given), None, None) = (given, &self.ranges, dataset) {
             check_complete(model, layout, given)?;
             return Ok((Ranges::default(), None));
         }
         if let Some(path) = &self.ranges {
-            if self.data.data.is_some() || self.data.random.is_some() {
-                bail!("give either --ranges or samples (--data, --random), not both");
-            }
             return Ok((Ranges::load(path)?, None));
         }
-        let dataset = self.data.open(&model.graph, Split::Calibration)?;
+        let opened;
+        let dataset = match dataset {
+            Some(dataset) => dataset,
+            None => {
+                // Says what to give.
+                opened = self.data.open(&model.graph, Split::Calibration)?;
+                &opened
+            }
+        };
         let overridden = options.overrides.iter().filter_map(|o| o.method);
         let job = Job {
             threads: self.threads.threads,
@@ -293,11 +323,11 @@ impl Quantize {
             skip: 0,
             keep: !self.no_check,
         };
-        let done = job.run(model, layout, &dataset, Ranges::default())?;
+        let done = job.run(model, layout, dataset, Ranges::default())?;
         if done.stopped {
             bail!("stopped by Ctrl-C; nothing was written\nhelp: `narrowbit calibrate` can be resumed");
         }
-        Ok((done.ranges, Check::new(done.kept, &dataset)?))
+        Ok((done.ranges, Check::new(done.kept, dataset)?))
     }
 
     /// Times the written model beside the float one, after `seconds` of work; `inputs` are those of the check, if

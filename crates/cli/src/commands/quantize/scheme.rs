@@ -9,7 +9,7 @@ use narrowbit_quant::approach::{
 };
 use narrowbit_quant::encodings::Encodings;
 use narrowbit_quant::observe::Method;
-use narrowbit_quant::options::{Override, QuantOptions};
+use narrowbit_quant::options::{Override, QuantOptions, WeightRounding};
 use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::Target;
 
@@ -70,6 +70,15 @@ pub enum AlgorithmArg {
     Mse,
     /// Half-quadratic quantization of the zero point
     Hqq,
+}
+
+/// How the codes of weights are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RoundingArg {
+    /// Each weight to the nearest value
+    Nearest,
+    /// So that outputs err least on the samples: the error of each weight is handed on to those that are not rounded yet
+    Gptq,
 }
 
 /// The type of the scales of blocks.
@@ -191,9 +200,11 @@ pub struct SchemeArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     keep_first: Option<bool>,
-    /// Keep the last Conv, Gemm or MatMul float
-    #[arg(long, help_heading = "Quantization")]
-    keep_last: bool,
+    /// Keep the last Conv, Gemm or MatMul float, unless it is the only one left [default: no; yes with --activations fp8_e4m3 or
+    /// fp8_e5m2]
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    keep_last: Option<bool>,
     /// Keep embedding tables in 32 bits
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
@@ -213,6 +224,10 @@ pub struct SchemeArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     smooth: Option<bool>,
+    /// How weights are rounded, with the scales that are chosen; gptq needs samples (--data): static, weight-only [default: with
+    /// samples gptq for fp8 and up to 4 bits; else, and with --scheme, nearest]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Quantization")]
+    weight_rounding: Option<RoundingArg>,
     /// What shares a scale of an activation: dynamic [default: token]
     #[arg(long, value_enum, value_name = "WHAT", help_heading = "Quantization")]
     granularity: Option<GranularityArg>,
@@ -262,9 +277,9 @@ impl SchemeArgs {
         }
         let fp8 = o.approach == Approach::Static && o.activations.format.is_float();
         if fp8 && o.scheme.is_none() && self.config.is_none() {
-            // Four bits of each number are too few for a picture's 256 steps, whose values all have one sign, and for
-            // weights whose errors the means of such activations add up.
-            (o.keep_first, o.bias_correction) = (true, true);
+            // Four bits of each number are too few for a picture's 256 steps, whose values all have one sign, for weights
+            // whose errors the means of such activations add up, and for the scores that a decision compares.
+            (o.keep_first, o.keep_last, o.bias_correction) = (true, true, true);
         }
         self.preset.apply(&mut o);
         self.resolve_approach(&mut o);
@@ -273,7 +288,7 @@ impl SchemeArgs {
         o.weights.per_channel &= !self.per_tensor;
         o.weights.reduce_range |= self.reduce_range;
         o.keep_first = self.keep_first.unwrap_or(o.keep_first);
-        o.keep_last |= self.keep_last;
+        o.keep_last = self.keep_last.unwrap_or(o.keep_last);
         o.embeddings &= !self.float_embeddings;
         o.smooth = self.smooth.unwrap_or(o.smooth);
         o.float_outputs = self.float_outputs.unwrap_or(o.float_outputs);
@@ -281,9 +296,19 @@ impl SchemeArgs {
         if !self.op_types.is_empty() {
             o.op_types.clone_from(&self.op_types);
         }
+        match self.weight_rounding {
+            Some(RoundingArg::Nearest) => o.weight_rounding = Some(WeightRounding::Nearest),
+            Some(RoundingArg::Gptq) => o.weight_rounding = Some(WeightRounding::Gptq),
+            None => {}
+        }
         o.method = self.method(o.method)?;
         o.overrides.extend(self.exclusions());
         Ok(o)
+    }
+
+    /// Whether a flag asks for weights that are rounded by samples.
+    pub fn asks_for_rounding(&self) -> bool {
+        self.weight_rounding == Some(RoundingArg::Gptq)
     }
 
     /// The scales and types of tensors that the file holds, if it was made by `narrowbit config`.
@@ -333,7 +358,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 21] = [
+        let all: [(bool, &str, &[Approach]); 22] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -344,13 +369,14 @@ impl SchemeArgs {
             (self.per_tensor, "--per-tensor", &[Static, Dynamic]),
             (self.reduce_range, "--reduce-range", &[Static, Dynamic]),
             (
-                self.keep_first.is_some() || self.keep_last,
+                self.keep_first.is_some() || self.keep_last.is_some(),
                 "--keep-first and --keep-last",
                 &[Static, Dynamic, WeightOnly],
             ),
             (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
             (self.float_outputs.is_some(), "--float-outputs", &[Static]),
             (self.channel_activations.is_some(), "--channel-activations", &[Static]),
+            (self.weight_rounding.is_some(), "--weight-rounding", &[Static, WeightOnly]),
             (self.granularity.is_some(), "--granularity", &[Dynamic]),
             (self.attention.is_some(), "--attention", &[Dynamic]),
             (self.block.is_some(), "--block", &[WeightOnly]),

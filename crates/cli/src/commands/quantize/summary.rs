@@ -7,6 +7,7 @@ use anyhow::Result;
 use narrowbit_quant::approach::Approach;
 use narrowbit_quant::encodings::Applied;
 use narrowbit_quant::equalize::Equalized;
+use narrowbit_quant::gptq::Report;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize::NodeFate;
 use narrowbit_quant::scheme::NumberFormat;
@@ -55,6 +56,9 @@ pub struct Summary {
     /// The convolutions whose channels were evened out.
     #[serde(skip_serializing_if = "Option::is_none")]
     equalized: Option<Equalized>,
+    /// What rounding weights by samples did, where it took place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounding: Option<Report>,
     samples: u64,
     /// Samples per run of the calibration, where it took place here.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +95,7 @@ impl Quantize {
         error: Option<Loss>,
         seconds: f64,
     ) -> Result<Summary> {
-        let Made { fates, ranges, warnings, encodings, equalized, by_channel, batch, .. } = made;
+        let Made { fates, ranges, warnings, encodings, equalized, by_channel, batch, rounding, .. } = made;
         let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
         let mut warnings = warnings;
         if random {
@@ -121,6 +125,7 @@ impl Quantize {
             speed: None,
             encodings,
             equalized,
+            rounding,
             samples,
             batch,
             random,
@@ -233,6 +238,14 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
         out.push_str(&format!(
             "  fill    {} activations multiplied to fill their codes, weights behind divided (--cross-layer-equalization=no leaves them)\n",
             s.filled
+        ));
+    }
+    if let Some((rounded, (nearest_db, rounded_db))) = s.rounding.as_ref().and_then(|r| Some((r, r.means()?))) {
+        out.push_str(&format!(
+            "  weights {} rounded by the samples: SQNR of their products {} in the mean, of nearest weights {} (--weight-rounding nearest)\n",
+            rounded.weights.len(),
+            output::decibels(rounded_db),
+            output::decibels(nearest_db)
         ));
     }
     let ratio = s.bytes_after as f64 / s.bytes_before.max(1) as f64;

@@ -1,15 +1,15 @@
 //! The approaches that need no calibration.
 
 use anyhow::{Context, Result, bail};
-use narrowbit_data::Split;
+use narrowbit_data::{Dataset, Split};
 use narrowbit_ir::Model;
 use narrowbit_passes::sanitize::upgrade_opset;
 use narrowbit_quant::fill::Rates;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::quantize;
-use narrowbit_runtime::{Options, Session};
+use narrowbit_runtime::{Float, Options, Session};
 
-use super::{Made, Quantize, unmatched};
+use super::{Made, Quantize, rounding, unmatched};
 use crate::check::{Check, Kept};
 use crate::{data, interrupt};
 
@@ -22,13 +22,23 @@ impl Quantize {
         if self.encodings.is_some() {
             bail!("--encodings are for static quantization\nhelp: leave them out, or use --approach static");
         }
-        let check = self.float_outputs(model)?;
+        let rounds = self.rounds(options)?;
+        let given = self.data.data.is_some() || self.data.random.is_some();
+        let open = || self.data.open(&model.graph, Split::Calibration);
+        let dataset = (given && (rounds || !self.no_check)).then(open).transpose()?;
+        let check = self.float_outputs(model, dataset.as_ref())?;
         let mut warnings = unmatched(model, options)?;
+        warnings.extend(rounding::unmet(options, rounds));
         upgrade_opset::upgrade(model, quantize::opset(options))
             .map_err(|e| anyhow::Error::new(*e))
             .context("the model can't be brought to the operator set that this needs")?;
-        let done = quantize::convert(model, options, &self.threads.exec()?)?;
+        let (exec, samples) = (self.threads.exec()?, dataset.as_ref().filter(|_| rounds));
+        let running = (self.mask.input(&model.graph)?, Float::F32);
+        let done = self.with_rounder(samples.map(|d| (d, self.data.batch())), running, |rounder| {
+            Ok(quantize::convert_with(model, options, rounder, &exec)?)
+        })?;
         warnings.extend(done.warnings);
+        warnings.extend(rounding::left(done.rounding.as_ref()));
         let (fates, ranges, encodings, equalized) = (done.fates, None, None, None);
         Ok(Made {
             fates,
@@ -40,16 +50,13 @@ impl Quantize {
             rates: Rates::new(),
             by_channel: 0,
             batch: None,
+            rounding: done.rounding,
         })
     }
 
     /// What the float model makes of the first samples.
-    fn float_outputs(&self, model: &Model) -> Result<Option<Check>> {
-        let given = self.data.data.is_some() || self.data.random.is_some();
-        if !given || self.no_check {
-            return Ok(None);
-        }
-        let dataset = self.data.open(&model.graph, Split::Calibration)?;
+    fn float_outputs(&self, model: &Model, dataset: Option<&Dataset>) -> Result<Option<Check>> {
+        let Some(dataset) = dataset.filter(|_| !self.no_check) else { return Ok(None) };
         let options = Options { threads: self.threads.threads, ..Options::default() };
         let session = Session::new(model.graph.clone(), options)?;
         let mut kept = Kept::new(true);
@@ -66,6 +73,6 @@ impl Quantize {
                 break;
             }
         }
-        Check::new(kept, &dataset)
+        Check::new(kept, dataset)
     }
 }
