@@ -54,7 +54,7 @@ fn gives_the_same_codes_without_samples() {
         ("digits-cnn", "--scheme pytorch"),
         ("digits-cnn", "--scheme mxnet"),
         ("digits-vit", ""),
-        ("digits-vit", "--activations int16 --weights int4 --symmetric"),
+        ("digits-vit", "--activations int16 --weights int4 --symmetric --weight-rounding nearest"),
         ("digits-vit", "--scheme inc-jax-fp8"),
         ("diabetes-mlp", "--scheme tflite"),
     ] {
