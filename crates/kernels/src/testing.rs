@@ -52,6 +52,22 @@ pub(crate) fn assert_close(got: &[f32], want: &[f32], tolerance: f32, context: &
     }
 }
 
+/// The element of an operand of `dims` that belongs to element `index` of a result of `shape`, as numpy broadcasts.
+pub(crate) fn broadcast(dims: &[usize], shape: &[usize], mut index: usize) -> usize {
+    let (mut at, mut step) = (0, 1);
+    for i in 0..shape.len() {
+        let len = shape[shape.len() - 1 - i];
+        let coordinate = index % len;
+        index /= len;
+        if i < dims.len() {
+            let dim = dims[dims.len() - 1 - i];
+            at += if dim == 1 { 0 } else { coordinate * step };
+            step *= dim;
+        }
+    }
+    at
+}
+
 /// On which side of a slice an inaccessible page stands: an access beyond that end faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Edge {

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{Graph, Node, Patch, PatchError, ValueId};
-use narrowbit_tensor::{Tensor, shape};
+use narrowbit_tensor::{DType, Tensor, shape};
 
 use crate::scene::{Scene, op, rewrite};
 
@@ -52,13 +52,13 @@ impl<'a> Factor<'a> {
         let rounded = scene.only_reader(y)?.op.name() == "QuantizeLinear";
         let alone = scene.graph.only_use(x).is_some() && !scene.graph.is_output(x);
         let fits = row && rounded && alone && scene.same_shape(x, y) && t.rank() <= scene.shape(x)?.len();
-        let s = t.to_f32s().ok().filter(|_| fits)?.into_owned();
+        let s = t.to_f32s().ok().filter(|_| fits && t.dtype() == DType::F32)?.into_owned();
         Some(Factor { scene, x, y, s })
     }
 
     /// A constant row times the factor.
     fn scaled(&self, patch: &mut Patch, v: ValueId) -> Option<ValueId> {
-        let t = self.scene.graph.constant(v)?;
+        let t = self.scene.graph.constant(v).filter(|t| t.dtype() == DType::F32)?;
         let values = t.to_f32s().ok().filter(|v| v.len() == self.s.len())?;
         let product = values.iter().zip(&self.s).map(|(v, s)| v * s).collect::<Vec<f32>>();
         let t = Tensor::new(t.shape(), product).ok()?;

@@ -213,7 +213,7 @@ fn power(a: f32, b: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Guarded, Random, execs};
+    use crate::testing::{Guarded, Random, broadcast, execs};
 
     fn scalar(op: BinaryOp, a: f32, b: f32) -> f32 {
         match op {
@@ -237,20 +237,7 @@ mod tests {
 
     fn reference(op: BinaryOp, a: (&[f32], &[usize]), b: (&[f32], &[usize]), shape: &[usize]) -> Vec<f32> {
         let total: usize = shape.iter().product();
-        let pick = |(data, dims): (&[f32], &[usize]), mut index: usize| {
-            let (mut at, mut step) = (0, 1);
-            for i in 0..shape.len() {
-                let len = shape[shape.len() - 1 - i];
-                let coordinate = index % len;
-                index /= len;
-                if i < dims.len() {
-                    let dim = dims[dims.len() - 1 - i];
-                    at += if dim == 1 { 0 } else { coordinate * step };
-                    step *= dim;
-                }
-            }
-            data[at]
-        };
+        let pick = |(data, dims): (&[f32], &[usize]), index: usize| data[broadcast(dims, shape, index)];
         (0..total).map(|i| scalar(op, pick(a, i), pick(b, i))).collect()
     }
 

@@ -103,23 +103,7 @@ impl<T: Element> Select<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Guarded, Random, assert_same_everywhere};
-
-    /// The element of a broadcast operand that belongs to element `index` of the result.
-    fn place(dims: &[usize], shape: &[usize], mut index: usize) -> usize {
-        let (mut at, mut step) = (0, 1);
-        for i in 0..shape.len() {
-            let len = shape[shape.len() - 1 - i];
-            let coordinate = index % len;
-            index /= len;
-            if i < dims.len() {
-                let dim = dims[dims.len() - 1 - i];
-                at += if dim == 1 { 0 } else { coordinate * step };
-                step *= dim;
-            }
-        }
-        at
-    }
+    use crate::testing::{Guarded, Random, assert_same_everywhere, broadcast};
 
     fn check<T: Element + PartialEq + std::fmt::Debug + Default>(make: &dyn Fn(u64) -> T) {
         let shapes: &[[&[usize]; 4]] = &[
@@ -138,9 +122,9 @@ mod tests {
             let condition: Vec<u8> = (0..len(sc)).map(|_| [0, 1, 255][r.below(3)]).collect();
             let a: Vec<T> = (0..len(sa)).map(|_| make(r.next())).collect();
             let b: Vec<T> = (0..len(sb)).map(|_| make(r.next())).collect();
-            let pick = |i: usize| match condition[place(sc, sy, i)] {
-                0 => b[place(sb, sy, i)],
-                _ => a[place(sa, sy, i)],
+            let pick = |i: usize| match condition[broadcast(sc, sy, i)] {
+                0 => b[broadcast(sb, sy, i)],
+                _ => a[broadcast(sa, sy, i)],
             };
             let want: Vec<T> = (0..len(sy)).map(pick).collect();
             assert_same_everywhere(&format!("{sc:?} {sa:?} {sb:?}"), &|exec, edge| {

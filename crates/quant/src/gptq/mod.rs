@@ -3,7 +3,7 @@
 //! Rounding each weight to the nearest value minimizes the error of the weights. The error of an output is `e · x`, and its mean
 //! square over the samples `e H eᵀ`, where H is the sum of `x · xᵀ` over the input columns x: an error of one weight can be made
 //! up for by another one whose input goes along with its own. Weights are rounded input by input, and the error of each is handed
-//! on to those that are not rounded yet ([`factor`]). Scales are those that the scheme chose; only codes change.
+//! on to those that are not rounded yet (`factor.rs`). Scales are those that the scheme chose; only codes change.
 //!
 //! x is what the float model reads. Where the bias takes up the mean error anyway (bias correction), x is taken about its mean.
 //!
