@@ -181,3 +181,18 @@ fn writes_scales_of_channels_only_where_the_format_has_them() {
         assert_eq!(read.tensors["a"].values, held.tensors["a"].values);
     }
 }
+
+#[test]
+fn gives_stacks_of_constant_matrices_one_scale() {
+    let text = "model opset=17 graph \"g\" { input %x: f32[1, 4, 8, 8] const %stack: f32[4, 8, 6] = random(3)
+                const %matrix: f32[6, 5] = random(4) %a = MatMul(%x, %stack) %y = MatMul(%a, %matrix) output %y }";
+    let mut model = text::parse_model(text, &Registry).unwrap();
+    let options = QuantOptions::default();
+    let (layout, ranges) = (quantize::layout(&model, &options).unwrap(), ranges(&model, &options));
+    quantize::quantize(&mut model, layout, &ranges, &options, &Exec::new(Isa::detect(), 1)).unwrap();
+    let scales = |name: &str| {
+        let constants = constants(&model.graph);
+        constants.into_iter().find(|(n, _)| n == name).map(|(_, t)| t.len())
+    };
+    assert_eq!((scales("stack_scale"), scales("matrix_scale")), (Some(1), Some(5)));
+}

@@ -230,8 +230,13 @@ fn job<'a>(
             let tensor = graph.const_input(id, weight)?;
             let bits = options.input_weight_bits.filter(|_| own.is_none() && first_product(graph, plan) == Some(id));
             let scheme = WeightScheme { bits: bits.or(scheme.bits), ..scheme };
-            // Channels of a transposed convolution repeat in each group.
-            let whole = node.op.name() != "ConvTranspose" || groups(node) == 1;
+            // Channels of a transposed convolution repeat in each group; ONNX Runtime multiplies stacks of matrices by one scale
+            // alone ("b zero point is not valid" when it runs them).
+            let whole = match node.op.name() {
+                "ConvTranspose" => groups(node) == 1,
+                "MatMul" => tensor.rank() <= 2,
+                _ => true,
+            };
             let channel = channel.resolve(tensor.rank()).filter(|_| whole);
             let axis = channel.filter(|_| scheme.per_channel);
             let key = bias_of(graph, &plan.layout, id, tensor, bias);
