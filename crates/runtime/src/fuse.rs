@@ -35,6 +35,8 @@ pub struct Fusion {
     pub activation: Activation,
     /// A constant, or one per column, that multiplies what the activation gives, before it is rounded.
     pub factor: Option<ValueId>,
+    /// Whether results of a softmax that are no numbers are 0: `Where(IsNaN(w), 0, w)` behind it.
+    pub guarded: bool,
     /// What the fusion makes.
     pub output: Option<ValueId>,
     /// The parts of an attention.
@@ -218,7 +220,7 @@ impl<'a> Finder<'a> {
         out
     }
 
-    /// A sum, product or function of quantized values that is quantized again.
+    /// A sum, product or function of quantized values that is quantized again, or a softmax with its guard.
     fn elementwise(&mut self, root: NodeId, node: &Node) {
         let Some(mut out) = node.output(0) else { return };
         let Some(operands) = lower::elementwise_operands(self.graph, self.facts, node) else { return };
@@ -229,8 +231,14 @@ impl<'a> Finder<'a> {
             f.nodes.extend(ids);
             (f.activation, out) = (activation, y);
         }
+        if node.op.name() == "Softmax"
+            && let Some((ids, y)) = self.guard(out)
+        {
+            f.nodes.extend(ids);
+            (f.guarded, out) = (true, y);
+        }
         out = self.ints(&mut f, node, operands, out);
-        if f.ints.as_ref().is_some_and(|ints| ints.output.is_some()) {
+        if f.guarded || f.ints.as_ref().is_some_and(|ints| ints.output.is_some()) {
             f.output = Some(out);
             self.take(root, f);
         }

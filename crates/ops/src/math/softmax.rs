@@ -30,9 +30,6 @@ pub struct Softmax {
     pub axis: i64,
     /// Whether all dimensions from `axis` on are normalized together (opset 12 and before).
     pub flattened: bool,
-    /// Whether results of Softmax that are not a number are 0, as where a mask leaves no element: `Where(IsNaN(y), 0, y)`
-    /// behind it, which runtimes join to it. Files do not say it in one operator.
-    pub guarded: bool,
 }
 
 impl Softmax {
@@ -43,7 +40,7 @@ impl Softmax {
     pub fn build(kind: Kind, opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
         let flattened = opset < 13;
         let axis = attrs.int_or("axis", if flattened { 1 } else { -1 })?;
-        Ok(Arc::new(Softmax { kind, axis, flattened, guarded: false }))
+        Ok(Arc::new(Softmax { kind, axis, flattened }))
     }
 
     /// How an input of `shape` is normalized along the middle of `[outer, length, inner]`.
@@ -144,9 +141,6 @@ impl Op for Softmax {
                 line.iter().zip(along.line(start)).for_each(|(v, i)| y[i] = *v);
             }
         }
-        if self.guarded {
-            y.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.0);
-        }
         Ok(vec![Tensor::from_f64s(x.dtype(), x.shape(), &y)?])
     }
 
@@ -175,36 +169,30 @@ mod tests {
     #[test]
     fn normalizes_a_matrix_before_opset_13_and_a_line_after() {
         let x = Tensor::new([1, 2, 2], vec![0f32; 4]).unwrap();
-        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 1, flattened: true, guarded: false }, &x), [0.25; 4]);
-        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 1, flattened: false, guarded: false }, &x), [0.5; 4]);
-        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 3, flattened: true, guarded: false }, &x), [1.0; 4]);
+        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 1, flattened: true }, &x), [0.25; 4]);
+        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 1, flattened: false }, &x), [0.5; 4]);
+        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 3, flattened: true }, &x), [1.0; 4]);
     }
 
     #[test]
     fn survives_large_inputs_and_marks_the_first_maximum() {
         let x = Tensor::vector(vec![1000f32, 1000.0, 0.0]);
-        assert_eq!(
-            run(Softmax { kind: Kind::Softmax, axis: 0, flattened: false, guarded: false }, &x),
-            [0.5, 0.5, 0.0]
-        );
-        assert_eq!(
-            run(Softmax { kind: Kind::Hardmax, axis: 0, flattened: false, guarded: false }, &x),
-            [1.0, 0.0, 0.0]
-        );
+        assert_eq!(run(Softmax { kind: Kind::Softmax, axis: 0, flattened: false }, &x), [0.5, 0.5, 0.0]);
+        assert_eq!(run(Softmax { kind: Kind::Hardmax, axis: 0, flattened: false }, &x), [1.0, 0.0, 0.0]);
     }
 
     #[test]
     fn sums_long_lines_of_bf16_without_stalling() {
         // A plain running sum in bf16 would stay at 256.
         let x = Tensor::from_f64s(DType::Bf16, [1024], &[0.0; 1024]).unwrap();
-        let y = run(Softmax { kind: Kind::Softmax, axis: 0, flattened: false, guarded: false }, &x);
+        let y = run(Softmax { kind: Kind::Softmax, axis: 0, flattened: false }, &x);
         assert!(y.iter().all(|&v| v == 1.0 / 1024.0));
     }
 
     #[test]
     fn refuses_axes_outside_of_the_rank() {
         let x = Datum::Tensor(Tensor::scalar(1f32));
-        let op = Softmax { kind: Kind::Softmax, axis: -1, flattened: false, guarded: false };
+        let op = Softmax { kind: Kind::Softmax, axis: -1, flattened: false };
         assert!(op.eval(&EvalCx::new(&[Some(&x)], 1)).is_err());
     }
 }

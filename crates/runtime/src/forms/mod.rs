@@ -3,7 +3,6 @@
 //! QLinear products ([`qoperator`]) and products of integers with their scaling behind them ([`dynamic`]) mean the
 //! same as DequantizeLinear → operator → QuantizeLinear; a [`batchnorm`] that is left behind an integer convolution is
 //! a part of its weights' scales, and so is a scale per channel of what a depthwise convolution reads ([`channels`]).
-//! A [`softmax`] that replaces what is not a number is one operator.
 //! They are rewritten when a session is made, so that one lowering serves every tool's files. What a rule does not
 //! know stays as it is and runs on its own `eval`.
 
@@ -13,7 +12,6 @@ mod dynamic;
 mod half;
 mod qoperator;
 mod rows;
-mod softmax;
 
 pub use half::widen;
 
@@ -27,8 +25,7 @@ use narrowbit_tensor::{DType, Element, Tensor};
 /// The opset whose forms are written: the first that has all of them.
 const OPSET: i64 = 21;
 
-/// The graph with QuantizeLinear and DequantizeLinear instead of operators on integers, and with the other forms joined;
-/// `None` where it has none.
+/// The graph with QuantizeLinear and DequantizeLinear instead of operators on integers; `None` where it has none.
 ///
 /// # Errors
 /// Never for a graph that verifies.
@@ -37,7 +34,6 @@ pub fn to_qdq(graph: &Graph) -> Result<Option<Graph>, PatchError> {
         let other: Option<Rule> = match name {
             "BatchNormalization" => Some(batchnorm::fold),
             "DequantizeLinear" => Some(single),
-            "Where" => Some(softmax::join),
             _ => None,
         };
         qoperator::rule(name).or_else(|| dynamic::rule(name)).or(other)

@@ -9,7 +9,6 @@ use super::heads::{Operand, Part};
 use super::scores::Coded;
 use super::{Finder, Fusion};
 use crate::lower::{self, QParams, Runtime};
-use crate::ops::is_guarded;
 
 /// `softmax(q · kᵀ · scale + mask) · v`.
 #[derive(Debug, Clone)]
@@ -137,7 +136,7 @@ impl<'a> Finder<'a> {
 
     /// `Where(IsNaN(w), 0, w)` of a softmax's results, and its nodes: what PyTorch puts behind a softmax whose keys may all
     /// be hidden.
-    fn guard(&self, probs: ValueId) -> Option<(Vec<NodeId>, ValueId)> {
+    pub(super) fn guard(&self, probs: ValueId) -> Option<(Vec<NodeId>, ValueId)> {
         let [a, b] = self.graph.uses(probs) else { return None };
         let name = |id: NodeId| self.graph.node(id).op.name();
         let (test, choice) = if name(a.node) == "IsNaN" { (a.node, b) } else { (b.node, a) };
@@ -162,7 +161,7 @@ impl<'a> Finder<'a> {
         let found = self.scores(node)?;
         let sources = [found.maker.input(0)?, found.maker.input(1)?, last.input(1)?];
         self.check_shapes(sources, found.mask, DType::F32)?;
-        let guarded = !guard.is_empty() || is_guarded(node);
+        let guarded = !guard.is_empty();
         let mut nodes = [vec![found.product, softmax, second], found.nodes, guard].concat();
         let [(q, fq), (kt, fk)] = [(0, Part::Queries), (1, Part::Keys)]
             .map(|(i, part)| {
@@ -195,7 +194,7 @@ impl<'a> Finder<'a> {
     fn match_floats(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
         let (probs, guard) = self.weights(node.output(0).filter(|_| node.op.name() == "Softmax")?);
         let weights = self.keep.contains(&probs).then_some(probs);
-        let guarded = !guard.is_empty() || is_guarded(node);
+        let guarded = !guard.is_empty();
         let (second, last, _) = self.reader(probs).filter(|n| n.1.op.name() == "MatMul" && n.2 == 0)?;
         let found = self.scores(node)?;
         let mut scale = match found.factor {
@@ -227,7 +226,7 @@ impl<'a> Finder<'a> {
     /// Both products on integers, with the weights quantized between them.
     fn match_ints(&self, softmax: NodeId, node: &Node) -> Option<(NodeId, Fusion)> {
         let (probs, guard) = self.weights(node.output(0)?);
-        let guarded = !guard.is_empty() || is_guarded(node);
+        let guarded = !guard.is_empty();
         let rounded = match node.op.name() {
             "Softmax" => self.rounded(probs).or_else(|| self.rounded_by_row(probs))?,
             _ => self.rounded_codes(node, probs)?,

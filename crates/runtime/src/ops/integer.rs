@@ -299,7 +299,7 @@ fn rowwise(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Option<Built> {
     let x = source.map_or(cx.node.input(0)?, |q| q.value);
     let dims = cx.f32_shape(0)?;
     if cx.node.op.name() == "Softmax" {
-        return soft(cx, source, &dims, (x, out), ints.output);
+        return soft(cx, source, &dims, (x, out), (f.guarded, ints.output));
     }
     let axis = narrowbit_tensor::shape::axis(cx.int("axis", -1), dims.len())?;
     let columns: usize = dims[axis..].iter().product();
@@ -325,11 +325,10 @@ fn soft(
     source: Option<Quantized>,
     dims: &[usize],
     (x, out): (ValueId, ValueId),
-    output: Option<QParams>,
+    (guarded, output): (bool, Option<QParams>),
 ) -> Option<Built> {
     let (input, lines) = (source.map(|q| q.params), super::norm::lines(cx, dims)?);
     let [rows, columns, inner] = lines;
-    let guarded = super::norm::is_guarded(cx.node);
     let kernel = if inner == 1 {
         crate::kernel::simple("softmax_rows", move |cx| {
             let (exec, x) = (cx.exec, any_quant(cx, input)?);

@@ -26,7 +26,6 @@ mod resize;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
-pub(crate) use norm::is_guarded;
 pub use table::lookup;
 
 use narrowbit_ir::Node;

@@ -1,6 +1,5 @@
 //! Normalisations and softmax of floats.
 
-use narrowbit_ir::Node;
 use narrowbit_kernels::Activation;
 use narrowbit_kernels::reduce::{
     LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, log_softmax, rms_norm, softmax,
@@ -103,21 +102,15 @@ fn batch(cx: &BuildCx) -> Option<Built> {
 fn soft(cx: &BuildCx, log: bool) -> Option<Built> {
     let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
     let split = lines(cx, &dims)?;
-    let guarded = is_guarded(cx.node);
     let kernel = simple(if log { "log_softmax_f32" } else { "softmax_f32" }, move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
         match log {
             true => log_softmax(exec, x, cx.out_f32s()?, split)?,
-            false => softmax(exec, x, cx.out_f32s()?, split, guarded)?,
+            false => softmax(exec, x, cx.out_f32s()?, split, false)?,
         }
         Ok(())
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
-}
-
-/// Whether a Softmax gives 0 where its formula gives no number.
-pub(crate) fn is_guarded(node: &Node) -> bool {
-    node.op.downcast::<Softmax>().is_some_and(|s| s.guarded)
 }
 
 /// How a Softmax sees an input of `dims`: `[outer, length, inner]`. Before opset 13 all axes from its axis on are one.
