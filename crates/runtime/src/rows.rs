@@ -255,16 +255,7 @@ impl<'a> Region<'a> {
             let mut inputs = node.inputs.clone();
             for (input, axis) in inputs.iter_mut().zip(axes) {
                 if let (Some(v), Some(axis)) = (*input, *axis) {
-                    *input = Some(match taken.get(&v) {
-                        Some(&rows) => rows,
-                        None => {
-                            let gather = op("Gather", AttrMap::new().with("axis", axis as i64))?;
-                            let name = format!("{}_taken", graph.value(v).name);
-                            let rows = patch.node(&name, gather, &[Some(v), Some(indices)]);
-                            taken.insert(v, rows);
-                            rows
-                        }
-                    });
+                    *input = Some(self.taken(&mut patch, v, axis, indices, &mut taken)?);
                 }
             }
             let name = |v: ValueId| format!("{}_taken", graph.value(v).name);
@@ -287,6 +278,47 @@ impl<'a> Region<'a> {
         }
         patch.replace(self.y, y);
         Some(patch)
+    }
+
+    /// The rows of a value. Those of a DequantizeLinear that others read whole are taken out of its codes, so that products
+    /// on integers still read codes.
+    fn taken(
+        &self,
+        patch: &mut Patch,
+        v: ValueId,
+        axis: usize,
+        indices: ValueId,
+        taken: &mut BTreeMap<ValueId, ValueId>,
+    ) -> Option<ValueId> {
+        if let Some(&rows) = taken.get(&v) {
+            return Some(rows);
+        }
+        let name = format!("{}_taken", self.scene.graph.value(v).name);
+        let codes = self.scene.maker(v).and_then(|(_, node)| {
+            let axes = (node.op.name() == "DequantizeLinear").then(|| self.operands(node, axis))??;
+            // As in the region: no value is cut along two axes.
+            let one = |(v, a): (&Option<ValueId>, &Option<usize>)| {
+                v.zip(*a).is_none_or(|(v, a)| self.axes.get(&v).is_none_or(|&known| known == a))
+            };
+            node.inputs.iter().zip(&axes).all(one).then_some((node, axes))
+        });
+        let rows = match codes {
+            Some((node, axes)) => {
+                let mut inputs = node.inputs.clone();
+                for (input, axis) in inputs.iter_mut().zip(axes) {
+                    if let (Some(v), Some(axis)) = (*input, axis) {
+                        *input = Some(self.taken(patch, v, axis, indices, taken)?);
+                    }
+                }
+                patch.node(&name, Arc::clone(&node.op), &inputs)
+            }
+            None => {
+                let gather = op("Gather", AttrMap::new().with("axis", axis as i64))?;
+                patch.node(&name, gather, &[Some(v), Some(indices)])
+            }
+        };
+        taken.insert(v, rows);
+        Some(rows)
     }
 
     /// The extents of a value with the taken rows alone, for a Reshape.

@@ -134,3 +134,19 @@ fn stops_at_a_range_that_all_rows_share() {
     let of = session.graph().producer(gather.input(0).expect("data")).expect("it is made").0;
     assert_eq!(session.graph().node(of).op.name(), "DynamicQuantizeLinear");
 }
+
+#[test]
+fn takes_rows_of_codes_that_another_product_reads_whole() {
+    let body = format!(
+        "{}{}const %first: i64[] = [0]\n%d = DequantizeLinear(%c, %s, %z) {{axis=-1, block_size={WIDTH}}}\n\
+         %q = MatMul(%d, %wq_d)\n%k = MatMul(%d, %wk_d)\n%f = Identity(%q)\n%y = Gather(%f, %first) {{axis=1}}",
+        weights("wq", WIDTH, WIDTH, 1),
+        weights("wk", WIDTH, WIDTH, 2),
+    );
+    let inputs = format!("input %c: u8[1, 13, {WIDTH}]\ninput %s: f32[1, 13, 1]\ninput %z: u8[1, 13, 1]");
+    let graph = graph(&inputs, &body, "output %y\noutput %k");
+    assert_bits(&graph);
+    let (_, profile) = session(&graph, 1).profile(&samples(&graph)).expect("it runs");
+    assert_eq!(profile.rows.iter().filter(|r| r.on_integers).count(), 2);
+    assert!(profile.rows.iter().all(|r| r.kernel != "reference"), "floats of all rows");
+}
