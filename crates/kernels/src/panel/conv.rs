@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::drive::{CHUNK, Lines, Rows, SERIAL, Sweep, Walk, flat, part, parts};
 use super::epilogue::Epilogue;
-use super::gather::{self, Windows};
+use super::gather::{self, JoinedWindows, Windows};
 use super::image::Image;
 use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
@@ -241,17 +241,12 @@ impl<'a> Conv<'a> {
 
     /// As [`Conv::band`], with a copy of each window.
     fn gathered_band(&self, sweep: &Sweep<'_>, image: usize, band: Range<usize>, columns: Range<usize>) {
-        let (p, windows, [oh, ow]) = (self.p, self.windows(), self.out);
-        let (kernel, count) = (sweep.panels.kernel, sweep.panels.columns.count());
+        let (p, g, ow) = (self.p, &self.geometry, self.out[1]);
+        let windows = self.windows();
         let (bytes, rows) = (windows.bytes(), band.len() * ow);
-        let pitch = spread(bytes, kernel.depth);
-        with_scratch((rows * pitch + SLACK).div_ceil(4), |scratch| {
-            let base = scratch.as_mut_ptr().cast::<u8>();
-            let mut at_column = columns.start;
-            while at_column < columns.end {
-                let group = at_column / count;
-                let panels = at_column % count..(columns.end - group * count).min(count);
-                at_column += panels.len();
+        let pitch = spread(bytes, sweep.panels.kernel.depth);
+        if !joins_taps(p) {
+            return self.gathered(sweep, (image, band.clone()), columns, (rows, pitch), &|group, base| {
                 for i in 0..rows {
                     let (pixel, to) = ((band.start + i / ow, i % ow), base.wrapping_add(i * pitch));
                     // SAFETY: the images were checked by the caller; the scratch has `pitch` bytes for each row.
@@ -260,8 +255,51 @@ impl<'a> Conv<'a> {
                         to.add(bytes).write_bytes(0, pitch - bytes);
                     }
                 }
+            });
+        }
+        // Windows overlap: their lines are padded and rounded once.
+        let lines = self.reach(band.len());
+        with_scratch((lines * g.pitch + SLACK).div_ceil(4), |scratch| {
+            let from = scratch.as_mut_ptr().cast::<u8>();
+            for i in 0..lines {
+                // SAFETY: the scratch has `pitch` bytes for the line.
+                unsafe { self.copy_line(self.line(image, band.start * p.strides[0] + i), from.add(i * g.pitch)) };
+            }
+            let gather = |to: *mut u8| JoinedWindows {
+                from,
+                strides: [p.strides[0] * g.pitch, p.strides[1] * g.pixel],
+                out: [band.len(), ow],
+                runs: (p.kh, p.dilations[0] * g.pitch),
+                run: bytes / p.kh,
+                to,
+                pitch,
+            };
+            self.gathered(sweep, (image, band.clone()), columns, (rows, pitch), &|_, to| {
+                self.image.isa.dispatch(gather(to));
+            });
+        });
+    }
+
+    /// Multiplies `rows` windows of a band, `pitch` bytes apart, which `gather` copies to where it is told, by group.
+    fn gathered(
+        &self,
+        sweep: &Sweep<'_>,
+        (image, band): (usize, Range<usize>),
+        columns: Range<usize>,
+        (rows, pitch): (usize, usize),
+        gather: &dyn Fn(usize, *mut u8),
+    ) {
+        let (count, [oh, ow]) = (sweep.panels.columns.count(), self.out);
+        with_scratch((rows * pitch + SLACK).div_ceil(4), |scratch| {
+            let base = scratch.as_mut_ptr().cast::<u8>();
+            let mut at_column = columns.start;
+            while at_column < columns.end {
+                let group = at_column / count;
+                let panels = at_column % count..(columns.end - group * count).min(count);
+                at_column += panels.len();
+                gather(group, base);
                 let lines = Lines { a: base, stride: pitch, count: rows, tail: std::ptr::null() };
-                let at = (image * oh + band.start) * ow * p.oc + group * sweep.panels.columns.n;
+                let at = (image * oh + band.start) * ow * self.p.oc + group * sweep.panels.columns.n;
                 sweep.walk(|walk| {
                     for panel in panels.clone() {
                         // SAFETY: the rows are whole steps; tasks write disjoint tiles.
@@ -270,6 +308,17 @@ impl<'a> Conv<'a> {
                 });
             }
         });
+    }
+
+    /// Lines of the padded image that so many lines of the output read.
+    fn reach(&self, lines: usize) -> usize {
+        (lines - 1) * self.p.strides[0] + (self.p.kh - 1) * self.p.dilations[0] + 1
+    }
+
+    /// The first pixel of a line, which is counted from the padding above the image on; `None` in the padding.
+    fn line(&self, image: usize, padded: usize) -> Option<usize> {
+        let y = padded.wrapping_sub(self.p.pads[0]);
+        (y < self.p.h).then(|| (image * self.p.h + y) * self.p.w)
     }
 
     fn band(&self, sweep: &Sweep<'_>, image: usize, band: Range<usize>, columns: Range<usize>, bytes: usize) {
@@ -295,8 +344,7 @@ impl<'a> Conv<'a> {
             let base = image.wrapping_add(band.start * p.strides[0] * g.pitch);
             return sweep.walk(|walk| tiles(walk, base, 0..band.len()));
         }
-        // Lines of the copy that so many lines of the band read.
-        let reach = |n: usize| (n - 1) * p.strides[0] + (p.kh - 1) * p.dilations[0] + 1;
+        let reach = |n: usize| self.reach(n);
         // Weights that stay in the second cache are read again for every few lines; what these leave of the time brings
         // the next ones there.
         let few = if bytes <= CHUNK { (FEW_LINES / g.pitch.max(1)).max(1) } else { band.len() };
@@ -307,8 +355,7 @@ impl<'a> Conv<'a> {
                 while done < band.len() {
                     let next = (done + few).min(band.len());
                     for i in copied..reach(next) {
-                        let y = (band.start * p.strides[0] + i).wrapping_sub(p.pads[0]);
-                        let line = (y < p.h).then(|| (image * p.h + y) * p.w);
+                        let line = self.line(image, band.start * p.strides[0] + i);
                         // SAFETY: the scratch has `pitch` bytes for the line.
                         unsafe { self.copy_line(line, base.add(i * g.pitch)) };
                     }

@@ -2,8 +2,10 @@
 //! a time, where the lines of the output are short or the runs of a window are.
 
 use super::image::Image;
+use super::lines::SLACK;
 use super::table::PanelKernel;
 use crate::conv::Conv2dParams;
+use crate::simd::{Kernel, Simd};
 
 /// Whether windows are copied: `ow` is the length of an output line, and all windows or none of a set of weights are
 /// copied where its panels have one run for several of the image.
@@ -91,6 +93,56 @@ impl Windows<'_> {
                 self.image.pixels((line + first, real), (group * channels, channels), body, tap);
             }
             body.add(real * tap).write_bytes(self.fill, (n - left - real) * tap);
+        }
+    }
+}
+
+/// Windows whose rows each lie side by side in padded lines, to be copied into rows one behind another, with zeros behind
+/// each.
+pub(crate) struct JoinedWindows {
+    /// The first window.
+    pub from: *const u8,
+    /// Bytes between windows down and across.
+    pub strides: [usize; 2],
+    /// Windows down and across.
+    pub out: [usize; 2],
+    /// Rows of a window, and bytes between them.
+    pub runs: (usize, usize),
+    /// Bytes of a row of a window.
+    pub run: usize,
+    /// What is written: `pitch` bytes for each window, and [`SLACK`] more.
+    pub to: *mut u8,
+    pub pitch: usize,
+}
+
+/// What a tier's code moves with the fewest instructions.
+type Piece = [u8; SLACK];
+
+impl Kernel for JoinedWindows {
+    type Out = ();
+
+    /// Copies whole pieces: what is read behind a row is overwritten by the next one, or by zeros. So lines have
+    /// [`SLACK`] bytes behind them, too.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let JoinedWindows { from, strides, out, runs, run, to, pitch } = self;
+        let bytes = runs.0 * run;
+        for i in 0..out[0] * out[1] {
+            let from = from.wrapping_add(i / out[1] * strides[0] + i % out[1] * strides[1]);
+            let to = to.wrapping_add(i * pitch);
+            for row in 0..runs.0 {
+                let (from, to) = (from.wrapping_add(row * runs.1), to.wrapping_add(row * run));
+                let mut at = 0;
+                while at < run {
+                    // SAFETY: less than the slack is read and written behind the row.
+                    unsafe {
+                        to.add(at).cast::<Piece>().write_unaligned(from.add(at).cast::<Piece>().read_unaligned());
+                    }
+                    at += size_of::<Piece>();
+                }
+            }
+            // SAFETY: the row of the result has `pitch` bytes.
+            unsafe { to.add(bytes).write_bytes(0, pitch - bytes) };
         }
     }
 }
