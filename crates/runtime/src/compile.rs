@@ -104,6 +104,9 @@ pub fn compile(
     let mut compiler = Compiler::new(graph, &facts, keep, exec, weights);
     compiler.steps()?;
     compiler.drop_unused();
+    if exec.bf16() {
+        compiler.round_between();
+    }
     Ok(compiler.finish())
 }
 
@@ -147,6 +150,8 @@ struct Scope<'a> {
     facts: &'a Facts,
     /// A value that is another one under a new shape.
     alias: BTreeMap<ValueId, ValueId>,
+    /// Floats that stand in memory as bfloat16.
+    rounded: BTreeSet<ValueId>,
 }
 
 impl Scope<'_> {
@@ -212,7 +217,8 @@ impl Scope<'_> {
     }
 
     fn ty(&self, v: ValueId) -> Concrete {
-        concrete(self.facts.get(self.base(v))).unwrap_or(Concrete { dtype: DType::U8, shape: vec![0] })
+        let ty = concrete(self.facts.get(self.base(v))).unwrap_or(Concrete { dtype: DType::U8, shape: vec![0] });
+        if self.rounded.contains(&v) { Concrete { dtype: DType::Bf16, ..ty } } else { ty }
     }
 }
 
@@ -224,7 +230,7 @@ impl<'a> Compiler<'a> {
         exec: &'a Exec,
         weights: &'a Weights,
     ) -> Compiler<'a> {
-        let scope = Scope { graph, facts, alias: BTreeMap::new() };
+        let scope = Scope { graph, facts, alias: BTreeMap::new(), rounded: BTreeSet::new() };
         let lookups = collapse::find(graph, facts, &|v| scope.constant(v));
         let fusions = fuse::find(graph, facts, keep, &lookups);
         let swallowed = fusions.iter().flat_map(|(&root, f)| f.nodes.iter().map(move |&n| (n, root))).collect();
@@ -316,6 +322,28 @@ impl<'a> Compiler<'a> {
         }
         kept.reverse();
         self.steps = kept;
+    }
+
+    /// Lets floats that one kernel makes and the others round before they multiply stand in memory as bfloat16, where all of
+    /// these can: half of the bytes, and rounded once.
+    fn round_between(&mut self) {
+        let scope = &self.scope;
+        let kept = self.keep.iter().chain(scope.graph.outputs());
+        let kept: BTreeSet<ValueId> = kept.flat_map(|&v| [scope.root(v), scope.root(scope.channels_last(v))]).collect();
+        let mut made = BTreeSet::new();
+        for (_, built) in self.steps.iter().filter(|(_, built)| built.kernel.makes_bf16()) {
+            made.extend(
+                built.outs.first().filter(|&&v| scope.ty(v).dtype == DType::F32 && !kept.contains(&scope.root(v))),
+            );
+        }
+        for (_, built) in &self.steps {
+            for (i, &v) in built.ins.iter().enumerate() {
+                if scope.root(v) != v || !built.kernel.reads_bf16(i) {
+                    made.remove(&scope.root(v));
+                }
+            }
+        }
+        self.scope.rounded = made;
     }
 
     fn node(&mut self, id: NodeId) -> Result<(), CompileError> {

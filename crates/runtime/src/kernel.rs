@@ -33,6 +33,17 @@ pub trait Kernel: Send + Sync {
         }
     }
 
+    /// Whether it can read an operand as bfloat16 in the place of floats, which rounds no more than the kernel does itself
+    /// where the session lets floats be rounded.
+    fn reads_bf16(&self, _operand: usize) -> bool {
+        false
+    }
+
+    /// Whether it can make its first output as bfloat16 in the place of floats.
+    fn makes_bf16(&self) -> bool {
+        false
+    }
+
     /// The operand whose memory the first output may take over. When it does, that operand is absent
     /// in [`RunCx`] and the output holds its data.
     fn in_place(&self) -> Option<usize> {

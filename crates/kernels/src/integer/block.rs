@@ -70,8 +70,8 @@ impl Input {
                 Kind::F32 => std::ptr::copy_nonoverlapping(self.data.cast::<f32>().add(at), to, len),
                 Kind::U8 => self.convert::<S, false>(s, self.data.add(at), len, to),
                 Kind::I8 => self.convert::<S, true>(s, self.data.add(at), len, to),
-                // `Quant` has no sums.
-                Kind::I32 => {}
+                // `Quant` has none.
+                Kind::Bf16 | Kind::I32 => {}
             }
         }
     }

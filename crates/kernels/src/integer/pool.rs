@@ -309,8 +309,8 @@ impl Kernel for MeanRow<'_> {
             ),
             Kind::U8 => self.integer_row::<S, false>(s),
             Kind::I8 => self.integer_row::<S, true>(s),
-            // `Quant` has no sums.
-            Kind::I32 => {}
+            // `Quant` has none.
+            Kind::Bf16 | Kind::I32 => {}
         }
     }
 }

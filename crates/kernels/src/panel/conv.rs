@@ -144,7 +144,8 @@ pub fn conv2d_nhwc_parts(
     require(NAME, packed == (p.groups, p.oc / p.groups, runs, run_len), "the weights were packed for another shape")?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "image and weights have different types")?;
     epilogue.check(NAME, x.ints(), p.oc, y.len())?;
-    require(NAME, x.ints() || !matches!(y, Target::I32(_)), "sums of floats are no integers")?;
+    y.require_type(NAME, x.ints())?;
+    x.require_type(NAME, weights.size)?;
     require(NAME, conv2d_nhwc_fits(p, x.size()), "the padded image takes over 4 GiB")?;
     if pixels == 0 {
         return Ok(());
@@ -189,7 +190,7 @@ impl<'a> Conv<'a> {
         let apart = image.dense().is_none();
         let copies = padded || apart || aliased && !joins_taps(p) || ragged || copy != Copying::Flip(0);
         // What follows a run is multiplied by zeros, which must not be NaN.
-        let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1) || copy == Copying::Bf16 && ragged;
+        let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1) || size == 2 && ragged;
         let dense = p.c * size;
         // Joined taps need their pixels side by side.
         let pixel = if copies && !joins_taps(p) { spread(dense, 4) } else { dense };

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::amx::{self, Unit};
 use super::epilogue::{Epilogue, Residual};
 use super::finish::Finish;
@@ -41,6 +43,8 @@ pub enum Rows<'a> {
     I8(&'a [i8]),
     /// Floats.
     F32(&'a [f32]),
+    /// Floats that were rounded to bfloat16: for weights that are.
+    Bf16(&'a [bf16]),
 }
 
 /// None, so that lists of them need no allocation.
@@ -56,6 +60,7 @@ impl Rows<'_> {
             Rows::U8(x) => x.len(),
             Rows::I8(x) => x.len(),
             Rows::F32(x) => x.len(),
+            Rows::Bf16(x) => x.len(),
         }
     }
     pub(crate) fn ptr(&self) -> *const u8 {
@@ -63,14 +68,23 @@ impl Rows<'_> {
             Rows::U8(x) => x.as_ptr(),
             Rows::I8(x) => x.as_ptr().cast(),
             Rows::F32(x) => x.as_ptr().cast(),
+            Rows::Bf16(x) => x.as_ptr().cast(),
         }
     }
     /// Bytes of an element.
     pub(crate) fn size(&self) -> usize {
-        if matches!(self, Rows::F32(_)) { 4 } else { 1 }
+        match self {
+            Rows::U8(_) | Rows::I8(_) => 1,
+            Rows::F32(_) => 4,
+            Rows::Bf16(_) => 2,
+        }
     }
     pub(crate) fn ints(&self) -> bool {
-        !matches!(self, Rows::F32(_))
+        matches!(self, Rows::U8(_) | Rows::I8(_))
+    }
+    /// Refuses rows of bfloat16 for weights whose elements have `size` bytes, unless they are bfloat16 too.
+    pub(crate) fn require_type(&self, kernel: &'static str, size: usize) -> Result {
+        require(kernel, !matches!(self, Rows::Bf16(_)) || size == 2, "rows of bfloat16 take weights of bfloat16")
     }
     pub(crate) fn signed(&self) -> bool {
         matches!(self, Rows::I8(_))
@@ -388,7 +402,8 @@ pub(crate) fn flat(
     let (n, k) = (weights.columns.n, weights.run_len);
     exact(NAME, "y", y.len(), product(NAME, &[m, n])?)?;
     epilogue.check(NAME, x.ints(), n, m * n)?;
-    require(NAME, x.ints() || !matches!(y, Target::I32(_)), "sums of floats are no integers")?;
+    y.require_type(NAME, x.ints())?;
+    x.require_type(NAME, weights.size)?;
     require(NAME, x.ints() != weights.column_sums().is_empty(), "rows and weights have different types")?;
     if m == 0 {
         return Ok(());

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::epilogue::{Epilogue, Residual};
 use super::stage::{Stage, Steps};
-use super::target::{Kind, Out};
+use super::target::{Kind, Out, store_bf16};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -49,6 +49,9 @@ impl Finish<'_> {
             (true, Kind::I32) => isa.dispatch(Sums(self)),
             (false, Kind::I32) => {}
             (false, Kind::F32) => self.by_residual::<false, 0>(isa),
+            (false, Kind::Bf16) => self.by_residual::<false, 3>(isa),
+            // Refused: only sums of floats become bfloat16.
+            (true, Kind::Bf16) => {}
             (false, Kind::U8) => self.by_residual::<false, 1>(isa),
             (false, Kind::I8) => self.by_residual::<false, 2>(isa),
         }
@@ -56,7 +59,7 @@ impl Finish<'_> {
 
     fn by_residual<const INTS: bool, const KIND: u8>(&self, isa: Isa) {
         let e = self.epilogue;
-        let factors = KIND == 0 && !e.factors.is_empty();
+        let factors = !is_code(KIND) && !e.factors.is_empty();
         if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
             return isa.dispatch(Loops::<Chosen<INTS, KIND, ANY, PASS>>(self, PhantomData));
         }
@@ -77,7 +80,7 @@ impl Finish<'_> {
     }
 
     fn by_mode<const INTS: bool, const KIND: u8, const RESIDUAL: u8>(&self, isa: Isa) {
-        if INTS && KIND > 0 && may_be_plain(RESIDUAL) && self.is_plain(RESIDUAL) {
+        if INTS && is_code(KIND) && may_be_plain(RESIDUAL) && self.is_plain(RESIDUAL) {
             isa.dispatch(Loops::<Chosen<INTS, KIND, RESIDUAL, PLAIN>>(self, PhantomData));
         } else {
             isa.dispatch(Loops::<Chosen<INTS, KIND, RESIDUAL, GENERAL>>(self, PhantomData));
@@ -141,6 +144,11 @@ const fn is_float_sum(residual: u8) -> bool {
     matches!(residual, 4..=6)
 }
 
+/// Whether results of a kind are 8-bit integers.
+const fn is_code(kind: u8) -> bool {
+    matches!(kind, 1 | 2)
+}
+
 /// Whether nothing but a rounding follows the product's factors.
 const fn may_be_plain(residual: u8) -> bool {
     residual == 0 || residual >= 4
@@ -150,7 +158,7 @@ const fn may_be_plain(residual: u8) -> bool {
 trait Form {
     /// Whether the sums are integers.
     const INTS: bool;
-    /// Results: 0 floats, 1 u8, 2 i8.
+    /// Results: 0 floats, 1 u8, 2 i8, 3 bfloat16.
     const KIND: u8;
     /// What is added to them, as [`Finish::residual`] numbers it, or [`ANY`].
     const RESIDUAL: u8;
@@ -240,14 +248,14 @@ impl Finish<'_> {
             // SAFETY: columns `j..j + n`, or two vectors of them, are in the arrays and in the tile.
             unsafe {
                 // With a length that the compiler knows, no masks are made.
-                if F::KIND > 0 && j + 2 * S::LANES <= self.n {
+                if is_code(F::KIND) && j + 2 * S::LANES <= self.n {
                     self.codes::<S, F, 2>(s, constants, j);
                     j += S::LANES;
-                } else if F::KIND > 0 && n == S::LANES {
+                } else if is_code(F::KIND) && n == S::LANES {
                     self.codes::<S, F, 1>(s, constants, j);
                 } else {
                     let column = self.column::<S, F>(s, j, n);
-                    let n = if F::KIND == 0 && n == S::LANES { S::LANES } else { n };
+                    let n = if !is_code(F::KIND) && n == S::LANES { S::LANES } else { n };
                     for i in 0..self.rows {
                         self.vector::<S, F>(s, &constants, &column, (i, j), n);
                     }
@@ -329,7 +337,7 @@ impl Finish<'_> {
             false => s.mul(unsafe { s.load_bits(e.factors.as_ptr().add(at), bits) }, s.splat(self.out.inverse)),
         };
         let (low, high) = match F::KIND {
-            0 => (s.splat(lo), s.splat(hi)),
+            0 | 3 => (s.splat(lo), s.splat(hi)),
             _ => {
                 // A clamp before the multiplication by `inverse` is one after it with bounds that were multiplied alike.
                 let (least, most) = if F::KIND == 1 { (0, 255) } else { (-128, 127) };
@@ -422,7 +430,7 @@ impl Finish<'_> {
             }
             match (F::MODE == PASS, F::KIND) {
                 (false, _) => v,
-                (true, 0) => e.activation.apply(s, v),
+                (true, 0 | 3) => e.activation.apply(s, v),
                 (true, _) => e.activation.apply_coarsely(s, v),
             }
         }
@@ -442,13 +450,16 @@ impl Finish<'_> {
         // SAFETY: the caller vouches for these places.
         unsafe {
             let mut v = self.value::<S, F>(s, c, column, (i, j), n);
-            if F::KIND == 0 {
+            if !is_code(F::KIND) {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
                 if F::MODE == PASS && !self.epilogue.factors.is_empty() {
                     v = s.mul(v, column.inverse);
                 }
-                s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n));
+                match F::KIND {
+                    3 => store_bf16(s, c.data.cast::<u16>().add(at), v, n),
+                    _ => s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n)),
+                }
                 return;
             }
             // NaN gives the smallest value: `max` passes its second operand on.

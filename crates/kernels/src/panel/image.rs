@@ -41,7 +41,7 @@ impl Image {
         (copy, size): (Copying, usize),
     ) -> Result<Image> {
         let first = parts.first().ok_or(KernelError::Invalid { kernel: NAME, what: "the image has no part" })?;
-        let alike = |x: &Rows<'_>| (x.ints(), x.signed()) == (first.ints(), first.signed());
+        let alike = |x: &Rows<'_>| (x.size(), x.signed()) == (first.size(), first.signed());
         require(NAME, parts.iter().all(alike), "parts of the image have different types")?;
         let mut image = Image { parts: Few::new(), channels, isa, copy, size, source_size: first.size() };
         let mut sum = 0;

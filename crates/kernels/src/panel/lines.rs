@@ -2,8 +2,9 @@
 
 use super::drive::{Lines, Rows};
 use super::table::PanelKernel;
+use super::target::store_bf16;
 use crate::buffer::with_scratch;
-use crate::codes::{Code, decode, decode_bf16, round_bf16};
+use crate::codes::{Code, decode, decode_bf16};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -68,7 +69,7 @@ impl Kernel for ToBf16 {
             // SAFETY: `n` elements are left of both.
             unsafe {
                 let v = s.load_bits(self.src.add(i), low_bits(n));
-                s.store_low16_n(self.dst.add(i), s.sar_i::<16>(round_bf16(s, v)), n);
+                store_bf16(s, self.dst.add(i), v, n);
             }
             i += S::LANES;
         }
@@ -128,7 +129,10 @@ impl Rows<'_> {
 
     /// How rows are copied for panels whose elements have `size` bytes.
     pub(crate) fn copying(&self, kernel: &PanelKernel, size: usize) -> Copying {
-        if size == 2 { Copying::Bf16 } else { Copying::Flip(self.flip_for(kernel)) }
+        match self {
+            Rows::F32(_) if size == 2 => Copying::Bf16,
+            _ => Copying::Flip(self.flip_for(kernel)),
+        }
     }
 }
 

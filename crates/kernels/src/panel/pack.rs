@@ -192,6 +192,11 @@ impl Panels {
         self.kernel
     }
 
+    /// Whether they are of bfloat16, so that rows are, too.
+    pub fn multiplies_bf16(&self) -> bool {
+        self.size == 2
+    }
+
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
         self.data.len() * 4

@@ -1,6 +1,9 @@
 //! Where the results of a product go: as floats, sums, or integers that they are rounded to.
 
+use half::bf16;
+
 use super::stage::IntFormat;
+use crate::codes::round_bf16;
 use crate::error::{Result, require};
 use crate::simd::{Simd, low_bits};
 
@@ -9,6 +12,9 @@ use crate::simd::{Simd, low_bits};
 pub enum Target<'a> {
     /// As floats.
     F32(&'a mut [f32]),
+    /// As floats that are rounded to bfloat16, half to even: products of floats by panels, and depthwise convolutions of
+    /// floats.
+    Bf16(&'a mut [bf16]),
     /// Quantized: one over the scale, and the zero point.
     U8(&'a mut [u8], f32, i32),
     /// Quantized: one over the scale, and the zero point.
@@ -22,14 +28,25 @@ impl Target<'_> {
     pub(crate) fn len(&self) -> usize {
         match self {
             Target::F32(y) => y.len(),
+            Target::Bf16(y) => y.len(),
             Target::U8(y, ..) => y.len(),
             Target::I8(y, ..) => y.len(),
             Target::I32(y) => y.len(),
         }
     }
 
-    /// Refuses a target of plain sums.
+    /// Refuses a target of plain sums, and one of bfloat16.
     pub(crate) fn require_results(&self, kernel: &'static str) -> Result {
+        self.require_no_sums(kernel)?;
+        require(
+            kernel,
+            !matches!(self, Target::Bf16(_)),
+            "only convolutions and products of floats have results of bfloat16",
+        )
+    }
+
+    /// Refuses a target of plain sums.
+    pub(crate) fn require_no_sums(&self, kernel: &'static str) -> Result {
         require(
             kernel,
             !matches!(self, Target::I32(_)),
@@ -37,10 +54,20 @@ impl Target<'_> {
         )
     }
 
+    /// Refuses sums of floats, and sums of integers as bfloat16.
+    pub(crate) fn require_type(&self, kernel: &'static str, ints: bool) -> Result {
+        match self {
+            Target::I32(_) => require(kernel, ints, "sums of floats are no integers"),
+            Target::Bf16(_) => require(kernel, !ints, "only sums of floats become bfloat16"),
+            _ => Ok(()),
+        }
+    }
+
     /// The format, which is shared among tasks that write disjoint elements.
     pub(crate) fn shared(&mut self) -> Out {
         match self {
             Target::F32(y) => Out::floats(y.as_mut_ptr()),
+            Target::Bf16(y) => Out { data: y.as_mut_ptr().cast(), kind: Kind::Bf16, inverse: 1.0, zero: 0 },
             Target::U8(y, inverse, zero) => {
                 Out { data: y.as_mut_ptr(), kind: Kind::U8, inverse: *inverse, zero: *zero }
             }
@@ -55,6 +82,7 @@ impl Target<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     F32,
+    Bf16,
     U8,
     I8,
     I32,
@@ -96,14 +124,18 @@ impl Out {
         let signed = match self.kind {
             Kind::U8 => false,
             Kind::I8 => true,
-            Kind::F32 | Kind::I32 => return None,
+            Kind::F32 | Kind::Bf16 | Kind::I32 => return None,
         };
         Some(IntFormat { signed, inverse: self.inverse, zero: self.zero })
     }
 
     /// Bytes of an element.
     pub fn size(&self) -> usize {
-        if matches!(self.kind, Kind::U8 | Kind::I8) { 1 } else { 4 }
+        match self.kind {
+            Kind::U8 | Kind::I8 => 1,
+            Kind::Bf16 => 2,
+            Kind::F32 | Kind::I32 => 4,
+        }
     }
 
     /// The same target from element `at` on.
@@ -121,11 +153,22 @@ impl Out {
         unsafe {
             match self.kind {
                 Kind::F32 => s.store_bits(self.data.cast::<f32>().add(at), v, low_bits(n)),
+                Kind::Bf16 => store_bf16(s, self.data.cast::<u16>().add(at), v, n),
                 Kind::U8 | Kind::I8 => s.store_low8_n(self.data.add(at), rounding.apply(s, v), n),
                 Kind::I32 => s.store_i32_n(self.data.cast::<i32>().add(at), s.to_i32(v), n),
             }
         }
     }
+}
+
+/// Writes `n` floats as bfloat16.
+///
+/// # Safety
+/// `to` covers them.
+#[inline(always)]
+pub(super) unsafe fn store_bf16<S: Simd>(s: S, to: *mut u16, v: S::F, n: usize) {
+    // SAFETY: passed on to the caller.
+    unsafe { s.store_low16_n(to, s.sar_i::<16>(round_bf16(s, v)), n) };
 }
 
 /// `saturate(round_half_even(v · inverse) + zero)`, its constants in vectors.

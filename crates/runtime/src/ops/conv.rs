@@ -15,10 +15,13 @@ use narrowbit_kernels::panel::{
     conv2d_nhwc_parts,
 };
 
+use narrowbit_tensor::DType;
+
 use super::Maybe;
 use crate::error::StepError;
 use crate::fuse::Fusion;
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
+use crate::view::View;
 
 /// A window over up to two dimensions, completed with a first one of extent 1.
 pub(super) struct Window {
@@ -235,6 +238,13 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![(cx.channels_last)(out)] }))
 }
 
+fn rows<'a>(x: &View<'a>) -> Result<Rows<'a>, StepError> {
+    Ok(match x.dtype {
+        DType::Bf16 => Rows::Bf16(x.slice()?),
+        _ => Rows::F32(x.slice()?),
+    })
+}
+
 impl Kernel for Nhwc {
     fn name(&self) -> &str {
         match &self.weights {
@@ -243,11 +253,29 @@ impl Kernel for Nhwc {
         }
     }
 
+    fn reads_bf16(&self, operand: usize) -> bool {
+        let multiplies = match &self.weights {
+            NhwcWeights::Panels(w) => w.multiplies_bf16(),
+            NhwcWeights::Depthwise(_) => true,
+        };
+        // The parts of an image have one type.
+        operand == 0 && self.parts == 1 && multiplies
+    }
+
+    fn makes_bf16(&self) -> bool {
+        true
+    }
+
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
         let residual = if self.residual { Residual::F32(cx.f32s(self.parts)?) } else { Residual::None };
         let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
-        let x = (0..self.parts).map(|i| Ok(Rows::F32(cx.f32s(i)?))).collect::<Result<Few<Rows, 8>, StepError>>()?;
-        let (exec, y) = (cx.exec, Target::F32(cx.out_f32s()?));
+        let x = (0..self.parts).map(|i| rows(&cx.view(i)?)).collect::<Result<Few<Rows, 8>, StepError>>()?;
+        let exec = cx.exec;
+        let y = cx.outs.first_mut().ok_or(narrowbit_ir::OpError::MissingInput(0))?;
+        let y = match y.dtype {
+            DType::Bf16 => Target::Bf16(y.slice()?),
+            _ => Target::F32(y.slice()?),
+        };
         let done = match &self.weights {
             NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, 0, w, &epilogue, y),
             NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], 0, w, &epilogue, y),

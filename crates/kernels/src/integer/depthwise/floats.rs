@@ -15,27 +15,31 @@ const GRAIN: usize = 1 << 16;
 /// Pixels whose sums are kept in registers.
 const PIXELS: usize = 8;
 
+/// An image's elements: floats, or bfloat16.
 #[derive(Clone, Copy)]
-struct Source(*const f32);
+struct Source {
+    data: *const u8,
+    half: bool,
+}
 // SAFETY: only read, while the slice that it came from is borrowed.
 unsafe impl Sync for Source {}
 impl Source {
-    fn at(&self, offset: usize) -> *const f32 {
-        self.0.wrapping_add(offset)
+    fn at(&self, offset: usize) -> *const u8 {
+        self.data.wrapping_add(offset * if self.half { 2 } else { 4 })
     }
 }
 
-/// `x` has the elements that `p` says, and `weights` are `[tap][channel]`.
+/// `x` has the elements that `p` says, bfloat16 where it says so, and `weights` are `[tap][channel]`.
 pub(super) fn run(
     exec: &Exec,
     p: &Conv2dParams,
     [oh, ow]: [usize; 2],
-    x: *const u8,
+    (data, half): (*const u8, bool),
     weights: &[f32],
     epilogue: &Epilogue<'_>,
     out: Out,
 ) {
-    let x = Source(x.cast());
+    let x = Source { data, half };
     let interior = interior(p, ow);
     let blocks = p.c.div_ceil(BLOCK);
     let work = (ow * BLOCK.min(p.c)).saturating_mul(p.kh * p.kw);
@@ -44,7 +48,7 @@ pub(super) fn run(
             for index in range.clone() {
                 let (row, block) = (index / blocks, index % blocks);
                 let first = block * BLOCK;
-                exec.isa().dispatch(Row {
+                let row = Row {
                     p,
                     image: x.at(row / oh * p.h * p.w * p.c),
                     weights,
@@ -56,7 +60,11 @@ pub(super) fn run(
                     interior: interior.clone(),
                     channels: first..p.c.min(first + BLOCK),
                     sums: sums.as_mut_ptr(),
-                });
+                };
+                match half {
+                    true => exec.isa().dispatch(Of::<true>(row)),
+                    false => exec.isa().dispatch(Of::<false>(row)),
+                }
             }
         });
     });
@@ -79,7 +87,7 @@ fn taps(start: usize, dilation: usize, pad: usize, len: usize, window: usize) ->
 /// The channels of one output row; no other task writes them.
 struct Row<'a> {
     p: &'a Conv2dParams,
-    image: *const f32,
+    image: *const u8,
     weights: &'a [f32],
     epilogue: &'a Epilogue<'a>,
     out: Out,
@@ -93,19 +101,23 @@ struct Row<'a> {
     sums: *mut f32,
 }
 
-impl Kernel for Row<'_> {
+/// A row of an image of bfloat16, or of floats.
+struct Of<'a, const HALF: bool>(Row<'a>);
+
+impl<const HALF: bool> Kernel for Of<'_, HALF> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let p = self.p;
-        let plain = is_plain(self.epilogue);
-        let rows = taps(self.oy * p.strides[0], p.dilations[0], p.pads[0], p.h, p.kh);
-        for c in self.channels.clone().step_by(S::LANES) {
-            let n = S::LANES.min(self.channels.end - c);
+        let Of(row) = &self;
+        let p = row.p;
+        let plain = is_plain(row.epilogue);
+        let rows = taps(row.oy * p.strides[0], p.dilations[0], p.pads[0], p.h, p.kh);
+        for c in row.channels.clone().step_by(S::LANES) {
+            let n = S::LANES.min(row.channels.end - c);
             // SAFETY: `check` accepted a bias per channel.
-            let finish = unsafe { Finish::new(s, self.epilogue, &self.out, c, n) };
-            let v = Vector { row: &self, finish, rows: rows.clone(), c, n };
+            let finish = unsafe { Finish::new(s, row.epilogue, &row.out, c, n) };
+            let v = Vector::<S, HALF> { row, finish, rows: rows.clone(), c, n };
             if plain {
                 v.run::<true>(s);
             } else {
@@ -116,7 +128,7 @@ impl Kernel for Row<'_> {
 }
 
 /// One vector of channels of a row.
-struct Vector<'a, S: Simd> {
+struct Vector<'a, S: Simd, const HALF: bool> {
     row: &'a Row<'a>,
     finish: Finish<S>,
     rows: Range<usize>,
@@ -124,7 +136,7 @@ struct Vector<'a, S: Simd> {
     n: usize,
 }
 
-impl<S: Simd> Vector<'_, S> {
+impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
     #[inline(always)]
     fn run<const PLAIN: bool>(&self, s: S) {
         let (row, p, n) = (self.row, self.row.p, self.n);
@@ -171,13 +183,18 @@ impl<S: Simd> Vector<'_, S> {
             let y = row.oy * p.strides[0] + ky * p.dilations[0] - p.pads[0];
             for kx in columns.clone() {
                 let left = x * p.strides[1] + kx * p.dilations[1] - p.pads[1];
-                let from = row.image.wrapping_add((y * p.w + left) * p.c + self.c);
+                let first = (y * p.w + left) * p.c + self.c;
                 // SAFETY: passed on to the caller; weights are padded to whole vectors.
                 unsafe {
                     let w = s.load(row.weights.as_ptr().add((ky * p.kw + kx) * padded + self.c));
                     for (k, sum) in sums.iter_mut().enumerate() {
-                        let from = from.wrapping_add(k * step);
-                        let v = if n == S::LANES { s.load(from) } else { s.load_bits(from, bits) };
+                        let at = first + k * step;
+                        let (float, half) = (row.image.cast::<f32>(), row.image.cast::<u16>());
+                        let v = match HALF {
+                            true => s.float_of(s.shl_i::<16>(s.load_u16_n(half.wrapping_add(at), n))),
+                            false if n == S::LANES => s.load(float.wrapping_add(at)),
+                            false => s.load_bits(float.wrapping_add(at), bits),
+                        };
                         *sum = s.mul_add(v, w, *sum);
                     }
                 }

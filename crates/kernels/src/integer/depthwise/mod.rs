@@ -138,7 +138,7 @@ fn pack_direct(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Opt
 
 /// `y = epilogue(conv(x, w))` for NHWC `x` and `y`, each channel with its own window;
 /// `pad` is the element that padding holds (the zero point of integers; ignored for
-/// floats). As with the panel kernels, i8 images count with 128 added: the epilogue's
+/// floats, which may be bfloat16, as may results of floats). As with the panel kernels, i8 images count with 128 added: the epilogue's
 /// offsets are the bias less `(zero point + 128) · column sum` for them, and less
 /// `zero point · column sum` for u8.
 ///
@@ -161,12 +161,14 @@ pub fn depthwise_nhwc(
     epilogue.check(NAME, x.ints(), p.c, y.len())?;
     require(NAME, epilogue.weight_zeros.is_empty(), "weight zero points are given when the weights are packed")?;
     require(NAME, epilogue.rows.is_none(), "the format of the image is part of offsets and scales")?;
-    y.require_results(NAME)?;
+    y.require_no_sums(NAME)?;
+    y.require_type(NAME, x.ints())?;
     let out = y.shared();
     match weights.form {
         Form::Floats => {
             require(NAME, !x.ints(), "image and weights have different types")?;
-            floats::run(exec, p, [oh, ow], x.ptr(), &weights.data, epilogue, out);
+            let half = matches!(x, Rows::Bf16(_));
+            floats::run(exec, p, [oh, ow], (x.ptr(), half), &weights.data, epilogue, out);
         }
         Form::Words { plan, bytes } => {
             require(NAME, x.ints(), "image and weights have different types")?;
