@@ -324,8 +324,8 @@ impl<'a> Compiler<'a> {
         self.steps = kept;
     }
 
-    /// Lets floats that one kernel makes and the others round before they multiply stand in memory as bfloat16, where all of
-    /// these can: half of the bytes, and rounded once.
+    /// Lets floats that one kernel makes and others multiply or add stand in memory as bfloat16, where all of these can: half
+    /// of the bytes, and rounded once.
     fn round_between(&mut self) {
         let scope = &self.scope;
         let kept = self.keep.iter().chain(scope.graph.outputs());

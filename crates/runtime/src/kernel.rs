@@ -33,8 +33,7 @@ pub trait Kernel: Send + Sync {
         }
     }
 
-    /// Whether it can read an operand as bfloat16 in the place of floats, which rounds no more than the kernel does itself
-    /// where the session lets floats be rounded.
+    /// Whether it can read an operand as bfloat16 in the place of floats, where the session lets floats be rounded.
     fn reads_bf16(&self, _operand: usize) -> bool {
         false
     }

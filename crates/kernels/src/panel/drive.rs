@@ -29,8 +29,8 @@ const SMALL: usize = CHUNK / 4;
 pub(crate) const SERIAL: usize = 1 << 19;
 /// Bytes of a residual beyond which it is not expected in the second cache.
 const FAR: usize = 1 << 20;
-/// Floats of a line of the cache.
-const LINE: usize = 16;
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 /// Words of the largest tile.
 const TILE_WORDS: usize = 14 * 32;
 
@@ -250,10 +250,15 @@ impl<'a> Sweep<'a> {
             let ahead = later.next(fetched(n_runs * steps)).unwrap_or_else(|| ahead(b, n_runs * steps, width, t));
             let tile = Tile { a, stride, runs, n_runs, steps, b, ahead, out };
             let to = at + from * self.ld + p * columns.nr;
-            if let Residual::F32(r) = self.epilogue.residual
-                && size_of_val(r) > FAR
-            {
-                self.isa.dispatch(Fetch { from: r.as_ptr().wrapping_add(to), rows, ld: self.ld, width });
+            let residual = match self.epilogue.residual {
+                Residual::F32(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast::<u8>()),
+                Residual::Bf16(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast()),
+                _ => None,
+            };
+            if let Some(r) = residual {
+                let size = self.epilogue.residual.size();
+                let from = r.wrapping_add(to * size);
+                self.isa.dispatch(Fetch { from, rows, ld: self.ld * size, width: width * size });
             }
             // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
             // tier was proven when it was chosen.
@@ -301,8 +306,9 @@ impl<'a> Sweep<'a> {
 
 /// Brings a tile's part of a residual, which lies in short pieces of its rows, into the caches while the tile is made.
 struct Fetch {
-    from: *const f32,
+    from: *const u8,
     rows: usize,
+    /// Bytes between rows, and of a row.
     ld: usize,
     width: usize,
 }
@@ -315,7 +321,7 @@ impl Kernel for Fetch {
         for row in 0..self.rows {
             for column in (0..self.width).step_by(LINE) {
                 // SAFETY: a prefetch is a hint and reads nothing.
-                unsafe { s.prefetch(self.from.wrapping_add(row * self.ld + column)) };
+                unsafe { s.prefetch(self.from.wrapping_add(row * self.ld + column).cast()) };
             }
         }
     }

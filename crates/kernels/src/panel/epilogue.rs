@@ -1,5 +1,7 @@
 //! What happens to the sums of a product, in the order and the arithmetic that [`super::finish`] tells.
 
+use half::bf16;
+
 use super::stage::{Stage, Steps};
 use crate::activation::Activation;
 use crate::error::{Result, exact, require};
@@ -73,6 +75,8 @@ pub enum Residual<'a> {
     None,
     /// Floats.
     F32(&'a [f32]),
+    /// Floats that were rounded to bfloat16: of sums of floats only.
+    Bf16(&'a [bf16]),
     /// `(x − zero point) · scale`.
     U8(&'a [u8], f32, i32),
     /// `(x − zero point) · scale`.
@@ -87,6 +91,7 @@ impl Residual<'_> {
         match self {
             Residual::None => 0,
             Residual::F32(_) => 4,
+            Residual::Bf16(_) => 2,
             Residual::U8(..) | Residual::I8(..) => 1,
             // In cache at all times.
             Residual::Row(..) => 0,
@@ -98,10 +103,21 @@ impl Residual<'_> {
         match self {
             Residual::None | Residual::Row(..) => None,
             Residual::F32(x) => Some(x.len()),
+            Residual::Bf16(x) => Some(x.len()),
             Residual::U8(x, ..) => Some(x.len()),
             Residual::I8(x, ..) => Some(x.len()),
         }
     }
+}
+
+/// `n` floats that stand as bfloat16.
+///
+/// # Safety
+/// `from` covers them.
+#[inline(always)]
+pub(crate) unsafe fn load_bf16<S: Simd>(s: S, from: *const u16, n: usize) -> S::F {
+    // SAFETY: passed on to the caller.
+    s.float_of(s.shl_i::<16>(unsafe { s.load_u16_n(from, n) }))
 }
 
 impl Epilogue<'_> {
@@ -134,6 +150,7 @@ impl Epilogue<'_> {
         let staged = self.stage.is_some();
         let fits = match self.residual {
             Residual::None | Residual::F32(_) => !staged,
+            Residual::Bf16(_) => !ints,
             Residual::U8(..) | Residual::I8(..) => true,
             Residual::Row(..) => staged,
         };
@@ -174,6 +191,7 @@ impl Epilogue<'_> {
                 Residual::None => {}
                 Residual::Row(r, scale) => v = self.sum(s, v, s.load_bits(r.as_ptr().add(column), bits), scale),
                 Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                Residual::Bf16(r) => v = s.add(v, load_bf16(s, r.as_ptr().cast::<u16>().add(at), n)),
                 Residual::U8(r, scale, zero) => {
                     let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
                     v = self.sum(s, v, s.to_f32(r), scale);

@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 
-use super::epilogue::{Epilogue, Residual};
+use super::epilogue::{Epilogue, Residual, load_bf16};
 use super::stage::{Stage, Steps};
 use super::target::{Kind, Out, store_bf16};
 use crate::isa::Isa;
@@ -68,6 +68,7 @@ impl Finish<'_> {
             1 => self.by_mode::<INTS, KIND, 1>(isa),
             2 => self.by_mode::<INTS, KIND, 2>(isa),
             3 => self.by_mode::<INTS, KIND, 3>(isa),
+            BF16 if !INTS => self.by_mode::<false, KIND, BF16>(isa),
             // `check` lets no sum of floats have a stage.
             _ if !INTS => {}
             4 => self.by_mode::<true, KIND, 4>(isa),
@@ -87,13 +88,14 @@ impl Finish<'_> {
         }
     }
 
-    /// The number of what is added: nothing, floats, or codes (u8, i8); behind a stage codes or a row as floats (4 to 6), or
+    /// The number of what is added: nothing, floats, or codes (u8, i8), or [`BF16`]; behind a stage codes or a row as floats (4 to 6), or
     /// as codes (7 to 9).
     fn residual(&self) -> u8 {
         let behind = self.epilogue.stage.as_ref().map(|stage| if stage.adds_codes() { 7 } else { 4 });
         match (self.epilogue.residual, behind) {
             (Residual::None, _) => 0,
             (Residual::F32(..), _) => 1,
+            (Residual::Bf16(..), _) => BF16,
             (Residual::U8(..), None) => 2,
             (Residual::I8(..), None) => 3,
             (Residual::U8(..), Some(first)) => first,
@@ -139,6 +141,9 @@ const PASS: u8 = 2;
 /// The residual is told by [`Constants`]: where a pass dominates, a branch costs nothing.
 const ANY: u8 = 10;
 
+/// A residual of bfloat16.
+const BF16: u8 = 11;
+
 /// Whether a residual is added, as floats, to what was rounded before.
 const fn is_float_sum(residual: u8) -> bool {
     matches!(residual, 4..=6)
@@ -151,7 +156,7 @@ const fn is_code(kind: u8) -> bool {
 
 /// Whether nothing but a rounding follows the product's factors.
 const fn may_be_plain(residual: u8) -> bool {
-    residual == 0 || residual >= 4
+    matches!(residual, 0 | 4..=9)
 }
 
 /// What the loops over a tile are compiled for: a branch in them costs as much as what it saves.
@@ -309,6 +314,7 @@ impl Finish<'_> {
             Residual::U8(r, scale, zero) => (r.as_ptr(), scale, zero),
             Residual::I8(r, scale, zero) => (r.as_ptr().cast(), scale, zero),
             Residual::Row(_, scale) => (std::ptr::null(), scale, 0),
+            Residual::Bf16(r) => (r.as_ptr().cast(), 1.0, 0),
             _ => (std::ptr::null(), 1.0, 0),
         };
         let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 1.0, 0));
@@ -411,7 +417,9 @@ impl Finish<'_> {
             {
                 v = s.add(v, s.load_bits(r.as_ptr().add(at), low_bits(n)));
             }
-            if added > 1 {
+            if added == BF16 {
+                v = s.add(v, load_bf16(s, c.residual.cast::<u16>().add(at), n));
+            } else if added > 1 {
                 let r = match added {
                     6 | 9 => column.row,
                     2 | 4 | 7 => s.to_f32(s.sub_i(s.load_u8_n(c.residual.add(at), n), c.residual_zero)),

@@ -35,6 +35,7 @@ pub use attention::{
 pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
 pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16, conv2d_nhwc_parts};
 pub use drive::{Rows, panel_gemm};
+pub(crate) use epilogue::load_bf16;
 pub use epilogue::{Epilogue, Residual, RowParams};
 pub use float_matmul::{FloatMatMul, panel_float_matmul};
 pub use matmul::{IntMatMul, panel_matmul};

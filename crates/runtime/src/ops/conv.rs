@@ -258,8 +258,8 @@ impl Kernel for Nhwc {
             NhwcWeights::Panels(w) => w.multiplies_bf16(),
             NhwcWeights::Depthwise(_) => true,
         };
-        // The parts of an image have one type.
-        operand == 0 && self.parts == 1 && multiplies
+        // The parts of an image have one type. What is behind them is the residual.
+        operand == self.parts || operand == 0 && self.parts == 1 && multiplies
     }
 
     fn makes_bf16(&self) -> bool {
@@ -267,7 +267,11 @@ impl Kernel for Nhwc {
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
-        let residual = if self.residual { Residual::F32(cx.f32s(self.parts)?) } else { Residual::None };
+        let residual = match self.residual.then(|| cx.view(self.parts)).transpose()? {
+            None => Residual::None,
+            Some(r) if r.dtype == DType::Bf16 => Residual::Bf16(r.slice()?),
+            Some(r) => Residual::F32(r.slice()?),
+        };
         let epilogue = Epilogue { bias: &self.bias, residual, activation: self.activation, ..Epilogue::default() };
         let x = (0..self.parts).map(|i| rows(&cx.view(i)?)).collect::<Result<Few<Rows, 8>, StepError>>()?;
         let exec = cx.exec;

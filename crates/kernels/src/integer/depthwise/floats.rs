@@ -7,7 +7,7 @@ use super::{BLOCK, LANES};
 use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::exec::Exec;
-use crate::panel::{Epilogue, Out};
+use crate::panel::{Epilogue, Out, load_bf16};
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// Multiply-adds that one task takes at least.
@@ -147,7 +147,13 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
             while x < row.ow {
                 let left = if inside.contains(&x) { inside.end - x } else { 0 };
                 if left >= PIXELS {
-                    self.pixels::<PIXELS, PLAIN>(s, x, 0..p.kw, S::LANES);
+                    match (p.kw, p.strides[1], p.dilations[1]) {
+                        (3, 1, 1) => self.joined::<3, 1, PLAIN>(s, x),
+                        (3, 2, 1) => self.joined::<3, 2, PLAIN>(s, x),
+                        (5, 1, 1) => self.joined::<5, 1, PLAIN>(s, x),
+                        (5, 2, 1) => self.joined::<5, 2, PLAIN>(s, x),
+                        _ => self.pixels::<PIXELS, PLAIN>(s, x, 0..p.kw, S::LANES),
+                    }
                     x += PIXELS;
                 } else if left >= 2 {
                     self.pixels::<2, PLAIN>(s, x, 0..p.kw, S::LANES);
@@ -176,7 +182,7 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
     unsafe fn pixels<const N: usize, const PLAIN: bool>(&self, s: S, x: usize, columns: Range<usize>, n: usize) {
         let (row, p) = (self.row, self.row.p);
         let padded = p.c.next_multiple_of(LANES);
-        let (bits, step) = (low_bits(n), p.strides[1] * p.c);
+        let step = p.strides[1] * p.c;
         let mut sums = [s.splat(0.0); N];
         for ky in self.rows.clone() {
             // Above the padding, because the tap is in the image; together with the column.
@@ -188,26 +194,80 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
                 unsafe {
                     let w = s.load(row.weights.as_ptr().add((ky * p.kw + kx) * padded + self.c));
                     for (k, sum) in sums.iter_mut().enumerate() {
-                        let at = first + k * step;
-                        let (float, half) = (row.image.cast::<f32>(), row.image.cast::<u16>());
-                        let v = match HALF {
-                            true => s.float_of(s.shl_i::<16>(s.load_u16_n(half.wrapping_add(at), n))),
-                            false if n == S::LANES => s.load(float.wrapping_add(at)),
-                            false => s.load_bits(float.wrapping_add(at), bits),
-                        };
-                        *sum = s.mul_add(v, w, *sum);
+                        *sum = s.mul_add(self.load(s, first + k * step, n), w, *sum);
                     }
                 }
             }
         }
+        // SAFETY: passed on to the caller.
+        unsafe { self.finish::<N, PLAIN>(s, x, &sums, n) };
+    }
+
+    /// As [`Self::pixels`] of all columns, for [`PIXELS`] neighbours whose windows of `K` columns overlap: each pixel of the
+    /// image is loaded once for all windows that it is in. Sums are of the same order.
+    ///
+    /// # Safety
+    /// The taps lie in the image, and the channels are a whole vector.
+    #[inline(always)]
+    unsafe fn joined<const K: usize, const STRIDE: usize, const PLAIN: bool>(&self, s: S, x: usize) {
+        let (row, p) = (self.row, self.row.p);
+        let padded = p.c.next_multiple_of(LANES);
+        let mut sums = [s.splat(0.0); PIXELS];
+        for ky in self.rows.clone() {
+            let y = row.oy * p.strides[0] + ky * p.dilations[0] - p.pads[0];
+            let first = (y * p.w + x * STRIDE - p.pads[1]) * p.c + self.c;
+            let mut w = [s.splat(0.0); K];
+            // SAFETY: passed on to the caller; weights are padded to whole vectors.
+            unsafe {
+                for (kx, w) in w.iter_mut().enumerate() {
+                    *w = s.load(row.weights.as_ptr().add((ky * K + kx) * padded + self.c));
+                }
+                for i in 0..(PIXELS - 1) * STRIDE + K {
+                    let v = self.load(s, first + i * p.c, S::LANES);
+                    for (kx, &w) in w.iter().enumerate() {
+                        if i >= kx && (i - kx) % STRIDE == 0 && (i - kx) / STRIDE < PIXELS {
+                            let sum = &mut sums[(i - kx) / STRIDE];
+                            *sum = s.mul_add(v, w, *sum);
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.finish::<PIXELS, PLAIN>(s, x, &sums, S::LANES) };
+    }
+
+    /// `n` elements of the image.
+    ///
+    /// # Safety
+    /// The image has them.
+    #[inline(always)]
+    unsafe fn load(&self, s: S, at: usize, n: usize) -> S::F {
+        let (float, half) = (self.row.image.cast::<f32>(), self.row.image.cast::<u16>());
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match HALF {
+                true => load_bf16(s, half.wrapping_add(at), n),
+                false if n == S::LANES => s.load(float.wrapping_add(at)),
+                false => s.load_bits(float.wrapping_add(at), low_bits(n)),
+            }
+        }
+    }
+
+    /// The results of neighbours from `x` on, or their sums.
+    ///
+    /// # Safety
+    /// The task owns these channels.
+    #[inline(always)]
+    unsafe fn finish<const N: usize, const PLAIN: bool>(&self, s: S, x: usize, sums: &[S::F; N], n: usize) {
         for (k, &sum) in sums.iter().enumerate() {
-            let at = row.at + (x + k) * p.c + self.c;
-            // SAFETY: the scratch has a vector per pixel; the task owns these channels.
+            let at = self.row.at + (x + k) * self.row.p.c + self.c;
+            // SAFETY: the scratch has a vector per pixel; the rest is passed on to the caller.
             unsafe {
                 if PLAIN {
-                    self.finish.put(s, &row.out, at, sum, n);
+                    self.finish.put(s, &self.row.out, at, sum, n);
                 } else {
-                    s.store(row.sums.add((x + k) * S::LANES), sum);
+                    s.store(self.row.sums.add((x + k) * S::LANES), sum);
                 }
             }
         }
