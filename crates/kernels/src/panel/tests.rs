@@ -389,6 +389,59 @@ fn convolves_bfloat16_as_the_reference_on_every_tier() {
     }
 }
 
+fn rounded(x: &[f32]) -> Vec<half::bf16> {
+    x.iter().copied().map(half::bf16::from_f32).collect()
+}
+
+#[test]
+fn reads_adds_and_makes_bfloat16_as_floats_that_are_rounded() {
+    use crate::testing::Guarded;
+    let mut random = Random::new(43);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let results = p.n * oh * ow * p.oc;
+        let (x, w) = (halves(&mut random, p.n * p.c * p.h * p.w), random.vec(p.weight_len().unwrap()));
+        let (bias, residual) = (random.vec(p.oc), halves(&mut random, results));
+        for (exec, activation) in
+            execs().into_iter().flat_map(|e| [(e.clone(), Activation::Relu), (e, Activation::HardSwish)])
+        {
+            let weights = conv2d_nhwc_pack_bf16(&exec, &p, &w).unwrap();
+            let e = Epilogue { bias: &bias, residual: Residual::F32(&residual), activation, ..Epilogue::default() };
+            let mut want = vec![0f32; results];
+            conv2d_nhwc(&exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut want)).unwrap();
+            let [mut x, mut residual] = [&x, &residual].map(|v| Guarded::new(&rounded(v)));
+            let mut y = Guarded::new(&rounded(&vec![9.0; results]));
+            crate::buffer::with_scratch(1 << 20, |scratch| scratch.fill(f32::NAN));
+            let e = Epilogue { residual: Residual::Bf16(residual.get()), ..e };
+            let rows = Rows::Bf16(x.get());
+            conv2d_nhwc(&exec, &p, rows, 0, &weights, &e, Target::Bf16(y.get())).unwrap();
+            assert_eq!(y.get(), rounded(&want), "{p:?} {activation:?} {}", weights.kernel().name);
+            let mut floats = vec![0f32; results];
+            conv2d_nhwc(&exec, &p, rows, 0, &weights, &e, Target::F32(&mut floats)).unwrap();
+            assert_eq!(floats, want, "{p:?} {activation:?} {}", weights.kernel().name);
+        }
+    }
+}
+
+#[test]
+fn refuses_bfloat16_where_nothing_is_rounded_to_it() {
+    let exec = &execs()[0];
+    let (floats, ints) = (
+        panel_gemm_pack(exec, (2, 1), &[1f32; 2], false).unwrap(),
+        panel_gemm_pack(exec, (2, 1), &[1i8; 2], false).unwrap(),
+    );
+    let (x, mut y) = (rounded(&[1.0, 2.0]), rounded(&[0.0]));
+    let plain = Epilogue::default();
+    let rows = Rows::Bf16(&x);
+    assert!(panel_gemm(exec, rows, (1, 2, 2), &floats, &plain, Target::F32(&mut [0.0])).is_err());
+    assert!(panel_gemm(exec, Rows::F32(&[1.0, 2.0]), (1, 2, 2), &floats, &plain, Target::Bf16(&mut y)).is_ok());
+    let e = Epilogue { offsets: &[0], scales: &[1.0], ..plain };
+    assert!(panel_gemm(exec, rows, (1, 2, 2), &ints, &e, Target::F32(&mut [0.0])).is_err());
+    assert!(panel_gemm(exec, Rows::U8(&[1, 2]), (1, 2, 2), &ints, &e, Target::Bf16(&mut y)).is_err());
+    let added = Epilogue { residual: Residual::Bf16(&x[..1]), ..e };
+    assert!(panel_gemm(exec, Rows::U8(&[1, 2]), (1, 2, 2), &ints, &added, Target::F32(&mut [0.0])).is_err());
+}
+
 #[test]
 fn refuses_weights_of_another_shape_and_short_slices() {
     let exec = &execs()[0];

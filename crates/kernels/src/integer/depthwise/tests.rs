@@ -194,6 +194,29 @@ fn convolves_floats_alike_on_every_tier() {
 }
 
 #[test]
+fn convolves_bfloat16_as_floats_that_are_rounded() {
+    let rounded = |x: &[f32]| -> Vec<half::bf16> { x.iter().copied().map(half::bf16::from_f32).collect() };
+    let mut random = Random::new(36);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let (w, bias) = (random.vec(p.weight_len().unwrap()), random.vec(p.c));
+        let half = rounded(&random.vec(p.n * p.h * p.w * p.c));
+        let x: Vec<f32> = half.iter().map(|v| v.to_f32()).collect();
+        for (exec, activation) in
+            execs().into_iter().flat_map(|e| [(e.clone(), Activation::Relu), (e, Activation::HardSwish)])
+        {
+            let weights = depthwise_nhwc_pack(&exec, &p, &w, &[]).unwrap();
+            let e = Epilogue { bias: &bias, activation, ..Epilogue::default() };
+            let mut want = vec![0f32; p.n * oh * ow * p.c];
+            depthwise_nhwc(&exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut want)).unwrap();
+            let (mut x, mut y) = (Guarded::new(&half), Guarded::new(&rounded(&vec![9.0; want.len()])));
+            depthwise_nhwc(&exec, &p, Rows::Bf16(x.get()), 0, &weights, &e, Target::Bf16(y.get())).unwrap();
+            assert_eq!(y.get(), rounded(&want), "{p:?} {activation:?} {exec:?}");
+        }
+    }
+}
+
+#[test]
 fn refuses_other_shapes_and_types() {
     let exec = &execs()[0];
     let p = params()[0];
