@@ -56,8 +56,8 @@ impl Threads {
 /// How floats are multiplied.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Floats {
-    /// Multiply floats as they are, or rounded to bfloat16 with sums in 32 bits: faster, with about three digits. Products
-    /// on integers stay as they are
+    /// Multiply floats as they are, or rounded to bfloat16 with sums in 32 bits: faster, with about three digits. Images
+    /// that convolutions hand each other are rounded once, where they are made. Products on integers stay as they are
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
     pub float: FloatType,
 }

@@ -31,7 +31,8 @@ pub enum Float {
     /// In 32 bits.
     #[default]
     F32,
-    /// With operands that are rounded to bfloat16, and sums in 32 bits: a relative error of up to 2⁻⁹ for each operand.
+    /// With operands that are rounded to bfloat16, and sums in 32 bits: a relative error of up to 2⁻⁹ for each operand, and
+    /// for what is added to a convolution whose image it is elsewhere.
     Bf16,
 }
 

@@ -402,22 +402,20 @@ fn reads_adds_and_makes_bfloat16_as_floats_that_are_rounded() {
         let results = p.n * oh * ow * p.oc;
         let (x, w) = (halves(&mut random, p.n * p.c * p.h * p.w), random.vec(p.weight_len().unwrap()));
         let (bias, residual) = (random.vec(p.oc), halves(&mut random, results));
-        for (exec, activation) in
-            execs().into_iter().flat_map(|e| [(e.clone(), Activation::Relu), (e, Activation::HardSwish)])
-        {
-            let weights = conv2d_nhwc_pack_bf16(&exec, &p, &w).unwrap();
+        for (exec, activation) in execs().iter().flat_map(|e| [(e, Activation::Relu), (e, Activation::HardSwish)]) {
+            let weights = conv2d_nhwc_pack_bf16(exec, &p, &w).unwrap();
             let e = Epilogue { bias: &bias, residual: Residual::F32(&residual), activation, ..Epilogue::default() };
             let mut want = vec![0f32; results];
-            conv2d_nhwc(&exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut want)).unwrap();
+            conv2d_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut want)).unwrap();
             let [mut x, mut residual] = [&x, &residual].map(|v| Guarded::new(&rounded(v)));
             let mut y = Guarded::new(&rounded(&vec![9.0; results]));
             crate::buffer::with_scratch(1 << 20, |scratch| scratch.fill(f32::NAN));
             let e = Epilogue { residual: Residual::Bf16(residual.get()), ..e };
             let rows = Rows::Bf16(x.get());
-            conv2d_nhwc(&exec, &p, rows, 0, &weights, &e, Target::Bf16(y.get())).unwrap();
+            conv2d_nhwc(exec, &p, rows, 0, &weights, &e, Target::Bf16(y.get())).unwrap();
             assert_eq!(y.get(), rounded(&want), "{p:?} {activation:?} {}", weights.kernel().name);
             let mut floats = vec![0f32; results];
-            conv2d_nhwc(&exec, &p, rows, 0, &weights, &e, Target::F32(&mut floats)).unwrap();
+            conv2d_nhwc(exec, &p, rows, 0, &weights, &e, Target::F32(&mut floats)).unwrap();
             assert_eq!(floats, want, "{p:?} {activation:?} {}", weights.kernel().name);
         }
     }

@@ -202,15 +202,13 @@ fn convolves_bfloat16_as_floats_that_are_rounded() {
         let (w, bias) = (random.vec(p.weight_len().unwrap()), random.vec(p.c));
         let half = rounded(&random.vec(p.n * p.h * p.w * p.c));
         let x: Vec<f32> = half.iter().map(|v| v.to_f32()).collect();
-        for (exec, activation) in
-            execs().into_iter().flat_map(|e| [(e.clone(), Activation::Relu), (e, Activation::HardSwish)])
-        {
-            let weights = depthwise_nhwc_pack(&exec, &p, &w, &[]).unwrap();
+        for (exec, activation) in execs().iter().flat_map(|e| [(e, Activation::Relu), (e, Activation::HardSwish)]) {
+            let weights = depthwise_nhwc_pack(exec, &p, &w, &[]).unwrap();
             let e = Epilogue { bias: &bias, activation, ..Epilogue::default() };
             let mut want = vec![0f32; p.n * oh * ow * p.c];
-            depthwise_nhwc(&exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut want)).unwrap();
+            depthwise_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut want)).unwrap();
             let (mut x, mut y) = (Guarded::new(&half), Guarded::new(&rounded(&vec![9.0; want.len()])));
-            depthwise_nhwc(&exec, &p, Rows::Bf16(x.get()), 0, &weights, &e, Target::Bf16(y.get())).unwrap();
+            depthwise_nhwc(exec, &p, Rows::Bf16(x.get()), 0, &weights, &e, Target::Bf16(y.get())).unwrap();
             assert_eq!(y.get(), rounded(&want), "{p:?} {activation:?} {exec:?}");
         }
     }
