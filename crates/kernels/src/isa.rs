@@ -301,12 +301,20 @@ impl Avx2 {
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and CD.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512 {
+    /// Whether it has AVX512-BF16, too.
+    bf16: bool,
+}
 
 impl Avx512 {
     /// The token, if `isa` reaches this tier.
     pub fn new(isa: Isa) -> Option<Self> {
-        (isa.tier >= Tier::Avx512).then_some(Avx512(()))
+        (isa.tier >= Tier::Avx512).then_some(Avx512 { bf16: isa.bf16 >= Bf16::Vectors })
+    }
+
+    /// Whether the CPU has AVX512-BF16, and the tier is not to go without.
+    pub(crate) fn rounds_to_bf16(self) -> bool {
+        self.bf16
     }
 
     /// The token, without asking.
@@ -316,7 +324,7 @@ impl Avx512 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) const unsafe fn assume() -> Self {
-        Avx512(())
+        Avx512 { bf16: false }
     }
 }
 

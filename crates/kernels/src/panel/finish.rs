@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::epilogue::{Epilogue, Residual, load_bf16};
 use super::stage::{Stage, Steps};
-use super::target::{Kind, Out, store_bf16};
+use super::target::{Kind, Out};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -465,7 +465,7 @@ impl Finish<'_> {
                     v = s.mul(v, column.inverse);
                 }
                 match F::KIND {
-                    3 => store_bf16(s, c.data.cast::<u16>().add(at), v, n),
+                    3 => s.store_bf16_n(c.data.cast::<u16>().add(at), v, n),
                     _ => s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n)),
                 }
                 return;

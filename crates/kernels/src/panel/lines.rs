@@ -2,7 +2,6 @@
 
 use super::drive::{Lines, Rows};
 use super::table::PanelKernel;
-use super::target::store_bf16;
 use crate::buffer::with_scratch;
 use crate::codes::{Code, decode, decode_bf16};
 use crate::isa::Isa;
@@ -69,7 +68,7 @@ impl Kernel for ToBf16 {
             // SAFETY: `n` elements are left of both.
             unsafe {
                 let v = s.load_bits(self.src.add(i), low_bits(n));
-                store_bf16(s, self.dst.add(i), v, n);
+                s.store_bf16_n(self.dst.add(i), v, n);
             }
             i += S::LANES;
         }

@@ -3,7 +3,6 @@
 use half::bf16;
 
 use super::stage::IntFormat;
-use crate::codes::round_bf16;
 use crate::error::{Result, require};
 use crate::simd::{Simd, low_bits};
 
@@ -153,22 +152,12 @@ impl Out {
         unsafe {
             match self.kind {
                 Kind::F32 => s.store_bits(self.data.cast::<f32>().add(at), v, low_bits(n)),
-                Kind::Bf16 => store_bf16(s, self.data.cast::<u16>().add(at), v, n),
+                Kind::Bf16 => s.store_bf16_n(self.data.cast::<u16>().add(at), v, n),
                 Kind::U8 | Kind::I8 => s.store_low8_n(self.data.add(at), rounding.apply(s, v), n),
                 Kind::I32 => s.store_i32_n(self.data.cast::<i32>().add(at), s.to_i32(v), n),
             }
         }
     }
-}
-
-/// Writes `n` floats as bfloat16.
-///
-/// # Safety
-/// `to` covers them.
-#[inline(always)]
-pub(super) unsafe fn store_bf16<S: Simd>(s: S, to: *mut u16, v: S::F, n: usize) {
-    // SAFETY: passed on to the caller.
-    unsafe { s.store_low16_n(to, s.sar_i::<16>(round_bf16(s, v)), n) };
 }
 
 /// `saturate(round_half_even(v · inverse) + zero)`, its constants in vectors.

@@ -1,8 +1,10 @@
 //! AVX-512: sixteen lanes, masks in registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, low_bits};
+use crate::codes::round_bf16;
 use crate::isa::Avx512;
 
 /// Runs a kernel compiled for this tier.
@@ -46,6 +48,25 @@ fn codes<const SIGNED: bool>(v: [I; 4], zero: I) -> I {
     let low = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero);
     let high = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
     if SIGNED { _mm512_packs_epi16(low, high) } else { _mm512_packus_epi16(low, high) }
+}
+
+/// Floats as bfloat16, on a processor that has the instruction.
+///
+/// As assembly: the intrinsic would be called, from code that is compiled without its feature.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn to_bf16(v: F) -> __m256i {
+    let y: __m256i;
+    // SAFETY: the caller vouches for the instruction, which only reads and writes these registers.
+    unsafe {
+        asm!(
+            "vcvtneps2bf16 {y}, {v}",
+            v = in(zmm_reg) v,
+            y = lateout(ymm_reg) y,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    y
 }
 
 /// Every other element of 32 (stride 2), or a gather.
@@ -205,6 +226,18 @@ impl Simd for Avx512 {
     type I = I;
     type M = __mmask16;
     type Table = F;
+
+    #[inline(always)]
+    unsafe fn store_bf16_n(self, p: *mut u16, v: F, n: usize) {
+        // SAFETY: the token proves the instructions; the caller vouches for the memory.
+        unsafe {
+            if !self.rounds_to_bf16() {
+                return self.store_low16_n(p, self.sar_i::<16>(round_bf16(self, v)), n);
+            }
+            let y = to_bf16(v);
+            _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, y);
+        }
+    }
 
     lanewise! {
         splat(x: f32) -> F { _mm512_set1_ps(x) }

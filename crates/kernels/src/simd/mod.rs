@@ -142,6 +142,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Stores the low 16 bits of each lane.
     unsafe fn store_low16_n(self, p: *mut u16, v: Self::I, n: usize);
 
+    /// Writes `n` floats rounded to bfloat16, half to even. Where the processor has an instruction for it, which its products of
+    /// bfloat16 go with, a denormal becomes 0, as these take it.
+    #[inline(always)]
+    unsafe fn store_bf16_n(self, p: *mut u16, v: Self::F, n: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.store_low16_n(p, self.sar_i::<16>(crate::codes::round_bf16(self, v)), n) };
+    }
+
     /// `dst[i]` is the bytes `i` of four rows of `n`, the first row's lowest, combined
     /// with `flip` by exclusive or.
     #[inline(always)]
