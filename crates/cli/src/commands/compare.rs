@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use narrowbit_data::{DataOptions, Dataset, Split};
+use narrowbit_data::{DataOptions, Dataset, Fill, Split};
 use narrowbit_ir::{Graph, ValueId};
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
@@ -120,7 +120,7 @@ impl Compare {
 
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
         let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
-        comparison.run("comparing", dataset, self.data.batch())?;
+        comparison.run("comparing", dataset, &self.data.runs(a, dataset)?)?;
         Ok((comparison.outputs(), comparison.tensors()))
     }
 
@@ -141,13 +141,17 @@ impl Compare {
         let observe = known.keys().copied().collect();
         let session = Session::new(a.clone(), Options { threads: self.threads.threads, observe })?;
         let mut deviations: BTreeMap<ValueId, (Deviation, usize)> = BTreeMap::new();
-        for batch in dataset.batches(self.data.batch()) {
+        let runs = self.data.runs(a, dataset)?;
+        for batch in runs.batches(dataset, 0, Fill::Last) {
             let mut wrong = None;
-            session.run_observed(&data::tensors(batch?), &mut |v, view| {
+            let batch = batch?;
+            let n = batch.indices.len();
+            session.run_observed(&data::tensors(batch), &mut |v, view| {
+                let ours = runs.output(v, &ours, n).map_err(|e| format!("{e:#}"))?;
                 let Some(saved) = known.get(&v) else { return Ok(()) };
                 let ours = view.to_tensor().map_err(|e| e.to_string())?;
                 let (d, at) = deviations.entry(v).or_default();
-                let rows = if ours.rank() == 0 { 1 } else { ours.shape()[0] };
+                let rows = ours.shape().first().copied().unwrap_or(1);
                 match rows_of(saved, *at, rows, ours.len()) {
                     Some(part) => {
                         let ours = ours.to_f32s().map_err(|e| e.to_string())?;

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use narrowbit_data::{H5Writer, NpzWriter, Split};
+use narrowbit_data::{Fill, H5Writer, NpzWriter, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
@@ -60,23 +60,23 @@ impl Run {
             false => model::Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?,
         };
         let dataset = self.data.open(runner.graph(), Split::Test)?;
+        let runs = self.data.runs(runner.graph(), &dataset)?;
         let mut out = Sink::create(&self.output, runner.output_names())?;
         let bar = output::progress("running", dataset.len());
         interrupt::install();
         let names = runner.output_names();
         let mut shapes: Vec<OutputRow> = Vec::new();
-        for batch in dataset.batches(self.data.batch()) {
+        for batch in runs.batches(&dataset, 0, Fill::Last) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C after {} of {} samples; nothing was written", bar.position(), dataset.len());
             }
             let batch = batch?;
             let n = batch.indices.len();
             let samples: Vec<String> = batch.indices.iter().map(|&i| dataset.sample_name(i)).collect();
-            let results = runner.run(&data::tensors(batch))?;
+            let results = runs.outputs(runner.run(&data::tensors(batch))?, n)?;
             out.append(&samples, &results)?;
             for (name, t) in names.iter().zip(&results) {
-                // One value per batch, where an output has no dimensions.
-                let shape = if t.rank() == 0 { vec![1] } else { t.shape().to_vec() };
+                let shape = t.shape().to_vec();
                 match shapes.iter_mut().find(|r| r.name == *name) {
                     Some(row) => row.shape[0] += shape[0],
                     None => shapes.push(OutputRow { name: name.clone(), dtype: t.dtype().to_string(), shape }),
