@@ -216,18 +216,18 @@ impl DataArgs {
         if data.is_empty() {
             bail!("{}: there are no samples", data.path().display());
         }
+        if let Some(spec) = data.raw_pixels() {
+            tracing::warn!(
+                "input \"{}\" gets pixels as they are, 0 to 255: if the model was trained on others, give what was done to them (--preprocess FILE, or \
+                 --range, --mean, --std); --scale 1 says that it was not",
+                spec.name
+            );
+        }
         data.describe().iter().for_each(|line| tracing::info!("{line}"));
         Ok(data)
     }
 }
 
-/// The tensors of a batch in the order of the graph's inputs.
-pub fn tensors(batch: Batch) -> Vec<Tensor> {
-    batch.inputs.into_iter().map(|(_, t)| t).collect()
-}
-
-/// The arguments for a path without options.
-pub fn plain(path: PathBuf) -> DataArgs {
 /// Random samples for one run of a graph, of the number that its file fixes, else of those that are asked for, else one; and their
 /// number.
 pub fn random_run(graph: &Graph, asked: Option<usize>) -> Result<(Dataset, usize)> {
@@ -237,12 +237,20 @@ pub fn random_run(graph: &Graph, asked: Option<usize>) -> Result<(Dataset, usize
     Ok((Dataset::random(&specs, runs.size, 0)?, runs.size))
 }
 
+/// The tensors of a batch in the order of the graph's inputs.
+pub fn tensors(batch: Batch) -> Vec<Tensor> {
+    batch.inputs.into_iter().map(|(_, t)| t).collect()
+}
+
+/// The arguments for a path without options.
+pub fn plain(path: PathBuf) -> DataArgs {
     DataArgs {
         data: Some(path),
         random: None,
         labels: None,
         samples: None,
         batch: None,
+        batch_axis: Vec::new(),
         shuffle: false,
         seed: 0,
         split: None,
@@ -250,7 +258,6 @@ pub fn random_run(graph: &Graph, asked: Option<usize>) -> Result<(Dataset, usize
             preprocess: None,
             scale: None,
             offset: None,
-        batch_axis: Vec::new(),
             mean: None,
             std: None,
             range: None,

@@ -1,6 +1,8 @@
 //! Loading and preparing models.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,13 +21,43 @@ use crate::args::Products;
 
 /// Reads a model file of a format that is known by its ending.
 pub fn load(path: &Path) -> Result<Model> {
-    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    match ending.as_str() {
+    match ending(path).as_str() {
         "keras" | "h5" | "hdf5" | "pt" | "pth" | "safetensors" => bail!(
             "{}: this version reads ONNX models only\nhelp: export the model to ONNX (torch.onnx.export, tf2onnx) first",
             path.display()
         ),
-        _ => Ok(onnx::load(path)?),
+        _ => onnx::load(path).map_err(|e| match no_model(path) {
+            Some(what) => anyhow!(
+                "{} is {what}, not a model\nhelp: give an ONNX file; samples are given by --data",
+                path.display()
+            ),
+            None => e.into(),
+        }),
+    }
+}
+
+/// The ending of a file's name, in small letters.
+pub fn ending(path: &Path) -> String {
+    path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+/// What a file is that holds arrays and no model, by its ending or its first bytes.
+pub fn no_model(path: &Path) -> Option<&'static str> {
+    match ending(path).as_str() {
+        "npy" => return Some("an array (.npy)"),
+        "csv" | "json" | "txt" => return Some("a text file"),
+        // Models of other tools, some of which are archives: loading says what to do.
+        "keras" | "pt" | "pth" | "safetensors" => return None,
+        _ => {}
+    }
+    let mut start = [0; 8];
+    // What can't be read is told of when it is loaded.
+    let read = File::open(path).and_then(|mut f| f.read(&mut start)).ok()?;
+    match start[..read] {
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive"),
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Some("an array (.npy)"),
+        [0x89, b'H', b'D', b'F', ..] => Some("an HDF5 file"),
+        _ => None,
     }
 }
 

@@ -99,6 +99,7 @@ impl Calibrate {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         interrupt::install();
+        output::check_writable(&self.output)?;
         let mut model = model::load_runnable(&self.model)?;
         let options = self.scheme.resolve()?;
         if !options.approach.needs_ranges() {
@@ -159,8 +160,8 @@ impl Calibrate {
             model: self.model.clone(),
             ranges: self.output.clone(),
             samples: ranges.samples,
-            tensors: ranges.tensors.len(),
             repeated: Some(ranges.repeated).filter(|&n| n > 0),
+            tensors: ranges.tensors.len(),
             histograms: ranges.tensors.values().all(|s| s.histogram.is_some()),
             random: ranges.random,
             non_finite: bad,
@@ -174,10 +175,10 @@ impl Calibrate {
             summary.samples,
             self.output.display()
         );
-        if let Some(first) = summary.non_finite.first() {
         if let Some(n) = summary.repeated {
             text.push_str(&format!("note: {}\n", repeated_text(n)));
         }
+        if let Some(first) = summary.non_finite.first() {
             text.push_str(&format!(
                 "warning: {} tensors held NaN or infinity, \"{first}\" first\n",
                 summary.non_finite.len()
@@ -269,8 +270,8 @@ impl Job {
         let batches = self.runs.batches(dataset, skip, Fill::First).take_while(going_on).map(|batch| {
             let batch = batch?;
             let samples = batch.indices.len() as u64;
-            anyhow::Ok((data::tensors(batch), samples))
             filled.fetch_add(batch.filled as u64, Ordering::Relaxed);
+            anyhow::Ok((data::tensors(batch), samples))
         });
         calibrator.add(batches, |(inputs, samples), outputs| {
             bar.inc(samples);

@@ -115,9 +115,14 @@ enum Sink {
 impl Sink {
     fn create(path: &Path, outputs: Vec<String>) -> Result<Sink> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        output::check_writable(path)?;
         Ok(match ending.as_str() {
             "h5" | "hdf5" => Sink::H5(H5Writer::create(path)?, outputs),
-            _ => Sink::Npz(NpzWriter::create(path)?, outputs),
+            "npz" => Sink::Npz(NpzWriter::create(path)?, outputs),
+            _ => bail!(
+                "{}: outputs are written as .npz or .h5\nhelp: give a name with one of these endings",
+                path.display()
+            ),
         })
     }
 
@@ -158,7 +163,10 @@ fn rows(t: &Tensor, n: usize, name: &str) -> Result<Vec<Tensor>> {
         return Ok(vec![t.clone()]);
     }
     let Some((_, row)) = t.shape().split_first().filter(|(first, _)| **first == n) else {
-        bail!("output \"{name}\" has shape {:?} for {n} samples\nhelp: --batch 1 runs them one by one", t.shape());
+        bail!(
+            "output \"{name}\" has shape {:?} for {n} samples\nhelp: write an .npz, or run samples one by one (--batch 1) where the model leaves the batch free",
+            t.shape()
+        );
     };
     let shape: Vec<usize> = std::iter::once(1).chain(row.iter().copied()).collect();
     let bytes = t.bytes();

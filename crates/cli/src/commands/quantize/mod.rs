@@ -133,6 +133,16 @@ impl Quantize {
             output::print(&text)?;
             return Ok(ExitCode::SUCCESS);
         }
+        output::check_writable(&self.output)?;
+        if let (Ok(from), Ok(to)) = (self.model.canonicalize(), self.output.canonicalize())
+            && from == to
+        {
+            bail!(
+                "{} is the float model: it would be lost\nhelp: write the quantized model elsewhere, for instance -o {}",
+                self.output.display(),
+                self.model.with_extension("int8.onnx").display()
+            );
+        }
         interrupt::install();
         let start = Instant::now();
         let mut model = model::load_runnable(&self.model)?;
@@ -259,6 +269,9 @@ impl Quantize {
             let help = "give samples (--data) or ranges beside --encodings";
             warnings.push(format!("biases are not corrected: that takes the means of samples ({help})"));
         }
+        if ranges.repeated > 0 {
+            warnings.push(repeated_text(ranges.repeated));
+        }
         // Without samples there is no calibration to tell of.
         let ranges = Some(ranges).filter(|r| given.is_none() || !r.tensors.is_empty());
         Ok(Made {
@@ -269,9 +282,6 @@ impl Quantize {
             encodings: given.map(|_| applied),
             equalized,
             by_channel: plan.channel_scales.len(),
-        if ranges.repeated > 0 {
-            warnings.push(repeated_text(ranges.repeated));
-        }
             rates: plan.rates,
             batch: runs.filter(|_| self.ranges.is_none()).map(|r| r.size),
             rounding,
