@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::macs;
 use crate::metrics::{Deviation, Figures, Meter, Metric, Score};
+use crate::runs::Runs;
 
 /// Samples that the error is measured on at the most.
 const MOST: usize = 64;
@@ -32,7 +33,9 @@ pub struct Kept {
 
 /// One batch.
 struct KeptBatch {
+    /// Of the samples and of those that fill the batch up.
     inputs: Vec<Tensor>,
+    /// Of the samples alone.
     outputs: Vec<Tensor>,
     samples: usize,
 }
@@ -43,9 +46,10 @@ impl Kept {
         Kept { limit: (!keep).then_some(0), ..Kept::default() }
     }
 
-    /// Keeps a batch of so many samples, as long as there is room.
-    pub fn offer(&mut self, graph: &Graph, inputs: Vec<Tensor>, outputs: Vec<Tensor>, samples: usize) {
-        let limit = *self.limit.get_or_insert_with(|| limit(graph, &inputs, samples));
+    /// Keeps a batch of so many samples, `rows` with those that fill it up, as long as there is room; `outputs` are of the
+    /// samples alone.
+    pub fn offer(&mut self, graph: &Graph, inputs: Vec<Tensor>, outputs: Vec<Tensor>, (samples, rows): (usize, usize)) {
+        let limit = *self.limit.get_or_insert_with(|| limit(graph, &inputs, rows));
         if self.samples >= limit || self.is_full() {
             return;
         }
@@ -91,6 +95,7 @@ pub struct Loss {
 /// What the written file is held against.
 pub struct Check {
     kept: Kept,
+    runs: Runs,
     labels: Option<Labels>,
 }
 
@@ -102,13 +107,13 @@ struct Labels {
 }
 
 impl Check {
-    /// A check on what was kept of the samples of `dataset`; `None` where nothing was.
-    pub fn new(kept: Kept, dataset: &Dataset) -> Result<Option<Check>> {
+    /// A check on what was kept of `runs` over the samples of `dataset`; `None` where nothing was.
+    pub fn new(kept: Kept, dataset: &Dataset, runs: Runs) -> Result<Option<Check>> {
         if kept.batches.is_empty() {
             return Ok(None);
         }
         let labels = labels(&kept, dataset)?;
-        Ok(Some(Check { kept, labels }))
+        Ok(Some(Check { kept, runs, labels }))
     }
 
     /// The inputs of the first batch.
@@ -120,8 +125,8 @@ impl Check {
     pub fn run(mut self, written: Model, threads: usize) -> Result<Loss> {
         let session = Session::new(written.graph, Options { threads, ..Options::default() })?;
         let mut deviation = Deviation::default();
-        for (i, KeptBatch { inputs, outputs, .. }) in self.kept.batches.iter().enumerate() {
-            let got = session.run(inputs)?;
+        for (i, KeptBatch { inputs, outputs, samples }) in self.kept.batches.iter().enumerate() {
+            let got = self.runs.outputs(session.run(inputs)?, *samples)?;
             outputs.iter().zip(&got).try_for_each(|(e, g)| deviation.add(e, g))?;
             // Labels that do not fit the outputs are for something else: the summary goes without.
             self.labels = self.labels.take().and_then(|l| l.add(i, outputs, &got));
@@ -160,7 +165,7 @@ mod tests {
 
     fn offer(kept: &mut Kept, samples: usize) {
         let t = Tensor::new([samples, 2], vec![0f32; samples * 2]).expect("a tensor");
-        kept.offer(&Graph::new("empty"), vec![t.clone()], vec![t], samples);
+        kept.offer(&Graph::new("empty"), vec![t.clone()], vec![t], (samples, samples));
     }
 
     #[test]

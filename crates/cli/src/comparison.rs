@@ -1,10 +1,11 @@
 //! Two models on the same inputs, tensor by tensor.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use narrowbit_data::Dataset;
+use narrowbit_data::{Dataset, Fill};
 use narrowbit_ir::{Def, Graph, NodeId, ValueId};
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use crate::args::Products;
 use crate::metrics::{Deviation, Figures};
+use crate::runs::Runs;
 use crate::{data, interrupt, output};
 
 /// The figures of one tensor.
@@ -75,6 +77,8 @@ pub struct Comparison {
     cumulative: BTreeMap<ValueId, Deviation>,
     isolated: BTreeMap<ValueId, Deviation>,
     saturation: BTreeMap<ValueId, (u64, u64)>,
+    /// Values of A that do not show which part of a run that was filled up is of its own samples.
+    unclear: BTreeSet<ValueId>,
 }
 
 /// What makes one value of B from the nearest values that A has too.
@@ -106,27 +110,37 @@ impl Comparison {
             cumulative: BTreeMap::new(),
             isolated: BTreeMap::new(),
             saturation: BTreeMap::new(),
+            unclear: BTreeSet::new(),
         })
     }
 
     /// Adds all batches of a data set, with a bar that says what is going on.
-    pub fn run(&mut self, what: &str, dataset: &Dataset, batch: usize) -> Result<()> {
+    pub fn run(&mut self, what: &str, dataset: &Dataset, runs: &Runs) -> Result<()> {
         let bar = output::progress(what, dataset.len());
-        for batch in dataset.batches(batch) {
+        for batch in runs.batches(dataset, 0, Fill::Last) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
             }
             let batch = batch?;
-            let n = batch.indices.len() as u64;
-            self.add(&data::tensors(batch))?;
-            bar.inc(n);
+            let n = batch.indices.len();
+            self.add(&data::tensors(batch), runs, n)?;
+            bar.inc(n as u64);
         }
         bar.finish_and_clear();
+        if !self.unclear.is_empty() {
+            tracing::warn!(
+                "{} tensors do not show which part of the last run, which was filled up, is of which sample: it is not in their figures, \
+                 or whole where it is the only run",
+                self.unclear.len()
+            );
+        }
         Ok(())
     }
 
-    /// Runs both on one batch.
-    pub fn add(&mut self, inputs: &[Tensor]) -> Result<()> {
+    /// Runs both on one batch of `n` samples, and perhaps others that fill it up and do not count.
+    ///
+    /// Of values that do not show which part is of which sample, such a batch is left out, unless there was no other.
+    pub fn add(&mut self, inputs: &[Tensor], runs: &Runs, n: usize) -> Result<()> {
         let mut reference: BTreeMap<ValueId, Tensor> = BTreeMap::new();
         self.a.run_observed(inputs, &mut |v, view| {
             reference.insert(v, view.to_tensor().map_err(|e| e.to_string())?);
@@ -135,23 +149,45 @@ impl Comparison {
         let back: BTreeMap<ValueId, ValueId> = self.pairs.iter().map(|(&a, &b)| (b, a)).collect();
         let represented: BTreeMap<ValueId, ValueId> = self.codes.iter().map(|(&a, &c)| (c, a)).collect();
         let (cumulative, saturation) = (&mut self.cumulative, &mut self.saturation);
-        self.b.run_observed(inputs, &mut |v, view| {
-            if let Some(a) = represented.get(&v) {
-                let counts = saturation.entry(*a).or_default();
-                counts.0 += saturated(view.dtype, view.bytes);
-                counts.1 += view.bytes.len() as u64;
+        let unclear = RefCell::new(&mut self.unclear);
+        let part = |a: ValueId, t: Tensor, others: bool| {
+            let part = runs.part(a, t.clone(), n)?;
+            if part.is_none() {
+                unclear.borrow_mut().insert(a);
             }
-            if let Some((a, r)) = back.get(&v).and_then(|a| Some((a, reference.get(a)?))) {
-                let got = view.to_tensor().map_err(|e| e.to_string())?;
-                cumulative.entry(*a).or_default().add(r, &got).map_err(|e| e.to_string())?;
+            anyhow::Ok(part.or(if others { None } else { Some(t) }))
+        };
+        self.b.run_observed(inputs, &mut |v, view| {
+            let text = |e: &dyn std::fmt::Display| e.to_string();
+            let of_samples = |a: ValueId, others: bool| {
+                let got = view.to_tensor().map_err(|e| text(&e))?;
+                part(a, got, others).map_err(|e| text(&e))
+            };
+            if let Some(&a) = represented.get(&v)
+                && let Some(codes) = of_samples(a, saturation.contains_key(&a))?
+            {
+                let counts = saturation.entry(a).or_default();
+                counts.0 += saturated(codes.dtype(), codes.bytes());
+                counts.1 += codes.bytes().len() as u64;
+            }
+            if let Some((&a, r)) = back.get(&v).and_then(|a| Some((a, reference.get(a)?))) {
+                let others = cumulative.contains_key(&a);
+                let expected = part(a, r.clone(), others).map_err(|e| text(&e))?;
+                if let (Some(expected), Some(got)) = (expected, of_samples(a, others)?) {
+                    cumulative.entry(a).or_default().add(&expected, &got).map_err(|e| text(&e))?;
+                }
             }
             Ok(())
         })?;
-        for part in &self.parts {
-            let inputs: Option<Vec<Tensor>> = part.inputs.iter().map(|v| reference.get(v).cloned()).collect();
-            let (Some(inputs), Some(expected)) = (inputs, reference.get(&part.value)) else { continue };
-            if let Some(got) = part.session.run(&inputs)?.first() {
-                self.isolated.entry(part.value).or_default().add(expected, got)?;
+        for p in &self.parts {
+            let inputs: Option<Vec<Tensor>> = p.inputs.iter().map(|v| reference.get(v).cloned()).collect();
+            let (Some(inputs), Some(expected)) = (inputs, reference.get(&p.value)) else { continue };
+            let others = self.isolated.contains_key(&p.value);
+            let Some(expected) = part(p.value, expected.clone(), others)? else { continue };
+            if let Some(got) = p.session.run(&inputs)?.into_iter().next()
+                && let Some(got) = part(p.value, got, others)?
+            {
+                self.isolated.entry(p.value).or_default().add(&expected, &got)?;
             }
         }
         Ok(())

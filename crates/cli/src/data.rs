@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use narrowbit_data::{
-    Batch, Channels, Crop, DataOptions, Dataset, ImageLayout, Preprocess, Resize, ResizeFilter, Split,
+    Batch, BatchAxis, Channels, Crop, DataOptions, Dataset, ImageLayout, InputSpec, Preprocess, Resize, ResizeFilter,
+    Split,
 };
 use narrowbit_ir::Graph;
 use narrowbit_quant::options::QuantOptions;
@@ -14,6 +15,7 @@ use narrowbit_tensor::Tensor;
 
 use crate::model;
 use crate::output;
+use crate::runs::Runs;
 
 /// Where samples come from.
 #[derive(Debug, Clone, Args)]
@@ -30,10 +32,13 @@ pub struct DataArgs {
     /// At most N samples
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub samples: Option<usize>,
-    /// Samples per run [default: 1; to calibrate as another tool (--scheme) and where the model takes as many: the tool's
-    /// own, 32 of quantizeml]
+    /// Samples per run [default: what the file fixes, else 1; to calibrate as another tool (--scheme) and where the model
+    /// takes as many: the tool's own, 32 of quantizeml]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub batch: Option<usize>,
+    /// Which axis of an input counts samples, or `none`, where narrowbit is wrong about it; may be given for several
+    #[arg(long, value_name = "INPUT=AXIS", value_parser = input_axis, help_heading = "Data")]
+    pub batch_axis: Vec<(String, BatchAxis)>,
     /// Take the samples in random order
     #[arg(long, help_heading = "Data")]
     pub shuffle: bool,
@@ -136,18 +141,48 @@ impl PreprocessArgs {
     }
 }
 
+/// `INPUT=AXIS`.
+fn input_axis(text: &str) -> Result<(String, BatchAxis), String> {
+    let (name, axis) = text.rsplit_once('=').ok_or("write INPUT=AXIS, for instance x=1 or table=none")?;
+    let axis = match axis {
+        "none" => BatchAxis::Absent,
+        _ => BatchAxis::At(axis.parse().map_err(|_| format!("\"{axis}\" is no axis: write a number from 0, or none"))?),
+    };
+    Ok((name.to_owned(), axis))
+}
+
 impl DataArgs {
-    /// Samples per run.
-    pub fn batch(&self) -> usize {
-        self.batch.unwrap_or(1)
+    /// The runs of a graph on a data set that is bound to it.
+    pub fn runs(&self, graph: &Graph, dataset: &Dataset) -> Result<Runs> {
+        Runs::new(graph, dataset, self.batch, 1)
     }
 
-    /// Samples per run of a calibration: those of the tool that a scheme is named after where it has a say and the
+    /// The runs of a calibration: with as many samples as those of the tool that a scheme is named after where it has a say and the
     /// model leaves their number open.
-    pub fn calibration_batch(&self, graph: &Graph, options: &QuantOptions) -> Result<usize> {
-        let open = model::input_specs(graph)?.iter().all(|s| s.shape.first().is_some_and(Option::is_none));
-        let own = options.scheme.and_then(Preset::batch).filter(|_| open);
-        Ok(self.batch.or(own).unwrap_or(1))
+    pub fn calibration_runs(&self, graph: &Graph, dataset: &Dataset, options: &QuantOptions) -> Result<Runs> {
+        Runs::new(graph, dataset, self.batch, options.scheme.and_then(Preset::batch).unwrap_or(1))
+    }
+
+    /// What a graph wants as inputs, with the axes of samples as they are given.
+    fn specs(&self, graph: &Graph) -> Result<Vec<InputSpec>> {
+        let mut specs = model::input_specs(graph)?;
+        for (name, axis) in &self.batch_axis {
+            let names = || specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+            let Some(at) = specs.iter().position(|s| s.name == *name) else {
+                bail!("--batch-axis: the model has no input \"{name}\"\nhelp: it has {}", names());
+            };
+            let spec = &mut specs[at];
+            if let BatchAxis::At(axis) = *axis
+                && axis >= spec.shape.len()
+            {
+                bail!(
+                    "--batch-axis {name}={axis}: the input is {}\nhelp: axes count from 0; `none` is for an input without one",
+                    spec.shape_text()
+                );
+            }
+            spec.batch = *axis;
+        }
+        Ok(specs)
     }
 
     /// Opens the samples and fits them to a graph's inputs.
@@ -156,7 +191,7 @@ impl DataArgs {
             (Some(path), _) => self.open_path(path.clone(), graph, split),
             (None, Some(n)) => {
                 output::note("warning: random samples say nothing about accuracy; use --data for real ones");
-                Ok(Dataset::random(&model::input_specs(graph)?, n, self.seed)?)
+                Ok(Dataset::random(&self.specs(graph)?, n, self.seed)?)
             }
             (None, None) => bail!("no samples\nhelp: give real ones with --data PATH, or --random N to try things out"),
         }
@@ -177,13 +212,29 @@ impl DataArgs {
             seed: self.seed,
             ..DataOptions::default()
         };
-        let data = Dataset::open(path, &options)?.bind(&model::input_specs(graph)?)?;
+        let data = Dataset::open(path, &options)?.bind(&self.specs(graph)?)?;
         if data.is_empty() {
             bail!("{}: there are no samples", data.path().display());
+        }
+        if let Some(spec) = data.raw_pixels() {
+            tracing::warn!(
+                "input \"{}\" gets pixels as they are, 0 to 255: if the model was trained on others, give what was done to them (--preprocess FILE, or \
+                 --range, --mean, --std); --scale 1 says that it was not",
+                spec.name
+            );
         }
         data.describe().iter().for_each(|line| tracing::info!("{line}"));
         Ok(data)
     }
+}
+
+/// Random samples for one run of a graph, of the number that its file fixes, else of those that are asked for, else one; and their
+/// number.
+pub fn random_run(graph: &Graph, asked: Option<usize>) -> Result<(Dataset, usize)> {
+    let specs = model::input_specs(graph)?;
+    let any = Dataset::random(&specs, 1, 0).context("random samples for the inputs")?;
+    let runs = Runs::new(graph, &any, asked, 1)?;
+    Ok((Dataset::random(&specs, runs.size, 0)?, runs.size))
 }
 
 /// The tensors of a batch in the order of the graph's inputs.
@@ -199,6 +250,7 @@ pub fn plain(path: PathBuf) -> DataArgs {
         labels: None,
         samples: None,
         batch: None,
+        batch_axis: Vec::new(),
         shuffle: false,
         seed: 0,
         split: None,

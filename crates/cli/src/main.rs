@@ -15,6 +15,7 @@ mod measure;
 mod metrics;
 mod model;
 mod output;
+mod runs;
 mod timing;
 
 use std::process::ExitCode;

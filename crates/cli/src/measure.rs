@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
-use narrowbit_data::Dataset;
 use narrowbit_ir::{Fact, Graph, NodeId, TensorType, ValueType};
 use narrowbit_runtime::{ProfileRow, Session};
 use narrowbit_tensor::Tensor;
@@ -196,9 +195,7 @@ fn seconds(session: &Session, inputs: &[Tensor]) -> Result<f64> {
 
 /// One random sample, or as many as the file fixes.
 fn random(graph: &Graph) -> Result<Vec<Tensor>> {
-    let specs = model::input_specs(graph)?;
-    let batch = specs.iter().find_map(|s| s.shape.first().copied().flatten()).unwrap_or(1);
-    let dataset = Dataset::random(&specs, batch, 0).context("random samples for the inputs")?;
+    let (dataset, batch) = data::random_run(graph, None)?;
     Ok(data::tensors(dataset.batch(0..batch)?))
 }
 

@@ -1,12 +1,15 @@
 //! Loading and preparing models.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use narrowbit_data::InputSpec;
+use narrowbit_data::{BatchAxis, InputSpec};
 use narrowbit_fixed::{FixedModel, Shapes};
 use narrowbit_import::onnx;
-use narrowbit_ir::{Graph, Model, ValueId};
+use narrowbit_ir::{Attr, Dim, Graph, Model, ValueId};
 use narrowbit_passes::SanitizeOptions;
 use narrowbit_passes::replace::{self, Replaced};
 use narrowbit_quant::approach::Approach;
@@ -18,13 +21,43 @@ use crate::args::Products;
 
 /// Reads a model file of a format that is known by its ending.
 pub fn load(path: &Path) -> Result<Model> {
-    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    match ending.as_str() {
+    match ending(path).as_str() {
         "keras" | "h5" | "hdf5" | "pt" | "pth" | "safetensors" => bail!(
             "{}: this version reads ONNX models only\nhelp: export the model to ONNX (torch.onnx.export, tf2onnx) first",
             path.display()
         ),
-        _ => Ok(onnx::load(path)?),
+        _ => onnx::load(path).map_err(|e| match no_model(path) {
+            Some(what) => anyhow!(
+                "{} is {what}, not a model\nhelp: give an ONNX file; samples are given by --data",
+                path.display()
+            ),
+            None => e.into(),
+        }),
+    }
+}
+
+/// The ending of a file's name, in small letters.
+pub fn ending(path: &Path) -> String {
+    path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+/// What a file is that holds arrays and no model, by its ending or its first bytes.
+pub fn no_model(path: &Path) -> Option<&'static str> {
+    match ending(path).as_str() {
+        "npy" => return Some("an array (.npy)"),
+        "csv" | "json" | "txt" => return Some("a text file"),
+        // Models of other tools, some of which are archives: loading says what to do.
+        "keras" | "pt" | "pth" | "safetensors" => return None,
+        _ => {}
+    }
+    let mut start = [0; 8];
+    // What can't be read is told of when it is loaded.
+    let read = File::open(path).and_then(|mut f| f.read(&mut start)).ok()?;
+    match start[..read] {
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive"),
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Some("an array (.npy)"),
+        [0x89, b'H', b'D', b'F', ..] => Some("an HDF5 file"),
+        _ => None,
     }
 }
 
@@ -124,7 +157,55 @@ fn input_spec(graph: &Graph, v: ValueId) -> Result<InputSpec> {
         Some(dims) => dims.iter().map(|d| d.as_usize()).collect(),
         None => bail!("input \"{}\" has no shape in the file\nhelp: export the model with input shapes", value.name),
     };
-    Ok(InputSpec { vocabulary: vocabulary(graph, v), ..InputSpec::new(value.name.clone(), dtype, shape) })
+    let batch = batch_axis(graph, v);
+    Ok(InputSpec { vocabulary: vocabulary(graph, v), batch, ..InputSpec::new(value.name.clone(), dtype, shape) })
+}
+
+/// The axis of an input along which samples lie, as far as the file tells it: by the name of a dimension, or because a recurrent
+/// operator reads it, which has time first.
+fn batch_axis(graph: &Graph, v: ValueId) -> BatchAxis {
+    let dims = graph.value(v).ty.tensor().and_then(|t| t.shape.as_deref()).unwrap_or_default();
+    let names_batch = |d: &Dim| matches!(d, Dim::Sym(s) if s.to_ascii_lowercase().contains("batch"));
+    match dims.iter().position(names_batch) {
+        Some(axis) => BatchAxis::At(axis),
+        None if dims.len() == 3 && is_time_major(graph, v) => BatchAxis::At(1),
+        None => BatchAxis::Assumed,
+    }
+}
+
+/// Whether all readers of a value are recurrent operators with time along the first axis of what they read, `[steps, samples,
+/// features]` (of states, `[directions, samples, features]`), through operators that leave axes where they are.
+fn is_time_major(graph: &Graph, v: ValueId) -> bool {
+    const KEEPS_AXES: [&str; 14] = [
+        "Identity",
+        "Cast",
+        "Dropout",
+        "MatMul",
+        "Add",
+        "Mul",
+        "Sub",
+        "Div",
+        "Relu",
+        "Tanh",
+        "LayerNormalization",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Slice",
+    ];
+    let (mut open, mut seen, mut found) = (vec![v], BTreeSet::new(), false);
+    while let Some(v) = open.pop() {
+        for u in graph.uses(v) {
+            let node = graph.node(u.node);
+            let time_first = node.op.attrs().get("layout").is_none_or(|a| matches!(a, Attr::Int(0)));
+            match (node.op.name(), u.input) {
+                ("LSTM" | "GRU" | "RNN", 0 | 5 | 6) if time_first => found = true,
+                (name, 0) if KEEPS_AXES.contains(&name) && seen.insert(u.node) => open.extend(node.output(0)),
+                (name, 0) if KEEPS_AXES.contains(&name) => {}
+                _ => return false,
+            }
+        }
+    }
+    found
 }
 
 /// The shapes of a graph's inputs with every free dimension 1.

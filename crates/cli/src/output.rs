@@ -1,9 +1,11 @@
 //! What the user sees: results on standard output, everything else on standard error.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -26,6 +28,7 @@ pub fn init(global: &Global) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
@@ -41,7 +44,24 @@ pub fn error(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
+    let full = |e: &(dyn std::error::Error + 'static)| {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(kind, Some(StorageFull | QuotaExceeded | FileTooLarge))
+    };
+    if error.chain().any(full) {
+        text.push_str("\nhelp: make room on that disk, or write to another; what was there before is untouched");
+    }
     eprintln!("error: {text}");
+}
+
+/// Checks that a result can be written where it is wanted, before the work that it takes.
+///
+/// # Errors
+/// When there is no such folder, nothing can be written into it, or something stands there that is no file.
+pub fn check_writable(path: &Path) -> anyhow::Result<()> {
+    drop(narrowbit_tensor::staged::beside(path).with_context(|| path.display().to_string())?);
+    Ok(())
 }
 
 /// Prints a line that helps a person, unless asked to be quiet.

@@ -8,42 +8,19 @@ use crate::column::{Column, Concat};
 use crate::convert::cast;
 use crate::pixels::{Dims, Numeric, PixelPlan};
 use crate::preprocess::{Channels, ImageLayout, Preprocess};
-use crate::{DataError, Place};
-
-/// What a model wants for one input.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputSpec {
-    /// The input's name.
-    pub name: String,
-    /// The element type.
-    pub dtype: DType,
-    /// The shape with the batch dimension first; `None` for a dimension that is free.
-    pub shape: Vec<Option<usize>>,
-    /// For integer inputs the number of values that are allowed (rows of an embedding), if
-    /// known; only [`crate::Dataset::random`] uses it.
-    pub vocabulary: Option<u64>,
-}
-
-impl InputSpec {
-    /// An input of a name, an element type and a shape with the batch dimension first.
-    pub fn new(name: impl Into<String>, dtype: DType, shape: impl Into<Vec<Option<usize>>>) -> InputSpec {
-        InputSpec { name: name.into(), dtype, shape: shape.into(), vocabulary: None }
-    }
-
-    /// The shape of one sample; empty for an input without dimensions.
-    pub(crate) fn sample(&self) -> &[Option<usize>] {
-        self.shape.get(1..).unwrap_or_default()
-    }
-}
+use crate::{DataError, InputSpec, Place, input};
 
 /// A model input with its column.
 pub(crate) struct Binding {
+    /// With its batch axis known.
     pub(crate) spec: InputSpec,
     pub(crate) column: Arc<dyn Column>,
     pub(crate) plan: Plan,
 }
 
 pub(crate) enum Plan {
+    /// The array is the input as it is, for all samples; with a dimension of 1 before its own.
+    Shared(Tensor),
     /// Reshape and convert; with preprocessing of values where it is asked for.
     Array(Option<Numeric>),
     /// The whole way of images.
@@ -52,27 +29,47 @@ pub(crate) enum Plan {
 
 type Columns<'a> = &'a [(String, Arc<dyn Column>)];
 
-/// Finds a column for each input.
+/// Finds a column for each input, and where its samples are; also gives the number of samples.
 pub(crate) fn bind(
     specs: &[InputSpec],
     data: Columns<'_>,
     labels: Columns<'_>,
     options: &Preprocess,
     file: &Place,
-) -> Result<Vec<Binding>, DataError> {
-    let chosen = choose(specs, data, labels, file)?;
-    let len = chosen.first().map_or(0, |c| c.len());
-    for (spec, column) in specs.iter().zip(&chosen) {
-        if column.len() != len {
-            let what =
-                format!("input \"{}\" has {} samples, input \"{}\" has {len}", spec.name, column.len(), specs[0].name);
-            return Err(DataError::fit(&column.place(0), what, "give as many samples to each input"));
+) -> Result<(Vec<Binding>, usize), DataError> {
+    let columns = choose(specs, data, labels, file)?;
+    let mut unfit = None;
+    for specs in input::readings(specs) {
+        match fitted(&specs, &columns, options, file) {
+            Ok(done) => return Ok(done),
+            Err(e) => unfit = unfit.or(Some(e)),
         }
     }
+    unfit.map_or(Ok((Vec::new(), 0)), Err)
+}
+
+/// The inputs with their columns, as far as these fit one reading of the shapes.
+fn fitted(
+    specs: &[InputSpec],
+    columns: &[Arc<dyn Column>],
+    options: &Preprocess,
+    file: &Place,
+) -> Result<(Vec<Binding>, usize), DataError> {
+    let shared: Vec<bool> = specs.iter().zip(columns).map(|(s, c)| is_shared(s, c, columns)).collect();
+    let counted = || specs.iter().zip(columns).zip(&shared).filter(|(_, shared)| !**shared).map(|(b, _)| b);
+    let len = counted().next().map_or(1, |(_, c)| c.len());
+    if let Some((spec, column)) = counted().find(|(_, c)| c.len() != len) {
+        let first = counted().next().map_or("", |(s, _)| &s.name);
+        let what = format!("input \"{}\" has {} samples, input \"{first}\" has {len}", spec.name, column.len());
+        return Err(DataError::fit(&column.place(0), what, "give as many samples to each input"));
+    }
     let mut out = Vec::new();
-    for (spec, column) in specs.iter().zip(chosen) {
-        let plan = plan(spec, &column, options, specs.len() == 1)?;
-        out.push(Binding { spec: spec.clone(), column, plan });
+    for ((spec, column), shared) in specs.iter().zip(columns).zip(&shared) {
+        let plan = match shared {
+            true => Plan::Shared(whole(spec, column)?),
+            false => plan(spec, column, options, specs.len() == 1)?,
+        };
+        out.push(Binding { spec: spec.clone(), column: column.clone(), plan });
     }
     let pixels = out.iter().any(|b| matches!(b.plan, Plan::Pixels(_)));
     let values = out.iter().any(|b| matches!(b.plan, Plan::Array(Some(_))));
@@ -80,7 +77,26 @@ pub(crate) fn bind(
         let what = "preprocessing is given, but no input is an image";
         return Err(DataError::fit(file, what, "leave the preprocessing out, or give images"));
     }
-    Ok(out)
+    Ok((out, len))
+}
+
+/// Whether an array has the whole shape of an input without a batch axis, and is no series of samples.
+fn is_shared(spec: &InputSpec, column: &Arc<dyn Column>, all: &[Arc<dyn Column>]) -> bool {
+    let Some(sample) = column.shape().filter(|_| spec.batch_axis().is_none() && !column.is_image_files()) else {
+        return false;
+    };
+    let single = column.len() == 1 && sample.iter().all(|&d| d == 1) && spec.shape.is_empty();
+    let series = fit(sample, spec).is_some() && all.iter().all(|c| c.len() == column.len());
+    !series && (single || same(&column.file_shape(), &spec.shape))
+}
+
+/// An array that is an input, as `[1, …]`.
+fn whole(spec: &InputSpec, column: &Arc<dyn Column>) -> Result<Tensor, DataError> {
+    let place = column.place(0);
+    let tensor = column.read(0, column.len())?;
+    let mut shape = vec![1];
+    shape.extend(if spec.shape.is_empty() { &[] } else { tensor.shape() });
+    cast(tensor.reshaped(shape).map_err(|e| DataError::tensor(&place, e))?, spec.dtype, &place)
 }
 
 /// Columns in the order of the inputs: by name, else the only one, else all in a row.
@@ -133,18 +149,27 @@ fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: 
         Some(shape) => shape.to_vec(),
         None => column.read(0, 1)?.shape()[1..].to_vec(),
     };
+    let rank = spec.sample().len() + 1;
+    if colours_of_one(spec, column) {
+        return Err(unfit(&first, column.dtype(), spec, &place));
+    }
     let geometry = changes_geometry(options);
     let fits = fit(&first, spec).is_some();
     let untouched = !geometry && !options.changes_values();
     let numbers = !matches!(column.dtype(), DType::Bool | DType::I64 | DType::U64 | DType::String);
     // Values that need no work keep their type on the way: exact for integers, and a batch at a time.
     // A layout that is given may turn an image whose shape leaves it open.
-    let untouched = untouched && (options.layout.is_none() || spec.shape.len() != 4);
+    let untouched = untouched && (options.layout.is_none() || rank != 4);
     let plain = fits && untouched && !column.is_image_files() && column.dtype() != DType::U8;
+    // Rows of floats are no image that has the wrong size, unless somebody says what to do about that.
+    let image = rank == 4 || fits || geometry || column.is_image_files() || column.dtype() == DType::U8;
+    let behind = spec.batch_axis().is_some_and(|axis| axis > 0);
     if !plain
         && numbers
-        && matches!(spec.shape.len(), 3 | 4)
-        && let Some(first) = as_picture(&first, spec.shape.len())
+        && image
+        && !behind
+        && matches!(rank, 3 | 4)
+        && let Some(first) = as_picture(&first, rank)
     {
         return Ok(Plan::Pixels(Box::new(pixel_plan(spec, column, &first, options)?)));
     }
@@ -156,6 +181,13 @@ fn plan(spec: &InputSpec, column: &Arc<dyn Column>, options: &Preprocess, only: 
     Ok(Plan::Array(values.then_some(numeric)))
 }
 
+/// Whether an input of a fixed `[3, height, width]` or `[height, width, 3]` is read as a batch of gray images, where the data
+/// are files of images: these are its channels.
+fn colours_of_one(spec: &InputSpec, column: &Arc<dyn Column>) -> bool {
+    let fixed = matches!(spec.shape[..], [Some(3), Some(_), Some(_)] | [Some(_), Some(_), Some(3)]);
+    fixed && spec.batch_axis() == Some(0) && column.is_image_files()
+}
+
 fn unfit(sample: &[usize], dtype: DType, spec: &InputSpec, place: &Place) -> DataError {
     let dims: Vec<String> = spec.sample().iter().map(|d| d.map_or("any".into(), |d| d.to_string())).collect();
     let what = format!(
@@ -164,13 +196,25 @@ fn unfit(sample: &[usize], dtype: DType, spec: &InputSpec, place: &Place) -> Dat
         dims.join(", "),
         spec.dtype
     );
-    DataError::fit(place, what, "reshape the array so that axis 0 counts samples and the rest is the input's shape")
+    let help = match spec.batch_axis() {
+        Some(0) => "reshape the array so that axis 0 counts samples and the rest is the input's shape".to_owned(),
+        Some(axis) => format!(
+            "the samples of {} lie along its axis {axis}; in the array axis 0 counts samples, and the rest is the input's shape without \
+             that axis",
+            spec.shape_text()
+        ),
+        None => format!(
+            "{} has no batch axis: give an array of this shape for all samples, or one with an axis before it that counts samples",
+            spec.shape_text()
+        ),
+    };
+    DataError::fit(place, what, help)
 }
 
 /// The shape in which a sample satisfies an input, if it does: as it is; with a dimension of
 /// extent 1 removed from the front or, where the input's shape is fixed, anywhere; or flattened.
 pub(crate) fn fit(sample: &[usize], spec: &InputSpec) -> Option<Vec<usize>> {
-    let want = spec.sample();
+    let want = &spec.sample()[..];
     if same(sample, want) {
         return Some(sample.to_vec());
     }
@@ -209,9 +253,10 @@ fn pixel_plan(
     sample: &[usize],
     options: &Preprocess,
 ) -> Result<PixelPlan, DataError> {
-    let flat = spec.shape.len() == 3;
+    let wants = spec.sample();
+    let flat = wants.len() == 2;
     let layout = model_layout(spec, options, flat);
-    let want = match (flat, layout, spec.sample()) {
+    let want = match (flat, layout, &wants[..]) {
         (true, _, &[h, w]) => [h, w, None],
         (false, ImageLayout::Nchw, &[c, h, w]) => [h, w, c],
         (false, ImageLayout::Nhwc, &[h, w, c]) => [h, w, c],
@@ -256,7 +301,8 @@ fn model_layout(spec: &InputSpec, options: &Preprocess, flat: bool) -> ImageLayo
         return layout;
     }
     let channels = |d: Option<&Option<usize>>| d.copied().flatten().is_some_and(is_channels);
-    match (channels(spec.shape.get(1)), channels(spec.shape.get(3))) {
+    let sample = spec.sample();
+    match (channels(sample.first()), channels(sample.get(2))) {
         (false, true) => ImageLayout::Nhwc,
         _ => ImageLayout::Nchw,
     }
@@ -279,14 +325,15 @@ fn source_dims(
         return Some(Dims::Hwc);
     }
     let resized = options.resize.is_some() || options.crop.is_some();
+    let want = spec.sample();
     let doubtful = match model {
-        Dims::Chw => spec.shape.get(1) == Some(&None) && !is_channels(first) && is_channels(last),
-        _ => spec.shape.get(3) == Some(&None) && is_channels(first) && !is_channels(last),
+        Dims::Chw => want.first() == Some(&None) && !is_channels(first) && is_channels(last),
+        _ => want.get(2) == Some(&None) && is_channels(first) && !is_channels(last),
     };
-    let as_is = !resized && !doubtful && same(sample, spec.sample());
+    let as_is = !resized && !doubtful && same(sample, &want);
     if column.dtype() == DType::U8 && is_channels(last) {
         // Pixels of 8 bits come channels last, unless only the model's own layout fits.
-        let turned = |s: &[usize]| same(&[s[2], s[0], s[1]], spec.sample());
+        let turned = |s: &[usize]| same(&[s[2], s[0], s[1]], &want);
         let channels_last = resized || model == Dims::Hwc || turned(sample);
         return Some(if as_is && !channels_last { model } else { Dims::Hwc });
     }
@@ -308,6 +355,7 @@ impl Binding {
     /// Whether all samples have one shape.
     pub(crate) fn fixed_shape(&self) -> bool {
         match &self.plan {
+            Plan::Shared(_) => true,
             Plan::Array(_) => self.column.shape().is_some(),
             Plan::Pixels(p) => self.column.shape().is_some() || p.fixed_size(),
         }
@@ -319,6 +367,7 @@ impl Binding {
         let from = at.array.unwrap_or_else(|| at.file.file_name().unwrap_or_default().to_string_lossy().into_owned());
         let shape = self.column.shape().map_or("varying shape".to_owned(), |s| format!("{s:?}"));
         let how = match &self.plan {
+            Plan::Shared(_) => ", the same for all samples".to_owned(),
             Plan::Array(None) => String::new(),
             Plan::Array(Some(_)) => ", values preprocessed".to_owned(),
             Plan::Pixels(p) => {
@@ -338,11 +387,34 @@ impl Binding {
         )
     }
 
-    /// Samples `start..start + n` of the file, in the model's shape and type, batch first.
+    /// The values of an input without a batch axis, from those of each sample of a run.
+    ///
+    /// # Errors
+    /// When they differ: `indices` are the samples.
+    pub(crate) fn only(&self, rows: &Tensor, indices: &[usize]) -> Result<Tensor, DataError> {
+        let failed = |e| DataError::tensor(&self.column.place(0), e);
+        let first = rows.first_of_axis(0, 1).map_err(failed)?;
+        let len = first.bytes().len();
+        let other = rows.bytes().chunks_exact(len.max(1)).position(|row| row != &first.bytes()[..]);
+        if let Some(i) = other {
+            let [a, b] = [0, i].map(|i| indices.get(i).copied().unwrap_or_default());
+            let what = format!(
+                "input \"{}\" ({}) has no batch axis, but samples {a} and {b} differ in it and are of one run",
+                self.spec.name,
+                self.spec.shape_text()
+            );
+            let help = "run samples one by one (--batch 1) where the model leaves the batch free; else give one array for all samples";
+            return Err(DataError::fit(&self.column.place(b), what, help));
+        }
+        first.reshaped(&first.shape()[1..]).map_err(failed)
+    }
+
+    /// Samples `start..start + n` of the file, in the model's shape and type, samples along axis 0; one row of what all share.
     pub(crate) fn read(&self, start: usize, n: usize, threads: usize) -> Result<Tensor, DataError> {
         let place = self.column.place(start);
         let failed = |e| DataError::tensor(&place, e);
         match &self.plan {
+            Plan::Shared(tensor) => Ok(tensor.clone()),
             Plan::Array(numeric) => {
                 let tensor = self.column.read(start, n)?;
                 let sample = tensor.shape().get(1..).unwrap_or_default();
@@ -365,7 +437,7 @@ impl Binding {
                 let one = |i: usize| {
                     let place = self.column.place(i);
                     let sample = self.column.read(i, 1)?;
-                    let shape = as_picture(&sample.shape()[1..], self.spec.shape.len())
+                    let shape = as_picture(&sample.shape()[1..], self.spec.sample().len() + 1)
                         .unwrap_or_else(|| sample.shape()[1..].to_vec());
                     let sample = sample.reshaped(shape).map_err(|e| DataError::tensor(&place, e))?;
                     let out = plan.apply(&sample, &place)?;

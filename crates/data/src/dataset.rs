@@ -7,17 +7,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use narrowbit_tensor::{DType, Tensor};
 
-use crate::bind::{self, Binding, InputSpec, Plan};
+use crate::batches::{Batch, Batches};
+use crate::bind::{self, Binding, Plan};
 use crate::column::{Column, Columns, Concat, stack};
 use crate::labels::{LabelKind, Labels, is_label_name};
 use crate::pixels::PixelPlan;
 use crate::random::Random;
 use crate::resize::Image;
 use crate::source::{Source, Span};
-use crate::{DataError, Limits, Place, Preprocess, arrays, folder, h5, rng};
+use crate::{DataError, InputSpec, Limits, Place, Preprocess, arrays, folder, h5, input, rng};
 
 /// More indices than these (2 GiB of them) are not held at once.
-const MAX_CHOSEN: usize = 1 << 28;
+pub(crate) const MAX_CHOSEN: usize = 1 << 28;
 
 /// Which part of a file with several parts is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,14 +83,14 @@ impl Default for DataOptions {
 /// Opened, it gives the arrays as they are in the file. [`Dataset::bind`] then fits them to a
 /// model's inputs; only a bound data set preprocesses.
 pub struct Dataset {
-    place: Place,
+    pub(crate) place: Place,
     data: Columns,
     /// All arrays as one, where their lengths differ.
     joined: Option<Columns>,
     label_columns: Columns,
     labels: Option<Labels>,
     bindings: Option<Vec<Binding>>,
-    options: DataOptions,
+    pub(crate) options: DataOptions,
     order: Order,
     random: bool,
 }
@@ -99,18 +100,15 @@ enum Order {
     Chosen(Vec<usize>),
 }
 
-/// Some samples.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// The position of the first sample in the data set (after shuffling).
-    pub start: usize,
-    /// For each sample its index in the file.
-    pub indices: Vec<usize>,
-    /// Input name and `[samples, …]` tensor, in the order of the model's inputs.
-    pub inputs: Vec<(String, Tensor)>,
-    /// Labels of the same samples, as [`Labels::read`] gives them; masks follow the images' resize
-    /// and crop.
-    pub labels: Option<Tensor>,
+/// How many samples the inputs of a model take in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunSize<'a> {
+    /// Any number.
+    Any,
+    /// Exactly so many, as this input says.
+    Fixed(usize, &'a InputSpec),
+    /// One: no input has an axis for them.
+    One,
 }
 
 impl Dataset {
@@ -160,24 +158,26 @@ impl Dataset {
     }
 
     /// Random samples of a model's inputs: standard normal numbers; integers below the
-    /// vocabulary, or 0 and 1; ones for masks. Free dimensions get 224 for image sides, 3 for
+    /// vocabulary, or 0 and 1; ones for masks; the same in all samples where an input has no batch axis. Free dimensions get 224 for image sides, 3 for
     /// channels and 32 for sequences. The data set is bound.
     ///
     /// # Errors
     /// When an input's type has no random values or a sample is too large.
     pub fn random(specs: &[InputSpec], n: usize, seed: u64) -> Result<Dataset, DataError> {
         let options = DataOptions { check_finite: false, ..DataOptions::default() };
+        let specs = &input::readings(specs).into_iter().next().unwrap_or_default();
         let column = |s: &InputSpec| {
             let column = Random::new(s, n, seed, &options.limits)?;
             Ok((s.name.clone(), Arc::new(column) as Arc<dyn Column>))
         };
         let data = specs.iter().map(column).collect::<Result<Vec<_>, DataError>>()?;
-        let binding = |(spec, (_, column)): (&InputSpec, &(String, Arc<dyn Column>))| Binding {
-            spec: spec.clone(),
-            column: column.clone(),
-            plan: Plan::Array(None),
+        let binding = |(spec, (_, column)): (&InputSpec, &(String, Arc<dyn Column>))| {
+            // Numbers of its own for each sample would not go together in a run.
+            let shared = spec.batch_axis().is_none() && n > 0;
+            let plan = if shared { Plan::Shared(column.read(0, 1)?) } else { Plan::Array(None) };
+            Ok(Binding { spec: spec.clone(), column: column.clone(), plan })
         };
-        let bindings = specs.iter().zip(&data).map(binding).collect();
+        let bindings = specs.iter().zip(&data).map(binding).collect::<Result<_, DataError>>()?;
         let place = Place::file("random samples");
         let mut out = Dataset::assemble(place, data, None, &options)?;
         (out.bindings, out.order, out.random) = (Some(bindings), Order::First(n), true);
@@ -241,12 +241,16 @@ impl Dataset {
     /// arrays concatenated. An array that has the input's layout keeps it; images are turned,
     /// resized, cropped and normalised as the options say.
     ///
+    /// Samples lie along axis 0 of the arrays, and along the batch axis of the inputs: where that is only
+    /// [assumed](BatchAxis::Assumed), it is the first axis if it is free. If it is a number, other inputs and the
+    /// arrays tell: an input without a batch axis takes an array of its own shape for all samples, or values that are the same
+    /// in all samples of a run.
+    ///
     /// # Errors
     /// When no array fits an input, naming array, shape, input and what to do.
     pub fn bind(mut self, specs: &[InputSpec]) -> Result<Dataset, DataError> {
         let options = self.options.preprocess.clone().validated()?;
-        let bindings = bind::bind(specs, &self.data, &self.label_columns, &options, &self.place)?;
-        let total = bindings.first().map_or(0, |b| b.column.len());
+        let (bindings, total) = bind::bind(specs, &self.data, &self.label_columns, &options, &self.place)?;
         self.order = self.choose(total)?;
         let own = self.label_columns.iter().find(|(name, _)| specs.iter().all(|s| s.name != *name));
         if let (None, Some((_, column))) = (&self.labels, own) {
@@ -286,6 +290,18 @@ impl Dataset {
         self.data.iter().map(|(n, c)| (n.as_str(), c.dtype(), c.shape())).collect()
     }
 
+    /// The model's inputs with their batch axes, if bound.
+    pub fn specs(&self) -> impl Iterator<Item = &InputSpec> {
+        self.bindings.iter().flatten().map(|b| &b.spec)
+    }
+
+    /// The number of samples in a run, as far as the model's inputs say it.
+    pub fn run_size(&self) -> RunSize<'_> {
+        let fixed = self.specs().find_map(|s| Some(RunSize::Fixed(s.fixed_batch()?, s)));
+        let open = self.specs().any(|s| s.batch_axis().is_some()) || self.specs().next().is_none();
+        fixed.unwrap_or(if open { RunSize::Any } else { RunSize::One })
+    }
+
     /// Whether the samples are random numbers.
     pub fn is_random(&self) -> bool {
         self.random
@@ -319,7 +335,7 @@ impl Dataset {
     /// # Errors
     /// When there is no such sample, or it can't be read or converted.
     pub fn sample(&self, index: usize) -> Result<Vec<(String, Tensor)>, DataError> {
-        self.inputs(&self.indices(index..index.saturating_add(1))?)
+        Ok(self.batch(index..index.saturating_add(1))?.inputs)
     }
 
     /// The samples at positions `range` in the data set's order.
@@ -327,8 +343,26 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::sample`]; also when the samples' shapes differ, see [`Dataset::batches`].
     pub fn batch(&self, range: Range<usize>) -> Result<Batch, DataError> {
+        self.arranged(self.rows(range)?)
+    }
+
+    /// The samples at positions `range`, those of each input along axis 0.
+    pub(crate) fn rows(&self, range: Range<usize>) -> Result<Batch, DataError> {
         let indices = self.indices(range.clone())?;
-        Ok(Batch { start: range.start, inputs: self.inputs(&indices)?, labels: self.label_rows(&indices)?, indices })
+        let (inputs, labels) = (self.inputs(&indices)?, self.label_rows(&indices)?);
+        Ok(Batch { start: range.start, inputs, labels, filled: 0, indices })
+    }
+
+    /// Samples in the shapes of the inputs: axis 0 goes where the input has its batch, or away.
+    pub(crate) fn arranged(&self, mut batch: Batch) -> Result<Batch, DataError> {
+        for (binding, (_, tensor)) in self.bindings.iter().flatten().zip(&mut batch.inputs) {
+            let failed = |e| DataError::tensor(&binding.column.place(0), e);
+            *tensor = match binding.spec.batch_axis() {
+                Some(axis) => tensor.with_axis_moved(0, axis).map_err(failed)?,
+                None => binding.only(tensor, &batch.indices)?,
+            };
+        }
+        Ok(batch)
     }
 
     /// All samples, `size` at a time (0 counts as 1); the last batch may have fewer. Where
@@ -339,7 +373,7 @@ impl Dataset {
 
     /// As [`Dataset::batches`] without the first `start` samples.
     pub fn batches_from(&self, start: usize, size: usize) -> Batches<'_> {
-        Batches { data: self, size: size.max(1), at: start, next: None, failed: false }
+        Batches::new(self, start, size)
     }
 
     fn indices(&self, range: Range<usize>) -> Result<Vec<usize>, DataError> {
@@ -356,12 +390,23 @@ impl Dataset {
         })
     }
 
+    /// Whether samples may differ in shape.
+    pub(crate) fn varying(&self) -> bool {
+        match &self.bindings {
+            Some(b) => !b.iter().all(Binding::fixed_shape),
+            None => self.unbound().iter().any(|(_, c)| c.shape().is_none()),
+        }
+    }
+
     fn inputs(&self, indices: &[usize]) -> Result<Vec<(String, Tensor)>, DataError> {
         let mut out = Vec::new();
         match &self.bindings {
             Some(bindings) => {
                 for b in bindings {
-                    let tensor = by_runs(indices, |start, n| b.read(start, n, self.options.threads), &b.column)?;
+                    let tensor = match &b.plan {
+                        Plan::Shared(tensor) => tensor.clone(),
+                        _ => by_runs(indices, |start, n| b.read(start, n, self.options.threads), &b.column)?,
+                    };
                     if self.options.check_finite {
                         check_finite(&tensor, indices, &b.column)?;
                     }
@@ -375,6 +420,16 @@ impl Dataset {
             }
         }
         Ok(out)
+    }
+
+    /// The input that gets the values of 8-bit images as they are, 0 … 255, in a floating-point type, if there is one.
+    pub fn raw_pixels(&self) -> Option<&InputSpec> {
+        let Preprocess { scale, offset, range, mean, std, .. } = &self.options.preprocess;
+        let told = scale.is_some() || offset.is_some() || range.is_some() || mean.is_some() || std.is_some();
+        let raw = |b: &&Binding| {
+            matches!(b.plan, Plan::Pixels(_)) && b.column.dtype() == DType::U8 && b.spec.dtype.is_float() && !told
+        };
+        self.bindings.iter().flatten().find(raw).map(|b| &b.spec)
     }
 
     /// The way of the images, if they are resized or cropped.
@@ -445,82 +500,4 @@ fn check_finite(tensor: &Tensor, indices: &[usize], column: &Arc<dyn Column>) ->
     let value = tensor.to_f64s().ok().and_then(|v| v.get(at).copied()).unwrap_or(f64::NAN);
     let place = column.place(indices.get(at / per_sample).copied().unwrap_or_default());
     Err(DataError::NotFinite { place: Box::new(place), element: at % per_sample, value })
-}
-
-/// Batches in order; see [`Dataset::batches`]. Ends after the first error.
-pub struct Batches<'a> {
-    data: &'a Dataset,
-    size: usize,
-    at: usize,
-    /// The sample that ended the last batch by its shape.
-    next: Option<Batch>,
-    failed: bool,
-}
-
-impl Batches<'_> {
-    fn varying(&self) -> bool {
-        match &self.data.bindings {
-            Some(b) => !b.iter().all(Binding::fixed_shape),
-            None => self.data.unbound().iter().any(|(_, c)| c.shape().is_none()),
-        }
-    }
-
-    /// Samples up to `size`, as long as their shapes are the same.
-    fn grouped(&mut self) -> Result<Batch, DataError> {
-        let shapes = |b: &Batch| {
-            b.inputs
-                .iter()
-                .map(|(_, t)| t)
-                .chain(&b.labels)
-                .map(|t| (t.dtype(), t.shape()[1..].to_vec()))
-                .collect::<Vec<_>>()
-        };
-        let mut group = vec![match self.next.take() {
-            Some(sample) => sample,
-            None => self.data.batch(self.at..self.at + 1)?,
-        }];
-        let shape = shapes(&group[0]);
-        let start = group[0].start;
-        while group.len() < self.size && start + group.len() < self.data.len() {
-            let at = start + group.len();
-            let sample = self.data.batch(at..at + 1)?;
-            if shapes(&sample) != shape {
-                self.next = Some(sample);
-                break;
-            }
-            group.push(sample);
-        }
-        self.at = start + group.len();
-        join(group, &self.data.place)
-    }
-}
-
-fn join(group: Vec<Batch>, place: &Place) -> Result<Batch, DataError> {
-    let start = group.first().map_or(0, |b| b.start);
-    let indices = group.iter().flat_map(|b| b.indices.clone()).collect();
-    let names: Vec<String> = group[0].inputs.iter().map(|(n, _)| n.clone()).collect();
-    let column = |k: usize| stack(group.iter().map(|b| b.inputs[k].1.clone()).collect(), place);
-    let inputs = names.into_iter().enumerate().map(|(k, n)| Ok((n, column(k)?))).collect::<Result<_, DataError>>()?;
-    let labels: Option<Vec<Tensor>> = group.iter().map(|b| b.labels.clone()).collect();
-    Ok(Batch { start, indices, inputs, labels: labels.map(|l| stack(l, place)).transpose()? })
-}
-
-impl Iterator for Batches<'_> {
-    type Item = Result<Batch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.at >= self.data.len() {
-            return None;
-        }
-        let batch = if self.size > 1 && self.varying() {
-            self.grouped()
-        } else {
-            let end = self.at.saturating_add(self.size).min(self.data.len());
-            let batch = self.data.batch(self.at..end);
-            self.at = end;
-            batch
-        };
-        self.failed = batch.is_err();
-        Some(batch)
-    }
 }

@@ -36,6 +36,7 @@
 // Whatever a user gives ends in an error, never in a panic.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+mod batches;
 mod bind;
 mod column;
 mod convert;
@@ -45,6 +46,7 @@ mod error;
 mod folder;
 mod h5;
 mod h5_write;
+mod input;
 mod labels;
 mod npy;
 mod npz;
@@ -62,10 +64,11 @@ mod write;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use bind::InputSpec;
-pub use dataset::{Batch, Batches, DataOptions, Dataset, Split};
+pub use batches::{Batch, Batches, Fill};
+pub use dataset::{DataOptions, Dataset, RunSize, Split};
 pub use error::{DataError, Place};
 pub use h5_write::H5Writer;
+pub use input::{BatchAxis, InputSpec};
 pub use labels::{LabelKind, Labels};
 pub use narrowbit_tensor::SplitMix64;
 pub use preprocess::{Channels, Crop, ImageLayout, Preprocess, Resize, ResizeFilter};

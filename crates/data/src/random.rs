@@ -2,9 +2,8 @@
 
 use narrowbit_tensor::{DType, SplitMix64, Tensor};
 
-use crate::bind::InputSpec;
 use crate::column::{Column, check_range};
-use crate::{DataError, Limits, Place};
+use crate::{DataError, InputSpec, Limits, Place};
 
 /// Extents that stand for free dimensions: an image side, a sequence length, channels.
 const SIDE: usize = 224;
@@ -19,6 +18,8 @@ pub(crate) struct Random {
     draw: Draw,
     len: usize,
     seed: u64,
+    /// Bytes of one read at the most.
+    limit: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -32,11 +33,13 @@ impl Random {
     pub(crate) fn new(spec: &InputSpec, len: usize, seed: u64, limits: &Limits) -> Result<Random, DataError> {
         let place = Place::file("random samples").array(&spec.name);
         let shape = concrete(spec);
-        let count = narrowbit_tensor::shape::count(&shape).map_err(|e| DataError::tensor(&place, e))?;
+        let help = "the file's shape asks for it; give real data with --data";
+        let count =
+            narrowbit_tensor::shape::count(&shape).map_err(|e| DataError::too_large(&place, e.to_string(), help))?;
         // Values are drawn as f64 before they are rounded.
         if count.saturating_mul(8) > limits.read_bytes {
             let what = format!("one sample of shape {shape:?} exceeds the limit of {} bytes", limits.read_bytes);
-            return Err(DataError::too_large(&place, what, "give real data with --data"));
+            return Err(DataError::too_large(&place, what, help));
         }
         let draw = match spec.dtype {
             d if d.is_float() => Draw::Normal,
@@ -47,7 +50,7 @@ impl Random {
                 return Err(DataError::unsupported(&place, what, "give real data with --data"));
             }
         };
-        Ok(Random { name: spec.name.clone(), dtype: spec.dtype, shape, draw, len, seed })
+        Ok(Random { name: spec.name.clone(), dtype: spec.dtype, shape, draw, len, seed, limit: limits.read_bytes })
     }
 
     fn one(&self, index: usize) -> Result<Tensor, DataError> {
@@ -112,6 +115,15 @@ impl Column for Random {
 
     fn read(&self, start: usize, n: usize) -> Result<Tensor, DataError> {
         check_range(start, n, self.len)?;
+        let sample: usize = self.shape.iter().product();
+        if n.saturating_mul(sample).saturating_mul(8) > self.limit {
+            let what = format!("{n} samples of shape {:?} exceed the limit of {} bytes", self.shape, self.limit);
+            return Err(DataError::too_large(
+                &self.place(start),
+                what,
+                "run fewer at once: --batch, or a file with a smaller batch",
+            ));
+        }
         let pieces = (start..start + n).map(|i| self.one(i)).collect::<Result<_, _>>()?;
         crate::column::stack(pieces, &self.place(start))
     }

@@ -86,7 +86,8 @@ impl NpzWriter {
     /// When the folder does not exist.
     pub fn create(path: impl AsRef<Path>) -> Result<NpzWriter, DataError> {
         let path = path.as_ref().to_owned();
-        std::fs::metadata(folder_of(&path)).map_err(|e| DataError::io(&Place::file(&path), "write", e))?;
+        // What can't be written is told of before the work, not after it.
+        drop(beside(&path).map_err(|e| DataError::io(&Place::file(&path), "write", e))?);
         Ok(NpzWriter { path, arrays: Vec::new(), compress: false })
     }
 
@@ -168,7 +169,7 @@ impl NpzWriter {
         let place = Place::file(&self.path);
         let failed = |e| DataError::io(&place, "write", e);
         let temporary = beside(&self.path).map_err(failed)?;
-        let mut zip = ZipWriter::new(BufWriter::new(temporary.as_file()));
+        let mut zip = ZipWriter::new(FirstError { inner: BufWriter::new(temporary.as_file()), failed: false });
         for array in self.arrays {
             let mut shape: Vec<usize> = array.rows.into_iter().collect();
             shape.extend(&array.shape);
@@ -179,6 +180,40 @@ impl NpzWriter {
         out.flush().map_err(failed)?;
         drop(out);
         temporary.persist(&self.path).map(|_| ()).map_err(|e| failed(e.error))
+    }
+}
+
+/// A writer that takes everything after its first error: `ZipWriter` tries to complete its archive when it is dropped, and would
+/// print what comes of that.
+struct FirstError<W> {
+    inner: W,
+    failed: bool,
+}
+
+impl<W> FirstError<W> {
+    fn pass<T>(&mut self, afterwards: T, act: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
+        if self.failed {
+            return Ok(afterwards);
+        }
+        let result = act(&mut self.inner);
+        self.failed = result.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
+        result
+    }
+}
+
+impl<W: Write> Write for FirstError<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pass(bytes.len(), |w| w.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pass((), Write::flush)
+    }
+}
+
+impl<W: Seek> Seek for FirstError<W> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.pass(0, |w| w.seek(to))
     }
 }
 

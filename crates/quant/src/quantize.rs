@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Graph, Model, NodeError, ValueId, ValueType};
+use narrowbit_ir::{Graph, Model, NodeError, QuantRole, ValueId, ValueType};
 use narrowbit_kernels::Exec;
+use narrowbit_tensor::DType;
 use serde::Serialize;
 
 use crate::approach::{Approach, ApproachError, Compute, Granularity};
@@ -68,6 +69,11 @@ pub enum QuantizeError {
     /// Static quantization goes another way.
     #[error("static quantization needs ranges\nhelp: calibrate first")]
     NeedsRanges,
+    /// The products are in another floating-point type.
+    #[error(
+        "the model computes in {2}, node \"{0}\" ({1}) for one, and only float32 is quantized\nhelp: export the model in float32"
+    )]
+    OtherFloats(String, String, DType),
     /// There is nothing to quantize.
     #[error(
         "nothing in this model can be quantized{0}\nhelp: `narrowbit inspect` lists its nodes; look at --op-types and the overrides"
@@ -108,10 +114,22 @@ pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeE
     let facts = facts(model)?;
     let layout = Layout::new(graph, &facts, options)?;
     if !layout.kinds.values().any(|k| matches!(k, Kind::Product | Kind::Embedding)) {
+        if let Some(error) = other_floats(graph, &facts) {
+            return Err(error);
+        }
         let why = layout.reasons.values().max().map(|r| format!(" ({r})")).unwrap_or_default();
         return Err(QuantizeError::Nothing(why));
     }
     Ok(layout)
+}
+
+/// The first product of floats that are no float32, as an error.
+fn other_floats(graph: &Graph, facts: &Facts) -> Option<QuantizeError> {
+    graph.nodes().find_map(|(_, n)| {
+        let QuantRole::Weighted { weight, .. } = n.op.quant() else { return None };
+        let dtype = facts.dtype(n.input(weight)?).filter(|d| d.is_float() && *d != DType::F32)?;
+        Some(QuantizeError::OtherFloats(n.name.clone(), n.op.name().into(), dtype))
+    })
 }
 
 /// Refuses a graph that some tool has quantized.

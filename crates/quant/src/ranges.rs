@@ -20,6 +20,9 @@ pub struct Ranges {
     pub graph: String,
     /// Samples seen.
     pub samples: u64,
+    /// Samples that were run again, to fill up the runs of a model that takes a fixed number: histograms and averages have
+    /// them twice or more.
+    pub repeated: u64,
     /// Where the samples came from.
     pub data: Vec<String>,
     /// Whether they were random numbers instead of real samples.
@@ -69,6 +72,8 @@ struct File {
     format: String,
     graph: String,
     samples: u64,
+    #[serde(skip_serializing_if = "is_zero", default)]
+    repeated: u64,
     data: Vec<String>,
     random: bool,
     tensors: BTreeMap<String, Record>,
@@ -97,6 +102,10 @@ struct Record {
     spread: Option<Spread>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     peaks: Option<Peaks>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Larger files are refused: no calibration of any real model writes one.
@@ -138,7 +147,8 @@ impl Ranges {
             Ok((name, s))
         };
         let tensors = file.tensors.into_iter().map(stats).collect::<Result<_, RangesError>>()?;
-        Ok(Ranges { graph: file.graph, samples: file.samples, data: file.data, random: file.random, tensors })
+        let File { graph, samples, repeated, data, random, .. } = file;
+        Ok(Ranges { graph, samples, repeated, data, random, tensors })
     }
 
     /// Writes a file: to a temporary name beside it first, so that there is never half a one.
@@ -151,6 +161,7 @@ impl Ranges {
             format: FORMAT.into(),
             graph: self.graph.clone(),
             samples: self.samples,
+            repeated: self.repeated,
             data: self.data.clone(),
             random: self.random,
             tensors: self.tensors.iter().map(|(k, v)| (k.clone(), record(v))).collect(),
@@ -179,6 +190,7 @@ impl Ranges {
             self.tensors.entry(name.clone()).and_modify(|s| s.merge(stats)).or_insert_with(|| stats.clone());
         }
         self.samples = self.samples.saturating_add(next.samples);
+        self.repeated = self.repeated.saturating_add(next.repeated);
         self.random |= next.random;
         self.data.extend(next.data.iter().filter(|d| !self.data.contains(d)).cloned().collect::<Vec<_>>());
         Ok(())

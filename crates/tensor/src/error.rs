@@ -32,4 +32,7 @@ pub enum TensorError {
     /// Two shapes can't be broadcast together.
     #[error("shapes {0:?} and {1:?} can't be broadcast together")]
     Broadcast(Vec<usize>, Vec<usize>),
+    /// An axis, or a place of it, is not there.
+    #[error("shape {1:?} has no axis {0} of that length")]
+    Axis(usize, Vec<usize>),
 }

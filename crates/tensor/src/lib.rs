@@ -6,6 +6,7 @@
 //! to a byte). The bytes may be owned or a slice of a memory-mapped file.
 #![deny(unsafe_code)]
 
+mod axes;
 mod dtype;
 mod element;
 mod error;

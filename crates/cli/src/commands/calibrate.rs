@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use narrowbit_data::{Dataset, Split};
+use narrowbit_data::{Dataset, Fill, Split};
 use narrowbit_ir::{Graph, Model, ValueId};
 use narrowbit_quant::calibrate::{ByChannel, Calibrator, mask};
 use narrowbit_quant::options::QuantOptions;
@@ -18,6 +18,7 @@ use crate::args::{Floats, Global, Threads};
 use crate::check::Kept;
 use crate::commands::quantize::SchemeArgs;
 use crate::data::{self, DataArgs};
+use crate::runs::{Runs, repeated_text};
 use crate::{interrupt, model, output};
 
 /// Run a float model on samples and record the ranges of its tensors
@@ -85,6 +86,9 @@ struct Summary {
     model: PathBuf,
     ranges: PathBuf,
     samples: u64,
+    /// Samples that were run again to fill up runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeated: Option<u64>,
     tensors: usize,
     histograms: bool,
     random: bool,
@@ -95,6 +99,7 @@ impl Calibrate {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         interrupt::install();
+        output::check_writable(&self.output)?;
         let mut model = model::load_runnable(&self.model)?;
         let options = self.scheme.resolve()?;
         if !options.approach.needs_ranges() {
@@ -135,7 +140,7 @@ impl Calibrate {
         let also = quantize::layout(model, &rounded)?.observed(&model.graph);
         let job = Job {
             threads: self.threads.threads,
-            batch: self.data.calibration_batch(&model.graph, options)?,
+            runs: self.data.calibration_runs(&model.graph, &dataset, options)?,
             histograms: !self.no_histograms,
             positions: options.position_bits(),
             channels,
@@ -155,6 +160,7 @@ impl Calibrate {
             model: self.model.clone(),
             ranges: self.output.clone(),
             samples: ranges.samples,
+            repeated: Some(ranges.repeated).filter(|&n| n > 0),
             tensors: ranges.tensors.len(),
             histograms: ranges.tensors.values().all(|s| s.histogram.is_some()),
             random: ranges.random,
@@ -169,6 +175,9 @@ impl Calibrate {
             summary.samples,
             self.output.display()
         );
+        if let Some(n) = summary.repeated {
+            text.push_str(&format!("note: {}\n", repeated_text(n)));
+        }
         if let Some(first) = summary.non_finite.first() {
             text.push_str(&format!(
                 "warning: {} tensors held NaN or infinity, \"{first}\" first\n",
@@ -190,7 +199,7 @@ pub struct Job {
     /// Threads to compute with; 0 for one per core.
     pub threads: usize,
     /// Samples per run.
-    pub batch: usize,
+    pub runs: Runs,
     /// Whether to keep histograms.
     pub histograms: bool,
     /// The bits of codes whose fix positions are searched in each batch, if a scheme asks for them.
@@ -256,16 +265,25 @@ impl Job {
             stopped.fetch_or(stop, Ordering::Relaxed);
             !stop
         };
-        let batches = dataset.batches_from(skip, self.batch).take_while(going_on).map(|batch| {
+        // A range that no sample has is worse than samples that count twice: what fills the last run up is real.
+        let filled = AtomicU64::new(0);
+        let batches = self.runs.batches(dataset, skip, Fill::First).take_while(going_on).map(|batch| {
             let batch = batch?;
             let samples = batch.indices.len() as u64;
+            filled.fetch_add(batch.filled as u64, Ordering::Relaxed);
             anyhow::Ok((data::tensors(batch), samples))
         });
         calibrator.add(batches, |(inputs, samples), outputs| {
             bar.inc(samples);
-            kept.offer(&model.graph, inputs, outputs, samples as usize);
+            let n = samples as usize;
+            // What does not show its samples is no output to be compared.
+            if let Ok(outputs) = self.runs.outputs(outputs, n) {
+                kept.offer(&model.graph, inputs, outputs, (n, self.runs.rows(n)));
+            }
         })?;
         bar.finish_and_clear();
-        Ok(Done { ranges: calibrator.into_ranges(), stopped: stopped.into_inner(), kept })
+        let mut ranges = calibrator.into_ranges();
+        ranges.repeated += filled.into_inner();
+        Ok(Done { ranges, stopped: stopped.into_inner(), kept })
     }
 }

@@ -1,12 +1,10 @@
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use narrowbit_data::{DataOptions, Dataset, Split};
+use narrowbit_data::{DataOptions, Dataset, Fill, Split};
 use narrowbit_ir::{Graph, ValueId};
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
@@ -106,7 +104,7 @@ impl Compare {
 
     /// Whether B holds saved tensors, and is no model.
     fn holds_tensors(&self) -> Result<bool> {
-        match no_model(&self.b) {
+        match model::no_model(&self.b) {
             _ if is_npz(&self.b) => Ok(true),
             None => Ok(false),
             Some(what) => bail!(
@@ -120,7 +118,7 @@ impl Compare {
 
     fn against_model(&self, a: &Graph, b: &Graph, dataset: &Dataset) -> Result<(Vec<TensorRow>, Vec<TensorRow>)> {
         let mut comparison = Comparison::new(a, b, self.threads.threads, !self.no_isolated, self.float)?;
-        comparison.run("comparing", dataset, self.data.batch())?;
+        comparison.run("comparing", dataset, &self.data.runs(a, dataset)?)?;
         Ok((comparison.outputs(), comparison.tensors()))
     }
 
@@ -141,13 +139,17 @@ impl Compare {
         let observe = known.keys().copied().collect();
         let session = Session::new(a.clone(), Options { threads: self.threads.threads, observe })?;
         let mut deviations: BTreeMap<ValueId, (Deviation, usize)> = BTreeMap::new();
-        for batch in dataset.batches(self.data.batch()) {
+        let runs = self.data.runs(a, dataset)?;
+        for batch in runs.batches(dataset, 0, Fill::Last) {
             let mut wrong = None;
-            session.run_observed(&data::tensors(batch?), &mut |v, view| {
+            let batch = batch?;
+            let n = batch.indices.len();
+            session.run_observed(&data::tensors(batch), &mut |v, view| {
                 let Some(saved) = known.get(&v) else { return Ok(()) };
                 let ours = view.to_tensor().map_err(|e| e.to_string())?;
+                let ours = runs.output(v, &ours, n).map_err(|e| format!("{e:#}"))?;
                 let (d, at) = deviations.entry(v).or_default();
-                let rows = if ours.rank() == 0 { 1 } else { ours.shape()[0] };
+                let rows = ours.shape().first().copied().unwrap_or(1);
                 match rows_of(saved, *at, rows, ours.len()) {
                     Some(part) => {
                         let ours = ours.to_f32s().map_err(|e| e.to_string())?;
@@ -196,32 +198,8 @@ impl Compare {
     }
 }
 
-fn ending(path: &Path) -> String {
-    path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
-}
-
 fn is_npz(path: &Path) -> bool {
-    ending(path) == "npz"
-}
-
-/// What a file is that holds arrays and no model, by its ending or its first bytes.
-fn no_model(path: &Path) -> Option<&'static str> {
-    match ending(path).as_str() {
-        "npy" => return Some("an array (.npy)"),
-        "csv" | "json" | "txt" => return Some("a text file"),
-        // Models of other tools, some of which are archives: loading says what to do.
-        "keras" | "pt" | "pth" | "safetensors" => return None,
-        _ => {}
-    }
-    let mut start = [0; 8];
-    // What can't be read is told of when it is loaded.
-    let read = File::open(path).and_then(|mut f| f.read(&mut start)).ok()?;
-    match start[..read] {
-        [b'P', b'K', 3, 4, ..] => Some("a zip archive"),
-        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Some("an array (.npy)"),
-        [0x89, b'H', b'D', b'F', ..] => Some("an HDF5 file"),
-        _ => None,
-    }
+    model::ending(path) == "npz"
 }
 
 /// Rows `at..at + rows` of an array as floats, if it has them in the right size.

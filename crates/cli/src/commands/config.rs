@@ -94,9 +94,8 @@ impl Config {
 
 /// Writes beside the target and renames.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let named = || path.display().to_string();
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(named)?;
+    let mut file = narrowbit_tensor::staged::beside(path).with_context(named)?;
     file.write_all(text.as_bytes()).with_context(named)?;
     file.persist(path).map_err(|e| e.error).with_context(named)?;
     Ok(())

@@ -20,7 +20,7 @@ pub struct Convert {
     #[arg(short, long, value_name = "OUT.onnx")]
     output: PathBuf,
     /// Where weights go: into OUT.onnx.data beside the model, or into the model itself
-    #[arg(long, value_enum, default_value_t = External::Auto)]
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = External::Auto)]
     external_data: External,
 }
 

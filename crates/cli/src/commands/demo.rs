@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use narrowbit_data::{DataOptions, Dataset, Preprocess};
+use narrowbit_data::{DataOptions, Dataset, Fill, Preprocess};
 use narrowbit_import::onnx;
 use narrowbit_ir::Model;
 use narrowbit_quant::options::QuantOptions;
@@ -16,6 +16,7 @@ use crate::args::{Floats, Global, Products, Threads};
 use crate::commands::calibrate::Job;
 use crate::comparison::{Comparison, TensorRow};
 use crate::metrics::{Meter, Metric, Score};
+use crate::runs::Runs;
 use crate::{data, interrupt, model, output};
 
 /// Quantize the example networks of this repository and show what was gained and lost
@@ -106,7 +107,7 @@ impl Demo {
         let calib = self.open(e, "calib.npz", e.calib, &float)?;
         let job = Job {
             threads: self.threads.threads,
-            batch: 1,
+            runs: Runs::new(&float.graph, &calib, None, 1)?,
             histograms: false,
             positions: None,
             channels: Default::default(),
@@ -126,8 +127,11 @@ impl Demo {
         let (int8_scores, int8_ms) = self.measure(&int8, &test)?;
         let mut comparison =
             Comparison::new(&float.graph, &int8.graph, self.threads.threads, true, Products::default())?;
-        for batch in test.batches(50) {
-            comparison.add(&data::tensors(batch?))?;
+        let runs = Runs::new(&float.graph, &test, None, 50)?;
+        for batch in runs.batches(&test, 0, Fill::Last) {
+            let batch = batch?;
+            let n = batch.indices.len();
+            comparison.add(&data::tensors(batch), &runs, n)?;
         }
         let outputs = comparison.outputs();
         Ok(Row {

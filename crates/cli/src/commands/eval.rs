@@ -1,9 +1,9 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use narrowbit_data::{Batch, Dataset, LabelKind, Split};
+use narrowbit_data::{Batch, Dataset, Fill, LabelKind, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
@@ -12,6 +12,7 @@ use crate::data::{self, DataArgs};
 use crate::fixed::IntegerArgs;
 use crate::metrics::{Deviation, Figures, Meter, Metric, Score, correlation, embeddings, ranks};
 use crate::model::Runner;
+use crate::runs::Runs;
 use crate::{interrupt, output};
 
 /// Measure a model on labelled data, or its agreement with a reference model
@@ -132,16 +133,18 @@ impl Eval {
         };
         let mut deviation = Deviation::default();
         let mut same = 0usize;
-        each_batch(dataset, self.data.batch(), |batch| {
+        let runs = self.data.runs(runner.graph(), dataset)?;
+        each_batch(dataset, &runs, |batch| {
             let labels = batch.labels.clone();
             let n = batch.indices.len();
             let inputs = data::tensors(batch);
-            let out = pick(runner.run(&inputs)?, chosen)?;
+            let out = pick(runs.outputs(runner.run(&inputs)?, n)?, chosen)?;
             if let (Some(meter), Some(labels)) = (&mut meter, labels) {
                 meter.add(&out, &labels)?;
             }
             if let Some(r) = &reference {
-                let expected = pick(r.run(&inputs)?, chosen)?;
+                let expected = r.run(&inputs).with_context(|| self.reference_name())?;
+                let expected = pick(runs.outputs(expected, n)?, chosen)?;
                 deviation.add(&expected, &out)?;
                 same += agreeing(&expected, &out, n)?;
             }
@@ -155,6 +158,11 @@ impl Eval {
         Ok((meter.map(|m| m.scores()).unwrap_or_default(), agreement))
     }
 
+    /// What an error of the reference begins with: its inputs are those of the model.
+    fn reference_name(&self) -> String {
+        format!("the reference {}", self.reference.as_deref().unwrap_or(Path::new("")).display())
+    }
+
     fn meter(&self, dataset: &Dataset) -> Result<Option<Meter>> {
         let Some(labels) = dataset.labels() else { return Ok(None) };
         let metrics = self.metric.map_or_else(|| Metric::defaults(labels.kind()), |m| vec![m]);
@@ -162,7 +170,7 @@ impl Eval {
     }
 
     /// Scores of the cosine between the embeddings of two data sets.
-    fn pairs(&self, runner: &Runner, chosen: usize, first: &Dataset, pair: &std::path::Path) -> Result<Vec<Score>> {
+    fn pairs(&self, runner: &Runner, chosen: usize, first: &Dataset, pair: &Path) -> Result<Vec<Score>> {
         let second = self.data.open_path(pair.to_owned(), runner.graph(), Split::Test)?;
         if first.len() != second.len() {
             bail!("{} has {} samples, --pair has {}", first.path().display(), first.len(), second.len());
@@ -185,9 +193,12 @@ impl Eval {
 
     fn embed(&self, runner: &Runner, chosen: usize, dataset: &Dataset) -> Result<Vec<Vec<f64>>> {
         let mut all = Vec::new();
-        each_batch(dataset, self.data.batch(), |batch| {
-            let mask = batch.inputs.iter().find(|(n, _)| n.contains("mask")).map(|(_, t)| t.clone());
-            let out = pick(runner.run(&data::tensors(batch))?, chosen)?;
+        let runs = self.data.runs(runner.graph(), dataset)?;
+        each_batch(dataset, &runs, |batch| {
+            let n = batch.indices.len();
+            let mask = batch.inputs.iter().find(|(n, _)| n.contains("mask")).map(|(_, t)| t);
+            let mask = mask.map(|t| t.first_of_axis(0, n)).transpose()?;
+            let out = pick(runs.outputs(runner.run(&data::tensors(batch))?, n)?, chosen)?;
             all.extend(embeddings(&out, mask.as_ref())?);
             Ok(())
         })?;
@@ -195,9 +206,9 @@ impl Eval {
     }
 }
 
-fn each_batch(dataset: &Dataset, size: usize, mut f: impl FnMut(Batch) -> Result<()>) -> Result<()> {
+fn each_batch(dataset: &Dataset, runs: &Runs, mut f: impl FnMut(Batch) -> Result<()>) -> Result<()> {
     let bar = output::progress("evaluating", dataset.len());
-    for batch in dataset.batches(size) {
+    for batch in runs.batches(dataset, 0, Fill::Last) {
         if interrupt::requested() {
             bail!("stopped by Ctrl-C after {} of {} samples", bar.position(), dataset.len());
         }

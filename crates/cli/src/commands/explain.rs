@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use narrowbit_data::Split;
+use narrowbit_data::{Fill, Split};
 use narrowbit_ir::{Graph, Model, NodeId, QuantRole, ValueId};
 use narrowbit_quant::calibrate::Calibrator;
 use narrowbit_quant::explain::{self, Choice, Explanation};
@@ -154,7 +154,8 @@ impl Explain {
             return Ok(None);
         }
         let dataset = self.data.open(graph, Split::Calibration)?;
-        let mut passes = Passes { dataset: &dataset, batch: self.data.calibration_batch(graph, options)? };
+        let runs = self.data.calibration_runs(graph, &dataset, options)?;
+        let mut passes = Passes { dataset: &dataset, runs: &runs };
         let mask = self.mask.input(graph)?;
         let mut rounder = Rounder { samples: &mut passes, mask, float: Float::F32, memory: MEMORY };
         Ok(Some(plan::rounding_gain(graph, id, (scheme, axis), &mut rounder, &self.threads.exec()?)?))
@@ -223,7 +224,8 @@ impl Explain {
             Some(mask) => made.with_mask(mask),
             None => made,
         };
-        let batches = dataset.batches(self.data.calibration_batch(&model.graph, options)?).map(|batch| {
+        let runs = self.data.calibration_runs(&model.graph, &dataset, options)?;
+        let batches = runs.batches(&dataset, 0, Fill::First).map(|batch| {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C");
             }

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use narrowbit_data::{H5Writer, NpzWriter, Split};
+use narrowbit_data::{Fill, H5Writer, NpzWriter, Split};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
@@ -60,23 +60,23 @@ impl Run {
             false => model::Runner::new(&self.model, self.threads.threads, self.interpret, self.float)?,
         };
         let dataset = self.data.open(runner.graph(), Split::Test)?;
+        let runs = self.data.runs(runner.graph(), &dataset)?;
         let mut out = Sink::create(&self.output, runner.output_names())?;
         let bar = output::progress("running", dataset.len());
         interrupt::install();
         let names = runner.output_names();
         let mut shapes: Vec<OutputRow> = Vec::new();
-        for batch in dataset.batches(self.data.batch()) {
+        for batch in runs.batches(&dataset, 0, Fill::Last) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C after {} of {} samples; nothing was written", bar.position(), dataset.len());
             }
             let batch = batch?;
             let n = batch.indices.len();
             let samples: Vec<String> = batch.indices.iter().map(|&i| dataset.sample_name(i)).collect();
-            let results = runner.run(&data::tensors(batch))?;
+            let results = runs.outputs(runner.run(&data::tensors(batch))?, n)?;
             out.append(&samples, &results)?;
             for (name, t) in names.iter().zip(&results) {
-                // One value per batch, where an output has no dimensions.
-                let shape = if t.rank() == 0 { vec![1] } else { t.shape().to_vec() };
+                let shape = t.shape().to_vec();
                 match shapes.iter_mut().find(|r| r.name == *name) {
                     Some(row) => row.shape[0] += shape[0],
                     None => shapes.push(OutputRow { name: name.clone(), dtype: t.dtype().to_string(), shape }),
@@ -115,9 +115,14 @@ enum Sink {
 impl Sink {
     fn create(path: &Path, outputs: Vec<String>) -> Result<Sink> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        output::check_writable(path)?;
         Ok(match ending.as_str() {
             "h5" | "hdf5" => Sink::H5(H5Writer::create(path)?, outputs),
-            _ => Sink::Npz(NpzWriter::create(path)?, outputs),
+            "npz" => Sink::Npz(NpzWriter::create(path)?, outputs),
+            _ => bail!(
+                "{}: outputs are written as .npz or .h5\nhelp: give a name with one of these endings",
+                path.display()
+            ),
         })
     }
 
@@ -158,7 +163,10 @@ fn rows(t: &Tensor, n: usize, name: &str) -> Result<Vec<Tensor>> {
         return Ok(vec![t.clone()]);
     }
     let Some((_, row)) = t.shape().split_first().filter(|(first, _)| **first == n) else {
-        bail!("output \"{name}\" has shape {:?} for {n} samples\nhelp: --batch 1 runs them one by one", t.shape());
+        bail!(
+            "output \"{name}\" has shape {:?} for {n} samples\nhelp: write an .npz, or run samples one by one (--batch 1) where the model leaves the batch free",
+            t.shape()
+        );
     };
     let shape: Vec<usize> = std::iter::once(1).chain(row.iter().copied()).collect();
     let bytes = t.bytes();

@@ -1,6 +1,9 @@
 //! Each class of error: what is said, where it went wrong, what to do, exit code 2, nothing on stdout.
 
-use narrowbit_tensor::Tensor;
+use narrowbit_import::onnx::{self, SaveOptions};
+use narrowbit_ir::AttrMap;
+use narrowbit_tensor::{DType, Tensor};
+use narrowbit_testkit::graphs::GraphBuilder;
 
 use crate::home::{Home, Ran};
 use crate::models;
@@ -172,6 +175,40 @@ fn refuses_settings_that_make_no_sense() {
     ];
     let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
     insta::assert_snapshot!("settings", texts.join("\n"));
+}
+
+#[test]
+fn says_what_a_new_user_mistook() {
+    let home = linear();
+    // A model in half precision.
+    let mut g = GraphBuilder::new(17);
+    let x = g.typed_input("x", DType::F16, &[-1, 4]);
+    let w = g.constant("w", Tensor::from_f64s(DType::F16, [4, 3], &[0.5; 12]).expect("a tensor"));
+    let y = g.named("y", "", "MatMul", &[x, w], AttrMap::default()).expect("MatMul");
+    g.output(y);
+    onnx::save(&g.model(), home.path("half.onnx"), &SaveOptions::default()).expect("the model is saved");
+    let lines = [
+        "quantize half.onnx --data data.npz -o out.onnx",
+        "run data.npz --data data.npz -o out.npz",
+        "run model.onnx --data data.npz -o out.csv",
+        "quantize model.onnx --data data.npz -o model.onnx",
+    ];
+    let texts: Vec<String> = lines.iter().map(|line| refuse(&home, line).text()).collect();
+    insta::assert_snapshot!("mistaken", texts.join("\n"));
+    // Half precision runs, all the same.
+    home.ok("run half.onnx --data data.npz -o half.npz");
+}
+
+#[test]
+fn warns_of_pixels_that_nobody_scaled() {
+    let home = Home::with_example("digits-cnn");
+    let warning = "gets pixels as they are, 0 to 255";
+    let raw = home.ok("eval model.onnx --data test.npz --samples 4");
+    assert!(raw.stderr.contains(warning) && raw.stderr.contains("--scale 1"), "{}", raw.text());
+    for flags in ["--preprocess case.json", "--scale 1"] {
+        let told = home.ok(&format!("eval model.onnx --data test.npz --samples 4 {flags}"));
+        assert!(!told.stderr.contains(warning), "{}", told.text());
+    }
 }
 
 #[test]

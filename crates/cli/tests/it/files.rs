@@ -35,6 +35,7 @@ fn keeps_the_old_file_when_the_disk_is_full() {
         let (code, stderr) = run_on_full_disk(&home, &format!("{line} {out}"));
         assert_eq!(code, 2, "{line}: {stderr}");
         assert!(stderr.contains("error: ") && stderr.contains(out), "the error names the file: {line}: {stderr}");
+        assert!(stderr.contains("help: make room") && !stderr.contains("ZipWriter"), "{line}: {stderr}");
         assert_eq!(home.read(out), OLD.as_bytes(), "{line}");
         assert_eq!(home.files(), before, "{line} leaves no temporary files");
     }
@@ -60,6 +61,7 @@ fn writes_files_with_the_permissions_that_the_user_asked_for() {
         ("calibrate model.onnx --data calib.npz -o", "b.json"),
         ("quantize model.onnx --data calib.npz -o", "c.onnx"),
         ("run model.onnx --data test.npz -o", "d.npz"),
+        ("config c.onnx -o", "e.json"),
     ] {
         let script = format!("umask 022; exec {} {line} {out}", binary());
         let ran = home.command("sh").args(["-c", &script]).output().expect("a shell");
@@ -67,6 +69,39 @@ fn writes_files_with_the_permissions_that_the_user_asked_for() {
         let mode = std::fs::metadata(home.path(out)).expect("the file").permissions().mode() & 0o777;
         assert_eq!(mode, 0o644, "{out} has mode {mode:o}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn puts_no_file_in_the_place_of_a_device() {
+    use std::os::unix::fs::FileTypeExt;
+    let home = Home::new();
+    models::save_linear(&home.path("model.onnx"));
+    models::save_features(&home.path("data.npz"), 4);
+    // As /dev/null or a named pipe, which a user who may write into their folder would lose by the rename.
+    for (line, out) in [
+        ("sanitize model.onnx -o", "a.onnx"),
+        ("quantize model.onnx --random 2 -o", "b.onnx"),
+        ("calibrate model.onnx --random 2 -o", "c.json"),
+        ("run model.onnx --random 2 -o", "d.npz"),
+        ("run model.onnx --random 2 -o", "e.h5"),
+    ] {
+        let _open = std::os::unix::net::UnixListener::bind(home.path(out)).expect("a socket");
+        let ran = home.run(&format!("{line} {out}")).expect(2);
+        assert!(ran.stderr.contains(out) && ran.stderr.contains("a device or a pipe"), "{}", ran.text());
+        assert!(std::fs::metadata(home.path(out)).expect("it is there").file_type().is_socket(), "{line}");
+    }
+}
+
+#[test]
+fn keeps_the_float_model_when_its_quantized_form_would_replace_it() {
+    let home = Home::with_example("diabetes-mlp");
+    let before = home.read("model.onnx");
+    for out in ["model.onnx", "./model.onnx"] {
+        let ran = home.run(&format!("quantize model.onnx --data calib.npz -o {out}")).expect(2);
+        assert!(ran.stderr.contains("is the float model") && ran.stderr.contains("model.int8.onnx"), "{}", ran.text());
+    }
+    assert_eq!(home.read("model.onnx"), before);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! beside those of ONNX Runtime. One program, so that it is linked once.
 
 mod approaches;
+mod batches;
 mod bench;
 mod calibration;
 mod decisions;

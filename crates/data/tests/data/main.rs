@@ -4,3 +4,4 @@ mod binding;
 mod formats;
 mod hostile;
 mod numpy;
+mod runs;

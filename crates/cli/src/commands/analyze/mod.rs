@@ -136,7 +136,7 @@ impl Analyze {
         let dataset = self.data.open(float, Split::Test)?;
         let single = self.mode == Mode::Single;
         let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Products::default())?;
-        comparison.run("analyzing", &dataset, self.data.batch())?;
+        comparison.run("analyzing", &dataset, &self.data.runs(float, &dataset)?)?;
         let row = |r: crate::comparison::TensorRow| {
             let figures = if single { r.isolated? } else { r.cumulative };
             Some(Row::new(r.name, r.op, figures.smape, r.saturated))

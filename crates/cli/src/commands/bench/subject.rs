@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use narrowbit_data::{Dataset, Split};
+use narrowbit_data::Split;
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Fact, TensorType, ValueType};
 use narrowbit_runtime::{Options, Session};
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::memory;
 use crate::args::Products;
+use crate::runs::Runs;
 use crate::{data, model};
 
 /// How models are run.
@@ -113,22 +114,16 @@ impl Subject {
 /// The inputs of a run, and how many samples they are.
 fn inputs(path: &Path, session: &Session, work: &Work) -> Result<(Vec<Tensor>, usize)> {
     let graph = session.graph();
-    let specs = model::input_specs(graph)?;
-    let mut fixed = specs.iter().filter_map(|s| s.shape.first().copied().flatten());
-    let batch = work.batch.or_else(|| fixed.clone().next().filter(|&n| n > 0)).unwrap_or(1);
-    if let Some(n) = fixed.find(|&n| n != batch) {
-        bail!(
-            "{}: the batch is fixed at {n} in the file\nhelp: use --batch {n}, or export with a free batch",
-            path.display()
-        );
-    }
-    let dataset = match &work.data {
+    let named = || path.display().to_string();
+    let (dataset, batch) = match &work.data {
         Some(path) => {
             let mut args = data::plain(path.clone());
             args.preprocess.preprocess.clone_from(&work.preprocess);
-            args.open(graph, Split::Test)?
+            let dataset = args.open(graph, Split::Test)?;
+            let size = Runs::new(graph, &dataset, work.batch, 1).with_context(named)?.size;
+            (dataset, size)
         }
-        None => Dataset::random(&specs, batch, 0)?,
+        None => data::random_run(graph, work.batch).with_context(named)?,
     };
     if dataset.len() < batch {
         bail!("{}: {} samples are too few for batch {batch}", dataset.path().display(), dataset.len());

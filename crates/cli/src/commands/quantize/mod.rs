@@ -36,6 +36,7 @@ use crate::check::Check;
 use crate::commands::calibrate::{Job, MaskArgs};
 use crate::data::DataArgs;
 use crate::measure::{Outcome, When};
+use crate::runs::repeated_text;
 use crate::{interrupt, measure, model, output};
 
 /// Quantize a float model to int8, or to the format of another --approach
@@ -131,6 +132,16 @@ impl Quantize {
                 if global.json { serde_json::to_string_pretty(&options)? + "\n" } else { toml::to_string(&options)? };
             output::print(&text)?;
             return Ok(ExitCode::SUCCESS);
+        }
+        output::check_writable(&self.output)?;
+        if let (Ok(from), Ok(to)) = (self.model.canonicalize(), self.output.canonicalize())
+            && from == to
+        {
+            bail!(
+                "{} is the float model: it would be lost\nhelp: write the quantized model elsewhere, for instance -o {}",
+                self.output.display(),
+                self.model.with_extension("int8.onnx").display()
+            );
         }
         interrupt::install();
         let start = Instant::now();
@@ -233,16 +244,16 @@ impl Quantize {
         let opset = options.least_opset().max(given.as_ref().map_or(0, Encodings::least_opset));
         let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
         self.check_form(model, eight, opset)?;
-        let batch = self.data.calibration_batch(&model.graph, options)?;
         let rounds = self.rounds(options)?;
         let dataset = self.dataset(model, rounds)?;
-        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), (dataset.as_ref(), batch))?;
+        let runs = dataset.as_ref().map(|d| self.data.calibration_runs(&model.graph, d, options)).transpose()?;
+        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), dataset.as_ref())?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(rounding::unmet(options, rounds));
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
         let exec = self.threads.exec()?;
         let none = Encodings::default();
-        let samples = dataset.as_ref().filter(|_| rounds).map(|d| (d, batch));
+        let samples = dataset.as_ref().zip(runs.as_ref()).filter(|_| rounds);
         let running = (self.mask.input(&model.graph)?, self.float.arithmetic());
         let (plan, fates, applied, rounding) = self.with_rounder(samples, running, |rounder| {
             let given = given.as_ref().unwrap_or(&none);
@@ -258,6 +269,9 @@ impl Quantize {
             let help = "give samples (--data) or ranges beside --encodings";
             warnings.push(format!("biases are not corrected: that takes the means of samples ({help})"));
         }
+        if ranges.repeated > 0 {
+            warnings.push(repeated_text(ranges.repeated));
+        }
         // Without samples there is no calibration to tell of.
         let ranges = Some(ranges).filter(|r| given.is_none() || !r.tensors.is_empty());
         Ok(Made {
@@ -269,7 +283,7 @@ impl Quantize {
             equalized,
             by_channel: plan.channel_scales.len(),
             rates: plan.rates,
-            batch: self.ranges.is_none().then_some(batch),
+            batch: runs.filter(|_| self.ranges.is_none()).map(|r| r.size),
             rounding,
         })
     }
@@ -292,7 +306,7 @@ impl Quantize {
         layout: &Layout,
         options: &QuantOptions,
         given: Option<&Encodings>,
-        (dataset, batch): (Option<&Dataset>, usize),
+        dataset: Option<&Dataset>,
     ) -> Result<(Ranges, Option<Check>)> {
         if let (Some(given), None, None) = (given, &self.ranges, dataset) {
             check_complete(model, layout, given)?;
@@ -313,7 +327,7 @@ impl Quantize {
         let overridden = options.overrides.iter().filter_map(|o| o.method);
         let job = Job {
             threads: self.threads.threads,
-            batch,
+            runs: self.data.calibration_runs(&model.graph, dataset, options)?,
             histograms: overridden.chain([options.method]).any(Method::needs_histogram),
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),
@@ -327,7 +341,7 @@ impl Quantize {
         if done.stopped {
             bail!("stopped by Ctrl-C; nothing was written\nhelp: `narrowbit calibrate` can be resumed");
         }
-        Ok((done.ranges, Check::new(done.kept, dataset)?))
+        Ok((done.ranges, Check::new(done.kept, dataset, job.runs)?))
     }
 
     /// Times the written model beside the float one, after `seconds` of work; `inputs` are those of the check, if
@@ -410,7 +424,12 @@ fn describe(model: &mut Model, ranges: Option<&Ranges>, options: &QuantOptions) 
     let Some(ranges) = ranges else { return Ok(()) };
     let data: Vec<&str> =
         ranges.data.iter().map(|d| Path::new(d).file_name().and_then(|n| n.to_str()).unwrap_or(d)).collect();
-    model.set_metadata("narrowbit.calibration", format!("{} samples of {}", ranges.samples, data.join(", ")));
+    let again = if ranges.repeated > 0 {
+        format!(", {} of them again to fill runs up", ranges.repeated)
+    } else {
+        String::new()
+    };
+    model.set_metadata("narrowbit.calibration", format!("{} samples of {}{again}", ranges.samples, data.join(", ")));
     let random = ranges.random.then_some("calibrated on random samples: accuracy is undefined");
     let warnings: Vec<&str> = random.into_iter().chain(options.warnings()).collect();
     if !warnings.is_empty() {

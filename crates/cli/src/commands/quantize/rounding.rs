@@ -1,7 +1,7 @@
 //! Weights rounded by samples: whether, and with which.
 
 use anyhow::{Result, bail};
-use narrowbit_data::Dataset;
+use narrowbit_data::{Dataset, Fill};
 use narrowbit_quant::approach::Approach;
 use narrowbit_quant::gptq::{MEMORY, Report, Rounder, RoundingError, Samples};
 use narrowbit_quant::options::{QuantOptions, WeightRounding};
@@ -9,6 +9,7 @@ use narrowbit_runtime::Float;
 use narrowbit_tensor::Tensor;
 
 use super::Quantize;
+use crate::runs::Runs;
 use crate::{data, interrupt, output};
 
 /// The samples of a data set, as runs of the model.
@@ -16,12 +17,12 @@ pub struct Passes<'a> {
     /// The samples.
     pub dataset: &'a Dataset,
     /// Samples per run.
-    pub batch: usize,
+    pub runs: &'a Runs,
 }
 
 impl Samples for Passes<'_> {
     fn runs(&self) -> usize {
-        self.dataset.len().div_ceil(self.batch.max(1))
+        self.dataset.len().div_ceil(self.runs.size)
     }
 
     fn pass(
@@ -31,7 +32,7 @@ impl Samples for Passes<'_> {
     ) -> Result<(), RoundingError> {
         let what = if of > 1 { format!("rounding {}/{of}", number + 1) } else { "rounding".to_owned() };
         let bar = output::progress(&what, self.dataset.len());
-        for batch in self.dataset.batches(self.batch) {
+        for batch in self.runs.batches(self.dataset, 0, Fill::First) {
             if self.stopped() {
                 return Err(RoundingError::Stopped);
             }
@@ -74,12 +75,12 @@ impl Quantize {
     /// Runs `work` with a rounder over the samples, if weights are rounded by them.
     pub(super) fn with_rounder<T>(
         &self,
-        samples: Option<(&Dataset, usize)>,
+        samples: Option<(&Dataset, &Runs)>,
         (mask, float): (Option<usize>, Float),
         work: impl FnOnce(Option<&mut Rounder>) -> Result<T>,
     ) -> Result<T> {
-        let Some((dataset, batch)) = samples else { return work(None) };
-        let mut passes = Passes { dataset, batch };
+        let Some((dataset, runs)) = samples else { return work(None) };
+        let mut passes = Passes { dataset, runs };
         work(Some(&mut Rounder { samples: &mut passes, mask, float, memory: MEMORY }))
     }
 }

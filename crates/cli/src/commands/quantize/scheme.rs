@@ -197,12 +197,12 @@ pub struct SchemeArgs {
     #[arg(long, value_name = "TYPE", help_heading = "Quantization")]
     exclude_type: Vec<String>,
     /// Keep the first Conv, Gemm or MatMul float [default: no; yes with --activations fp8_e4m3 or fp8_e5m2]
-    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     keep_first: Option<bool>,
     /// Keep the last Conv, Gemm or MatMul float, unless it is the only one left [default: no; yes with --activations fp8_e4m3 or
     /// fp8_e5m2]
-    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     keep_last: Option<bool>,
     /// Keep embedding tables in 32 bits
@@ -211,17 +211,17 @@ pub struct SchemeArgs {
     /// Whether convolutions hand on floats where no integer node follows, and round once, behind a function such as HardSwish
     /// or SiLU; no: each rounds its sums, the form that ONNX Runtime computes on integers [default: yes; no with --target
     /// onnxruntime, --scheme or --format qoperator]
-    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     float_outputs: Option<bool>,
     /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer (int8)
     /// [default: yes; no with --float-outputs=no and --target onnxruntime or tensorrt]
-    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     channel_activations: Option<bool>,
     /// Whether to divide channels that stand out behind a normalisation between it and the weights that follow, exactly;
     /// static, dynamic [default: yes; no with --scheme]
-    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     smooth: Option<bool>,
     /// How weights are rounded, with the scales that are chosen; gptq needs samples (--data): static, weight-only [default: with

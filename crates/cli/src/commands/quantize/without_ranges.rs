@@ -1,7 +1,7 @@
 //! The approaches that need no calibration.
 
 use anyhow::{Context, Result, bail};
-use narrowbit_data::{Dataset, Split};
+use narrowbit_data::{Dataset, Fill, Split};
 use narrowbit_ir::Model;
 use narrowbit_passes::sanitize::upgrade_opset;
 use narrowbit_quant::fill::Rates;
@@ -11,6 +11,7 @@ use narrowbit_runtime::{Float, Options, Session};
 
 use super::{Made, Quantize, rounding, unmatched};
 use crate::check::{Check, Kept};
+use crate::runs::repeated_text;
 use crate::{data, interrupt};
 
 impl Quantize {
@@ -26,17 +27,21 @@ impl Quantize {
         let given = self.data.data.is_some() || self.data.random.is_some();
         let open = || self.data.open(&model.graph, Split::Calibration);
         let dataset = (given && (rounds || !self.no_check)).then(open).transpose()?;
+        let runs = dataset.as_ref().map(|d| self.data.runs(&model.graph, d)).transpose()?;
         let check = self.float_outputs(model, dataset.as_ref())?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(rounding::unmet(options, rounds));
+        let repeated = dataset.as_ref().zip(runs.as_ref()).filter(|_| rounds).map_or(0, |(d, r)| r.repeated(d.len()));
+        if repeated > 0 {
+            warnings.push(repeated_text(repeated));
+        }
         upgrade_opset::upgrade(model, quantize::opset(options))
             .map_err(|e| anyhow::Error::new(*e))
             .context("the model can't be brought to the operator set that this needs")?;
-        let (exec, samples) = (self.threads.exec()?, dataset.as_ref().filter(|_| rounds));
+        let (exec, samples) = (self.threads.exec()?, dataset.as_ref().zip(runs.as_ref()).filter(|_| rounds));
         let running = (self.mask.input(&model.graph)?, Float::F32);
-        let done = self.with_rounder(samples.map(|d| (d, self.data.batch())), running, |rounder| {
-            Ok(quantize::convert_with(model, options, rounder, &exec)?)
-        })?;
+        let done =
+            self.with_rounder(samples, running, |rounder| Ok(quantize::convert_with(model, options, rounder, &exec)?))?;
         warnings.extend(done.warnings);
         warnings.extend(rounding::left(done.rounding.as_ref()));
         let (fates, ranges, encodings, equalized) = (done.fates, None, None, None);
@@ -60,19 +65,20 @@ impl Quantize {
         let options = Options { threads: self.threads.threads, ..Options::default() };
         let session = Session::new(model.graph.clone(), options)?;
         let mut kept = Kept::new(true);
-        for batch in dataset.batches(self.data.batch()) {
+        let runs = self.data.runs(&model.graph, dataset)?;
+        for batch in runs.batches(dataset, 0, Fill::Last) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C; nothing was written");
             }
             let batch = batch?;
             let samples = batch.indices.len();
             let inputs = data::tensors(batch);
-            let outputs = session.run(&inputs)?;
-            kept.offer(&model.graph, inputs, outputs, samples);
+            let outputs = runs.outputs(session.run(&inputs)?, samples)?;
+            kept.offer(&model.graph, inputs, outputs, (samples, runs.rows(samples)));
             if kept.is_full() {
                 break;
             }
         }
-        Check::new(kept, dataset)
+        Check::new(kept, dataset, runs)
     }
 }
