@@ -82,8 +82,8 @@ pub struct QuantOptions {
     /// By what values are scaled, instead of what calibration would find.
     #[serde(skip_serializing_if = "Rates::is_empty")]
     pub rates: Rates,
-    /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
-    #[serde(skip_serializing_if = "is_default")]
+    /// Whether biases take up what rounding changes in the mean: of the weights ([`crate::plan`]), and without a scheme of
+    /// another tool, where there are samples, of the activations.
     pub bias_correction: bool,
     /// How weights are rounded; if absent, as [`QuantOptions::rounding_of`] says.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +107,7 @@ impl Default for QuantOptions {
             approach: Approach::default(),
             activations: ActivationScheme::default(),
             weights: WeightScheme::default(),
-            method: Method::default(),
+            method: Method::Auto,
             statistic: Statistic::default(),
             fixed_ranges: FixedRanges::default(),
             per_tensor_activations: false,
@@ -126,7 +126,7 @@ impl Default for QuantOptions {
             equalize: false,
             cross_layer_equalization: false,
             rates: Rates::new(),
-            bias_correction: false,
+            bias_correction: true,
             weight_rounding: None,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),

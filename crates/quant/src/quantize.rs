@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Graph, Model, NodeError, ValueId, ValueType};
 use narrowbit_kernels::Exec;
+use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
 use crate::approach::{Approach, ApproachError, Compute, Granularity};
-use crate::calibrate::{ByChannel, ChannelAxis};
+use crate::calibrate::{ByChannel, CalibrateError, ChannelAxis};
 use crate::encodings::{Applied, Encodings};
 use crate::equalize::{self, Equalized};
 use crate::fill::{self, FillError, Rates};
@@ -57,6 +58,9 @@ pub enum QuantizeError {
     /// Weights can't be rounded by samples.
     #[error(transparent)]
     Rounding(#[from] RoundingError),
+    /// The float model can't be run on the samples that biases are corrected by.
+    #[error("measuring what rounding adds in the mean: {0}")]
+    Calibrate(#[from] CalibrateError),
     /// The model contradicts itself.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -177,6 +181,14 @@ pub fn channels(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTree
     all
 }
 
+/// Whether a range method of these settings needs histograms from calibration.
+pub fn needs_histograms(graph: &Graph, layout: &Layout, options: &QuantOptions) -> bool {
+    let own = options.overrides.iter().filter(|o| o.method.is_some() || o.activations.is_some());
+    let own = own.map(|o| (o.method.unwrap_or(options.method), o.activations.unwrap_or(options.activations)));
+    let mut all = own.chain([(options.method, options.activations)]);
+    all.any(|(method, scheme)| layout.method(graph, method, &scheme).needs_histogram())
+}
+
 /// Quantizes a sanitized model in place, on the threads of `exec`, as its [`layout`] with the same options says.
 ///
 /// # Errors
@@ -189,22 +201,33 @@ pub fn quantize(
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
     let none = Encodings::default();
-    let (plan, fates, ..) = quantize_with(model, layout, ranges, &none, options, None, exec)?;
+    let (plan, fates, ..) = quantize_with(model, layout, ranges, &none, options, Seen::default(), exec)?;
     Ok((plan, fates))
 }
 
+/// What samples serve for beside ranges.
+#[derive(Default)]
+pub struct Seen<'a, 'b> {
+    /// Weights are rounded by these, where the settings say so.
+    pub rounder: Option<&'a mut Rounder<'b>>,
+    /// The model's inputs of some runs, on which the means are measured that bias correction takes off.
+    pub inputs: &'a [Vec<Tensor>],
+    /// The input whose zeros mark positions that are not counted, by its place among the inputs.
+    pub mask: Option<usize>,
+}
+
 /// As [`quantize`], with the numbers of another tool's file where it has some (ranges that hold nothing do for a file
-/// about every tensor), and weights rounded by samples where the settings say so and `rounder` has some.
+/// about every tensor), and with what samples tell beside ranges.
 ///
 /// # Errors
-/// As [`quantize`].
+/// As [`quantize`], and when the float model can't be run on the samples.
 pub fn quantize_with(
     model: &mut Model,
     layout: Layout,
     ranges: &Ranges,
     given: &Encodings,
     options: &QuantOptions,
-    rounder: Option<&mut Rounder>,
+    seen: Seen,
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>, Applied, Option<Report>), QuantizeError> {
     if !ranges.tensors.is_empty() || given.tensors.is_empty() {
@@ -217,7 +240,10 @@ pub fn quantize_with(
     };
     let (mut plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &tensors, given, options, exec)?;
     plan.rates = rates;
-    let report = match rounder {
+    if options.bias_correction && options.scheme.is_none() {
+        plan.correct((&model.graph, model.opset()), &tensors, options, (seen.inputs, seen.mask), exec)?;
+    }
+    let report = match seen.rounder {
         Some(rounder) => Some(plan.round(&model.graph, &tensors, options, rounder, exec)?),
         None => None,
     };

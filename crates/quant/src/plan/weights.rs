@@ -129,11 +129,13 @@ fn plan_biases(
     plan: &mut QuantPlan,
 ) -> Result<(), PlanError> {
     let shifted = shifts::correct(graph, plan);
+    let moved = plan.shifts.clone();
     for (key, b) in biases {
+        let shift = moved.get(&key.0).map(Vec::as_slice);
         let float = |w: &WeightParams| options.float_biases || w.scheme.format.is_float();
         if let Some(weight) = plan.weights.get(key).filter(|w| float(w)) {
             if options.bias_correction {
-                let corrected = correction::bias(graph, *key, b, weight, stats, exec)?;
+                let corrected = correction::bias(graph, *key, b, (weight, shift), stats, exec)?;
                 plan.float_biases.insert(b.key, corrected);
             }
             continue;
@@ -145,7 +147,7 @@ fn plan_biases(
         let made = match options.bias_correction {
             false => bias(b.tensor, inputs, weight, cut),
             true => {
-                let corrected = correction::bias(graph, *key, b, weight, stats, exec)?;
+                let corrected = correction::bias(graph, *key, b, (weight, shift), stats, exec)?;
                 let made = bias(&corrected, inputs, weight, cut);
                 let codes = Some(made.quantize(&corrected));
                 BiasParams { codes, ..made }

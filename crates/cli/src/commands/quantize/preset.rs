@@ -269,7 +269,8 @@ pub struct PresetArgs {
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     cross_layer_equalization: Option<Switch>,
-    /// Let biases take up the mean error of rounded weights [default: no; vitis-dpu, and fp8 without a scheme: yes]
+    /// Let biases take up what rounding weights adds in the mean, and rounding activations on the first samples
+    /// [default: yes; with --scheme no, but vitis-dpu yes, of weights alone]
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     bias_correction: Option<Switch>,
