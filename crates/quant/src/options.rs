@@ -82,9 +82,11 @@ pub struct QuantOptions {
     /// By what values are scaled, instead of what calibration would find.
     #[serde(skip_serializing_if = "Rates::is_empty")]
     pub rates: Rates,
-    /// Whether biases take up what rounding changes in the mean: of the weights ([`crate::plan`]), and without a scheme of
-    /// another tool, where there are samples, of the activations.
+    /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
+    #[serde(skip_serializing_if = "is_default")]
     pub bias_correction: bool,
+    /// Whether biases take up what rounding the activations changes in the mean, where there are samples to measure it on.
+    pub correct_activations: bool,
     /// How weights are rounded; if absent, as [`QuantOptions::rounding_of`] says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_rounding: Option<WeightRounding>,
@@ -126,7 +128,8 @@ impl Default for QuantOptions {
             equalize: false,
             cross_layer_equalization: false,
             rates: Rates::new(),
-            bias_correction: true,
+            bias_correction: false,
+            correct_activations: true,
             weight_rounding: None,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),

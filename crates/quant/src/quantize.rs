@@ -146,9 +146,8 @@ pub(crate) fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
-/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions, applies rates
-/// that are given, and gives products a bias that correction can move. `calibrate` and `quantize` both do this, so that they
-/// have one graph.
+/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions and applies
+/// rates that are given. `calibrate` and `quantize` both do this, so that they have one graph.
 ///
 /// # Errors
 /// When a rate is for something that can't be scaled.
@@ -161,9 +160,6 @@ pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equal
         false => None,
     };
     fill::apply(&mut model.graph, &options.rates)?;
-    if options.bias_correction {
-        correction::add_biases(&mut model.graph).map_err(QdqError::from)?;
-    }
     Ok(equalized)
 }
 
@@ -230,8 +226,12 @@ pub fn quantize_with(
     seen: Seen,
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>, Applied, Option<Report>), QuantizeError> {
+    let corrects = options.correct_activations && !seen.inputs.is_empty();
     if !ranges.tensors.is_empty() || given.tensors.is_empty() {
         ranges.check(&model.graph)?;
+    }
+    if options.bias_correction || corrects {
+        correction::add_biases(&mut model.graph, &layout).map_err(QdqError::from)?;
     }
     let filled = filled(model, &layout, ranges, given, options, exec)?;
     let (layout, tensors, rates) = match filled {
@@ -240,7 +240,7 @@ pub fn quantize_with(
     };
     let (mut plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &tensors, given, options, exec)?;
     plan.rates = rates;
-    if options.bias_correction && options.scheme.is_none() {
+    if corrects {
         plan.correct((&model.graph, model.opset()), &tensors, options, (seen.inputs, seen.mask), exec)?;
     }
     let report = match seen.rounder {

@@ -141,7 +141,7 @@ impl Demo {
             nodes_before,
             nodes_after: float.graph.node_count(),
             integer_nodes: fates.iter().filter(|f| f.integer).count(),
-            calibration_samples: ranges.samples,
+            calibration_samples: done.ranges.samples,
             test_samples: test.len(),
             within_half_a_point: within(&float_scores, &int8_scores),
             float: float_scores,

@@ -16,10 +16,11 @@ use super::{Kind, Layout, PlanError};
 use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::observe::Stats;
 
-/// Gives each Conv and Gemm with a constant weight a bias of zeros where it has none.
-pub(crate) fn add_biases(graph: &mut Graph) -> Result<(), PatchError> {
+/// Gives each Conv and Gemm that computes on integers, with a constant weight, a bias of zeros where it has none. Nodes and
+/// values keep their ids.
+pub(crate) fn add_biases(graph: &mut Graph, layout: &Layout) -> Result<(), PatchError> {
     let mut patch = Patch::new(graph);
-    for (id, node) in graph.nodes() {
+    for (id, node) in graph.nodes().filter(|(id, _)| layout.kinds.get(id) == Some(&Kind::Product)) {
         let QuantRole::Weighted { weight, bias: Some(2), channel, .. } = node.op.quant() else { continue };
         let Some(w) = graph.const_input(id, weight).filter(|w| w.dtype() == DType::F32) else { continue };
         let n = match (node.op.name(), channel.resolve(w.rank())) {
@@ -62,24 +63,24 @@ fn axis(node: &Node) -> Option<ChannelAxis> {
 }
 
 /// The bias less the mean error of the quantized weight, and less what the weight makes of `shift`, by which rounding moves the
-/// means of its inputs, where that is known; as it is where there is no such formula.
+/// means of its inputs, where that is known; as it is where there is no such formula. Without `stats` it is the latter alone.
 pub(super) fn bias(
     graph: &Graph,
     (id, input): (NodeId, usize),
     bias: &Bias,
     (weight, shift): (&WeightParams, Option<&[f64]>),
-    stats: &BTreeMap<String, Stats>,
+    stats: Option<&BTreeMap<String, Stats>>,
     exec: &Exec,
 ) -> Result<Tensor, PlanError> {
     let node = graph.node(id);
-    let by_samples = weight.rounded.as_ref().and_then(|r| r.mean_errors.as_deref());
+    let by_samples = weight.rounded.as_ref().and_then(|r| r.mean_errors.as_deref()).filter(|_| stats.is_some());
     let bias_less = |errors: Option<Vec<f64>>| errors.map_or(bias.tensor.clone(), |e| less(bias.tensor, &e));
     let (Some(_), Some(w)) = (axis(node), graph.const_input(id, input)) else {
         return Ok(bias_less(by_samples.map(<[f64]>::to_vec)));
     };
     let name = &graph.value(bias.input).name;
     let no_means = || PlanError::NoMeans(name.clone());
-    let means = match (by_samples, stats.get(name)) {
+    let means = match (by_samples, stats.and_then(|s| s.get(name))) {
         // The samples have told what the weight's errors add.
         (Some(_), _) => None,
         (None, Some(record)) => Some(record.means.as_ref().ok_or_else(no_means)?.means()),
@@ -221,7 +222,11 @@ mod tests {
         let y = b.named("c2", "", "Conv", &[y, v, c], AttrMap::new()).unwrap();
         b.output(y);
         let mut graph = b.finish();
-        add_biases(&mut graph).unwrap();
+        let mut layout = Layout::default();
+        add_biases(&mut graph, &layout).unwrap();
+        assert_eq!(graph.nodes().filter(|(_, n)| n.input(2).is_some()).count(), 1, "floats stay as they are");
+        layout.kinds = graph.nodes().map(|(id, _)| (id, Kind::Product)).collect();
+        add_biases(&mut graph, &layout).unwrap();
         let biases: Vec<usize> = graph.nodes().map(|(id, _)| graph.const_input(id, 2).unwrap().len()).collect();
         assert_eq!(biases, [3, 2]);
         assert!(graph.value_named("c1").is_some(), "outputs keep their names");

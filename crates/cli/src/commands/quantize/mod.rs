@@ -323,7 +323,7 @@ impl Quantize {
             mask: self.mask.input(&model.graph)?,
             float: self.float,
             skip: 0,
-            keep: !self.no_check || options.bias_correction,
+            keep: !self.no_check || options.correct_activations,
         };
         let done = job.run(model, layout, dataset, Ranges::default())?;
         if done.stopped {
