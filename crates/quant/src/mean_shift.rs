@@ -6,7 +6,8 @@
 //!
 //! Measured on a few samples: the float model gets a second copy of what stands between its products, with the plan's roundings
 //! in it. The copy starts anew from the float sums of each product, so that all products are measured in one run, each for
-//! itself, and what has been corrected before is not corrected again.
+//! itself, and what has been corrected before is not corrected again. Convolutions alone are: a mean over pixels takes a few
+//! samples, and MiniLM loses 0.002 of its correlation where its products are corrected by five.
 //!
 //! Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2, with the means of both the weights' and the activations' errors:
 //! `E[W̃x̃] − E[Wx] = W̃ · (E[x̃] − E[x]) + (W̃ − W) · E[x]`; [`crate::plan`] has the second part.
@@ -20,7 +21,7 @@ use narrowbit_kernels::Exec;
 use narrowbit_ops::Registry;
 use narrowbit_tensor::{DType, Tensor};
 
-use crate::calibrate::{ByChannel, CalibrateError, Calibrator};
+use crate::calibrate::{ByChannel, CalibrateError, Calibrator, ChannelAxis};
 use crate::observe::Stats;
 use crate::plan::{ActivationParams, QuantPlan, correction};
 use crate::qdq::QdqError;
@@ -45,12 +46,17 @@ pub(crate) fn measure(
     (inputs, mask): (&[Vec<Tensor>], Option<usize>),
     exec: &Exec,
 ) -> Result<MeanShifts, QuantizeError> {
-    let wanted = correction::products(graph, &plan.layout);
+    let mut wanted = correction::products(graph, &plan.layout);
+    // A mean over pixels is one of thousands of values on a few samples already, that over tokens or vectors is not.
+    wanted.retain(|_, (_, by)| by.axis == ChannelAxis::Second);
+    if wanted.is_empty() || inputs.is_empty() {
+        return Ok(MeanShifts::new());
+    }
     let facts = infer::infer(graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })?;
     let beside = Beside { graph, facts: &facts, plan, opset, made: graph.clone(), copies: BTreeMap::new() };
     let (made, pairs) = beside.build(&wanted)?;
     let observed: Vec<ValueId> = pairs.values().flat_map(|p| [p.float, p.rounded]).collect();
-    if observed.is_empty() || inputs.is_empty() {
+    if observed.is_empty() {
         return Ok(MeanShifts::new());
     }
     let channels = pairs.values().flat_map(|p| [(p.float, p.channels), (p.rounded, p.channels)]).collect();

@@ -85,7 +85,7 @@ pub struct QuantOptions {
     /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
     #[serde(skip_serializing_if = "is_default")]
     pub bias_correction: bool,
-    /// Whether biases take up what rounding the activations changes in the mean, where there are samples to measure it on.
+    /// Whether biases of convolutions take up what rounding the activations changes in the mean, where there are samples to measure it on.
     pub correct_activations: bool,
     /// How weights are rounded; if absent, as [`QuantOptions::rounding_of`] says.
     #[serde(skip_serializing_if = "Option::is_none")]
