@@ -121,6 +121,11 @@ impl Check {
         self.kept.batches.first().map(|b| b.inputs.clone())
     }
 
+    /// The inputs of all batches.
+    pub fn all_inputs(&self) -> Vec<Vec<Tensor>> {
+        self.kept.batches.iter().map(|b| b.inputs.clone()).collect()
+    }
+
     /// Runs the model, which was loaded from its file as any user would load it, on the samples.
     pub fn run(mut self, written: Model, threads: usize) -> Result<Loss> {
         let session = Session::new(written.graph, Options { threads, ..Options::default() })?;

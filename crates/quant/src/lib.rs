@@ -15,6 +15,7 @@ pub mod explain;
 pub mod fill;
 pub mod gptq;
 mod half;
+mod mean_shift;
 pub mod observe;
 pub mod op_types;
 pub mod options;

@@ -85,6 +85,8 @@ pub struct QuantOptions {
     /// Whether biases take up what rounding the weights changes in the mean ([`crate::plan`]).
     #[serde(skip_serializing_if = "is_default")]
     pub bias_correction: bool,
+    /// Whether biases of convolutions take up what rounding the activations changes in the mean, where there are samples to measure it on.
+    pub correct_activations: bool,
     /// How weights are rounded; if absent, as [`QuantOptions::rounding_of`] says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_rounding: Option<WeightRounding>,
@@ -107,7 +109,7 @@ impl Default for QuantOptions {
             approach: Approach::default(),
             activations: ActivationScheme::default(),
             weights: WeightScheme::default(),
-            method: Method::default(),
+            method: Method::Auto,
             statistic: Statistic::default(),
             fixed_ranges: FixedRanges::default(),
             per_tensor_activations: false,
@@ -127,6 +129,7 @@ impl Default for QuantOptions {
             cross_layer_equalization: false,
             rates: Rates::new(),
             bias_correction: false,
+            correct_activations: true,
             weight_rounding: None,
             dynamic: DynamicOptions::default(),
             weight_only: WeightOnlyOptions::default(),

@@ -117,19 +117,9 @@ impl Writer<'_> {
 
     fn activation(&mut self, v: ValueId, params: &ActivationParams) -> Result<(), QdqError> {
         let name = self.graph.value(v).name.clone();
-        let channels = self.plan.channel_scales.get(&v);
-        let (scale, zero) = match channels {
-            None => {
-                (Tensor::scalar(params.point.scale), params.scheme.format.zero_points(&[], &[params.point.zero_point])?)
-            }
-            Some(scales) => {
-                let zeros = vec![params.point.zero_point; scales.len()];
-                (Tensor::vector(scales.clone()), params.scheme.format.zero_points(&[scales.len()], &zeros)?)
-            }
-        };
+        let (scale, zero, axis) = self.plan.format(v, params)?;
         let scale = self.patch.constant(&format!("{name}_scale"), scale);
         let zero = self.patch.constant(&format!("{name}_zero_point"), zero);
-        let axis = channels.map(|_| 1);
         let q = self.op("QuantizeLinear", axis)?;
         let dq = self.op("DequantizeLinear", axis)?;
         if let Some(tensor) = self.graph.constant(v) {

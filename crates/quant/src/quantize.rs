@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Graph, Model, NodeError, QuantRole, ValueId, ValueType};
 use narrowbit_kernels::Exec;
-use narrowbit_tensor::DType;
+use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
 
 use crate::approach::{Approach, ApproachError, Compute, Granularity};
-use crate::calibrate::{ByChannel, ChannelAxis};
+use crate::calibrate::{ByChannel, CalibrateError, ChannelAxis};
 use crate::encodings::{Applied, Encodings};
 use crate::equalize::{self, Equalized};
 use crate::fill::{self, FillError, Rates};
@@ -58,6 +58,9 @@ pub enum QuantizeError {
     /// Weights can't be rounded by samples.
     #[error(transparent)]
     Rounding(#[from] RoundingError),
+    /// The float model can't be run on the samples that biases are corrected by.
+    #[error("measuring what rounding adds in the mean: {0}")]
+    Calibrate(#[from] CalibrateError),
     /// The model contradicts itself.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -160,9 +163,8 @@ pub(crate) fn facts(model: &Model) -> Result<Facts, NodeError> {
     infer::infer(&model.graph, &Default::default(), infer::Options { max_folded: 1024, strict: true })
 }
 
-/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions, applies rates
-/// that are given, and gives products a bias that correction can move. `calibrate` and `quantize` both do this, so that they
-/// have one graph.
+/// Changes a sanitized float model as the settings ask for before it is calibrated: equalizes convolutions and applies
+/// rates that are given. `calibrate` and `quantize` both do this, so that they have one graph.
 ///
 /// # Errors
 /// When a rate is for something that can't be scaled.
@@ -175,9 +177,6 @@ pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equal
         false => None,
     };
     fill::apply(&mut model.graph, &options.rates)?;
-    if options.bias_correction {
-        correction::add_biases(&mut model.graph).map_err(QdqError::from)?;
-    }
     Ok(equalized)
 }
 
@@ -195,6 +194,14 @@ pub fn channels(graph: &Graph, layout: &Layout, options: &QuantOptions) -> BTree
     all
 }
 
+/// Whether a range method of these settings needs histograms from calibration.
+pub fn needs_histograms(graph: &Graph, layout: &Layout, options: &QuantOptions) -> bool {
+    let own = options.overrides.iter().filter(|o| o.method.is_some() || o.activations.is_some());
+    let own = own.map(|o| (o.method.unwrap_or(options.method), o.activations.unwrap_or(options.activations)));
+    let mut all = own.chain([(options.method, options.activations)]);
+    all.any(|(method, scheme)| layout.method(graph, method, &scheme).needs_histogram())
+}
+
 /// Quantizes a sanitized model in place, on the threads of `exec`, as its [`layout`] with the same options says.
 ///
 /// # Errors
@@ -207,26 +214,41 @@ pub fn quantize(
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>), QuantizeError> {
     let none = Encodings::default();
-    let (plan, fates, ..) = quantize_with(model, layout, ranges, &none, options, None, exec)?;
+    let (plan, fates, ..) = quantize_with(model, layout, ranges, &none, options, Seen::default(), exec)?;
     Ok((plan, fates))
 }
 
+/// What samples serve for beside ranges.
+#[derive(Default)]
+pub struct Seen<'a, 'b> {
+    /// Weights are rounded by these, where the settings say so.
+    pub rounder: Option<&'a mut Rounder<'b>>,
+    /// The model's inputs of some runs, on which the means are measured that bias correction takes off.
+    pub inputs: &'a [Vec<Tensor>],
+    /// The input whose zeros mark positions that are not counted, by its place among the inputs.
+    pub mask: Option<usize>,
+}
+
 /// As [`quantize`], with the numbers of another tool's file where it has some (ranges that hold nothing do for a file
-/// about every tensor), and weights rounded by samples where the settings say so and `rounder` has some.
+/// about every tensor), and with what samples tell beside ranges.
 ///
 /// # Errors
-/// As [`quantize`].
+/// As [`quantize`], and when the float model can't be run on the samples.
 pub fn quantize_with(
     model: &mut Model,
     layout: Layout,
     ranges: &Ranges,
     given: &Encodings,
     options: &QuantOptions,
-    rounder: Option<&mut Rounder>,
+    seen: Seen,
     exec: &Exec,
 ) -> Result<(QuantPlan, Vec<NodeFate>, Applied, Option<Report>), QuantizeError> {
+    let corrects = options.correct_activations && !seen.inputs.is_empty();
     if !ranges.tensors.is_empty() || given.tensors.is_empty() {
         ranges.check(&model.graph)?;
+    }
+    if options.bias_correction || corrects {
+        correction::add_biases(&mut model.graph, &layout).map_err(QdqError::from)?;
     }
     let filled = filled(model, &layout, ranges, given, options, exec)?;
     let (layout, tensors, rates) = match filled {
@@ -235,7 +257,10 @@ pub fn quantize_with(
     };
     let (mut plan, applied) = QuantPlan::with_encodings(&model.graph, layout, &tensors, given, options, exec)?;
     plan.rates = rates;
-    let report = match rounder {
+    if corrects {
+        plan.correct((&model.graph, model.opset()), &tensors, options, (seen.inputs, seen.mask), exec)?;
+    }
+    let report = match seen.rounder {
         Some(rounder) => Some(plan.round(&model.graph, &tensors, options, rounder, exec)?),
         None => None,
     };

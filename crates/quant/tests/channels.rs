@@ -122,7 +122,8 @@ fn by_decisions(given: &Encodings) -> Result<Vec<(String, Tensor)>, String> {
     let layout = quantize::layout(&model, &options).unwrap();
     let ranges = ranges(&model, &options);
     let exec = Exec::new(Isa::detect(), 1);
-    quantize::quantize_with(&mut model, layout, &ranges, given, &options, None, &exec).map_err(|e| e.to_string())?;
+    quantize::quantize_with(&mut model, layout, &ranges, given, &options, Default::default(), &exec)
+        .map_err(|e| e.to_string())?;
     Ok(constants(&model.graph))
 }
 

@@ -89,7 +89,8 @@ fn made(model: &str, shape: &[usize], o: &QuantOptions, threads: usize, memory: 
         }
         calibrator.add(samples.into_iter().map(|s| Ok::<_, CalibrateError>((s, 1))), |_, _| {}).unwrap();
         let (ranges, none) = (calibrator.into_ranges(), Encodings::default());
-        quantize::quantize_with(&mut model, layout, &ranges, &none, o, Some(&mut rounder), &exec)?.3
+        let seen = quantize::Seen { rounder: Some(&mut rounder), ..Default::default() };
+        quantize::quantize_with(&mut model, layout, &ranges, &none, o, seen, &exec)?.3
     };
     let passes = passes.1;
     Ok(Made { model, report, passes })

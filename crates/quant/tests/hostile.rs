@@ -66,7 +66,7 @@ fn exercise_encodings(bytes: &[u8], exec: &Exec) -> bool {
     let mut model = model();
     let options = QuantOptions::default();
     let layout = quantize::layout(&model, &options).unwrap();
-    let _ = quantize::quantize_with(&mut model, layout, &Ranges::default(), &given, &options, None, exec);
+    let _ = quantize::quantize_with(&mut model, layout, &Ranges::default(), &given, &options, Default::default(), exec);
     true
 }
 
@@ -78,7 +78,7 @@ fn exercise_decisions(bytes: &[u8], exec: &Exec) -> bool {
     let mut model = model();
     let options = QuantOptions::default();
     let layout = quantize::layout(&model, &options).unwrap();
-    let _ = quantize::quantize_with(&mut model, layout, &Ranges::default(), &given, &options, None, exec);
+    let _ = quantize::quantize_with(&mut model, layout, &Ranges::default(), &given, &options, Default::default(), exec);
     let _ = Encodings::decided(&model.graph, Some(&options));
     true
 }

@@ -6,13 +6,15 @@ use clap::Args;
 use narrowbit_data::{DataOptions, Dataset, Fill, Preprocess};
 use narrowbit_import::onnx;
 use narrowbit_ir::Model;
+use narrowbit_quant::encodings::Encodings;
 use narrowbit_quant::options::QuantOptions;
-use narrowbit_quant::quantize;
+use narrowbit_quant::quantize::{self, Seen};
 use narrowbit_quant::ranges::Ranges;
 use narrowbit_runtime::{Options, Session};
 use serde::Serialize;
 
 use crate::args::{Floats, Global, Products, Threads};
+use crate::check::Check;
 use crate::commands::calibrate::Job;
 use crate::comparison::{Comparison, TensorRow};
 use crate::metrics::{Meter, Metric, Score};
@@ -105,22 +107,27 @@ impl Demo {
         let options = QuantOptions::default();
         model::prepare(&mut float, &options)?;
         let calib = self.open(e, "calib.npz", e.calib, &float)?;
+        quantize::prepare(&mut float, &options)?;
+        let layout = quantize::layout(&float, &options)?;
+        let runs = Runs::new(&float.graph, &calib, None, 1)?;
         let job = Job {
             threads: self.threads.threads,
-            runs: Runs::new(&float.graph, &calib, None, 1)?,
-            histograms: false,
+            runs,
+            histograms: quantize::needs_histograms(&float.graph, &layout, &options),
             positions: None,
-            channels: Default::default(),
+            channels: quantize::channels(&float.graph, &layout, &options),
             also: Vec::new(),
             mask: None,
             float: Floats::default(),
             skip: 0,
-            keep: false,
+            keep: true,
         };
-        let layout = quantize::layout(&float, &options)?;
-        let ranges: Ranges = job.run(&float, &layout, &calib, Ranges::default())?.ranges;
+        let done = job.run(&float, &layout, &calib, Ranges::default())?;
+        let inputs = Check::new(done.kept, &calib, runs)?.map_or(Vec::new(), |c| c.all_inputs());
+        let seen = Seen { inputs: &inputs, ..Seen::default() };
         let mut int8 = float.clone();
-        let (_, fates) = quantize::quantize(&mut int8, layout, &ranges, &options, &self.threads.exec()?)?;
+        let (none, exec) = (Encodings::default(), self.threads.exec()?);
+        let (_, fates, ..) = quantize::quantize_with(&mut int8, layout, &done.ranges, &none, &options, seen, &exec)?;
         let bytes_int8 = onnx::to_bytes(&int8)?.len();
         let test = self.open(e, "test.npz", e.test, &float)?;
         let (float_scores, float_ms) = self.measure(&float, &test)?;
@@ -139,7 +146,7 @@ impl Demo {
             nodes_before,
             nodes_after: float.graph.node_count(),
             integer_nodes: fates.iter().filter(|f| f.integer).count(),
-            calibration_samples: ranges.samples,
+            calibration_samples: done.ranges.samples,
             test_samples: test.len(),
             within_half_a_point: within(&float_scores, &int8_scores),
             float: float_scores,

@@ -171,6 +171,7 @@ impl Explain {
         let own: Vec<_> = nodes.iter().flat_map(|&n| matcher.of(graph.node(n))).collect();
         let scheme = own.iter().find_map(|o| o.activations).unwrap_or(options.activations);
         let method = own.iter().find_map(|o| o.method).unwrap_or(options.method);
+        let method = layout.method(graph, method, &scheme);
         let role = match (layout.is_quantized(v), maker.and_then(|n| layout.reasons.get(&n))) {
             (true, _) => "quantized with these settings".to_owned(),
             (false, Some(reason)) => format!("stays float with these settings ({reason})"),

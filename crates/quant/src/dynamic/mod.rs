@@ -138,6 +138,7 @@ fn tables(
         float_biases: BTreeMap::new(),
         norms: Vec::new(),
         rates: Rates::new(),
+        shifts: Default::default(),
     };
     let opset = model.opset();
     Ok(qdq::insert(&mut model.graph, &plan, opset, exec)?)

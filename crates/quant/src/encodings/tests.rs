@@ -38,7 +38,7 @@ fn quantized(ranges: &Ranges, given: &Encodings, options: &QuantOptions) -> (Mod
     let mut m = model();
     let exec = Exec::new(Isa::detect(), 1);
     let plan = layout(&m, options).unwrap();
-    let (_, _, applied, _) = quantize_with(&mut m, plan, ranges, given, options, None, &exec).unwrap();
+    let (_, _, applied, _) = quantize_with(&mut m, plan, ranges, given, options, Default::default(), &exec).unwrap();
     (m, applied)
 }
 

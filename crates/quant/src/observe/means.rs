@@ -36,6 +36,11 @@ impl Means {
         self.sums.iter().map(|s| s / self.count.max(1) as f64).collect()
     }
 
+    /// Elements of each channel.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Whether it can be a record: what a file claims may not.
     pub(crate) fn is_sound(&self) -> bool {
         self.sums.len() <= MOST && self.sums.iter().all(|s| s.is_finite())

@@ -8,8 +8,11 @@ use crate::scheme::{ActivationScheme, Formula, Statistic, vitis};
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Method {
-    /// The extremes.
+    /// [`Method::Mse`] for networks of convolutions in 8 bits whose calibration kept histograms, [`Method::Minmax`] for others:
+    /// [`crate::plan::Layout::method`].
     #[default]
+    Auto,
+    /// The extremes.
     Minmax,
     /// The moving average of each sample's extremes.
     MovingAverage,
@@ -32,9 +35,9 @@ pub enum Method {
 }
 
 impl Method {
-    /// Whether the method needs a histogram.
+    /// Whether the method needs a histogram; what [`Method::Auto`] stands for may.
     pub fn needs_histogram(self) -> bool {
-        !matches!(self, Method::Minmax | Method::MovingAverage | Method::Diffs | Method::MovingPeak)
+        !matches!(self, Method::Auto | Method::Minmax | Method::MovingAverage | Method::Diffs | Method::MovingPeak)
     }
 }
 
@@ -57,7 +60,8 @@ impl Range {
 impl Stats {
     /// The range that a method gives, for the codes of `scheme`; `None` when nothing finite was
     /// seen, or the method needs a histogram or positions that were not kept. `search` is whether [`Method::Diffs`]
-    /// and Vitis' [`Method::Mse`] search: Vitis does not for a model's inputs.
+    /// and Vitis' [`Method::Mse`] search: Vitis does not for a model's inputs. A record is of no network:
+    /// [`Method::Auto`] gives the extremes.
     pub fn range(
         &self,
         method: Method,
@@ -80,7 +84,7 @@ impl Stats {
             Method::Diffs => None,
             Method::MovingPeak => self.peak.value().map(|p| Range { min: -f64::from(p), max: p.into() }),
             Method::Distribution => self.histogram.as_ref().and_then(|h| distribution::range(h, scheme.format)),
-            Method::Minmax => Some(full),
+            Method::Auto | Method::Minmax => Some(full),
             Method::MovingAverage => self.average.range().map(|(min, max)| Range { min, max }),
             Method::Percentile(p) => self.histogram.as_ref().map(|h| cut(percentile::range(h, p))),
             Method::PercentileSearch => self.histogram.as_ref().map(|h| percentile::search(h, full, scheme)),

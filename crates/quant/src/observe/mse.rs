@@ -12,12 +12,12 @@ pub fn range(h: &Histogram, full: Range, scheme: &ActivationScheme) -> Range {
     let at = |lo: f64, hi: f64| Range { min: full.min * lo, max: full.max * hi };
     let cells = cells(h);
     let cost = |lo: f64, hi: f64, limit: f64| error(&cells, h.width(), at(lo, hi), scheme, limit);
-    // The first of equals.
+    // The least of equals. From the full range down, so that what cuts off too much is soon known to.
     let best = |cost: &dyn Fn(f64, f64) -> f64| {
-        let shares = (1..=100).map(|i| f64::from(i) / 100.0);
+        let shares = (1..=100).rev().map(|i| f64::from(i) / 100.0);
         let better = |best: (f64, f64), share: f64| {
             let cost = cost(share, best.1);
-            if cost < best.1 { (share, cost) } else { best }
+            if cost <= best.1 { (share, cost) } else { best }
         };
         shares.fold((1.0, f64::INFINITY), better).0
     };
@@ -35,11 +35,13 @@ pub fn cost(h: &Histogram, r: Range, scheme: &ActivationScheme) -> f64 {
     error(&cells(h), h.width(), r, scheme, f64::INFINITY)
 }
 
-/// The middle and the count of each bin that is not empty.
+/// The middle and the count of each bin that is not empty, the greatest magnitudes first: what is cut off costs most.
 fn cells(h: &Histogram) -> Vec<(f64, f64)> {
     let half = h.width() / 2.0;
     let counts = h.counts().iter().enumerate().filter(|(_, c)| **c > 0);
-    counts.map(|(i, &c)| (h.edge(i) + half, c as f64)).collect()
+    let mut cells: Vec<(f64, f64)> = counts.map(|(i, &c)| (h.edge(i) + half, c as f64)).collect();
+    cells.sort_by(|a, b| b.0.abs().total_cmp(&a.0.abs()));
+    cells
 }
 
 /// The summed squared error of quantizing the recorded distribution to `r`; where that is above `limit`,

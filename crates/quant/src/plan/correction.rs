@@ -1,9 +1,9 @@
 //! Bias correction: what rounding the weights adds to each output channel in the mean, the bias takes away.
 //!
 //! Source: Nagel et al. 2019, section 4.2: `E[ỹ] − E[y] = (W̃ − W) · E[x]`, with the means of the inputs measured on the
-//! calibration samples by channel, so that the correction can be made from ranges on another machine. Each layer is taken
-//! for itself, with the float model's inputs; border effects of padding are left out, and so is what rounding and
-//! saturating the activations does: rounding has no mean, and saturation is the range method's choice.
+//! calibration samples by channel, so that the correction can be made from ranges on another machine. What rounding and
+//! saturating the activations adds takes samples ([`crate::mean_shift`]). Each layer is taken for itself, with the float
+//! model's inputs; border effects of padding are left out.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,11 @@ use super::{Kind, Layout, PlanError};
 use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::observe::Stats;
 
-/// Gives each Conv and Gemm with a constant weight a bias of zeros where it has none.
-pub(crate) fn add_biases(graph: &mut Graph) -> Result<(), PatchError> {
+/// Gives each Conv and Gemm that computes on integers, with a constant weight, a bias of zeros where it has none. Nodes and
+/// values keep their ids.
+pub(crate) fn add_biases(graph: &mut Graph, layout: &Layout) -> Result<(), PatchError> {
     let mut patch = Patch::new(graph);
-    for (id, node) in graph.nodes() {
+    for (id, node) in graph.nodes().filter(|(id, _)| layout.kinds.get(id) == Some(&Kind::Product)) {
         let QuantRole::Weighted { weight, bias: Some(2), channel, .. } = node.op.quant() else { continue };
         let Some(w) = graph.const_input(id, weight).filter(|w| w.dtype() == DType::F32) else { continue };
         let n = match (node.op.name(), channel.resolve(w.rank())) {
@@ -36,13 +37,18 @@ pub(crate) fn add_biases(graph: &mut Graph) -> Result<(), PatchError> {
     graph.apply(patch).map(|_| ())
 }
 
-/// The inputs of products with a bias, and the axis that the weight sums over.
+/// The inputs of products with a constant weight and a bias, and the axis that the weight sums over.
 pub(crate) fn channels(graph: &Graph, layout: &Layout) -> BTreeMap<ValueId, ByChannel> {
+    products(graph, layout).into_values().collect()
+}
+
+/// As [`channels`], by the product.
+pub(crate) fn products(graph: &Graph, layout: &Layout) -> BTreeMap<NodeId, (ValueId, ByChannel)> {
     let products = layout.kinds.iter().filter(|(_, k)| **k == Kind::Product).map(|(&id, _)| (id, graph.node(id)));
     let of = |(id, node): (NodeId, &Node)| {
-        let QuantRole::Weighted { data, weight, .. } = node.op.quant() else { return None };
-        graph.const_input(id, weight)?;
-        Some((node.input(data)?, ByChannel { axis: axis(node)?, means: true, peaks: false }))
+        let QuantRole::Weighted { data, .. } = node.op.quant() else { return None };
+        super::weights::bias_key(graph, layout, id)?;
+        Some((id, (node.input(data)?, ByChannel { axis: axis(node)?, means: true, peaks: false })))
     };
     products.filter_map(of).collect()
 }
@@ -56,27 +62,37 @@ fn axis(node: &Node) -> Option<ChannelAxis> {
     }
 }
 
-/// The bias less the mean error of the quantized weight; as it is where there is no such formula.
+/// The bias less the mean error of the quantized weight, and less what the weight makes of `shift`, by which rounding moves the
+/// means of its inputs, where that is known; as it is where there is no such formula. Without `stats` it is the latter alone.
 pub(super) fn bias(
     graph: &Graph,
     (id, input): (NodeId, usize),
     bias: &Bias,
-    weight: &WeightParams,
-    stats: &BTreeMap<String, Stats>,
+    (weight, shift): (&WeightParams, Option<&[f64]>),
+    stats: Option<&BTreeMap<String, Stats>>,
     exec: &Exec,
 ) -> Result<Tensor, PlanError> {
     let node = graph.node(id);
-    if let Some(errors) = weight.rounded.as_ref().and_then(|r| r.mean_errors.as_ref()) {
-        return Ok(less(bias.tensor, errors));
-    }
-    let (Some(_), Some(w)) = (axis(node), graph.const_input(id, input)) else { return Ok(bias.tensor.clone()) };
+    let by_samples = weight.rounded.as_ref().and_then(|r| r.mean_errors.as_deref()).filter(|_| stats.is_some());
+    let bias_less = |errors: Option<Vec<f64>>| errors.map_or(bias.tensor.clone(), |e| less(bias.tensor, &e));
+    let (Some(_), Some(w)) = (axis(node), graph.const_input(id, input)) else {
+        return Ok(bias_less(by_samples.map(<[f64]>::to_vec)));
+    };
     let name = &graph.value(bias.input).name;
     let no_means = || PlanError::NoMeans(name.clone());
-    // A constant operand, or one whose scale another file gave, has no record.
-    let Some(record) = stats.get(name) else { return Ok(bias.tensor.clone()) };
-    let means = record.means.as_ref().ok_or_else(no_means)?.means();
-    let Some(errors) = errors(node, w, weight, &means, exec) else { return Ok(bias.tensor.clone()) };
-    Ok(less(bias.tensor, &errors))
+    let means = match (by_samples, stats.and_then(|s| s.get(name))) {
+        // The samples have told what the weight's errors add.
+        (Some(_), _) => None,
+        (None, Some(record)) => Some(record.means.as_ref().ok_or_else(no_means)?.means()),
+        // A constant operand, or one whose scale another file gave, has no record.
+        (None, None) => None,
+    };
+    let moved = errors(node, w, weight, (means.as_deref(), shift), exec);
+    Ok(bias_less(match (by_samples, moved) {
+        (Some(a), Some(b)) if a.len() == b.len() => Some(a.iter().zip(&b).map(|(a, b)| a + b).collect()),
+        (Some(a), _) => Some(a.to_vec()),
+        (None, moved) => moved,
+    }))
 }
 
 /// A bias less what errors of the weight add to each output channel; as it is where it has another length.
@@ -89,8 +105,15 @@ fn less(bias: &Tensor, errors: &[f64]) -> Tensor {
     Tensor::new(bias.shape(), corrected).unwrap_or_else(|_| bias.clone())
 }
 
-/// `(W̃ − W) · E[x]` of each output channel.
-fn errors(node: &Node, w: &Tensor, params: &WeightParams, means: &[f64], exec: &Exec) -> Option<Vec<f64>> {
+/// `(W̃ − W) · E[x] + W̃ · (E[x̃] − E[x])` of each output channel, with the means of x and the shift from them; either may be
+/// unknown, and counts as 0 then.
+fn errors(
+    node: &Node,
+    w: &Tensor,
+    params: &WeightParams,
+    (means, shift): (Option<&[f64]>, Option<&[f64]>),
+    exec: &Exec,
+) -> Option<Vec<f64>> {
     let floats = w.to_f32s().ok()?;
     let codes = params.tensor(exec, w).ok()?.to_f64s().ok()?;
     let shape = w.shape();
@@ -103,22 +126,27 @@ fn errors(node: &Node, w: &Tensor, params: &WeightParams, means: &[f64], exec: &
         _ => return None,
     };
     let groups = usize::try_from(groups).ok().filter(|g| *g > 0)?;
-    if means.len() != inputs * groups || outputs % groups != 0 || floats.len() != outputs * inputs * kernel {
+    let fits = |x: &&[f64]| x.len() == inputs * groups;
+    let (means, shift) = (means.filter(fits), shift.filter(fits));
+    let known = means.is_some() || shift.is_some();
+    if !known || outputs % groups != 0 || floats.len() != outputs * inputs * kernel {
         return None;
     }
     let inner: usize = params.axis.map_or(1, |a| shape[a + 1..].iter().product());
     let channels = params.axis.map_or(1, |a| shape[a]);
-    let error = |i: usize| {
+    let value = |i: usize| {
         let p = params.points[if params.axis.is_some() { i / inner % channels } else { 0 }];
-        (codes[i] - f64::from(p.zero_point)) * f64::from(p.scale) - f64::from(floats[i])
+        (codes[i] - f64::from(p.zero_point)) * f64::from(p.scale)
     };
     let mut sums = vec![0f64; outputs];
     for (o, sum) in sums.iter_mut().enumerate() {
         let group = o / (outputs / groups);
         for j in 0..inputs {
-            let mean = means[group * inputs + j];
+            let of = |all: Option<&[f64]>| all.map_or(0.0, |all| all[group * inputs + j]);
+            let (mean, shift) = (of(means), of(shift));
             let at = |k: usize| if by_row { (o * inputs + j) * kernel + k } else { j * outputs + o };
-            *sum += mean * (0..kernel).map(|k| error(at(k))).sum::<f64>();
+            let error = |i: usize| (value(i) - f64::from(floats[i])) * mean + value(i) * shift;
+            *sum += (0..kernel).map(|k| error(at(k))).sum::<f64>();
         }
     }
     Some(sums)
@@ -158,7 +186,7 @@ mod tests {
             let channel = if op == "MatMul" { 1 } else { 0 };
             let params = WeightParams::new(&exec, &w, scheme, Some(channel));
             let m: Vec<f64> = (0..means).map(|i| i as f64 - 0.5).collect();
-            let found = errors(node, &w, &params, &m, &exec).unwrap();
+            let found = errors(node, &w, &params, (Some(&m), None), &exec).unwrap();
             // By the definition: what the product makes of the means with both weights.
             let codes = params.tensor(&exec, &w).unwrap().to_f64s().unwrap();
             let inner: usize = shape[channel + 1..].iter().product();
@@ -179,7 +207,7 @@ mod tests {
             let close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-9;
             assert!(found.iter().zip(&expected).all(close), "{op}: {found:?} {expected:?}");
             assert!(found.iter().any(|e| e.abs() > 1e-3), "{op}");
-            assert_eq!(errors(node, &w, &params, &m[1..], &exec), None, "means of another tensor");
+            assert_eq!(errors(node, &w, &params, (Some(&m[1..]), None), &exec), None, "means of another tensor");
         }
     }
 
@@ -194,7 +222,11 @@ mod tests {
         let y = b.named("c2", "", "Conv", &[y, v, c], AttrMap::new()).unwrap();
         b.output(y);
         let mut graph = b.finish();
-        add_biases(&mut graph).unwrap();
+        let mut layout = Layout::default();
+        add_biases(&mut graph, &layout).unwrap();
+        assert_eq!(graph.nodes().filter(|(_, n)| n.input(2).is_some()).count(), 1, "floats stay as they are");
+        layout.kinds = graph.nodes().map(|(id, _)| (id, Kind::Product)).collect();
+        add_biases(&mut graph, &layout).unwrap();
         let biases: Vec<usize> = graph.nodes().map(|(id, _)| graph.const_input(id, 2).unwrap().len()).collect();
         assert_eq!(biases, [3, 2]);
         assert!(graph.value_named("c1").is_some(), "outputs keep their names");

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_ops::functions::LayerMad;
-use narrowbit_tensor::Tensor;
+use narrowbit_tensor::{Tensor, TensorError};
 use serde::Serialize;
 
 use functions::NormParams;
@@ -35,6 +35,7 @@ pub use weights::{BiasParams, RoundedWeight, WeightError, WeightParams};
 use crate::encodings::{Applied, Encodings};
 use crate::fill::Rates;
 use crate::gptq::{Report, Rounder};
+use crate::mean_shift::{self, MeanShifts};
 use crate::observe::{Method, Positions, Range, Stats};
 use crate::options::{Matcher, PatternError, QuantOptions};
 use crate::parallel::in_parallel;
@@ -72,6 +73,8 @@ pub struct QuantPlan {
     pub norms: Vec<(LayerMad, NormParams)>,
     /// What values were multiplied by before, to fill their codes, by their old names.
     pub rates: Rates,
+    /// By how much rounding moves the means of what products read, where samples have told.
+    pub shifts: MeanShifts,
 }
 
 /// Why a plan could not be made.
@@ -155,6 +158,15 @@ impl QuantPlan {
             .groups()
             .map(|g| {
                 let (scheme, method) = settings(graph, g, &matcher, options);
+                let counted = |v: &ValueId| {
+                    graph.constant(*v).is_some()
+                        || stats.get(&graph.value(*v).name).is_some_and(|s| s.histogram.is_some())
+                };
+                // Nobody asked for what takes histograms.
+                let method = match layout.method(graph, method, &scheme) {
+                    own if own != method && !g.iter().all(counted) => Method::Minmax,
+                    own => own,
+                };
                 let scheme = if options.rounds_blocks() { block_scheme(graph, g, scheme, stats) } else { scheme };
                 match used.activation(graph, g, scheme, |v| by_channel.get(&v).copied()) {
                     // Nothing to look up.
@@ -198,6 +210,7 @@ impl QuantPlan {
             float_biases: BTreeMap::new(),
             norms: Vec::new(),
             rates: Rates::new(),
+            shifts: MeanShifts::new(),
         };
         channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
         channels::round(graph, stats, options, |v| fixed_values.contains(&v), &mut plan)?;
@@ -205,6 +218,38 @@ impl QuantPlan {
         functions::plan(graph, options, &mut plan);
         used.check()?;
         Ok((plan, used.finish()))
+    }
+
+    /// Measures on samples (the model's inputs of each run, and which of them is the mask) by how much rounding moves the means
+    /// of what products read, and computes the biases again.
+    ///
+    /// # Errors
+    /// When the float model can't be run on a sample.
+    pub fn correct(
+        &mut self,
+        (graph, opset): (&Graph, i64),
+        stats: &BTreeMap<String, Stats>,
+        options: &QuantOptions,
+        samples: (&[Vec<Tensor>], Option<usize>),
+        exec: &Exec,
+    ) -> Result<(), QuantizeError> {
+        self.shifts = mean_shift::measure(graph, self, opset, samples, exec)?;
+        let matcher = Matcher::new(&options.overrides)?;
+        Ok(weights::again(graph, &matcher, stats, options, exec, self)?)
+    }
+
+    /// The scale and zero point of a value as constants of a QuantizeLinear, and the axis that they go along.
+    pub(crate) fn format(
+        &self,
+        v: ValueId,
+        params: &ActivationParams,
+    ) -> Result<(Tensor, Tensor, Option<usize>), TensorError> {
+        let zeros =
+            |shape: &[usize], n: usize| params.scheme.format.zero_points(shape, &vec![params.point.zero_point; n]);
+        Ok(match self.channel_scales.get(&v) {
+            None => (Tensor::scalar(params.point.scale), zeros(&[], 1)?, None),
+            Some(scales) => (Tensor::vector(scales.clone()), zeros(&[scales.len()], scales.len())?, Some(1)),
+        })
     }
 
     /// Rounds the weights that the settings say so anew, with what samples tell of their inputs and the scales that they

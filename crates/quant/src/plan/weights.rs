@@ -129,11 +129,15 @@ fn plan_biases(
     plan: &mut QuantPlan,
 ) -> Result<(), PlanError> {
     let shifted = shifts::correct(graph, plan);
+    let shifts = plan.shifts.clone();
+    // Without means nothing is known of what the weights add.
+    let means = options.bias_correction.then_some(stats);
     for (key, b) in biases {
+        let shift = shifts.get(&key.0).map(Vec::as_slice);
         let float = |w: &WeightParams| options.float_biases || w.scheme.format.is_float();
         if let Some(weight) = plan.weights.get(key).filter(|w| float(w)) {
-            if options.bias_correction {
-                let corrected = correction::bias(graph, *key, b, weight, stats, exec)?;
+            if options.bias_correction || shift.is_some() {
+                let corrected = correction::bias(graph, *key, b, (weight, shift), means, exec)?;
                 plan.float_biases.insert(b.key, corrected);
             }
             continue;
@@ -142,10 +146,11 @@ fn plan_biases(
         let inputs = input_scales(graph, plan, key.0, b.input);
         let Some(weight) = plan.weights.get_mut(key).filter(|_| !inputs.is_empty()) else { continue };
         let (inputs, before) = (&inputs[..], weight.points.clone());
-        let made = match options.bias_correction {
+        let made = match options.bias_correction || shift.is_some() {
             false => bias(b.tensor, inputs, weight, cut),
             true => {
-                let corrected = correction::bias(graph, *key, b, weight, stats, exec)?;
+                let moved = (&*weight, shift);
+                let corrected = correction::bias(graph, *key, b, moved, means, exec)?;
                 let made = bias(&corrected, inputs, weight, cut);
                 let codes = Some(made.quantize(&corrected));
                 BiasParams { codes, ..made }

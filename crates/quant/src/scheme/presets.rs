@@ -122,6 +122,7 @@ impl Preset {
             equalize: vitis,
             cross_layer_equalization: self == Preset::Quantizeml,
             bias_correction: vitis,
+            correct_activations: false,
             ..QuantOptions::default()
         }
     }

@@ -20,10 +20,9 @@ use narrowbit_quant::encodings::{Applied, Encoding, Encodings, Given};
 use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::fill::Rates;
 use narrowbit_quant::gptq::Report;
-use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Matcher, QuantOptions};
 use narrowbit_quant::plan::{Layout, Reason};
-use narrowbit_quant::quantize::{self, NodeFate};
+use narrowbit_quant::quantize::{self, NodeFate, Seen};
 use narrowbit_quant::ranges::Ranges;
 use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::{self, Fitted};
@@ -254,11 +253,15 @@ impl Quantize {
         let exec = self.threads.exec()?;
         let none = Encodings::default();
         let samples = dataset.as_ref().zip(runs.as_ref()).filter(|_| rounds);
-        let running = (self.mask.input(&model.graph)?, self.float.arithmetic());
-        let (plan, fates, applied, rounding) = self.with_rounder(samples, running, |rounder| {
-            let given = given.as_ref().unwrap_or(&none);
-            Ok(quantize::quantize_with(model, layout, &ranges, given, options, rounder, &exec)?)
-        })?;
+        let mask = self.mask.input(&model.graph)?;
+        let inputs = check.as_ref().map_or(Vec::new(), Check::all_inputs);
+        let (plan, fates, applied, rounding) =
+            self.with_rounder(samples, (mask, self.float.arithmetic()), |rounder| {
+                let given = given.as_ref().unwrap_or(&none);
+                let seen = Seen { rounder, inputs: &inputs, mask };
+                Ok(quantize::quantize_with(model, layout, &ranges, given, options, seen, &exec)?)
+            })?;
+        let check = check.filter(|_| !self.no_check);
         warnings.extend(rounding::left(rounding.as_ref()));
         warnings.extend(first_float(&fates, options));
         model::raise_opset(model, opset)?;
@@ -324,18 +327,17 @@ impl Quantize {
                 &opened
             }
         };
-        let overridden = options.overrides.iter().filter_map(|o| o.method);
         let job = Job {
             threads: self.threads.threads,
             runs: self.data.calibration_runs(&model.graph, dataset, options)?,
-            histograms: overridden.chain([options.method]).any(Method::needs_histogram),
+            histograms: quantize::needs_histograms(&model.graph, layout, options),
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),
             also: Vec::new(),
             mask: self.mask.input(&model.graph)?,
             float: self.float,
             skip: 0,
-            keep: !self.no_check,
+            keep: !self.no_check || options.correct_activations,
         };
         let done = job.run(model, layout, dataset, Ranges::default())?;
         if done.stopped {

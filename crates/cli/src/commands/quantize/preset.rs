@@ -273,6 +273,11 @@ pub struct PresetArgs {
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     bias_correction: Option<Switch>,
+    /// Let biases of convolutions take up what rounding activations adds in the mean, measured on the first samples [default: yes; with
+    /// --scheme: no]
+    #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
+          default_missing_value = "yes", help_heading = "Quantization")]
+    correct_activations: Option<Switch>,
 }
 
 /// On or off.
@@ -302,6 +307,7 @@ impl PresetArgs {
             || self.equalize.is_some()
             || self.cross_layer_equalization.is_some()
             || self.bias_correction.is_some()
+            || self.correct_activations.is_some()
     }
 
     /// Puts the flags above the options.
@@ -334,6 +340,9 @@ impl PresetArgs {
         }
         if let Some(s) = self.bias_correction {
             o.bias_correction = s == Switch::Yes;
+        }
+        if let Some(s) = self.correct_activations {
+            o.correct_activations = s == Switch::Yes;
         }
         if let Some(f) = self.fixed_ranges {
             o.fixed_ranges = f.into();

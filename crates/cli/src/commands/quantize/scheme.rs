@@ -102,6 +102,8 @@ pub enum ComputeArg {
 /// How ranges are chosen.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum MethodArg {
+    /// mse where most products are convolutions and activations have 8 bits, minmax elsewhere
+    Auto,
     /// The extremes
     Minmax,
     /// The moving average of each sample's extremes
@@ -178,7 +180,7 @@ pub struct SchemeArgs {
     /// Use 7 bits for weights, for x86 processors without VNNI
     #[arg(long, help_heading = "Quantization")]
     reduce_range: bool,
-    /// How ranges are chosen [default: minmax]
+    /// How ranges are chosen [default: auto]
     #[arg(long, value_enum, value_name = "METHOD", help_heading = "Quantization")]
     method: Option<MethodArg>,
     /// The share of values that --method percentile keeps [default: 99.999]
@@ -408,6 +410,7 @@ impl SchemeArgs {
         Ok(match self.method {
             None if self.percentile.is_some() => Method::Percentile(percentile),
             None => before,
+            Some(MethodArg::Auto) => Method::Auto,
             Some(MethodArg::Minmax) => Method::Minmax,
             Some(MethodArg::MovingAverage) => Method::MovingAverage,
             Some(MethodArg::Percentile) => Method::Percentile(percentile),
