@@ -109,10 +109,9 @@ impl Demo {
         let calib = self.open(e, "calib.npz", e.calib, &float)?;
         quantize::prepare(&mut float, &options)?;
         let layout = quantize::layout(&float, &options)?;
-        let runs = Runs::new(&float.graph, &calib, None, 1)?;
         let job = Job {
             threads: self.threads.threads,
-            runs,
+            runs: Runs::new(&float.graph, &calib, None, 1)?,
             histograms: quantize::needs_histograms(&float.graph, &layout, &options),
             positions: None,
             channels: quantize::channels(&float.graph, &layout, &options),
@@ -123,7 +122,7 @@ impl Demo {
             keep: true,
         };
         let done = job.run(&float, &layout, &calib, Ranges::default())?;
-        let inputs = Check::new(done.kept, &calib, runs)?.map_or(Vec::new(), |c| c.all_inputs());
+        let inputs = Check::new(done.kept, &calib, job.runs)?.map_or(Vec::new(), |c| c.all_inputs());
         let seen = Seen { inputs: &inputs, ..Seen::default() };
         let mut int8 = float.clone();
         let (none, exec) = (Encodings::default(), self.threads.exec()?);
