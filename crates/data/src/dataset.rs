@@ -242,7 +242,7 @@ impl Dataset {
     /// resized, cropped and normalised as the options say.
     ///
     /// Samples lie along axis 0 of the arrays, and along the batch axis of the inputs: where that is only
-    /// [assumed](BatchAxis::Assumed), it is the first axis if it is free. If it is a number, other inputs and the
+    /// [assumed](crate::BatchAxis::Assumed), it is the first axis if it is free. If it is a number, other inputs and the
     /// arrays tell: an input without a batch axis takes an array of its own shape for all samples, or values that are the same
     /// in all samples of a run.
     ///
