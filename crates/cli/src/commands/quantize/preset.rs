@@ -273,8 +273,8 @@ pub struct PresetArgs {
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     bias_correction: Option<Switch>,
-    /// Let biases of convolutions take up what rounding activations adds in the mean, measured on the first samples [default: yes; with
-    /// --scheme: no]
+    /// Let biases of convolutions take up what rounding activations adds in the mean, measured on the first samples of
+    /// --data: ranges and configurations alone don't tell it [default: yes; with --scheme: no]
     #[arg(long, value_enum, value_name = "YES|NO", num_args = 0..=1, require_equals = true,
           default_missing_value = "yes", help_heading = "Quantization")]
     correct_activations: Option<Switch>,
