@@ -122,10 +122,6 @@ impl Beside<'_> {
                 self.copy(id, node)?;
             }
         }
-        for pair in pairs.values() {
-            // What nobody reads is not computed.
-            self.made.add_output(pair.rounded);
-        }
         Ok((self.made, pairs))
     }
 
