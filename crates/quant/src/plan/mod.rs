@@ -4,6 +4,7 @@
 //! ranges: which nodes compute on integers and which values carry them; it tells calibration what
 //! to observe. [`QuantPlan`] adds scales and zero points.
 
+mod auto;
 mod blocks;
 pub(crate) mod channels;
 pub(crate) mod correction;
