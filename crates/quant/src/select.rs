@@ -1,6 +1,6 @@
 //! Which nodes the approaches without calibration work on: products with a constant weight, and tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::{Model, Node, NodeId, QuantRole};
 use narrowbit_tensor::Tensor;
@@ -57,8 +57,17 @@ pub(crate) fn select(model: &Model, options: &QuantOptions, usual: &[&str]) -> R
     }
     if found.products.is_empty() && found.tables.is_empty() {
         let weighted = |id: &NodeId| matches!(model.graph.node(*id).op.quant(), QuantRole::Weighted { .. });
-        let why = found.reasons.iter().filter(|(id, _)| weighted(id)).map(|(_, r)| r).max();
-        return Err(QuantizeError::Nothing(why.map(|r| format!(" ({r})")).unwrap_or_default()));
+        let products = || found.reasons.iter().filter(|(id, _)| weighted(id));
+        let text = match products().map(|(_, r)| r).max() {
+            // Who has convolutions alone learns here that they have to be asked for.
+            Some(r @ Reason::TypeNotSelected) => {
+                let types: BTreeSet<&str> = products().map(|(&id, _)| model.graph.node(id).op.name()).collect();
+                format!(" ({r}; those with weights are {})", types.into_iter().collect::<Vec<_>>().join(", "))
+            }
+            Some(r) => format!(" ({r})"),
+            None => String::new(),
+        };
+        return Err(QuantizeError::Nothing(text));
     }
     Ok(found)
 }
@@ -132,6 +141,7 @@ mod tests {
         assert_eq!(reason(&m, &s, "first"), Some("excluded"));
         assert_eq!(reason(&m, &s, "second"), Some("type-not-selected"));
         let none = QuantOptions { op_types: vec!["Relu".into()], ..QuantOptions::default() };
-        assert!(matches!(select(&m, &none, &[]), Err(QuantizeError::Nothing(_))));
+        let Err(QuantizeError::Nothing(why)) = select(&m, &none, &[]) else { panic!("it has no Relu with weights") };
+        assert_eq!(why, " (its type is not among --op-types; those with weights are Conv, Gemm, MatMul)");
     }
 }
