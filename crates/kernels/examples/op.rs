@@ -1,6 +1,6 @@
 //! Median time of one operator, for comparing with other runtimes.
 //!
-//! `op <threads> conv <c> <h> <w> <oc> <kernel> <stride> <pad> <groups>`
+//! `op <threads> conv|nhwc <c> <h> <w> <oc> <kernel> <stride> <pad> <groups>` · `winograd <c> <h> <w> <oc> <side>`
 //! `op <threads> linear <m> <k> <n>` · `attention <heads> <rows> <depth>` ·
 //! `softmax|layernorm <rows> <columns>` · `gelu|add|exp|silu|relu <len>` ·
 //! `convtranspose <c> <h> <w> <oc>` · `maxpool <c> <h> <w>` · `heads <rows> <heads> <depth>`
@@ -15,6 +15,7 @@ use narrowbit_kernels::conv::{
 use narrowbit_kernels::elementwise::{BinaryOp, UnaryOp, binary, unary};
 use narrowbit_kernels::gemm::{Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
 use narrowbit_kernels::movement::permute;
+use narrowbit_kernels::panel::{Epilogue, Rows, Target, WinogradWeights, conv2d_nhwc, conv2d_nhwc_pack, winograd_nhwc};
 use narrowbit_kernels::pooling::{Pool2dParams, max_pool2d};
 use narrowbit_kernels::reduce::{LayerNorm, LayerNormOutputs, layer_norm, softmax};
 use narrowbit_kernels::{Activation, Exec, Isa, KernelError};
@@ -73,6 +74,25 @@ fn conv(exec: &Exec, n: &[usize]) -> Result<(), KernelError> {
     let mut y = vec![0.0; oc * oh * ow];
     let epilogue = ConvEpilogue { bias: Some(&bias), activation: Activation::Relu, ..ConvEpilogue::default() };
     time(exec, || conv2d_run(exec, &p, &x, &weights, &epilogue, &mut y))
+}
+
+/// The same on NHWC: by panels of weights, or with tiles of `side` by Winograd's algorithm.
+fn nhwc(exec: &Exec, n: &[usize], side: Option<usize>) -> Result<(), KernelError> {
+    let [c, h, w, oc, kernel, stride, pad, groups] = n[..] else {
+        return usage();
+    };
+    let (strides, pads) = ([stride; 2], [pad; 4]);
+    let p = Conv2dParams { n: 1, c, h, w, oc, kh: kernel, kw: kernel, strides, pads, dilations: [1; 2], groups };
+    let [oh, ow] = p.output()?;
+    let (x, bias, weights) = (fill(c * h * w), fill(oc), fill(p.weight_len()?));
+    let mut y = vec![0.0; oc * oh * ow];
+    let e = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
+    if let Some(side) = side {
+        let weights = WinogradWeights::pack(exec, &p, side, &weights)?;
+        return time(exec, || winograd_nhwc(exec, &p, &[Rows::F32(&x)], &weights, &e, Target::F32(&mut y)));
+    }
+    let weights = conv2d_nhwc_pack(exec, &p, &weights)?;
+    time(exec, || conv2d_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut y)))
 }
 
 fn linear(exec: &Exec, [m, k, n]: [usize; 3]) -> Result<(), KernelError> {
@@ -157,6 +177,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     match (name.as_str(), &n[..]) {
         ("conv", n) => conv(exec, n)?,
+        ("nhwc", n) => nhwc(exec, n, None)?,
+        ("winograd", &[c, h, w, oc, side]) => nhwc(exec, &[c, h, w, oc, 3, 1, 1, 1], Some(side))?,
         ("linear", &[m, k, n]) => linear(exec, [m, k, n])?,
         ("attention", &[heads, rows, depth]) => attend(exec, [heads, rows, depth])?,
         ("convtranspose", &[c, h, w, oc]) => conv_transpose(exec, [c, h, w, oc])?,

@@ -25,6 +25,7 @@ mod table;
 mod target;
 mod tile;
 mod transpose;
+mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -46,7 +47,10 @@ pub use stage::{CodeSum, Stage};
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
 pub use target::Target;
 pub(crate) use target::{Kind, Out, Rounding};
-pub use transpose::{conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack};
+pub use transpose::{
+    conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack, conv_transpose2d_nhwc_pack_bf16,
+};
+pub use winograd::{WinogradWeights, winograd_nhwc, winograd_side};
 
 use crate::error::{Result, exact};
 use crate::exec::Exec;

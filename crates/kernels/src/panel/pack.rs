@@ -140,16 +140,11 @@ impl Panels {
         (groups, n, runs, run_len): (usize, usize, usize, usize),
         lines: &impl Lines<T>,
     ) -> Result<Panels> {
-        let kernel = PanelKernel::best(T::table(), exec.isa());
-        crate::error::require(NAME, groups * n * runs * run_len > 0, "the weights are empty")?;
-        let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
-        let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
-        let words = product(NAME, &[groups, runs, steps, columns.padded()])?;
-        let mut data = Buffer::lasting(words);
-        let out = crate::buffer::SharedMut::new(&mut data);
+        let mut panels = Self::zeros::<T>(exec, (groups, n, runs, run_len))?;
+        let Panels { kernel, columns, steps, .. } = panels;
+        let out = crate::buffer::SharedMut::new(&mut panels.data);
         let per_panel = runs * steps;
-        let mut sums = vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }];
-        let all_sums = crate::buffer::SharedMut::new(&mut sums);
+        let all_sums = crate::buffer::SharedMut::new(&mut panels.sums);
         exec.split(groups * columns.count(), 1, &|range| {
             for task in range {
                 let (group, p) = (task / columns.count(), task % columns.count());
@@ -167,14 +162,36 @@ impl Panels {
                 }
             }
         });
-        let mut starts = Vec::new();
         if kernel.takes_signed() && T::PER_STEP == 4 {
-            starts.resize(groups * columns.padded(), 0);
-            for (to, from) in starts.chunks_exact_mut(columns.padded()).zip(sums.chunks_exact(n)) {
+            panels.starts.resize(groups * columns.padded(), 0);
+            for (to, from) in panels.starts.chunks_exact_mut(columns.padded()).zip(panels.sums.chunks_exact(n)) {
                 to.iter_mut().zip(from).for_each(|(to, sum)| *to = sum.wrapping_mul(128));
             }
         }
-        Ok(Panels { kernel, columns, groups, runs, run_len, steps, size: 4 / T::PER_STEP, data, sums, starts })
+        Ok(panels)
+    }
+
+    /// Panels of zeros, for whoever fills [`Panels::words`].
+    ///
+    /// # Errors
+    /// As [`Panels::pack`].
+    pub(crate) fn zeros<T: PanelElement>(
+        exec: &Exec,
+        (groups, n, runs, run_len): (usize, usize, usize, usize),
+    ) -> Result<Panels> {
+        let kernel = PanelKernel::best(T::table(), exec.isa());
+        crate::error::require(NAME, groups * n * runs * run_len > 0, "the weights are empty")?;
+        let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
+        let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
+        let data = Buffer::lasting(product(NAME, &[groups, runs, steps, columns.padded()])?);
+        let sums = vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }];
+        let (size, starts) = (4 / T::PER_STEP, Vec::new());
+        Ok(Panels { kernel, columns, groups, runs, run_len, steps, size, data, sums, starts })
+    }
+
+    /// The words of all panels; panel `p` of a group begins at `(group · columns in memory + first column) · runs · steps`.
+    pub(crate) fn words(&mut self) -> &mut [f32] {
+        &mut self.data
     }
 
     pub(crate) fn view(&self) -> PanelsView<'_> {

@@ -41,6 +41,14 @@ pub fn conv_transpose2d_nhwc_pack<T: PanelElement>(
     Panels::pack(exec, (p.kh, p.kw * p.oc, 1, p.c), &ByColumn(column))
 }
 
+/// As [`conv_transpose2d_nhwc_pack`], of floats that are rounded to bfloat16, half to even; the image is rounded on the way.
+///
+/// # Errors
+/// As [`conv_transpose2d_nhwc_pack`].
+pub fn conv_transpose2d_nhwc_pack_bf16(exec: &Exec, p: &ConvTranspose2dParams, weights: &[f32]) -> Result<Panels> {
+    conv_transpose2d_nhwc_pack(exec, p, &super::rounded(weights))
+}
+
 /// Computes `y` `[n, out height, out width, oc]` from `x` `[n, h, w, c]`. Columns of the epilogue are
 /// `[kh, kw, oc]`: one for each place of the window and output channel.
 ///
@@ -185,15 +193,16 @@ mod tests {
         let want = conv_transpose2d_reference(&p, &x, &w, None);
         let mut last = vec![0.0; x.len()];
         x.iter().enumerate().for_each(|(i, &v)| last[i % (p.h * p.w) * p.c + i / (p.h * p.w)] = v);
-        for exec in execs() {
-            let weights = conv_transpose2d_nhwc_pack(&exec, &p, &w).unwrap();
+        for (exec, bf16) in execs().iter().flat_map(|exec| [(exec, false), (exec, true)]) {
+            let pack = if bf16 { conv_transpose2d_nhwc_pack_bf16 } else { conv_transpose2d_nhwc_pack::<f32> };
+            let (weights, most) = (pack(exec, &p, &w).unwrap(), if bf16 { 0.03 } else { 1e-5 });
             let mut y = vec![0f32; want.len()];
             let target = Target::F32(&mut y);
-            conv_transpose2d_nhwc(&exec, &p, Rows::F32(&last), &weights, &Epilogue::default(), target).unwrap();
+            conv_transpose2d_nhwc(exec, &p, Rows::F32(&last), &weights, &Epilogue::default(), target).unwrap();
             for (i, &v) in want.iter().enumerate() {
                 let plane = p.out[0] * p.out[1];
                 let got = y[i % plane * p.oc + i / plane];
-                assert!((got - v).abs() < 1e-5, "{got} is not {v}, {exec:?}");
+                assert!((got - v).abs() < most, "{got} is not {v}, {exec:?} bf16 {bf16}");
             }
         }
     }

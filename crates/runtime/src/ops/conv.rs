@@ -11,8 +11,9 @@ use narrowbit_kernels::conv::{
 
 use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::panel::{
-    Epilogue, Panels, Residual, Rows, Target, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16,
-    conv2d_nhwc_parts,
+    Epilogue, Panels, Residual, Rows, Target, WinogradWeights, conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits,
+    conv_transpose2d_nhwc_pack, conv_transpose2d_nhwc_pack_bf16, conv2d_nhwc_fits, conv2d_nhwc_pack,
+    conv2d_nhwc_pack_bf16, conv2d_nhwc_parts, winograd_nhwc, winograd_side,
 };
 
 use narrowbit_tensor::DType;
@@ -54,6 +55,18 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     }
     let kernel: Box<dyn Kernel> = if transposed {
         let p = transposed_params(cx, &window, &x, &w, &y);
+        if let (Some(x), true) = (cx.node.input(0), conv_transpose2d_nhwc_fits(&p) && !residual) {
+            let pack = |w: &[f32]| match cx.exec.bf16() {
+                true => conv_transpose2d_nhwc_pack_bf16(cx.exec, &p, w),
+                false => conv_transpose2d_nhwc_pack(cx.exec, &p, w),
+            };
+            let weights = cx.packed("conv-transpose-nhwc", pack)?;
+            // A column for each place of the window and output channel.
+            let bias = bias.unwrap_or_default().repeat(p.kh * p.kw);
+            let kernel = Tiling { p, weights, bias, activation: f.activation };
+            let (ins, outs) = (vec![(cx.channels_last)(x)], vec![(cx.channels_last)(out)]);
+            return Ok(Some(Built { kernel: Box::new(kernel), ins, outs }));
+        }
         let weights = cx.packed("conv-transpose", |w| conv_transpose2d_prepack(cx.exec, &p, w))?;
         Box::new(Transposed { p, weights, bias, activation: f.activation })
     } else {
@@ -191,11 +204,32 @@ impl Kernel for Transposed {
     }
 }
 
+/// A transposed convolution whose windows tile the output, channels last.
+struct Tiling {
+    p: ConvTranspose2dParams,
+    weights: Arc<Panels>,
+    bias: Vec<f32>,
+    activation: narrowbit_kernels::Activation,
+}
+
+impl Kernel for Tiling {
+    fn name(&self) -> &str {
+        self.weights.kernel().name
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        let epilogue = Epilogue { bias: &self.bias, activation: self.activation, ..Epilogue::default() };
+        let (exec, x) = (cx.exec, Rows::F32(cx.f32s(0)?));
+        Ok(conv_transpose2d_nhwc(exec, &self.p, x, &self.weights, &epilogue, Target::F32(cx.out_f32s()?))?)
+    }
+}
+
 /// Depth of a product beyond which a panel of weights leaves the second-level cache.
 const DEEPEST: usize = 6144;
 
 enum NhwcWeights {
     Panels(Arc<Panels>),
+    Winograd(Arc<WinogradWeights>),
     Depthwise(Arc<DepthwiseWeights>),
 }
 
@@ -221,11 +255,18 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
     let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
     let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
     let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
-    if !depthwise && (p.oc / p.groups < 8 || deep) || p.output()? != plane(y) || !conv2d_nhwc_fits(p, 4) {
+    let winograd = winograd_side(p).filter(|_| !cx.exec.bf16());
+    // Few output channels leave most of a vector empty, which costs less than another layout of the image.
+    let narrow = p.oc / p.groups < 8 && (p.groups > 1 || !cx.is_channels_last(x));
+    let panels = !narrow && (!deep || winograd.is_some());
+    if !depthwise && !panels || p.output()? != plane(y) || !conv2d_nhwc_fits(p, 4) {
         return Ok(None);
     }
     let weights = if depthwise {
         NhwcWeights::Depthwise(cx.packed("depthwise-nhwc", |w| depthwise_nhwc_pack(cx.exec, p, w, &[]))?)
+    } else if let Some(side) = winograd {
+        let form = if side == 2 { "conv-winograd-2" } else { "conv-winograd-4" };
+        NhwcWeights::Winograd(cx.packed(form, |w| WinogradWeights::pack(cx.exec, p, side, w))?)
     } else {
         let pack = if cx.exec.bf16() { conv2d_nhwc_pack_bf16 } else { conv2d_nhwc_pack::<f32> };
         NhwcWeights::Panels(cx.packed("conv-nhwc", |w| pack(cx.exec, p, w))?)
@@ -249,6 +290,7 @@ impl Kernel for Nhwc {
     fn name(&self) -> &str {
         match &self.weights {
             NhwcWeights::Panels(w) => w.kernel().name,
+            NhwcWeights::Winograd(w) => w.name(),
             NhwcWeights::Depthwise(_) => "depthwise_nhwc_f32",
         }
     }
@@ -256,6 +298,7 @@ impl Kernel for Nhwc {
     fn reads_bf16(&self, operand: usize) -> bool {
         let multiplies = match &self.weights {
             NhwcWeights::Panels(w) => w.multiplies_bf16(),
+            NhwcWeights::Winograd(_) => false,
             NhwcWeights::Depthwise(_) => true,
         };
         // The parts of an image have one type. What is behind them is the residual.
@@ -282,6 +325,7 @@ impl Kernel for Nhwc {
         };
         let done = match &self.weights {
             NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, 0, w, &epilogue, y),
+            NhwcWeights::Winograd(w) => winograd_nhwc(exec, &self.p, &x, w, &epilogue, y),
             NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], 0, w, &epilogue, y),
         };
         Ok(done?)

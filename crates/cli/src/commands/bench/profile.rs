@@ -150,6 +150,11 @@ impl Profile {
         if shown < self.nodes.len() {
             out.push_str(&format!("and {} more (--top 0 shows all)\n", self.nodes.len() - shown));
         }
+        if self.ops.iter().any(|r| r.kernel.starts_with("winograd")) {
+            out.push_str(
+                "GOP/s count nine products for each window of 3 × 3; winograd4 makes 2.25 and winograd2 4 of them\n",
+            );
+        }
         let steps: f64 = self.ops.iter().map(|r| r.ms).sum();
         out.push_str(&format!("steps {steps:.3} ms, the whole run {:.3} ms\n", self.whole_ms));
         out

@@ -1,0 +1,515 @@
+//! Convolution of floats by 3 × 3 windows at stride 1 with fewer multiplications: Winograd's algorithm on NHWC images.
+//!
+//! A tile of `M × M` results comes from `N × N` pixels, `N = M + 2`. Pixels and weights are transformed so that each of the `N²` points is
+//! a product of its own, tiles by channels times channels by output channels, which the panel kernels multiply: `N² / M²`
+//! multiplications for each result and channel instead of nine, 2.25 with `M = 4`, 4 with `M = 2`. What finishes a sum is
+//! shared with all other products. Every step is made lane by lane in one order, so the bits are the same on every tier.
+
+mod form;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use form::{Form, Four, Two};
+
+use super::drive::{CHUNK, Rows, SERIAL, Sweep, part, parts};
+use super::epilogue::Epilogue;
+use super::finish::Finish;
+use super::image::Image;
+use super::lines::{Copying, spread};
+use super::pack::Panels;
+use super::table::PanelKernel;
+use super::target::Target;
+use super::tile::Tile;
+use crate::buffer::{SharedMut, with_scratch};
+use crate::conv::Conv2dParams;
+use crate::error::{KernelError, Result, exact, product, require};
+use crate::exec::Exec;
+use crate::simd::{Kernel, Simd, low_bits};
+
+const NAME: &str = "winograd nhwc";
+
+/// Bytes of transformed weights beyond which the form with the fewer points is taken: the other's are 2.25 times larger.
+const MOST_WEIGHTS: usize = 16 << 20;
+
+/// Pixels of a line that are finished at a time.
+const LINE: usize = 16;
+
+/// The side of the tiles of results by which a convolution is computed in the least time, 2 or 4; `None` where
+/// plain sums are faster, or it has other windows or steps. It depends on the size of one image, never on how many there are,
+/// so that a batch has the bits of its images.
+pub fn winograd_side(p: &Conv2dParams) -> Option<usize> {
+    let fits = (p.kh, p.kw, p.strides, p.dilations, p.groups) == (3, 3, [1; 2], [1; 2], 1);
+    let [oh, ow] = p.output().ok()?;
+    if !fits || p.c < 16 || p.oc < 16 {
+        return None;
+    }
+    // In multiplications for each channel and output channel: those of the tiles, what their transforms take, and reading the weights,
+    // a float of which comes from beyond the second cache in the time of some 32 multiplications.
+    let read = 32.0;
+    let cost = |side: usize| {
+        let (tiles, points) = (oh.div_ceil(side) * ow.div_ceil(side), (side + 2) * (side + 2));
+        let transforms = 8.0 / p.c as f64 + 8.0 / p.oc as f64;
+        points as f64 * (tiles as f64 * (1.0 + transforms) + read)
+    };
+    let four = p.c.saturating_mul(p.oc).saturating_mul(36 * 4) <= MOST_WEIGHTS;
+    let side = if four && cost(4) < cost(2) { 4 } else { 2 };
+    (cost(side) < 0.85 * 9.0 * ((oh * ow) as f64 + read)).then_some(side)
+}
+
+/// Transformed weights.
+#[derive(Debug)]
+pub struct WinogradWeights {
+    /// A group for each point.
+    panels: Panels,
+    side: usize,
+}
+
+impl WinogradWeights {
+    /// Transforms weights `[oc, c, 3, 3]` (ONNX `Conv`) for tiles of `side × side` results, as [`winograd_side`] tells.
+    ///
+    /// # Errors
+    /// `side` is neither 2 nor 4, the parameters are invalid or of another window, or `w` has another length.
+    pub fn pack(exec: &Exec, p: &Conv2dParams, side: usize, w: &[f32]) -> Result<WinogradWeights> {
+        exact(NAME, "weights", w.len(), p.weight_len()?)?;
+        require(NAME, (p.kh, p.kw, p.groups) == (3, 3, 1), "the window is not 3 × 3, or there are groups")?;
+        let panels = match side {
+            2 => transformed::<Two, 2, 4>(exec, p, w)?,
+            4 => transformed::<Four, 4, 6>(exec, p, w)?,
+            _ => return Err(KernelError::Invalid { kernel: NAME, what: "tiles have sides of 2 or 4" }),
+        };
+        Ok(WinogradWeights { panels, side })
+    }
+
+    /// The kernel that multiplies.
+    pub fn kernel(&self) -> &'static PanelKernel {
+        self.panels.kernel()
+    }
+
+    /// The kernel's name.
+    pub fn name(&self) -> &'static str {
+        if self.side == 2 { "winograd2_nhwc_f32" } else { "winograd4_nhwc_f32" }
+    }
+}
+
+fn transformed<F: Form<M, N>, const M: usize, const N: usize>(
+    exec: &Exec,
+    p: &Conv2dParams,
+    w: &[f32],
+) -> Result<Panels> {
+    let mut panels = Panels::zeros::<f32>(exec, (N * N, p.oc, 1, p.c))?;
+    let (columns, steps) = (panels.columns, panels.steps);
+    let words = SharedMut::new(panels.words());
+    exec.split(columns.count(), 1, &|range| {
+        for panel in range {
+            let (width, first) = (columns.width(panel), panel * columns.nr);
+            for column in 0..columns.valid(panel) {
+                let windows = &w[(first + column) * p.c * 9..][..p.c * 9];
+                let to = words.ptr().wrapping_add(first * steps + column);
+                let (point, form) = (columns.padded() * steps, PhantomData);
+                exec.isa().dispatch(Weights::<F, M, N> { windows, to, point, channel: width, form });
+            }
+        }
+    });
+    Ok(panels)
+}
+
+/// As [`super::conv2d_nhwc_parts`] of floats, with weights of [`WinogradWeights::pack`].
+///
+/// A result differs from the plain sum by some roundings more; infinities become NaN in all results of a tile.
+///
+/// # Errors
+/// As [`super::conv2d_nhwc_parts`]; or the steps or the dilation are not 1.
+pub fn winograd_nhwc(
+    exec: &Exec,
+    p: &Conv2dParams,
+    all: &[Rows<'_>],
+    weights: &WinogradWeights,
+    epilogue: &Epilogue<'_>,
+    y: Target<'_>,
+) -> Result {
+    match weights.side {
+        2 => run::<Two, 2, 4>(exec, p, all, &weights.panels, epilogue, y),
+        _ => run::<Four, 4, 6>(exec, p, all, &weights.panels, epilogue, y),
+    }
+}
+
+fn run<F: Form<M, N>, const M: usize, const N: usize>(
+    exec: &Exec,
+    p: &Conv2dParams,
+    all: &[Rows<'_>],
+    weights: &Panels,
+    epilogue: &Epilogue<'_>,
+    mut y: Target<'_>,
+) -> Result {
+    let [oh, ow] = p.output()?;
+    let pixels = product(NAME, &[p.n, oh, ow])?;
+    require(NAME, (p.strides, p.dilations) == ([1; 2], [1; 2]), "steps and dilation must be 1")?;
+    require(NAME, all.iter().all(|x| matches!(x, Rows::F32(_))), "the image is not of floats")?;
+    let image = Image::new(exec.isa(), all, (product(NAME, &[p.n, p.h, p.w])?, p.c), (Copying::Flip(0), 4))?;
+    exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
+    let packed = (weights.groups, weights.columns.n, weights.run_len);
+    require(NAME, packed == (N * N, p.oc, p.c), "the weights were packed for another shape")?;
+    epilogue.check(NAME, false, p.oc, y.len())?;
+    y.require_type(NAME, false)?;
+    if pixels == 0 {
+        return Ok(());
+    }
+    let out = y.shared();
+    let (panels, isa) = (weights.view(), exec.isa());
+    let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: false, signed: false, out, ld: p.oc };
+    let grid = [oh.div_ceil(M), ow.div_ceil(M)];
+    let pitch = spread(p.c * 4, 4) / 4;
+    let job = Job::<F, M, N> { p, out: [oh, ow], grid, image, sweep: &sweep, pitch, form: PhantomData };
+    let tiles = product(NAME, &[p.n, grid[0], grid[1]])?;
+    let count = panels.columns.count();
+    let work = tiles.saturating_mul(N * N).saturating_mul(p.oc).saturating_mul(p.c);
+    let (down, across) = parts(exec, work, (tiles, N * N * pitch * 4, 2 * panels.kernel.mr), (count, weights.bytes()));
+    exec.pool().run_if(work >= SERIAL, down * across, &|task| {
+        job.task(part(tiles, down, task / across), part(count, across, task % across));
+    });
+    Ok(())
+}
+
+struct Job<'a, F, const M: usize, const N: usize> {
+    p: &'a Conv2dParams,
+    /// Height and width of the result, in pixels and in tiles.
+    out: [usize; 2],
+    grid: [usize; 2],
+    image: Image,
+    sweep: &'a Sweep<'a>,
+    /// Floats between the tiles of a point.
+    pitch: usize,
+    form: PhantomData<F>,
+}
+
+/// Memory of a task.
+struct Scratch {
+    /// Transformed pixels: points, tiles, channels.
+    points: *mut f32,
+    /// Products: points, tiles, columns of a panel.
+    products: *mut f32,
+    /// Sums: lines of pixels, columns of a panel.
+    sums: *mut f32,
+    /// The pixels of a tile that reaches beyond the image.
+    patch: *mut f32,
+    /// Floats between points, of the pixels and of the products.
+    apart: [usize; 2],
+}
+
+impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
+    fn task(&self, tiles: Range<usize>, columns: Range<usize>) {
+        let (nr, c) = (self.sweep.panels.columns.nr, self.p.c);
+        // Beside products and weights, the pixels stay in the second cache.
+        let most = (CHUNK / (N * N * self.pitch * 4)).max(self.sweep.panels.kernel.mr);
+        let chunks = tiles.len().div_ceil(most).max(1);
+        let most = tiles.len().div_ceil(chunks);
+        // Not a multiple of what collides in the first cache.
+        let apart = [most * self.pitch, most * nr].map(|floats| spread(floats * 4, 64) / 4);
+        let lens = [N * N * apart[0], N * N * apart[1], M * LINE * nr, N * N * c].map(|n| n.next_multiple_of(16));
+        with_scratch(lens.iter().sum(), |scratch| {
+            let points = scratch.as_mut_ptr();
+            let products = points.wrapping_add(lens[0]);
+            let sums = products.wrapping_add(lens[1]);
+            let scratch = Scratch { points, products, sums, patch: sums.wrapping_add(lens[2]), apart };
+            for chunk in 0..chunks {
+                let part = part(tiles.len(), chunks, chunk);
+                let part = tiles.start + part.start..tiles.start + part.end;
+                for (i, tile) in part.clone().enumerate() {
+                    // SAFETY: the scratch has `most` tiles; the image was checked.
+                    unsafe { self.enter(tile, i, &scratch) };
+                }
+                for panel in columns.clone() {
+                    // SAFETY: as above; tasks write disjoint results.
+                    unsafe {
+                        self.multiply(part.len(), panel, panel + 1 < columns.end, &scratch);
+                        self.leave(part.clone(), panel, &scratch);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Image, row and column of a tile.
+    fn place(&self, tile: usize) -> (usize, usize, usize) {
+        let [down, across] = self.grid;
+        (tile / (down * across), tile / across % down, tile % across)
+    }
+
+    /// Transforms the pixels of a tile, which becomes tile `at` of the scratch.
+    ///
+    /// # Safety
+    /// The scratch has the tile.
+    unsafe fn enter(&self, tile: usize, at: usize, scratch: &Scratch) {
+        let (p, (image, down, across)) = (self.p, self.place(tile));
+        let (top, left) = ((down * M).wrapping_sub(p.pads[0]), (across * M).wrapping_sub(p.pads[1]));
+        let inside = |from: usize, len: usize| from < len && from + N <= len;
+        let (mut to, apart) = (scratch.points.wrapping_add(at * self.pitch), scratch.apart[0]);
+        let whole = inside(top, p.h) && inside(left, p.w);
+        let corner = if whole { (image * p.h + top) * p.w + left } else { 0 };
+        for (from, bytes) in self.image.places(corner, 1) {
+            let channels = bytes / 4;
+            let (from, line) = match whole {
+                true => (from.cast::<f32>(), p.w * channels),
+                false => {
+                    // SAFETY: the patch has N² pixels, the image those that are copied.
+                    unsafe { self.patch(from.cast(), channels, (image, top, left), scratch.patch) };
+                    (scratch.patch.cast_const(), N * channels)
+                }
+            };
+            let form = PhantomData::<F>;
+            self.image.isa.dispatch(Enter::<F, M, N> { from, pixel: channels, line, channels, to, apart, form });
+            to = to.wrapping_add(channels);
+        }
+    }
+
+    /// Copies the pixels of a tile of an image of so many channels, with zeros around the image.
+    ///
+    /// # Safety
+    /// `first` is the image's first pixel, and `to` covers N² of them.
+    unsafe fn patch(&self, first: *const f32, channels: usize, place: (usize, usize, usize), to: *mut f32) {
+        let (p, (image, top, left)) = (self.p, place);
+        for i in 0..N * N {
+            let (y, x) = (top.wrapping_add(i / N), left.wrapping_add(i % N));
+            // SAFETY: the caller vouches for both.
+            unsafe {
+                let to = to.add(i * channels);
+                if y < p.h && x < p.w {
+                    let from = first.add(((image * p.h + y) * p.w + x) * channels);
+                    std::ptr::copy_nonoverlapping(from, to, channels);
+                } else {
+                    to.write_bytes(0, channels);
+                }
+            }
+        }
+    }
+
+    /// Multiplies all points of so many tiles by a panel's columns.
+    ///
+    /// # Safety
+    /// The scratch has the tiles, transformed.
+    unsafe fn multiply(&self, tiles: usize, panel: usize, more: bool, scratch: &Scratch) {
+        let panels = self.sweep.panels;
+        let (kernel, width) = (panels.kernel, panels.columns.width(panel));
+        let blocks = tiles.div_ceil(kernel.mr);
+        for point in 0..N * N {
+            let b = panels.panel(point, panel);
+            // The weights of the next product are fetched meanwhile.
+            let next = match point + 1 {
+                next if next < N * N => panels.panel(next, panel),
+                _ if more => panels.panel(0, panel + 1),
+                _ => b,
+            };
+            let a = scratch.points.wrapping_add(point * scratch.apart[0]);
+            let out = scratch.products.wrapping_add(point * scratch.apart[1]);
+            for block in 0..blocks {
+                let rows = part(tiles, blocks, block);
+                let tile = Tile {
+                    a: a.wrapping_add(rows.start * self.pitch).cast_const().cast(),
+                    stride: self.pitch * 4,
+                    runs: self.sweep.runs.as_ptr(),
+                    n_runs: 1,
+                    steps: panels.steps,
+                    b: b.as_ptr().cast(),
+                    ahead: next.as_ptr().wrapping_add(block % 4 * panels.steps * 8).cast(),
+                    out: out.wrapping_add(rows.start * width).cast(),
+                };
+                // SAFETY: rows, columns and products are in the scratch and the panel; the kernel's tier was proven when it was
+                // chosen.
+                unsafe { kernel.tile(rows.len(), width)(&tile) };
+            }
+        }
+    }
+
+    /// Transforms the products of some tiles and finishes their results.
+    ///
+    /// # Safety
+    /// The scratch has the products, and nobody else uses the results.
+    unsafe fn leave(&self, tiles: Range<usize>, panel: usize, scratch: &Scratch) {
+        let (columns, [oh, ow]) = (&self.sweep.panels.columns, self.out);
+        let (width, valid) = (columns.width(panel), columns.valid(panel));
+        let mut tile = tiles.start;
+        while tile < tiles.end {
+            let (image, down, across) = self.place(tile);
+            let count = (LINE / M).min(tiles.end - tile).min(self.grid[1] - across);
+            let from = scratch.products.wrapping_add((tile - tiles.start) * width).cast_const();
+            let (to, line, apart) = (scratch.sums, LINE * width, scratch.apart[1]);
+            self.sweep.isa.dispatch(Leave::<F, M, N> { from, apart, to, line, count, width, form: PhantomData });
+            let (y, x) = (down * M, across * M);
+            for i in 0..M.min(oh - y) {
+                let row = (image * oh + y + i) * ow + x;
+                let finish = Finish {
+                    epilogue: self.sweep.epilogue,
+                    ints: false,
+                    acc: to.wrapping_add(i * line).cast_const().cast(),
+                    rows: (count * M).min(ow - x),
+                    width,
+                    n: valid,
+                    row,
+                    column: panel * columns.nr,
+                    row_sums: std::ptr::null(),
+                    out: self.sweep.out,
+                    at: row * self.sweep.ld + panel * columns.nr,
+                    ld: self.sweep.ld,
+                };
+                finish.run(self.sweep.isa);
+            }
+            tile += count;
+        }
+    }
+}
+
+/// `G g Gᵀ` of an output channel's windows, rounded once.
+struct Weights<'a, F, const M: usize, const N: usize> {
+    windows: &'a [f32],
+    /// Where the first point of the first channel goes, and words from one to the next.
+    to: *mut f32,
+    point: usize,
+    channel: usize,
+    form: PhantomData<F>,
+}
+
+/// Channels whose windows are transformed side by side.
+const SIDE: usize = 16;
+
+impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Weights<'_, F, M, N> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (block, windows) in self.windows.chunks(SIDE * 9).enumerate() {
+            let mut taps = [[0f64; SIDE]; 9];
+            for (c, window) in windows.chunks_exact(9).enumerate() {
+                for (tap, &w) in taps.iter_mut().zip(window) {
+                    tap[c] = f64::from(w);
+                }
+            }
+            for (i, down) in F::WEIGHTS.iter().enumerate() {
+                let mut line = [[0f64; SIDE]; 3];
+                for (j, line) in line.iter_mut().enumerate() {
+                    for c in 0..SIDE {
+                        line[c] = down[0] * taps[j][c] + down[1] * taps[3 + j][c] + down[2] * taps[6 + j][c];
+                    }
+                }
+                for (j, across) in F::WEIGHTS.iter().enumerate() {
+                    let mut u = [0f32; SIDE];
+                    for c in 0..SIDE {
+                        u[c] = (across[0] * line[0][c] + across[1] * line[1][c] + across[2] * line[2][c]) as f32;
+                    }
+                    let to = self.to.wrapping_add((i * N + j) * self.point + block * SIDE * self.channel);
+                    for (c, &u) in u[..windows.len() / 9].iter().enumerate() {
+                        // SAFETY: the caller vouches for a word of each point and channel.
+                        unsafe { *to.add(c * self.channel) = u };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `Bᵀ d B` of a tile, channel by channel.
+struct Enter<F, const M: usize, const N: usize> {
+    from: *const f32,
+    /// Floats between pixels, and between lines of them.
+    pixel: usize,
+    line: usize,
+    channels: usize,
+    to: *mut f32,
+    /// Floats between points.
+    apart: usize,
+    form: PhantomData<F>,
+}
+
+impl<F: Form<M, N>, const M: usize, const N: usize> Enter<F, M, N> {
+    /// `n` channels from `c` on.
+    #[inline(always)]
+    unsafe fn channels<S: Simd>(&self, s: S, c: usize, n: usize) {
+        let bits = low_bits(n);
+        let mut lines = [[s.splat(0.0); N]; N];
+        for j in 0..N {
+            let mut d = [s.splat(0.0); N];
+            for (i, d) in d.iter_mut().enumerate() {
+                // SAFETY: the caller vouches for the channels of N lines of N pixels.
+                *d = unsafe { s.load_bits(self.from.add(i * self.line + j * self.pixel + c), bits) };
+            }
+            for (line, v) in lines.iter_mut().zip(F::enter(s, d)) {
+                line[j] = v;
+            }
+        }
+        for (i, line) in lines.into_iter().enumerate() {
+            for (j, v) in F::enter(s, line).into_iter().enumerate() {
+                // SAFETY: as above, of N² points.
+                unsafe { s.store_bits(self.to.add((i * N + j) * self.apart + c), v, bits) };
+            }
+        }
+    }
+}
+
+impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Enter<F, M, N> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut c = 0;
+        while c < self.channels {
+            let n = (self.channels - c).min(S::LANES);
+            // SAFETY: `n` channels are left. With a length that the compiler knows, no masks are made.
+            unsafe {
+                match n == S::LANES {
+                    true => self.channels(s, c, S::LANES),
+                    false => self.channels(s, c, n),
+                }
+            }
+            c += n;
+        }
+    }
+}
+
+/// `Aᵀ m A` of tiles side by side, column by column.
+struct Leave<F, const M: usize, const N: usize> {
+    from: *const f32,
+    /// Floats between points.
+    apart: usize,
+    to: *mut f32,
+    /// Floats between lines of sums.
+    line: usize,
+    /// Tiles.
+    count: usize,
+    /// Columns, in whole vectors.
+    width: usize,
+    form: PhantomData<F>,
+}
+
+impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Leave<F, M, N> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for tile in 0..self.count {
+            for column in (0..self.width).step_by(S::LANES) {
+                let from = self.from.wrapping_add(tile * self.width + column);
+                let to = self.to.wrapping_add(tile * M * self.width + column);
+                let mut lines = [[s.splat(0.0); N]; M];
+                for j in 0..N {
+                    let mut m = [s.splat(0.0); N];
+                    for (i, m) in m.iter_mut().enumerate() {
+                        // SAFETY: the caller vouches for the products of N² points.
+                        *m = unsafe { s.load(from.add((i * N + j) * self.apart)) };
+                    }
+                    for (line, v) in lines.iter_mut().zip(F::leave(s, m)) {
+                        line[j] = v;
+                    }
+                }
+                for (i, line) in lines.into_iter().enumerate() {
+                    for (j, v) in F::leave(s, line).into_iter().enumerate() {
+                        // SAFETY: as above, of M lines of M pixels of each tile.
+                        unsafe { s.store(to.add(i * self.line + j * self.width), v) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+use super::*;
+use crate::activation::Activation;
+use crate::conv::conv2d_reference;
+use crate::panel::epilogue::Residual;
+use crate::testing::{Guarded, Random, assert_same_everywhere, bits, execs};
+
+/// Images around the tiles of both forms, with channels around the vectors and panels of all tiers.
+fn params() -> Vec<Conv2dParams> {
+    let base = Conv2dParams {
+        n: 1,
+        c: 16,
+        h: 9,
+        w: 11,
+        oc: 16,
+        kh: 3,
+        kw: 3,
+        strides: [1; 2],
+        pads: [1; 4],
+        dilations: [1; 2],
+        groups: 1,
+    };
+    vec![
+        base,
+        Conv2dParams { n: 3, c: 19, oc: 37, h: 14, w: 8, ..base },
+        Conv2dParams { h: 1, w: 1, c: 33, ..base },
+        Conv2dParams { pads: [0, 2, 1, 0], c: 5, oc: 3, h: 12, w: 5, ..base },
+        Conv2dParams { pads: [4, 3, 5, 6], h: 2, w: 3, ..base },
+        Conv2dParams { pads: [0; 4], h: 40, w: 50, c: 17, oc: 70, ..base },
+        // More than one chunk of tiles.
+        Conv2dParams { h: 6, w: 120, c: 300, oc: 16, ..base },
+    ]
+}
+
+fn nhwc(x: &[f32], (n, c, pixels): (usize, usize, usize)) -> Vec<f32> {
+    let at = |i: usize| (i / (pixels * c), i / c % pixels, i % c);
+    (0..n * c * pixels).map(at).map(|(n, p, ch)| x[(n * c + ch) * pixels + p]).collect()
+}
+
+#[test]
+fn convolves_nearly_as_plain_sums() {
+    let mut r = Random::new(5);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let (x, w, bias) = (r.vec(p.n * p.c * p.h * p.w), r.vec(p.weight_len().unwrap()), r.vec(p.oc));
+        let want = nhwc(&conv2d_reference(&p, &x, &w, Some(&bias)), (p.n, p.oc, oh * ow));
+        let x = nhwc(&x, (p.n, p.c, p.h * p.w));
+        let size = (want.iter().map(|v| v * v).sum::<f32>() / want.len() as f32).sqrt();
+        for (exec, side) in execs().iter().flat_map(|exec| [(exec, 2), (exec, 4)]) {
+            let weights = WinogradWeights::pack(exec, &p, side, &w).unwrap();
+            let e = Epilogue { bias: &bias, ..Epilogue::default() };
+            let mut y = vec![9f32; want.len()];
+            winograd_nhwc(exec, &p, &[Rows::F32(&x)], &weights, &e, Target::F32(&mut y)).unwrap();
+            let worst = y.iter().zip(&want).map(|(y, want)| (y - want).abs()).fold(0f32, f32::max);
+            assert!(worst <= 2e-5 * size, "{p:?} side {side} {exec:?}: {worst} of {size}");
+        }
+    }
+}
+
+#[test]
+fn gives_the_same_bits_everywhere_in_parts_and_in_batches() {
+    let mut r = Random::new(6);
+    for (p, side) in params().into_iter().flat_map(|p| [(p, 2), (p, 4)]) {
+        let [oh, ow] = p.output().unwrap();
+        let (pixels, len) = (p.n * p.h * p.w, p.n * oh * ow * p.oc);
+        let widths = [p.c / 3, p.c - p.c / 3];
+        let parts = widths.map(|c| r.vec(pixels * c));
+        let joined: Vec<f32> = (0..pixels)
+            .flat_map(|i| parts.iter().zip(widths).flat_map(move |(x, c)| x[i * c..(i + 1) * c].to_vec()))
+            .collect();
+        let (w, bias, added) = (r.vec(p.weight_len().unwrap()), r.vec(p.oc), r.vec(len));
+        for in_parts in [false, true] {
+            assert_same_everywhere(&format!("{p:?} side {side} in parts {in_parts}"), &|exec, edge| {
+                let [mut x, mut first, mut second] = [&joined, &parts[0], &parts[1]].map(|v| Guarded::at(edge, v));
+                let [mut bias, mut added] = [&bias, &added].map(|v| Guarded::at(edge, v));
+                let mut y = Guarded::at(edge, &vec![9f32; len]);
+                let whole = [Rows::F32(x.get())];
+                let apart = [Rows::F32(first.get()), Rows::F32(second.get())];
+                let all: &[Rows<'_>] = if in_parts { &apart } else { &whole };
+                let weights = WinogradWeights::pack(exec, &p, side, &w).unwrap();
+                let residual = Residual::F32(added.get());
+                let e = Epilogue { bias: bias.get(), residual, activation: Activation::Relu, ..Epilogue::default() };
+                winograd_nhwc(exec, &p, all, &weights, &e, Target::F32(y.get())).unwrap();
+                bits(y.get())
+            });
+        }
+        let one = Conv2dParams { n: 1, ..p };
+        let images = joined.chunks_exact(p.h * p.w * p.c).flat_map(|x| plain(&one, x, side, &w));
+        assert_eq!(plain(&p, &joined, side, &w), images.collect::<Vec<f32>>(), "{p:?} side {side}");
+    }
+}
+
+fn plain(p: &Conv2dParams, x: &[f32], side: usize, w: &[f32]) -> Vec<f32> {
+    let exec = &execs()[0];
+    let weights = WinogradWeights::pack(exec, p, side, w).unwrap();
+    let mut y = vec![0f32; p.n * p.oc * p.output().unwrap().iter().product::<usize>()];
+    winograd_nhwc(exec, p, &[Rows::F32(x)], &weights, &Epilogue::default(), Target::F32(&mut y)).unwrap();
+    y
+}
+
+#[test]
+fn is_taken_where_it_pays_whatever_the_batch() {
+    let base = Conv2dParams { c: 64, oc: 64, h: 56, w: 56, ..params()[0] };
+    let side = |p: Conv2dParams| {
+        assert_eq!(winograd_side(&p), winograd_side(&Conv2dParams { n: 7, ..p }));
+        winograd_side(&p)
+    };
+    assert_eq!(side(base), Some(4));
+    assert_eq!(side(Conv2dParams { c: 256, oc: 256, h: 14, w: 14, ..base }), Some(2));
+    // Large weights, which are read for few tiles.
+    assert_eq!(side(Conv2dParams { c: 512, oc: 512, h: 7, w: 7, ..base }), None);
+    // Weights that would take four times their memory.
+    assert_eq!(side(Conv2dParams { c: 1024, oc: 1024, h: 64, w: 64, ..base }), Some(2));
+    let others = [
+        Conv2dParams { strides: [2, 1], ..base },
+        Conv2dParams { dilations: [1, 2], ..base },
+        Conv2dParams { groups: 2, ..base },
+        Conv2dParams { kw: 1, ..base },
+        Conv2dParams { c: 3, ..base },
+        Conv2dParams { h: 0, ..base },
+    ];
+    assert!(others.into_iter().all(|p| winograd_side(&p).is_none()));
+}
+
+#[test]
+fn refuses_what_is_no_such_convolution() {
+    let (exec, p) = (&execs()[0], params()[0]);
+    let (w, x) = (vec![1f32; p.weight_len().unwrap()], vec![1f32; p.h * p.w * p.c]);
+    assert!(WinogradWeights::pack(exec, &p, 3, &w).is_err());
+    assert!(WinogradWeights::pack(exec, &p, 2, &w[1..]).is_err());
+    assert!(WinogradWeights::pack(exec, &Conv2dParams { kh: 1, ..p }, 2, &w[..p.oc * p.c * 3]).is_err());
+    let weights = WinogradWeights::pack(exec, &p, 2, &w).unwrap();
+    let mut y = vec![0f32; p.h * p.w * p.oc];
+    let mut run = |p: &Conv2dParams, x: Rows<'_>| {
+        winograd_nhwc(exec, p, &[x], &weights, &Epilogue::default(), Target::F32(&mut y)).is_ok()
+    };
+    assert!(run(&p, Rows::F32(&x)));
+    assert!(!run(&p, Rows::F32(&x[1..])));
+    assert!(!run(&p, Rows::U8(&vec![0; x.len()])));
+    assert!(!run(&Conv2dParams { c: 8, oc: 32, h: 18, ..p }, Rows::F32(&x)));
+    assert!(!run(&Conv2dParams { strides: [2; 2], ..p }, Rows::F32(&x)));
+}
