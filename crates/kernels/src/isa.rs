@@ -12,7 +12,8 @@ pub const ISA_VARIABLE: &str = "NARROWBIT_ISA";
 /// What [`ISA_VARIABLE`] may hold for tests: [`Isa::emulated`].
 const EMULATED: &str = "amx-emulated";
 
-/// A level of vector instructions; a later tier includes the earlier ones.
+/// A level of vector instructions; a later tier includes the earlier ones, [`Tier::AvxVnni`] excepted, which some processors
+/// with AVX-512 lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Tier {
@@ -20,6 +21,8 @@ pub enum Tier {
     Scalar,
     /// AVX2, FMA and F16C: 8 lanes of f32.
     Avx2,
+    /// AVX2 with AVX-VNNI (8-bit dot products of 32 bytes): laptops without AVX-512.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL and CD: 16 lanes of f32.
     Avx512,
     /// AVX-512 with VNNI (8-bit dot products).
@@ -30,17 +33,23 @@ pub enum Tier {
 
 impl Tier {
     /// Every tier, lowest first.
-    pub const ALL: [Tier; 5] = [Tier::Scalar, Tier::Avx2, Tier::Avx512, Tier::Vnni, Tier::Amx];
+    pub const ALL: [Tier; 6] = [Tier::Scalar, Tier::Avx2, Tier::AvxVnni, Tier::Avx512, Tier::Vnni, Tier::Amx];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub fn name(self) -> &'static str {
         match self {
             Tier::Scalar => "scalar",
             Tier::Avx2 => "avx2",
+            Tier::AvxVnni => "avx-vnni",
             Tier::Avx512 => "avx512",
             Tier::Vnni => "vnni",
             Tier::Amx => "amx",
         }
+    }
+
+    /// Whether code for `other` runs on this tier.
+    pub(crate) fn includes(self, other: Tier) -> bool {
+        other <= self && (other != Tier::AvxVnni || self == other)
     }
 }
 
@@ -66,7 +75,7 @@ impl FromStr for Tier {
 #[non_exhaustive]
 pub enum IsaError {
     /// The name is none of the tiers.
-    #[error("unknown instruction set \"{name}\"; use scalar, avx2, avx512, vnni or amx")]
+    #[error("unknown instruction set \"{name}\"; use scalar, avx2, avx-vnni, avx512, vnni or amx")]
     Unknown {
         /// The text that was given.
         name: String,
@@ -167,8 +176,10 @@ impl Isa {
     /// # Errors
     /// The machine lacks the tier.
     pub fn with_tier(tier: Tier) -> Result<Isa, IsaError> {
-        let best = Isa::detect().tier;
-        if tier <= best { Ok(Isa::of(tier)) } else { Err(IsaError::Unavailable { tier, best }) }
+        if machine_has(tier) {
+            return Ok(Isa::of(tier));
+        }
+        Err(IsaError::Unavailable { tier, best: Isa::detect().tier })
     }
 
     /// The tier that this value proves.
@@ -178,8 +189,7 @@ impl Isa {
 
     /// Every tier that this machine can run, best first.
     pub fn available() -> Vec<Isa> {
-        let best = Isa::detect().tier;
-        Tier::ALL.into_iter().rev().filter(|&tier| tier <= best).map(Isa::of).collect()
+        Tier::ALL.into_iter().rev().filter(|&tier| machine_has(tier)).map(Isa::of).collect()
     }
 }
 
@@ -193,6 +203,21 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.emulates_tiles { f.write_str(EMULATED) } else { self.tier.fmt(f) }
     }
+}
+
+/// Whether this machine runs code for a tier.
+fn machine_has(tier: Tier) -> bool {
+    tier <= Isa::detect().tier && (tier != Tier::AvxVnni || has_avx_vnni())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx_vnni() -> bool {
+    is_x86_feature_detected!("avxvnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx_vnni() -> bool {
+    false
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -214,6 +239,7 @@ fn detect_tier() -> Tier {
         (_, true) if has_tiles() => Tier::Amx,
         (_, true) => Tier::Vnni,
         (true, _) => Tier::Avx512,
+        _ if has_avx_vnni() => Tier::AvxVnni,
         _ => Tier::Avx2,
     }
 }
@@ -328,6 +354,17 @@ impl Avx512 {
     }
 }
 
+/// Proof that the CPU has AVX-VNNI, and that vectors of 32 bytes are to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct AvxVnni(());
+
+impl AvxVnni {
+    /// The token, if `isa` is this tier.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.tier == Tier::AvxVnni).then_some(AvxVnni(()))
+    }
+}
+
 /// Proof that the CPU has AVX-512 with VNNI.
 #[derive(Clone, Copy, Debug)]
 pub struct Vnni(());
@@ -376,7 +413,7 @@ mod tests {
     fn refuses_a_tier_above_the_machine() {
         let best = Isa::detect().tier();
         for tier in Tier::ALL {
-            assert_eq!(Isa::with_tier(tier).is_ok(), tier <= best);
+            assert_eq!(Isa::with_tier(tier).is_ok(), tier <= best && (tier != Tier::AvxVnni || has_avx_vnni()));
         }
         assert!(Avx512::new(Isa::of(Tier::Avx2)).is_none());
     }

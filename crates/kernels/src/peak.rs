@@ -64,7 +64,8 @@ impl PeakKernel {
 
     /// The fastest loop that `isa` has.
     pub fn best(isa: Isa, arithmetic: Arithmetic) -> &'static PeakKernel {
-        let fits = |k: &&PeakKernel| k.arithmetic == arithmetic && k.tier <= isa.tier() && k.bf16() <= isa.bf16();
+        let fits =
+            |k: &&PeakKernel| k.arithmetic == arithmetic && isa.tier().includes(k.tier) && k.bf16() <= isa.bf16();
         PEAK_KERNELS.iter().find(fits).unwrap_or(&PEAK_KERNELS[PEAK_KERNELS.len() - 1])
     }
 }
@@ -210,6 +211,14 @@ pub static PEAK_KERNELS: &[PeakKernel] = &[
         arithmetic: Arithmetic::Int8,
         multiply_adds: 28 * 32,
         turns: x86::int8_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    PeakKernel {
+        name: "peak_int8_vpdpbusd_avx-vnni",
+        tier: Tier::AvxVnni,
+        arithmetic: Arithmetic::Int8,
+        multiply_adds: 12 * 32,
+        turns: x86::int8_avx_vnni,
     },
     #[cfg(target_arch = "x86_64")]
     PeakKernel {
@@ -408,9 +417,9 @@ mod x86 {
     }
 
     macro_rules! ymm {
-        ($name:ident, $operands:ident, $body:expr) => {
+        ($name:ident, $feature:literal, $operands:ident, $body:expr) => {
             turns!(
-                $name, #[target_feature(enable = "avx2,fma")] $operands, "vmovups",
+                $name, #[target_feature(enable = $feature)] $operands, "vmovups",
                 zeros!("vxorps", 3, "ymm", 0 1 2 3 4 5 6 7 8 9 10 11),
                 $body, "vzeroupper", "ymm14", "ymm15",
                 ["ymm0" "ymm1" "ymm2" "ymm3" "ymm4" "ymm5" "ymm6" "ymm7" "ymm8" "ymm9" "ymm10" "ymm11" "ymm13" "ymm14"
@@ -480,8 +489,9 @@ mod x86 {
     zmm!(int8_avx512, "avx512f,avx512bw,avx512dq,avx512vl", BYTES, apart "vpmaddwd" "vpaddd");
     zmm!(bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", PAIRS, fused "vdpbf16ps");
     zmm!(f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl", FLOATS, fused "vfmadd231ps");
-    ymm!(int8_avx2, BYTES, apart!("vpmaddwd", "vpaddd", "ymm", 13, 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
-    ymm!(f32_avx2, FLOATS, fused!("vfmadd231ps", "ymm", 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
+    ymm!(int8_avx_vnni, "avx2,avxvnni", BYTES, fused!("{{vex}} vpdpbusd", "ymm", 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
+    ymm!(int8_avx2, "avx2,fma", BYTES, apart!("vpmaddwd", "vpaddd", "ymm", 13, 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
+    ymm!(f32_avx2, "avx2,fma", FLOATS, fused!("vfmadd231ps", "ymm", 14, 15, 0 1 2 3 4 5 6 7 8 9 10 11));
     xmm!(int8_sse2, BYTES, "pmaddwd", "paddd");
     xmm!(f32_sse2, FLOATS, "mulps", "addps");
 }
@@ -495,7 +505,7 @@ mod tests {
     #[test]
     fn runs_every_loop_of_this_machine() {
         let isa = Isa::detect();
-        for kernel in PEAK_KERNELS.iter().filter(|k| k.tier <= isa.tier() && k.bf16() <= isa.bf16()) {
+        for kernel in PEAK_KERNELS.iter().filter(|k| Isa::with_tier(k.tier).is_ok() && k.bf16() <= isa.bf16()) {
             // SAFETY: the machine has the tier.
             unsafe { (kernel.turns)(3) };
             assert!(kernel.multiply_adds > 0, "{}", kernel.name);

@@ -12,7 +12,7 @@ use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::isa::{Avx512, Vnni};
+use crate::isa::{Avx2, Avx512, AvxVnni, Vnni};
 use crate::panel::{Epilogue, Out, Target};
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -98,7 +98,7 @@ struct Few<'a> {
 /// Words that hold four elements of a row, as the tier multiplies them.
 fn forms(isa: Isa) -> usize {
     #[cfg(target_arch = "x86_64")]
-    if Vnni::new(isa).is_some() {
+    if Vnni::new(isa).is_some() || AvxVnni::new(isa).is_some() {
         return 1;
     }
     let _ = isa;
@@ -110,6 +110,11 @@ fn dispatch(isa: Isa, job: Few<'_>) {
     if let (Some(vnni), Some(token)) = (Vnni::new(isa), Avx512::new(isa)) {
         // SAFETY: the tokens prove the features.
         return unsafe { x86::run(token, vnni, job) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(vnni), Some(token)) = (AvxVnni::new(isa), Avx2::new(isa)) {
+        // SAFETY: as above.
+        return unsafe { x86::run256(token, vnni, job) };
     }
     isa.dispatch(job);
 }
@@ -152,7 +157,7 @@ impl<S: Simd> Dot<S> for Halves {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Dot, Few};
-    use crate::isa::{Avx512, Vnni};
+    use crate::isa::{Avx2, Avx512, AvxVnni, Vnni};
     use std::arch::x86_64::*;
 
     /// AVX-512 VNNI.
@@ -179,6 +184,32 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx2,fma,f16c,bmi2")]
     pub(super) fn run(token: Avx512, vnni: Vnni, job: Few<'_>) {
         job.run_with(token, Bytes(vnni));
+    }
+
+    /// AVX-VNNI.
+    #[derive(Clone, Copy)]
+    struct Bytes256(#[allow(dead_code)] AvxVnni); // The proof.
+
+    impl Dot<Avx2> for Bytes256 {
+        type Row = __m256i;
+        const FORMS: usize = 1;
+
+        #[inline(always)]
+        unsafe fn row(self, _: Avx2, x: *const f32) -> __m256i {
+            // SAFETY: the token proves the instruction; the caller vouches for the word.
+            unsafe { _mm256_set1_epi32(*x.cast::<i32>()) }
+        }
+
+        #[inline(always)]
+        fn dot(self, _: Avx2, sum: __m256i, codes: __m256i, row: __m256i) -> __m256i {
+            // SAFETY: the token proves the instruction.
+            unsafe { _mm256_dpbusd_avx_epi32(sum, codes, row) }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,avxvnni")]
+    pub(super) fn run256(token: Avx2, vnni: AvxVnni, job: Few<'_>) {
+        job.run_with(token, Bytes256(vnni));
     }
 }
 

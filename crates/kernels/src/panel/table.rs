@@ -59,7 +59,7 @@ impl PanelKernel {
     fn runs_on(&self, isa: Isa) -> bool {
         match self.body {
             Body::Tiles(Unit::Emulated) => isa.emulates_tiles(),
-            _ => self.tier <= isa.tier() && self.bf16 <= isa.bf16(),
+            _ => isa.tier().includes(self.tier) && self.bf16 <= isa.bf16(),
         }
     }
 
@@ -83,6 +83,12 @@ mod avx {
     pub unsafe fn ints512<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
         unsafe { run_tile::<_, MR, NV>(x86::Pairs512::assume(), 16, t) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt,avxvnni")]
+    pub unsafe fn bytes256<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(x86::Bytes256::assume(), 8, t) }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
@@ -172,6 +178,17 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         depth: 4,
         bf16: Bf16::None,
         body: Body::Vectors(family!(avx::ints512, 2, [1 2 3 4 5 6 7 8])),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_u8i8i32_6x16_avx-vnni",
+        tier: Tier::AvxVnni,
+        mr: 6,
+        nr: 16,
+        lanes: 8,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::bytes256, 2, [1 2 3 4 5 6])),
     },
     #[cfg(target_arch = "x86_64")]
     PanelKernel {

@@ -222,6 +222,50 @@ tiles!(vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", "vpdpbusd");
 tiles!(bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", "vdpbf16ps");
 tiles!(fma512, "avx512f,avx512bw,avx512dq,avx512vl", "vfmadd231ps");
 
+/// Dot products of 8-bit integers on AVX-VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes256(());
+
+impl Bytes256 {
+    /// # Safety
+    /// The CPU has the tier.
+    #[inline(always)]
+    pub(crate) unsafe fn assume() -> Self {
+        Bytes256(())
+    }
+}
+
+impl Dot for Bytes256 {
+    type Acc = __m256i;
+    type A = __m256i;
+    type B = __m256i;
+    #[inline(always)]
+    fn zero(self) -> __m256i {
+        // SAFETY: `assume` vouches for the tier.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn row(self, p: *const u8) -> __m256i {
+        // SAFETY: the caller vouches for 4 bytes.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn column(self, p: *const u32) -> __m256i {
+        // SAFETY: the caller vouches for a vector.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `assume` vouches for the tier.
+        unsafe { _mm256_dpbusd_avx_epi32(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32, acc: __m256i) {
+        // SAFETY: the caller vouches for a vector.
+        unsafe { _mm256_storeu_si256(p.cast(), acc) }
+    }
+}
+
 /// Exact dot products of 8-bit integers without VNNI: even and odd bytes apart, as 16-bit
 /// pairs, because `vpmaddubsw` saturates.
 macro_rules! pairs {

@@ -10,7 +10,7 @@ use crate::buffer::{Buffer, with_scratch};
 use crate::conv::Conv2dParams;
 use crate::error::{Result, product, require};
 use crate::exec::Exec;
-use crate::isa::{Isa, Vnni};
+use crate::isa::{AvxVnni, Isa, Vnni};
 use crate::panel::{Epilogue, Out, Rows};
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -23,7 +23,7 @@ const PIXELS: usize = 8;
 
 /// Whether the tier has dot products of bytes.
 pub(super) fn multiplies_bytes(isa: Isa) -> bool {
-    Vnni::new(isa).is_some()
+    Vnni::new(isa).is_some() || AvxVnni::new(isa).is_some()
 }
 
 /// How rows of the image and of the result are grouped.
@@ -162,6 +162,11 @@ fn dispatch(isa: Isa, job: Block<'_>, bytes: bool) {
         // SAFETY: the tokens prove the features.
         return unsafe { x86::run(token, vnni, job) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if let (true, Some(vnni), Some(token)) = (bytes, AvxVnni::new(isa), crate::isa::Avx2::new(isa)) {
+        // SAFETY: as above.
+        return unsafe { x86::run256(token, vnni, job) };
+    }
     debug_assert!(!bytes);
     isa.dispatch(job);
 }
@@ -202,7 +207,7 @@ impl<S: Simd> Dot<S> for Halves {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Block, Dot};
-    use crate::isa::{Avx512, Vnni};
+    use crate::isa::{Avx2, Avx512, AvxVnni, Vnni};
     use std::arch::x86_64::*;
 
     /// AVX-512 VNNI.
@@ -227,6 +232,30 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx2,fma,f16c,bmi2,popcnt")]
     pub(super) fn run(token: Avx512, vnni: Vnni, job: Block<'_>) {
         job.run_with(token, Bytes(vnni));
+    }
+
+    /// AVX-VNNI.
+    #[derive(Clone, Copy)]
+    struct Bytes256(#[allow(dead_code)] AvxVnni); // The proof.
+
+    impl Dot<Avx2> for Bytes256 {
+        type Weights = __m256i;
+        const PLANES: usize = 1;
+        #[inline(always)]
+        unsafe fn weights(self, _: Avx2, p: *const f32, _: usize) -> __m256i {
+            // SAFETY: the token proves the instruction; the caller vouches for the memory.
+            unsafe { _mm256_loadu_si256(p.cast()) }
+        }
+        #[inline(always)]
+        fn dot(self, _: Avx2, sum: __m256i, x: __m256i, w: __m256i) -> __m256i {
+            // SAFETY: the token proves the instruction.
+            unsafe { _mm256_dpbusd_avx_epi32(sum, x, w) }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt,avxvnni")]
+    pub(super) fn run256(token: Avx2, vnni: AvxVnni, job: Block<'_>) {
+        job.run_with(token, Bytes256(vnni));
     }
 }
 
