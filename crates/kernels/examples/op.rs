@@ -1,6 +1,7 @@
 //! Median time of one operator, for comparing with other runtimes.
 //!
-//! `op <threads> conv|nhwc <c> <h> <w> <oc> <kernel> <stride> <pad> <groups>` · `winograd <c> <h> <w> <oc> <side>`
+//! `op <threads> conv|nhwc|nhwci8 <c> <h> <w> <oc> <kernel> <stride> <pad> <groups>` ·
+//! `winograd <c> <h> <w> <oc> <side>` · `winogradi8 <c> <h> <w> <oc>` ·
 //! `op <threads> linear <m> <k> <n>` · `attention <heads> <rows> <depth>` ·
 //! `softmax|layernorm <rows> <columns>` · `gelu|add|exp|silu|relu <len>` ·
 //! `convtranspose <c> <h> <w> <oc>` · `maxpool <c> <h> <w>` · `heads <rows> <heads> <depth>`
@@ -89,10 +90,31 @@ fn nhwc(exec: &Exec, n: &[usize], side: Option<usize>) -> Result<(), KernelError
     let e = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
     if let Some(side) = side {
         let weights = WinogradWeights::pack(exec, &p, side, &weights)?;
-        return time(exec, || winograd_nhwc(exec, &p, &[Rows::F32(&x)], &weights, &e, Target::F32(&mut y)));
+        return time(exec, || winograd_nhwc(exec, &p, &[Rows::F32(&x)], 0, &weights, &e, Target::F32(&mut y)));
     }
     let weights = conv2d_nhwc_pack(exec, &p, &weights)?;
     time(exec, || conv2d_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut y)))
+}
+
+/// The same of 8-bit integers, as plain sums or with tiles of 3.
+fn nhwc_ints(exec: &Exec, n: &[usize], tiles: bool) -> Result<(), KernelError> {
+    let [c, h, w, oc, kernel, stride, pad, groups] = n[..] else {
+        return usage();
+    };
+    let (strides, pads) = ([stride; 2], [pad; 4]);
+    let p = Conv2dParams { n: 1, c, h, w, oc, kh: kernel, kw: kernel, strides, pads, dilations: [1; 2], groups };
+    let [oh, ow] = p.output()?;
+    let x: Vec<u8> = (0..c * h * w).map(|i| (i * 7 % 251) as u8).collect();
+    let weights: Vec<i8> = (0..p.weight_len()?).map(|i| (i * 13 % 255) as i8).collect();
+    let (scales, mut y) = (vec![1e-4; oc], vec![0u8; oc * oh * ow]);
+    if tiles {
+        let weights = WinogradWeights::pack_ints(exec, &p, &weights)?;
+        let e = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
+        return time(exec, || winograd_nhwc(exec, &p, &[Rows::U8(&x)], 3, &weights, &e, Target::U8(&mut y, 1.0, 3)));
+    }
+    let weights = conv2d_nhwc_pack(exec, &p, &weights)?;
+    let e = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
+    time(exec, || conv2d_nhwc(exec, &p, Rows::U8(&x), 3, &weights, &e, Target::U8(&mut y, 1.0, 3)))
 }
 
 fn linear(exec: &Exec, [m, k, n]: [usize; 3]) -> Result<(), KernelError> {
@@ -178,6 +200,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match (name.as_str(), &n[..]) {
         ("conv", n) => conv(exec, n)?,
         ("nhwc", n) => nhwc(exec, n, None)?,
+        ("nhwci8", n) => nhwc_ints(exec, n, false)?,
+        ("winogradi8", &[c, h, w, oc]) => nhwc_ints(exec, &[c, h, w, oc, 3, 1, 1, 1], true)?,
         ("winograd", &[c, h, w, oc, side]) => nhwc(exec, &[c, h, w, oc, 3, 1, 1, 1], Some(side))?,
         ("linear", &[m, k, n]) => linear(exec, [m, k, n])?,
         ("attention", &[heads, rows, depth]) => attend(exec, [heads, rows, depth])?,

@@ -44,13 +44,13 @@ pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
 pub(crate) use stage::IntFormat;
 pub use stage::{CodeSum, Stage};
-pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel};
+pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel, SHORT_KERNELS};
 pub use target::Target;
 pub(crate) use target::{Kind, Out, Rounding};
 pub use transpose::{
     conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack, conv_transpose2d_nhwc_pack_bf16,
 };
-pub use winograd::{WinogradWeights, winograd_nhwc, winograd_side};
+pub use winograd::{WinogradWeights, winograd_nhwc, winograd_pays, winograd_side};
 
 use crate::error::{Result, exact};
 use crate::exec::Exec;

@@ -32,6 +32,18 @@ impl PanelElement for i8 {
     }
 }
 
+/// Pairs of 16-bit integers: what 8-bit ones are transformed to.
+impl PanelElement for i16 {
+    const PER_STEP: usize = 2;
+    fn table() -> &'static [PanelKernel] {
+        super::table::SHORT_KERNELS
+    }
+    #[inline(always)]
+    fn word(elements: impl Fn(usize) -> i16) -> u32 {
+        u32::from(elements(0) as u16) | u32::from(elements(1) as u16) << 16
+    }
+}
+
 impl PanelElement for f32 {
     const PER_STEP: usize = 1;
     fn table() -> &'static [PanelKernel] {

@@ -1,7 +1,7 @@
 //! The tables of panel kernels, best first. Dispatch, tests and benches read them.
 
 use super::amx::{self, Unit};
-use super::tile::{Floats, PortableBf16, PortableInts, Tile, TileFn, run_tile};
+use super::tile::{Floats, PortableBf16, PortableInts, PortableShorts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use crate::isa::{Bf16, Isa, Scalar, Tier};
@@ -97,6 +97,24 @@ mod avx {
         unsafe { run_tile::<_, MR, NV>(x86::Pairs256::assume(), 8, t) }
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2,popcnt")]
+    pub unsafe fn shorts512<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(x86::Shorts512::assume(), 16, t) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt,avxvnni")]
+    pub unsafe fn dots256<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(x86::Dots256::assume(), 8, t) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
+    pub unsafe fn shorts256<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(x86::Shorts256::assume(), 8, t) }
+    }
+
     #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
     pub unsafe fn floats256<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
@@ -114,6 +132,11 @@ unsafe fn scalar_ints<const MR: usize, const NV: usize>(t: &Tile) {
 unsafe fn scalar_floats<const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller vouches for the tile.
     unsafe { run_tile::<_, MR, NV>(Floats(Scalar::new()), 1, t) }
+}
+
+unsafe fn scalar_shorts<const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller vouches for the tile.
+    unsafe { run_tile::<_, MR, NV>(PortableShorts, 1, t) }
 }
 
 unsafe fn scalar_bf16<const MR: usize, const NV: usize>(t: &Tile) {
@@ -210,6 +233,64 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         depth: 4,
         bf16: Bf16::None,
         body: Body::Vectors(family!(scalar_ints, 4, [1 2 3 4])),
+    },
+];
+
+/// Kernels of 16-bit integers with i32 results, which wrap, best first. All give the same bits.
+pub static SHORT_KERNELS: &[PanelKernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_i16i16i32_14x32_vnni",
+        tier: Tier::Vnni,
+        mr: 14,
+        nr: 32,
+        lanes: 16,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(x86::vnni16::TILES),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_i16i16i32_8x32_avx512",
+        tier: Tier::Avx512,
+        mr: 8,
+        nr: 32,
+        lanes: 16,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::shorts512, 2, [1 2 3 4 5 6 7 8])),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_i16i16i32_6x16_avx-vnni",
+        tier: Tier::AvxVnni,
+        mr: 6,
+        nr: 16,
+        lanes: 8,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::dots256, 2, [1 2 3 4 5 6])),
+    },
+    #[cfg(target_arch = "x86_64")]
+    PanelKernel {
+        name: "panel_i16i16i32_6x16_avx2",
+        tier: Tier::Avx2,
+        mr: 6,
+        nr: 16,
+        lanes: 8,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(avx::shorts256, 2, [1 2 3 4 5 6])),
+    },
+    PanelKernel {
+        name: "panel_i16i16i32_4x4_scalar",
+        tier: Tier::Scalar,
+        mr: 4,
+        nr: 4,
+        lanes: 1,
+        depth: 4,
+        bf16: Bf16::None,
+        body: Body::Vectors(family!(scalar_shorts, 4, [1 2 3 4])),
     },
 ];
 

@@ -117,6 +117,40 @@ impl Dot for PortableInts {
     }
 }
 
+/// Pairs of 16-bit integers on the portable tier; sums wrap.
+#[derive(Clone, Copy)]
+pub(crate) struct PortableShorts;
+
+impl Dot for PortableShorts {
+    type Acc = i32;
+    type A = [i16; 2];
+    type B = [i16; 2];
+    #[inline(always)]
+    fn zero(self) -> i32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn row(self, p: *const u8) -> [i16; 2] {
+        // SAFETY: passed on to the caller.
+        unsafe { p.cast::<[i16; 2]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn column(self, p: *const u32) -> [i16; 2] {
+        // SAFETY: passed on to the caller.
+        unsafe { p.cast::<[i16; 2]>().read() }
+    }
+    #[inline(always)]
+    fn dot(self, acc: i32, a: [i16; 2], b: [i16; 2]) -> i32 {
+        let products = a.into_iter().zip(b).map(|(a, b)| i32::from(a) * i32::from(b));
+        products.fold(acc, i32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32, acc: i32) {
+        // SAFETY: passed on to the caller.
+        unsafe { *p = acc as u32 }
+    }
+}
+
 /// Pairs of bfloat16 on the portable tier: the second product first, as VDPBF16PS.
 #[derive(Clone, Copy)]
 pub(crate) struct PortableBf16;

@@ -219,52 +219,93 @@ macro_rules! tiles {
 }
 
 tiles!(vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", "vpdpbusd");
+tiles!(vnni16, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", "vpdpwssd");
 tiles!(bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", "vdpbf16ps");
 tiles!(fma512, "avx512f,avx512bw,avx512dq,avx512vl", "vfmadd231ps");
 
-/// Dot products of 8-bit integers on AVX-VNNI.
-#[derive(Clone, Copy)]
-pub(crate) struct Bytes256(());
+/// Dot products in one or two instructions: four 8-bit integers by AVX-VNNI, or two 16-bit ones, whose sums wrap.
+macro_rules! dots {
+    ($(#[$doc:meta])* $name:ident, $vector:ty, $zero:ident, $splat:ident, $load:ident, $store:ident, $dot:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name(());
 
-impl Bytes256 {
-    /// # Safety
-    /// The CPU has the tier.
-    #[inline(always)]
-    pub(crate) unsafe fn assume() -> Self {
-        Bytes256(())
-    }
+        impl $name {
+            /// # Safety
+            /// The CPU has the tier.
+            #[inline(always)]
+            pub(crate) unsafe fn assume() -> Self {
+                $name(())
+            }
+        }
+
+        impl Dot for $name {
+            type Acc = $vector;
+            type A = $vector;
+            type B = $vector;
+            #[inline(always)]
+            fn zero(self) -> $vector {
+                // SAFETY: `assume` vouches for the tier.
+                unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn row(self, p: *const u8) -> $vector {
+                // SAFETY: the caller vouches for 4 bytes.
+                unsafe { $splat(p.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn column(self, p: *const u32) -> $vector {
+                // SAFETY: the caller vouches for a vector.
+                unsafe { $load(p.cast()) }
+            }
+            #[inline(always)]
+            fn dot(self, acc: $vector, a: $vector, b: $vector) -> $vector {
+                // SAFETY: `assume` vouches for the tier.
+                unsafe { $dot(acc, a, b) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut u32, acc: $vector) {
+                // SAFETY: the caller vouches for a vector.
+                unsafe { $store(p.cast(), acc) }
+            }
+        }
+    };
 }
 
-impl Dot for Bytes256 {
-    type Acc = __m256i;
-    type A = __m256i;
-    type B = __m256i;
-    #[inline(always)]
-    fn zero(self) -> __m256i {
-        // SAFETY: `assume` vouches for the tier.
-        unsafe { _mm256_setzero_si256() }
-    }
-    #[inline(always)]
-    unsafe fn row(self, p: *const u8) -> __m256i {
-        // SAFETY: the caller vouches for 4 bytes.
-        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
-    }
-    #[inline(always)]
-    unsafe fn column(self, p: *const u32) -> __m256i {
-        // SAFETY: the caller vouches for a vector.
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    fn dot(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
-        // SAFETY: `assume` vouches for the tier.
-        unsafe { _mm256_dpbusd_avx_epi32(acc, a, b) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut u32, acc: __m256i) {
-        // SAFETY: the caller vouches for a vector.
-        unsafe { _mm256_storeu_si256(p.cast(), acc) }
-    }
+macro_rules! dots256 {
+    ($(#[$doc:meta])* $name:ident, $dot:expr) => {
+        dots!(
+            $(#[$doc])* $name, __m256i, _mm256_setzero_si256, _mm256_set1_epi32, _mm256_loadu_si256,
+            _mm256_storeu_si256, $dot
+        );
+    };
 }
+
+dots256!(
+    /// Four 8-bit integers, AVX-VNNI.
+    Bytes256,
+    _mm256_dpbusd_avx_epi32
+);
+dots256!(
+    /// Two 16-bit integers, AVX-VNNI.
+    Dots256,
+    _mm256_dpwssd_avx_epi32
+);
+dots256!(
+    /// Two 16-bit integers, AVX2.
+    Shorts256,
+    |acc, a, b| _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
+);
+dots!(
+    /// Two 16-bit integers, AVX-512.
+    Shorts512,
+    __m512i,
+    _mm512_setzero_si512,
+    _mm512_set1_epi32,
+    _mm512_loadu_si512,
+    _mm512_storeu_si512,
+    |acc, a, b| _mm512_add_epi32(acc, _mm512_madd_epi16(a, b))
+);
 
 /// Exact dot products of 8-bit integers without VNNI: even and odd bytes apart, as 16-bit
 /// pairs, because `vpmaddubsw` saturates.

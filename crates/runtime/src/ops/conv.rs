@@ -325,7 +325,7 @@ impl Kernel for Nhwc {
         };
         let done = match &self.weights {
             NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, 0, w, &epilogue, y),
-            NhwcWeights::Winograd(w) => winograd_nhwc(exec, &self.p, &x, w, &epilogue, y),
+            NhwcWeights::Winograd(w) => winograd_nhwc(exec, &self.p, &x, 0, w, &epilogue, y),
             NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], 0, w, &epilogue, y),
         };
         Ok(done?)

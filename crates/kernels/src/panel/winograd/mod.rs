@@ -1,31 +1,33 @@
-//! Convolution of floats by 3 × 3 windows at stride 1 with fewer multiplications: Winograd's algorithm on NHWC images.
+//! Convolution by 3 × 3 windows at stride 1 with fewer multiplications: Winograd's algorithm on NHWC images.
 //!
 //! A tile of `M × M` results comes from `N × N` pixels, `N = M + 2`. Pixels and weights are transformed so that each of the `N²` points is
 //! a product of its own, tiles by channels times channels by output channels, which the panel kernels multiply: `N² / M²`
-//! multiplications for each result and channel instead of nine, 2.25 with `M = 4`, 4 with `M = 2`. What finishes a sum is
-//! shared with all other products. Every step is made lane by lane in one order, so the bits are the same on every tier.
+//! multiplications for each result and channel instead of nine. Floats have tiles of 4 (2.25 multiplications) and 2 (4), 8-bit integers of 3
+//! (2.78, of 16-bit integers). What finishes a sum is shared with all other products. Floats are computed lane by lane in one order,
+//! integers exactly, so the bits are the same on every tier.
 
 mod form;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use form::{Form, Four, Two};
+use form::{Form, Four, MOST_CHANNELS, Three, Two};
 
 use super::drive::{CHUNK, Rows, SERIAL, Sweep, part, parts};
 use super::epilogue::Epilogue;
 use super::finish::Finish;
 use super::image::Image;
 use super::lines::{Copying, spread};
-use super::pack::Panels;
-use super::table::PanelKernel;
+use super::pack::{PanelElement, Panels};
+use super::table::{Body, PanelKernel};
 use super::target::Target;
 use super::tile::Tile;
 use crate::buffer::{SharedMut, with_scratch};
 use crate::conv::Conv2dParams;
 use crate::error::{KernelError, Result, exact, product, require};
 use crate::exec::Exec;
-use crate::simd::{Kernel, Simd, low_bits};
+use crate::isa::{AvxVnni, Isa, Vnni};
+use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "winograd nhwc";
 
@@ -57,12 +59,32 @@ pub fn winograd_side(p: &Conv2dParams) -> Option<usize> {
     (cost(side) < 0.85 * 9.0 * ((oh * ow) as f64 + read)).then_some(side)
 }
 
+/// Whether a convolution of 8-bit integers takes less time in tiles than as plain sums; the results are the same.
+pub fn winograd_pays(isa: Isa, p: &Conv2dParams) -> bool {
+    let Ok([oh, ow]) = p.output() else { return false };
+    let fits = (p.kh, p.kw, p.strides, p.dilations, p.groups) == (3, 3, [1; 2], [1; 2], 1);
+    // Tiles of the processor multiply nothing but 8 bits.
+    let tiles = matches!(PanelKernel::best(i8::table(), isa).body, Body::Tiles(_));
+    if !fits || tiles || p.c < 16 || p.oc < 16 || p.c > MOST_CHANNELS {
+        return false;
+    }
+    // In multiplications of 8 bits for each channel and output channel, as `winograd_side` counts. Dot products take four of
+    // 8 bits, or two of 16; without them bytes are multiplied as 16 bits, too.
+    let dots = Vnni::new(isa).is_some() || AvxVnni::new(isa).is_some();
+    let (product, read) = if dots { (2.0, 500.0) } else { (1.0, 100.0) };
+    let count = (oh.div_ceil(3) * ow.div_ceil(3)) as f64;
+    let tiles = 25.0 * count * (product + 20.0 / p.c as f64 + 20.0 / p.oc as f64);
+    tiles + read < 0.95 * 9.0 * (oh * ow) as f64
+}
+
 /// Transformed weights.
 #[derive(Debug)]
 pub struct WinogradWeights {
     /// A group for each point.
     panels: Panels,
     side: usize,
+    /// Of integers, the sums of the output channels' weights.
+    sums: Vec<i32>,
 }
 
 impl WinogradWeights {
@@ -74,11 +96,29 @@ impl WinogradWeights {
         exact(NAME, "weights", w.len(), p.weight_len()?)?;
         require(NAME, (p.kh, p.kw, p.groups) == (3, 3, 1), "the window is not 3 × 3, or there are groups")?;
         let panels = match side {
-            2 => transformed::<Two, 2, 4>(exec, p, w)?,
-            4 => transformed::<Four, 4, 6>(exec, p, w)?,
+            2 => transformed::<Two, f32, f32, 2, 4>(exec, p, w)?,
+            4 => transformed::<Four, f32, f32, 4, 6>(exec, p, w)?,
             _ => return Err(KernelError::Invalid { kernel: NAME, what: "tiles have sides of 2 or 4" }),
         };
-        Ok(WinogradWeights { panels, side })
+        Ok(WinogradWeights { panels, side, sums: Vec::new() })
+    }
+
+    /// As [`WinogradWeights::pack`], of integers.
+    ///
+    /// # Errors
+    /// As [`WinogradWeights::pack`]; or there are too many channels for sums of 30 bits.
+    pub fn pack_ints(exec: &Exec, p: &Conv2dParams, w: &[i8]) -> Result<WinogradWeights> {
+        exact(NAME, "weights", w.len(), p.weight_len()?)?;
+        require(NAME, (p.kh, p.kw, p.groups) == (3, 3, 1), "the window is not 3 × 3, or there are groups")?;
+        require(NAME, p.c <= MOST_CHANNELS, "too many channels")?;
+        let sums = w.chunks_exact(p.c * 9).map(|w| w.iter().map(|&w| i32::from(w)).sum()).collect();
+        let panels = transformed::<Three<false>, i8, i16, 3, 5>(exec, p, w)?;
+        Ok(WinogradWeights { panels, side: 3, sums })
+    }
+
+    /// The sum of each output channel's integer weights.
+    pub fn column_sums(&self) -> &[i32] {
+        &self.sums
     }
 
     /// The kernel that multiplies.
@@ -88,16 +128,21 @@ impl WinogradWeights {
 
     /// The kernel's name.
     pub fn name(&self) -> &'static str {
-        if self.side == 2 { "winograd2_nhwc_f32" } else { "winograd4_nhwc_f32" }
+        match self.side {
+            2 => "winograd2_nhwc_f32",
+            3 => "winograd3_nhwc_i8",
+            _ => "winograd4_nhwc_f32",
+        }
     }
 }
 
-fn transformed<F: Form<M, N>, const M: usize, const N: usize>(
+/// Panels of `T` from weights of `W`.
+fn transformed<F: Form<M, N>, W: Weight, T: PanelElement, const M: usize, const N: usize>(
     exec: &Exec,
     p: &Conv2dParams,
-    w: &[f32],
+    w: &[W],
 ) -> Result<Panels> {
-    let mut panels = Panels::zeros::<f32>(exec, (N * N, p.oc, 1, p.c))?;
+    let mut panels = Panels::zeros::<T>(exec, (N * N, p.oc, 1, p.c))?;
     let (columns, steps) = (panels.columns, panels.steps);
     let words = SharedMut::new(panels.words());
     exec.split(columns.count(), 1, &|range| {
@@ -107,64 +152,72 @@ fn transformed<F: Form<M, N>, const M: usize, const N: usize>(
                 let windows = &w[(first + column) * p.c * 9..][..p.c * 9];
                 let to = words.ptr().wrapping_add(first * steps + column);
                 let (point, form) = (columns.padded() * steps, PhantomData);
-                exec.isa().dispatch(Weights::<F, M, N> { windows, to, point, channel: width, form });
+                exec.isa().dispatch(Weights::<F, W, M, N> { windows, to, point, step: width, form });
             }
         }
     });
     Ok(panels)
 }
 
-/// As [`super::conv2d_nhwc_parts`] of floats, with weights of [`WinogradWeights::pack`].
+/// As [`super::conv2d_nhwc_parts`], with weights of [`WinogradWeights::pack`] and an image of floats, or those of
+/// [`WinogradWeights::pack_ints`] and one of integers.
 ///
-/// A result differs from the plain sum by some roundings more; infinities become NaN in all results of a tile.
+/// A result of floats differs from the plain sum by some roundings more; infinities become NaN in all results of a tile.
 ///
 /// # Errors
-/// As [`super::conv2d_nhwc_parts`]; or the steps or the dilation are not 1.
+/// As [`super::conv2d_nhwc_parts`]; or the steps or the dilation are not 1, or weights have zero points.
 pub fn winograd_nhwc(
     exec: &Exec,
     p: &Conv2dParams,
     all: &[Rows<'_>],
+    pad: i32,
     weights: &WinogradWeights,
     epilogue: &Epilogue<'_>,
     y: Target<'_>,
 ) -> Result {
+    let signed = all.first().is_some_and(Rows::signed);
     match weights.side {
-        2 => run::<Two, 2, 4>(exec, p, all, &weights.panels, epilogue, y),
-        _ => run::<Four, 4, 6>(exec, p, all, &weights.panels, epilogue, y),
+        2 => run::<Two, 2, 4>(exec, p, (all, 0), weights, epilogue, y),
+        4 => run::<Four, 4, 6>(exec, p, (all, 0), weights, epilogue, y),
+        _ if signed => run::<Three<true>, 3, 5>(exec, p, (all, pad), weights, epilogue, y),
+        _ => run::<Three<false>, 3, 5>(exec, p, (all, pad), weights, epilogue, y),
     }
 }
 
 fn run<F: Form<M, N>, const M: usize, const N: usize>(
     exec: &Exec,
     p: &Conv2dParams,
-    all: &[Rows<'_>],
-    weights: &Panels,
+    (all, pad): (&[Rows<'_>], i32),
+    weights: &WinogradWeights,
     epilogue: &Epilogue<'_>,
     mut y: Target<'_>,
 ) -> Result {
     let [oh, ow] = p.output()?;
     let pixels = product(NAME, &[p.n, oh, ow])?;
     require(NAME, (p.strides, p.dilations) == ([1; 2], [1; 2]), "steps and dilation must be 1")?;
-    require(NAME, all.iter().all(|x| matches!(x, Rows::F32(_))), "the image is not of floats")?;
-    let image = Image::new(exec.isa(), all, (product(NAME, &[p.n, p.h, p.w])?, p.c), (Copying::Flip(0), 4))?;
+    let of_type = |x: &Rows<'_>| if F::INTS { x.ints() } else { matches!(x, Rows::F32(_)) };
+    require(NAME, all.iter().all(of_type), "image and weights have different types")?;
+    let image = Image::new(exec.isa(), all, (product(NAME, &[p.n, p.h, p.w])?, p.c), (Copying::Flip(0), F::PIXEL))?;
     exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
+    let weights = &weights.panels;
     let packed = (weights.groups, weights.columns.n, weights.run_len);
     require(NAME, packed == (N * N, p.oc, p.c), "the weights were packed for another shape")?;
-    epilogue.check(NAME, false, p.oc, y.len())?;
-    y.require_type(NAME, false)?;
+    epilogue.check(NAME, F::INTS, p.oc, y.len())?;
+    require(NAME, epilogue.weight_zeros.is_empty(), "the weights have zero points")?;
+    y.require_type(NAME, F::INTS)?;
     if pixels == 0 {
         return Ok(());
     }
     let out = y.shared();
-    let (panels, isa) = (weights.view(), exec.isa());
-    let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: false, signed: false, out, ld: p.oc };
+    let (panels, isa, ints) = (weights.view(), exec.isa(), F::INTS);
+    let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints, signed: false, out, ld: p.oc };
     let grid = [oh.div_ceil(M), ow.div_ceil(M)];
-    let pitch = spread(p.c * 4, 4) / 4;
-    let job = Job::<F, M, N> { p, out: [oh, ow], grid, image, sweep: &sweep, pitch, form: PhantomData };
+    let pitch = spread(panels.steps * 4, 4);
+    let job = Job::<F, M, N> { p, out: [oh, ow], grid, image, pad: pad as u8, sweep: &sweep, pitch, form: PhantomData };
     let tiles = product(NAME, &[p.n, grid[0], grid[1]])?;
     let count = panels.columns.count();
-    let work = tiles.saturating_mul(N * N).saturating_mul(p.oc).saturating_mul(p.c);
-    let (down, across) = parts(exec, work, (tiles, N * N * pitch * 4, 2 * panels.kernel.mr), (count, weights.bytes()));
+    let work = tiles.saturating_mul(N * N).saturating_mul(p.oc).saturating_mul(panels.steps);
+    let (down, across) = parts(exec, work, (tiles, N * N * pitch, 2 * panels.kernel.mr), (count, weights.bytes()));
     exec.pool().run_if(work >= SERIAL, down * across, &|task| {
         job.task(part(tiles, down, task / across), part(count, across, task % across));
     });
@@ -177,8 +230,10 @@ struct Job<'a, F, const M: usize, const N: usize> {
     out: [usize; 2],
     grid: [usize; 2],
     image: Image,
+    /// The byte that padding holds, of integers.
+    pad: u8,
     sweep: &'a Sweep<'a>,
-    /// Floats between the tiles of a point.
+    /// Bytes between the tiles of a point.
     pitch: usize,
     form: PhantomData<F>,
 }
@@ -186,14 +241,14 @@ struct Job<'a, F, const M: usize, const N: usize> {
 /// Memory of a task.
 struct Scratch {
     /// Transformed pixels: points, tiles, channels.
-    points: *mut f32,
+    points: *mut u8,
     /// Products: points, tiles, columns of a panel.
     products: *mut f32,
     /// Sums: lines of pixels, columns of a panel.
     sums: *mut f32,
     /// The pixels of a tile that reaches beyond the image.
-    patch: *mut f32,
-    /// Floats between points, of the pixels and of the products.
+    patch: *mut u8,
+    /// Between points: bytes of the pixels, words of the products.
     apart: [usize; 2],
 }
 
@@ -201,17 +256,19 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
     fn task(&self, tiles: Range<usize>, columns: Range<usize>) {
         let (nr, c) = (self.sweep.panels.columns.nr, self.p.c);
         // Beside products and weights, the pixels stay in the second cache.
-        let most = (CHUNK / (N * N * self.pitch * 4)).max(self.sweep.panels.kernel.mr);
+        let most = (CHUNK / (N * N * self.pitch)).max(self.sweep.panels.kernel.mr);
         let chunks = tiles.len().div_ceil(most).max(1);
         let most = tiles.len().div_ceil(chunks);
         // Not a multiple of what collides in the first cache.
-        let apart = [most * self.pitch, most * nr].map(|floats| spread(floats * 4, 64) / 4);
-        let lens = [N * N * apart[0], N * N * apart[1], M * LINE * nr, N * N * c].map(|n| n.next_multiple_of(16));
-        with_scratch(lens.iter().sum(), |scratch| {
+        let apart = [spread(most * self.pitch, 64), spread(most * nr * 4, 64) / 4];
+        let words = [N * N * apart[0] / 4, N * N * apart[1], M * LINE * nr, (N * N * c * F::PIXEL).div_ceil(4)];
+        let words = words.map(|n| n.next_multiple_of(16));
+        with_scratch(words.iter().sum(), |scratch| {
             let points = scratch.as_mut_ptr();
-            let products = points.wrapping_add(lens[0]);
-            let sums = products.wrapping_add(lens[1]);
-            let scratch = Scratch { points, products, sums, patch: sums.wrapping_add(lens[2]), apart };
+            let products = points.wrapping_add(words[0]);
+            let sums = products.wrapping_add(words[1]);
+            let (points, patch) = (points.cast(), sums.wrapping_add(words[2]).cast());
+            let scratch = Scratch { points, products, sums, patch, apart };
             for chunk in 0..chunks {
                 let part = part(tiles.len(), chunks, chunk);
                 let part = tiles.start + part.start..tiles.start + part.end;
@@ -247,38 +304,37 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
         let (mut to, apart) = (scratch.points.wrapping_add(at * self.pitch), scratch.apart[0]);
         let whole = inside(top, p.h) && inside(left, p.w);
         let corner = if whole { (image * p.h + top) * p.w + left } else { 0 };
-        for (from, bytes) in self.image.places(corner, 1) {
-            let channels = bytes / 4;
+        for (from, pixel) in self.image.places(corner, 1) {
             let (from, line) = match whole {
-                true => (from.cast::<f32>(), p.w * channels),
+                true => (from, p.w * pixel),
                 false => {
                     // SAFETY: the patch has N² pixels, the image those that are copied.
-                    unsafe { self.patch(from.cast(), channels, (image, top, left), scratch.patch) };
-                    (scratch.patch.cast_const(), N * channels)
+                    unsafe { self.patch(from, pixel, (image, top, left), scratch.patch) };
+                    (scratch.patch.cast_const(), N * pixel)
                 }
             };
-            let form = PhantomData::<F>;
-            self.image.isa.dispatch(Enter::<F, M, N> { from, pixel: channels, line, channels, to, apart, form });
-            to = to.wrapping_add(channels);
+            let (channels, form) = (pixel / F::PIXEL, PhantomData::<F>);
+            self.image.isa.dispatch(Enter::<F, M, N> { from, pixel, line, channels, to, apart, form });
+            to = to.wrapping_add(channels * F::POINT);
         }
     }
 
-    /// Copies the pixels of a tile of an image of so many channels, with zeros around the image.
+    /// Copies the pixels of a tile of an image, each of so many bytes, with padding around the image.
     ///
     /// # Safety
     /// `first` is the image's first pixel, and `to` covers N² of them.
-    unsafe fn patch(&self, first: *const f32, channels: usize, place: (usize, usize, usize), to: *mut f32) {
+    unsafe fn patch(&self, first: *const u8, bytes: usize, place: (usize, usize, usize), to: *mut u8) {
         let (p, (image, top, left)) = (self.p, place);
         for i in 0..N * N {
             let (y, x) = (top.wrapping_add(i / N), left.wrapping_add(i % N));
             // SAFETY: the caller vouches for both.
             unsafe {
-                let to = to.add(i * channels);
+                let to = to.add(i * bytes);
                 if y < p.h && x < p.w {
-                    let from = first.add(((image * p.h + y) * p.w + x) * channels);
-                    std::ptr::copy_nonoverlapping(from, to, channels);
+                    let from = first.add(((image * p.h + y) * p.w + x) * bytes);
+                    std::ptr::copy_nonoverlapping(from, to, bytes);
                 } else {
-                    to.write_bytes(0, channels);
+                    to.write_bytes(self.pad, bytes);
                 }
             }
         }
@@ -305,8 +361,8 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
             for block in 0..blocks {
                 let rows = part(tiles, blocks, block);
                 let tile = Tile {
-                    a: a.wrapping_add(rows.start * self.pitch).cast_const().cast(),
-                    stride: self.pitch * 4,
+                    a: a.wrapping_add(rows.start * self.pitch).cast_const(),
+                    stride: self.pitch,
                     runs: self.sweep.runs.as_ptr(),
                     n_runs: 1,
                     steps: panels.steps,
@@ -340,7 +396,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
                 let row = (image * oh + y + i) * ow + x;
                 let finish = Finish {
                     epilogue: self.sweep.epilogue,
-                    ints: false,
+                    ints: F::INTS,
                     acc: to.wrapping_add(i * line).cast_const().cast(),
                     rows: (count * M).min(ow - x),
                     width,
@@ -360,19 +416,24 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
 }
 
 /// `G g Gᵀ` of an output channel's windows, rounded once.
-struct Weights<'a, F, const M: usize, const N: usize> {
-    windows: &'a [f32],
-    /// Where the first point of the first channel goes, and words from one to the next.
+struct Weights<'a, F, W, const M: usize, const N: usize> {
+    windows: &'a [W],
+    /// Where the first point of the first channel goes, and words between points and between steps.
     to: *mut f32,
     point: usize,
-    channel: usize,
+    step: usize,
     form: PhantomData<F>,
 }
+
+/// A weight before it is transformed.
+trait Weight: Copy + Into<f64> + Sync {}
+impl Weight for f32 {}
+impl Weight for i8 {}
 
 /// Channels whose windows are transformed side by side.
 const SIDE: usize = 16;
 
-impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Weights<'_, F, M, N> {
+impl<F: Form<M, N>, W: Weight, const M: usize, const N: usize> Kernel for Weights<'_, F, W, M, N> {
     type Out = ();
 
     #[inline(always)]
@@ -381,7 +442,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Weights<'_, F, M,
             let mut taps = [[0f64; SIDE]; 9];
             for (c, window) in windows.chunks_exact(9).enumerate() {
                 for (tap, &w) in taps.iter_mut().zip(window) {
-                    tap[c] = f64::from(w);
+                    tap[c] = w.into();
                 }
             }
             for (i, down) in F::WEIGHTS.iter().enumerate() {
@@ -392,14 +453,14 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Weights<'_, F, M,
                     }
                 }
                 for (j, across) in F::WEIGHTS.iter().enumerate() {
-                    let mut u = [0f32; SIDE];
+                    let mut u = [0f64; SIDE];
                     for c in 0..SIDE {
-                        u[c] = (across[0] * line[0][c] + across[1] * line[1][c] + across[2] * line[2][c]) as f32;
+                        u[c] = across[0] * line[0][c] + across[1] * line[1][c] + across[2] * line[2][c];
                     }
-                    let to = self.to.wrapping_add((i * N + j) * self.point + block * SIDE * self.channel);
+                    let to = self.to.wrapping_add((i * N + j) * self.point);
                     for (c, &u) in u[..windows.len() / 9].iter().enumerate() {
-                        // SAFETY: the caller vouches for a word of each point and channel.
-                        unsafe { *to.add(c * self.channel) = u };
+                        // SAFETY: the caller vouches for the words of each point's channels.
+                        unsafe { F::weight(to, self.step, block * SIDE + c, u) };
                     }
                 }
             }
@@ -409,13 +470,13 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Weights<'_, F, M,
 
 /// `Bᵀ d B` of a tile, channel by channel.
 struct Enter<F, const M: usize, const N: usize> {
-    from: *const f32,
-    /// Floats between pixels, and between lines of them.
+    from: *const u8,
+    /// Bytes between pixels, and between lines of them.
     pixel: usize,
     line: usize,
     channels: usize,
-    to: *mut f32,
-    /// Floats between points.
+    to: *mut u8,
+    /// Bytes between points.
     apart: usize,
     form: PhantomData<F>,
 }
@@ -424,13 +485,13 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Enter<F, M, N> {
     /// `n` channels from `c` on.
     #[inline(always)]
     unsafe fn channels<S: Simd>(&self, s: S, c: usize, n: usize) {
-        let bits = low_bits(n);
-        let mut lines = [[s.splat(0.0); N]; N];
+        let mut lines = [[F::zero(s); N]; N];
         for j in 0..N {
-            let mut d = [s.splat(0.0); N];
+            let mut d = [F::zero(s); N];
             for (i, d) in d.iter_mut().enumerate() {
+                let from = self.from.wrapping_add(i * self.line + j * self.pixel + c * F::PIXEL);
                 // SAFETY: the caller vouches for the channels of N lines of N pixels.
-                *d = unsafe { s.load_bits(self.from.add(i * self.line + j * self.pixel + c), bits) };
+                *d = unsafe { F::pixels(s, from, n) };
             }
             for (line, v) in lines.iter_mut().zip(F::enter(s, d)) {
                 line[j] = v;
@@ -438,8 +499,9 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Enter<F, M, N> {
         }
         for (i, line) in lines.into_iter().enumerate() {
             for (j, v) in F::enter(s, line).into_iter().enumerate() {
+                let to = self.to.wrapping_add((i * N + j) * self.apart + c * F::POINT);
                 // SAFETY: as above, of N² points.
-                unsafe { s.store_bits(self.to.add((i * N + j) * self.apart + c), v, bits) };
+                unsafe { F::points(s, to, v, n) };
             }
         }
     }
@@ -468,10 +530,10 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Enter<F, M, N> {
 /// `Aᵀ m A` of tiles side by side, column by column.
 struct Leave<F, const M: usize, const N: usize> {
     from: *const f32,
-    /// Floats between points.
+    /// Words between points.
     apart: usize,
     to: *mut f32,
-    /// Floats between lines of sums.
+    /// Words between lines of sums.
     line: usize,
     /// Tiles.
     count: usize,
@@ -489,12 +551,12 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Leave<F, M, N> {
             for column in (0..self.width).step_by(S::LANES) {
                 let from = self.from.wrapping_add(tile * self.width + column);
                 let to = self.to.wrapping_add(tile * M * self.width + column);
-                let mut lines = [[s.splat(0.0); N]; M];
+                let mut lines = [[F::zero(s); N]; M];
                 for j in 0..N {
-                    let mut m = [s.splat(0.0); N];
+                    let mut m = [F::zero(s); N];
                     for (i, m) in m.iter_mut().enumerate() {
                         // SAFETY: the caller vouches for the products of N² points.
-                        *m = unsafe { s.load(from.add((i * N + j) * self.apart)) };
+                        *m = unsafe { F::products(s, from.add((i * N + j) * self.apart)) };
                     }
                     for (line, v) in lines.iter_mut().zip(F::leave(s, m)) {
                         line[j] = v;
@@ -503,7 +565,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Kernel for Leave<F, M, N> {
                 for (i, line) in lines.into_iter().enumerate() {
                     for (j, v) in F::leave(s, line).into_iter().enumerate() {
                         // SAFETY: as above, of M lines of M pixels of each tile.
-                        unsafe { s.store(to.add(i * self.line + j * self.width), v) };
+                        unsafe { F::sums(s, to.add(i * self.line + j * self.width), v) };
                     }
                 }
             }

@@ -49,7 +49,7 @@ fn convolves_nearly_as_plain_sums() {
             let weights = WinogradWeights::pack(exec, &p, side, &w).unwrap();
             let e = Epilogue { bias: &bias, ..Epilogue::default() };
             let mut y = vec![9f32; want.len()];
-            winograd_nhwc(exec, &p, &[Rows::F32(&x)], &weights, &e, Target::F32(&mut y)).unwrap();
+            winograd_nhwc(exec, &p, &[Rows::F32(&x)], 0, &weights, &e, Target::F32(&mut y)).unwrap();
             let worst = y.iter().zip(&want).map(|(y, want)| (y - want).abs()).fold(0f32, f32::max);
             assert!(worst <= 2e-5 * size, "{p:?} side {side} {exec:?}: {worst} of {size}");
         }
@@ -79,7 +79,7 @@ fn gives_the_same_bits_everywhere_in_parts_and_in_batches() {
                 let weights = WinogradWeights::pack(exec, &p, side, &w).unwrap();
                 let residual = Residual::F32(added.get());
                 let e = Epilogue { bias: bias.get(), residual, activation: Activation::Relu, ..Epilogue::default() };
-                winograd_nhwc(exec, &p, all, &weights, &e, Target::F32(y.get())).unwrap();
+                winograd_nhwc(exec, &p, all, 0, &weights, &e, Target::F32(y.get())).unwrap();
                 bits(y.get())
             });
         }
@@ -93,8 +93,67 @@ fn plain(p: &Conv2dParams, x: &[f32], side: usize, w: &[f32]) -> Vec<f32> {
     let exec = &execs()[0];
     let weights = WinogradWeights::pack(exec, p, side, w).unwrap();
     let mut y = vec![0f32; p.n * p.oc * p.output().unwrap().iter().product::<usize>()];
-    winograd_nhwc(exec, p, &[Rows::F32(x)], &weights, &Epilogue::default(), Target::F32(&mut y)).unwrap();
+    winograd_nhwc(exec, p, &[Rows::F32(x)], 0, &weights, &Epilogue::default(), Target::F32(&mut y)).unwrap();
     y
+}
+
+#[test]
+fn gives_the_integers_of_plain_sums_on_every_tier() {
+    let mut r = Random::new(7);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let (pixels, len) = (p.n * p.h * p.w, p.n * oh * ow * p.oc);
+        let widths = [p.c / 3, p.c - p.c / 3];
+        // Values of all sizes, and the extremes that the transforms must hold.
+        for extreme in [false, true] {
+            let mut byte = |low: u8| if extreme { [low, !low][r.below(2)] } else { r.next() as u8 };
+            let parts = widths.map(|c| (0..pixels * c).map(|_| byte(0)).collect::<Vec<u8>>());
+            let w: Vec<i8> = (0..p.weight_len().unwrap()).map(|_| byte(0x80) as i8).collect();
+            let joined: Vec<u8> = (0..pixels)
+                .flat_map(|i| parts.iter().zip(widths).flat_map(move |(x, c)| x[i * c..(i + 1) * c].to_vec()))
+                .collect();
+            let signed = |x: &[u8]| x.iter().map(|&b| b as i8).collect::<Vec<i8>>();
+            let (signed, signed_parts) = (signed(&joined), parts.each_ref().map(|x| signed(x)));
+            for exec in execs() {
+                let plain = super::super::conv2d_nhwc_pack(&exec, &p, &w).unwrap();
+                let weights = WinogradWeights::pack_ints(&exec, &p, &w).unwrap();
+                assert_eq!(weights.column_sums(), plain.column_sums());
+                let scales = vec![1.0; p.oc];
+                let e = Epilogue { offsets: plain.column_sums(), scales: &scales, ..Epilogue::default() };
+                let all = [
+                    (Rows::U8(&joined), parts.each_ref().map(|x| Rows::U8(x)), 131),
+                    (Rows::I8(&signed), signed_parts.each_ref().map(|x| Rows::I8(x)), -77),
+                ];
+                for (whole, apart, pad) in all {
+                    let (mut want, mut y) = (vec![0i32; len], vec![1i32; len]);
+                    super::super::conv2d_nhwc(&exec, &p, whole, pad, &plain, &e, Target::I32(&mut want)).unwrap();
+                    for image in [&[whole][..], &apart[..]] {
+                        winograd_nhwc(&exec, &p, image, pad, &weights, &e, Target::I32(&mut y)).unwrap();
+                        assert_eq!(y, want, "{p:?} {exec:?} pad {pad} in {} parts", image.len());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn reads_and_writes_no_integers_beside_the_operands() {
+    let mut r = Random::new(8);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let x: Vec<u8> = (0..p.n * p.h * p.w * p.c).map(|_| r.next() as u8).collect();
+        let w: Vec<i8> = (0..p.weight_len().unwrap()).map(|_| r.next() as i8).collect();
+        assert_same_everywhere(&format!("{p:?}"), &|exec, edge| {
+            let (mut x, mut y) = (Guarded::at(edge, &x), Guarded::at(edge, &vec![9u8; p.n * oh * ow * p.oc]));
+            let weights = WinogradWeights::pack_ints(exec, &p, &w).unwrap();
+            let scales = vec![2e-4; p.oc];
+            let e = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
+            winograd_nhwc(exec, &p, &[Rows::U8(x.get())], 3, &weights, &e, Target::U8(y.get(), 1.0, 90)).unwrap();
+            y.get().iter().map(|&code| u32::from(code)).collect()
+        });
+    }
 }
 
 #[test]
@@ -131,11 +190,14 @@ fn refuses_what_is_no_such_convolution() {
     let weights = WinogradWeights::pack(exec, &p, 2, &w).unwrap();
     let mut y = vec![0f32; p.h * p.w * p.oc];
     let mut run = |p: &Conv2dParams, x: Rows<'_>| {
-        winograd_nhwc(exec, p, &[x], &weights, &Epilogue::default(), Target::F32(&mut y)).is_ok()
+        winograd_nhwc(exec, p, &[x], 0, &weights, &Epilogue::default(), Target::F32(&mut y)).is_ok()
     };
     assert!(run(&p, Rows::F32(&x)));
     assert!(!run(&p, Rows::F32(&x[1..])));
     assert!(!run(&p, Rows::U8(&vec![0; x.len()])));
     assert!(!run(&Conv2dParams { c: 8, oc: 32, h: 18, ..p }, Rows::F32(&x)));
     assert!(!run(&Conv2dParams { strides: [2; 2], ..p }, Rows::F32(&x)));
+    let deep = Conv2dParams { c: MOST_CHANNELS + 1, oc: 1, ..p };
+    assert!(WinogradWeights::pack_ints(exec, &deep, &vec![0; deep.weight_len().unwrap()]).is_err());
+    assert!(!winograd_pays(exec.isa(), &Conv2dParams { oc: 64, h: 99, w: 99, ..deep }));
 }
