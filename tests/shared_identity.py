@@ -1,7 +1,7 @@
 """Runs the shared models on every instruction set and on 1, 2 and 4 threads, and compares the outputs' bytes.
 
     python shared_identity.py BINARY [--shared DIR] [--only NAME…] [--forms int8 dynamic float nncf] [--samples 8]
-                              [--tiers vnni avx512 avx2 scalar] [--metric]
+                              [--tiers vnni avx512 avx-vnni avx2 scalar] [--metric]
 
 `int8` is the model quantized with the default settings, `dynamic` with ranges that are found at run time, `nncf` what NNCF
 makes of it (where Python has NNCF and the samples are an .npz), `float` the model as it is. Outputs must be the same bytes on
@@ -123,7 +123,7 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the cases whose name contains one of these")
     parser.add_argument("--forms", nargs="+", choices=[*FORMS, "float", "nncf"], default=["int8"])
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--tiers", nargs="+", default=["vnni", "avx512", "avx2", "scalar"])
+    parser.add_argument("--tiers", nargs="+", default=["vnni", "avx512", "avx-vnni", "avx2", "scalar"])
     parser.add_argument("--most", type=float, default=0.0)
     parser.add_argument("--metric", action="store_true", help="also hold the metric against the interpreter's")
     args = parser.parse_args()

@@ -11,8 +11,8 @@ use narrowbit_kernels::integer::{
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    IntMatMul, Panels, Rows, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_parts, panel_gemm, panel_gemm_pack,
-    panel_matmul,
+    IntMatMul, Panels, Rows, WinogradWeights, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_parts, panel_gemm,
+    panel_gemm_pack, panel_matmul, winograd_nhwc, winograd_pays,
 };
 use narrowbit_tensor::{DType, Tensor};
 
@@ -56,6 +56,7 @@ struct Conv {
 
 enum ConvWeights {
     Panels(Arc<Panels>),
+    Winograd(Arc<WinogradWeights>),
     Depthwise(Arc<DepthwiseWeights>),
 }
 
@@ -68,6 +69,10 @@ impl ConvWeights {
             w.zeros.clear();
             return Ok(ConvWeights::Depthwise(packed));
         }
+        if w.zeros.is_empty() && winograd_pays(cx.exec.isa(), p) {
+            let pack = || WinogradWeights::pack_ints(cx.exec, p, &w.data).map_err(StepError::from);
+            return Ok(ConvWeights::Winograd(cx.weights.get(cx.id, "conv-winograd-i8", pack)?));
+        }
         let pack = || conv2d_nhwc_pack(cx.exec, p, &w.data).map_err(StepError::from);
         Ok(ConvWeights::Panels(cx.weights.get(cx.id, "conv-i8", pack)?))
     }
@@ -75,6 +80,7 @@ impl ConvWeights {
     fn column_sums(&self) -> &[i32] {
         match self {
             ConvWeights::Panels(w) => w.column_sums(),
+            ConvWeights::Winograd(w) => w.column_sums(),
             ConvWeights::Depthwise(w) => w.column_sums(),
         }
     }
@@ -134,6 +140,7 @@ impl Kernel for Conv {
     fn name(&self) -> &str {
         match &self.weights {
             ConvWeights::Panels(w) => w.kernel().name,
+            ConvWeights::Winograd(w) => w.name(),
             ConvWeights::Depthwise(_) => "depthwise_nhwc_i8",
         }
     }
@@ -145,6 +152,7 @@ impl Kernel for Conv {
         let (y, zero) = (self.finish.target(cx)?, format.as_ref().map_or(self.input.zero, |f| f.zero));
         let done = match &self.weights {
             ConvWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, zero, w, &epilogue, y),
+            ConvWeights::Winograd(w) => winograd_nhwc(exec, &self.p, &x, zero, w, &epilogue, y),
             ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], zero, w, &epilogue, y),
         };
         Ok(done?)

@@ -68,13 +68,18 @@ pub fn winograd_pays(isa: Isa, p: &Conv2dParams) -> bool {
     if !fits || tiles || p.c < 16 || p.oc < 16 || p.c > MOST_CHANNELS {
         return false;
     }
-    // In multiplications of 8 bits for each channel and output channel, as `winograd_side` counts. Dot products take four of
-    // 8 bits, or two of 16; without them bytes are multiplied as 16 bits, too.
-    let dots = Vnni::new(isa).is_some() || AvxVnni::new(isa).is_some();
-    let (product, read) = if dots { (2.0, 500.0) } else { (1.0, 100.0) };
-    let count = (oh.div_ceil(3) * ow.div_ceil(3)) as f64;
-    let tiles = 25.0 * count * (product + 20.0 / p.c as f64 + 20.0 / p.oc as f64);
-    tiles + read < 0.95 * 9.0 * (oh * ow) as f64
+    // In multiplications of 8 bits for each channel and output channel, fitted to measurements. Dot products take four of 8 bits
+    // or two of 16 at once; without them bytes are spread to 16 bits in each tile of sums, which transformed ones are spared. Deep
+    // tiles leave the second cache, and weights of 50 bytes instead of nine are read in each run.
+    let (product, transform, read) = match (Vnni::new(isa).is_some(), AvxVnni::new(isa).is_some()) {
+        (true, _) => (2.0, 45.0, 700.0),
+        (_, true) => (2.3, 45.0, 350.0),
+        _ => (0.8, 15.0, 150.0),
+    };
+    let deep = 0.5 * (p.c as f64 / 512.0).powi(2);
+    let tiles = (oh.div_ceil(3) * ow.div_ceil(3)) as f64;
+    let cost = 25.0 * tiles * (product + deep + transform / p.c as f64 + transform / p.oc as f64);
+    cost + read < 0.92 * 9.0 * (oh * ow) as f64
 }
 
 /// Transformed weights.
@@ -256,7 +261,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
     fn task(&self, tiles: Range<usize>, columns: Range<usize>) {
         let (nr, c) = (self.sweep.panels.columns.nr, self.p.c);
         // Beside products and weights, the pixels stay in the second cache.
-        let most = (CHUNK / (N * N * self.pitch)).max(self.sweep.panels.kernel.mr);
+        let most = (CHUNK / (N * N * self.pitch)).max(4 * self.sweep.panels.kernel.mr);
         let chunks = tiles.len().div_ceil(most).max(1);
         let most = tiles.len().div_ceil(chunks);
         // Not a multiple of what collides in the first cache.

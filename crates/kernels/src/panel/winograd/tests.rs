@@ -1,6 +1,7 @@
 use super::*;
 use crate::activation::Activation;
 use crate::conv::conv2d_reference;
+use crate::isa::Tier;
 use crate::panel::epilogue::Residual;
 use crate::testing::{Guarded, Random, assert_same_everywhere, bits, execs};
 
@@ -178,6 +179,20 @@ fn is_taken_where_it_pays_whatever_the_batch() {
         Conv2dParams { h: 0, ..base },
     ];
     assert!(others.into_iter().all(|p| winograd_side(&p).is_none()));
+}
+
+#[test]
+fn is_taken_for_integers_where_it_pays() {
+    let base = Conv2dParams { c: 128, oc: 128, h: 256, w: 256, ..params()[0] };
+    for isa in Isa::available().into_iter().filter(|isa| isa.tier() < Tier::Amx) {
+        assert!(winograd_pays(isa, &base), "{isa}");
+        // As many products for one pixel as for nine.
+        assert!(!winograd_pays(isa, &Conv2dParams { h: 1, w: 1, ..base }), "{isa}");
+        assert!(!winograd_pays(isa, &Conv2dParams { strides: [1, 2], ..base }), "{isa}");
+        let dots = matches!(isa.tier(), Tier::Vnni | Tier::AvxVnni);
+        assert_eq!(winograd_pays(isa, &Conv2dParams { c: 32, oc: 32, ..base }), !dots, "{isa}");
+    }
+    assert!(!winograd_pays(Isa::emulated(), &base), "tiles multiply 8 bits");
 }
 
 #[test]
