@@ -34,6 +34,9 @@ const NAME: &str = "winograd nhwc";
 /// Bytes of transformed weights beyond which the form with the fewer points is taken: the other's are 2.25 times larger.
 const MOST_WEIGHTS: usize = 16 << 20;
 
+/// Channels beyond which the pixels of a few tiles take too much memory.
+const MOST_FLOAT_CHANNELS: usize = 4096;
+
 /// Pixels of a line that are finished at a time.
 const LINE: usize = 16;
 
@@ -43,7 +46,7 @@ const LINE: usize = 16;
 pub fn winograd_side(p: &Conv2dParams) -> Option<usize> {
     let fits = (p.kh, p.kw, p.strides, p.dilations, p.groups) == (3, 3, [1; 2], [1; 2], 1);
     let [oh, ow] = p.output().ok()?;
-    if !fits || p.c < 16 || p.oc < 16 {
+    if !fits || !(16..=MOST_FLOAT_CHANNELS).contains(&p.c) || p.oc < 16 {
         return None;
     }
     // In multiplications for each channel and output channel: those of the tiles, what their transforms take, and reading the weights,

@@ -176,6 +176,7 @@ fn is_taken_where_it_pays_whatever_the_batch() {
         Conv2dParams { groups: 2, ..base },
         Conv2dParams { kw: 1, ..base },
         Conv2dParams { c: 3, ..base },
+        Conv2dParams { c: 1 << 20, ..base },
         Conv2dParams { h: 0, ..base },
     ];
     assert!(others.into_iter().all(|p| winograd_side(&p).is_none()));
