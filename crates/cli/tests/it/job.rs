@@ -191,9 +191,14 @@ fn keeps_nodes_float_on_request() {
     // Pictures lose too much in fp8.
     let fp8 = format!("{quantize} --weights fp8_e4m3 --activations fp8_e4m3");
     let edges = [weighted[0].clone(), weighted[weighted.len() - 1].clone()];
-    assert_eq!(names(&home.json(&fp8), true), edges);
-    assert_eq!(names(&home.json(&format!("{fp8} --keep-last=no")), true), &edges[..1]);
-    assert_eq!(names(&home.json(&format!("{fp8} --keep-first=no --keep-last=no")), true), Vec::<String>::new());
+    let depthwise: Vec<String> = weighted.iter().filter(|n| n.contains("depthwise")).cloned().collect();
+    assert_eq!(depthwise.len(), 2);
+    let kept = [&edges[..1], &depthwise, &edges[1..]].concat();
+    assert_eq!(names(&home.json(&fp8), true), kept);
+    assert_eq!(names(&home.json(&format!("{fp8} --keep-depthwise=no")), true), edges);
+    assert_eq!(names(&home.json(&format!("{fp8} --keep-last=no --keep-depthwise=no")), true), &edges[..1]);
+    assert_eq!(names(&home.json(&format!("{fp8} --keep-first=no --keep-last=no")), true), depthwise);
+    assert_eq!(names(&home.json(&format!("{quantize} --keep-depthwise")), true), depthwise);
     assert_eq!(names(&home.json(&format!("{quantize} --keep-last")), true), &weighted[weighted.len() - 1..]);
     assert_eq!(names(&home.json(&format!("{quantize} --exclude-type Conv --op-types Gemm,MatMul")), false).len(), {
         weighted.len() - home.json("inspect out.onnx")["operators"]["Conv"].as_u64().unwrap_or(0) as usize
