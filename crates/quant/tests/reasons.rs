@@ -76,7 +76,9 @@ fn keeps_depthwise_convolutions_float_where_others_are_left() {
     };
     let keep = QuantOptions { keep_depthwise: true, ..QuantOptions::default() };
     let others = "%b = Conv(%a, %g) {group=2} @\"groups\" %c = Conv(%b, %w) @\"full\" output %c";
-    let reasons = |all: &[(&str, &'static str)]| all.iter().map(|&(n, r)| (n.to_owned(), r)).collect();
+    let reasons = |all: &[(&str, &'static str)]| -> BTreeMap<String, &'static str> {
+        all.iter().map(|&(n, r)| (n.to_owned(), r)).collect()
+    };
     assert_eq!(of(others, &keep), reasons(&[("depthwise", "depthwise")]));
     assert_eq!(of(others, &QuantOptions::default()), reasons(&[]));
     assert_eq!(of("", &keep), reasons(&[]), "there is nothing else");

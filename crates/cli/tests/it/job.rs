@@ -217,7 +217,7 @@ fn keeps_nodes_float_on_request() {
     let edges = [weighted[0].clone(), weighted[weighted.len() - 1].clone()];
     let depthwise: Vec<String> = weighted.iter().filter(|n| n.contains("depthwise")).cloned().collect();
     assert_eq!(depthwise.len(), 2);
-    let kept = [&edges[..1], &depthwise, &edges[1..]].concat();
+    let kept = [&edges[..1], &depthwise[..], &edges[1..]].concat();
     assert_eq!(names(&home.json(&fp8), true), kept);
     assert_eq!(names(&home.json(&format!("{fp8} --keep-depthwise=no")), true), edges);
     assert_eq!(names(&home.json(&format!("{fp8} --keep-last=no --keep-depthwise=no")), true), &edges[..1]);
