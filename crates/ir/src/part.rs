@@ -11,6 +11,29 @@ impl Graph {
     /// not taken over: they may say less than is known when the part runs.
     #[must_use]
     pub fn part(&self, nodes: &BTreeSet<NodeId>) -> Graph {
+        self.part_with(nodes, &BTreeSet::new())
+    }
+
+    /// The graph of what some values depend on, all ids kept, for those who see values while it runs: it makes them, has no
+    /// outputs, which would be kept until a run ends, and takes the tensors of the graph's inputs, whether they are read or not.
+    #[must_use]
+    pub fn making(&self, values: &BTreeSet<ValueId>) -> Graph {
+        let (mut wanted, mut nodes) = (values.clone(), BTreeSet::new());
+        for (id, node) in self.nodes().rev() {
+            if node.outputs.iter().flatten().any(|v| wanted.contains(v)) {
+                wanted.extend(node.inputs.iter().flatten());
+                nodes.insert(id);
+            }
+        }
+        let inputs = self.inputs.iter().copied().collect();
+        let mut part = self.part_with(&nodes, &inputs);
+        part.inputs.clone_from(&self.inputs);
+        part.outputs.clear();
+        part
+    }
+
+    /// The part of some nodes, and values that stay although none of them reads them.
+    fn part_with(&self, nodes: &BTreeSet<NodeId>, also: &BTreeSet<ValueId>) -> Graph {
         let mut part = self.clone();
         part.order.retain(|n| nodes.contains(n));
         for (i, node) in part.nodes.iter_mut().enumerate() {
@@ -23,7 +46,8 @@ impl Graph {
         part.inputs.clear();
         part.outputs.clear();
         for i in 0..part.values.len() {
-            let (id, read) = (ValueId(i as u32), !part.uses[i].is_empty());
+            let id = ValueId(i as u32);
+            let read = !part.uses[i].is_empty() || also.contains(&id);
             let Some(value) = &mut part.values[i] else { continue };
             match value.def {
                 Def::Node(n, _) if nodes.contains(&n) => {
@@ -99,5 +123,19 @@ mod tests {
         assert_eq!((all.inputs(), all.outputs(), all.order()), (g.inputs(), g.outputs(), g.order()));
         let none = g.part(&BTreeSet::new());
         assert!(none.order().is_empty() && none.inputs().is_empty() && none.outputs().is_empty());
+    }
+
+    #[test]
+    fn makes_what_is_asked_for_from_all_inputs() {
+        let (mut g, n) = chain();
+        g.add_input("unread", ValueType::Unknown);
+        let b = g.node(n[1]).output(0).unwrap();
+        let some = g.making(&BTreeSet::from([b]));
+        assert_eq!((some.order(), some.inputs(), some.outputs()), (&n[..2], g.inputs(), &[][..]));
+        assert!(some.value_named("d").is_none() && some.value_named("b") == Some(b));
+        some.verify().unwrap();
+        let none = g.making(&g.inputs().iter().copied().collect());
+        assert!(none.order().is_empty() && none.inputs() == g.inputs() && none.value_named("c").is_none());
+        none.verify().unwrap();
     }
 }

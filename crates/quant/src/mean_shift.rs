@@ -23,7 +23,8 @@ use narrowbit_tensor::{DType, Tensor};
 
 use crate::calibrate::{ByChannel, CalibrateError, Calibrator, ChannelAxis};
 use crate::observe::Stats;
-use crate::plan::{ActivationParams, QuantPlan, correction};
+use crate::options::QuantOptions;
+use crate::plan::{ActivationParams, Layout, QuantPlan, correction};
 use crate::qdq::QdqError;
 use crate::quantize::QuantizeError;
 use crate::ranges::Ranges;
@@ -33,6 +34,21 @@ pub type MeanShifts = BTreeMap<NodeId, Vec<f64>>;
 
 /// What is not computed a second time: the copy goes on from the float results.
 const COSTLY: &[&str] = &["LSTM", "GRU", "RNN", "If", "Loop", "Scan", "NonMaxSuppression"];
+
+/// The products that are measured, with what they read.
+fn wanted(graph: &Graph, layout: &Layout) -> BTreeMap<NodeId, (ValueId, ByChannel)> {
+    let mut wanted = correction::products(graph, layout);
+    // A mean over pixels is one of thousands of values on a few samples already, that over tokens or vectors is not.
+    wanted.retain(|_, (_, by)| by.axis == ChannelAxis::Second);
+    wanted
+}
+
+/// Whether samples would tell something of a layout that these settings let biases take up.
+pub(crate) fn applies(graph: &Graph, layout: &Layout, options: &QuantOptions) -> bool {
+    let own = options.overrides.iter().filter_map(|o| o.activations);
+    let has_steps = own.chain([options.activations]).any(|s| !s.format.is_float());
+    options.correct_activations && has_steps && !wanted(graph, layout).is_empty()
+}
 
 /// Runs the float model on samples (`inputs` of each run) beside the plan's roundings. Products whose input is not rounded, or
 /// has channels of which nothing is known, are left out. `mask` is the input whose zeros mark padding.
@@ -46,9 +62,7 @@ pub(crate) fn measure(
     (inputs, mask): (&[Vec<Tensor>], Option<usize>),
     exec: &Exec,
 ) -> Result<MeanShifts, QuantizeError> {
-    let mut wanted = correction::products(graph, &plan.layout);
-    // A mean over pixels is one of thousands of values on a few samples already, that over tokens or vectors is not.
-    wanted.retain(|_, (_, by)| by.axis == ChannelAxis::Second);
+    let wanted = wanted(graph, &plan.layout);
     if wanted.is_empty() || inputs.is_empty() {
         return Ok(MeanShifts::new());
     }
@@ -60,6 +74,8 @@ pub(crate) fn measure(
         return Ok(MeanShifts::new());
     }
     let channels = pairs.values().flat_map(|p| [(p.float, p.channels), (p.rounded, p.channels)]).collect();
+    // Behind the last convolution nothing is wanted: of a vision transformer, that is all but its patches.
+    let made = made.making(&observed.iter().copied().collect());
     let calibrator = Calibrator::with_channels(&made, &observed, &channels, false, exec.threads(), Ranges::default())?;
     let mut calibrator = match mask {
         Some(mask) => calibrator.with_mask(mask),

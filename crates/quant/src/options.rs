@@ -58,6 +58,9 @@ pub struct QuantOptions {
     pub keep_first: bool,
     /// Whether the last Conv, Gemm or MatMul with a constant weight stays float, unless it is the only one that is left.
     pub keep_last: bool,
+    /// Whether depthwise convolutions stay float, unless no other product with a constant weight is left.
+    #[serde(skip_serializing_if = "is_default")]
+    pub keep_depthwise: bool,
     /// Whether tables read by Gather (embeddings) are stored in 8 bits.
     pub embeddings: bool,
     /// Whether factors of channels move from normalisations into the weights behind them, where channels stand out
@@ -120,6 +123,7 @@ impl Default for QuantOptions {
             op_types: Vec::new(),
             keep_first: false,
             keep_last: false,
+            keep_depthwise: false,
             embeddings: true,
             smooth: true,
             float_biases: false,

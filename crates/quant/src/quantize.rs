@@ -22,7 +22,7 @@ use crate::plan::{self, Kind, Layout, PlanError, QuantPlan, correction};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
 use crate::scheme::SchemeError;
-use crate::{dynamic, half, weight_only};
+use crate::{dynamic, half, mean_shift, weight_only};
 
 /// Why a model could not be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +200,12 @@ pub fn needs_histograms(graph: &Graph, layout: &Layout, options: &QuantOptions) 
     let own = own.map(|o| (o.method.unwrap_or(options.method), o.activations.unwrap_or(options.activations)));
     let mut all = own.chain([(options.method, options.activations)]);
     all.any(|(method, scheme)| layout.method(graph, method, &scheme).needs_histogram())
+}
+
+/// Whether biases would take up what rounding activations adds in the mean, were there samples to measure it on
+/// ([`Seen::inputs`]).
+pub fn corrects_activations(graph: &Graph, layout: &Layout, options: &QuantOptions) -> bool {
+    mean_shift::applies(graph, layout, options)
 }
 
 /// Quantizes a sanitized model in place, on the threads of `exec`, as its [`layout`] with the same options says.

@@ -58,3 +58,37 @@ fn names_what_is_wrong_with_a_product() {
         "not-float-data"
     );
 }
+
+#[test]
+fn keeps_depthwise_convolutions_float_where_others_are_left() {
+    let graph = |more: &str| {
+        let text = format!(
+            "model opset=17 graph \"g\" {{ input %x: f32[1, 4, 8, 8] const %d: f32[4, 1, 3, 3] = random(1)
+             const %w: f32[4, 4, 1, 1] = random(2) const %g: f32[4, 2, 1, 1] = random(3)
+             %a = Conv(%x, %d) {{group=4}} @\"depthwise\" {more} output %a }}"
+        );
+        text::parse_model(&text, &Registry).unwrap()
+    };
+    let of = |more: &str, options: &QuantOptions| -> BTreeMap<String, &'static str> {
+        let model = graph(more);
+        let layout = quantize::layout(&model, options).unwrap();
+        layout.reasons.iter().map(|(&id, r)| (model.graph.node(id).name.clone(), r.code())).collect()
+    };
+    let keep = QuantOptions { keep_depthwise: true, ..QuantOptions::default() };
+    let others = "%b = Conv(%a, %g) {group=2} @\"groups\" %c = Conv(%b, %w) @\"full\" output %c";
+    let reasons = |all: &[(&str, &'static str)]| -> BTreeMap<String, &'static str> {
+        all.iter().map(|&(n, r)| (n.to_owned(), r)).collect()
+    };
+    assert_eq!(of(others, &keep), reasons(&[("depthwise", "depthwise")]));
+    assert_eq!(of(others, &QuantOptions::default()), reasons(&[]));
+    assert_eq!(of("", &keep), reasons(&[]), "there is nothing else");
+    // What is kept for its place does not count as left.
+    let first = QuantOptions { keep_first: true, ..keep.clone() };
+    let second = "%b = Conv(%a, %d) {group=4} @\"second\" output %b";
+    assert_eq!(of(second, &first), reasons(&[("depthwise", "edge-layer")]));
+    let edges = QuantOptions { keep_last: true, ..first };
+    let all = reasons(&[("depthwise", "edge-layer"), ("full", "edge-layer")]);
+    assert_eq!(of(others, &edges), all);
+    let one = "%b = Conv(%a, %d) {group=4} @\"second\" %c = Conv(%b, %w) @\"full\" output %c";
+    assert_eq!(of(one, &edges), reasons(&[("depthwise", "edge-layer"), ("second", "depthwise")]), "the only one left");
+}

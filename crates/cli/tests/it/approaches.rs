@@ -86,7 +86,10 @@ fn files_are_as_large_as_their_weights() {
         ("--approach bfloat16", 16.0),
         ("--approach dynamic", 8.0),
         ("--random 4", 8.0),
-        ("--random 4 --weights fp8_e4m3 --activations fp8_e4m3 --keep-first=no --keep-last=no", 8.0),
+        (
+            "--random 4 --weights fp8_e4m3 --activations fp8_e4m3 --keep-first=no --keep-last=no --keep-depthwise=no",
+            8.0,
+        ),
         ("--approach weight-only --weights int8", 8.0 + 1.0),
         ("--approach weight-only --weights int4", 4.0 + 1.0),
         ("--approach weight-only --weights int4 --format matmulnbits", 4.0 + 1.0),

@@ -87,6 +87,30 @@ fn writes_the_same_bytes_from_data_and_from_ranges() {
 }
 
 #[test]
+fn corrects_biases_by_samples_beside_ranges_and_says_where_there_are_none() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    home.ok(&format!("calibrate model.onnx --data calib.npz {p} -o ranges.json"));
+    home.ok(&format!("quantize model.onnx --data calib.npz {p} --measure=no -o data.onnx"));
+    let both =
+        home.json(&format!("quantize model.onnx --ranges ranges.json --data calib.npz {p} --measure=no -o both.onnx"));
+    assert!(home.read("data.onnx") == home.read("both.onnx"));
+    assert!(both["error"]["sqnr_db"].is_f64(), "samples serve for the check, too: {both}");
+    let alone = home.json("quantize model.onnx --ranges ranges.json --measure=no -o ranges.onnx");
+    assert!(home.read("data.onnx") != home.read("ranges.onnx"));
+    let warned = |w: &Value| w["warnings"].as_array().is_some_and(|all| all.iter().any(says));
+    fn says(w: &Value) -> bool {
+        w.as_str().is_some_and(|w| w.contains("biases of convolutions") && w.contains("--data"))
+    }
+    assert!(warned(&alone) && !warned(&both), "{alone}");
+    let off = home.json("quantize model.onnx --ranges ranges.json --correct-activations=no --measure=no -o off.onnx");
+    assert!(!warned(&off), "{off}");
+    let fp8 = "--weights fp8_e4m3 --activations fp8_e4m3 --bias-correction=no --measure=no";
+    let fp8 = home.json(&format!("quantize model.onnx --ranges ranges.json {fp8} -o fp8.onnx"));
+    assert!(!warned(&fp8), "rounding to floats has no mean: {fp8}");
+}
+
+#[test]
 fn writes_the_same_bytes_with_any_number_of_threads() {
     for example in EXAMPLES {
         let home = Home::with_example(example);
@@ -191,9 +215,14 @@ fn keeps_nodes_float_on_request() {
     // Pictures lose too much in fp8.
     let fp8 = format!("{quantize} --weights fp8_e4m3 --activations fp8_e4m3");
     let edges = [weighted[0].clone(), weighted[weighted.len() - 1].clone()];
-    assert_eq!(names(&home.json(&fp8), true), edges);
-    assert_eq!(names(&home.json(&format!("{fp8} --keep-last=no")), true), &edges[..1]);
-    assert_eq!(names(&home.json(&format!("{fp8} --keep-first=no --keep-last=no")), true), Vec::<String>::new());
+    let depthwise: Vec<String> = weighted.iter().filter(|n| n.contains("depthwise")).cloned().collect();
+    assert_eq!(depthwise.len(), 2);
+    let kept = [&edges[..1], &depthwise[..], &edges[1..]].concat();
+    assert_eq!(names(&home.json(&fp8), true), kept);
+    assert_eq!(names(&home.json(&format!("{fp8} --keep-depthwise=no")), true), edges);
+    assert_eq!(names(&home.json(&format!("{fp8} --keep-last=no --keep-depthwise=no")), true), &edges[..1]);
+    assert_eq!(names(&home.json(&format!("{fp8} --keep-first=no --keep-last=no")), true), depthwise);
+    assert_eq!(names(&home.json(&format!("{quantize} --keep-depthwise")), true), depthwise);
     assert_eq!(names(&home.json(&format!("{quantize} --keep-last")), true), &weighted[weighted.len() - 1..]);
     assert_eq!(names(&home.json(&format!("{quantize} --exclude-type Conv --op-types Gemm,MatMul")), false).len(), {
         weighted.len() - home.json("inspect out.onnx")["operators"]["Conv"].as_u64().unwrap_or(0) as usize

@@ -65,8 +65,13 @@ fn rounds_by_samples_beside_ranges_when_asked_to() {
     home.ok(&format!("quantize model.onnx --ranges ranges.json --data calib.npz {p} {flags} -o a.onnx"));
     home.ok(&format!("quantize model.onnx --data calib.npz {p} {flags} -o b.onnx"));
     assert!(home.read("a.onnx") == home.read("b.onnx"), "ranges and samples give the same file");
-    let ran = home.run(&format!("quantize model.onnx --ranges ranges.json --data calib.npz {p} -o no.onnx")).expect(2);
+    let idle = "--correct-activations=no";
+    let line = format!("quantize model.onnx --ranges ranges.json --data calib.npz {p} {idle} -o no.onnx");
+    let ran = home.run(&line).expect(2);
     assert!(ran.stderr.contains("--weight-rounding gptq"), "{}", ran.text());
+    // Random samples say nothing of the means.
+    let ran = home.run("quantize model.onnx --ranges ranges.json --random 4 -o no.onnx").expect(2);
+    assert!(ran.stderr.contains("not both"), "{}", ran.text());
 }
 
 #[test]

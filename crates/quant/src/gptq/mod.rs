@@ -218,7 +218,8 @@ fn collect(
     let runs = rounder.samples.runs();
     let mut moments: BTreeMap<usize, Moments> = wanted.iter().map(|&s| (s, Moments::new(&spots[s], runs))).collect();
     let options = Options { threads: exec.threads(), observe: by_value.keys().copied().collect() };
-    let mut session = Session::new(graph.clone(), options)?;
+    // Nothing is wanted behind what the last product of the pass reads.
+    let mut session = Session::new(graph.making(&options.observe), options)?;
     if rounder.float != Float::F32 {
         session = session.with_float(rounder.float)?;
     }

@@ -132,21 +132,22 @@ fn errors(
     if !known || outputs % groups != 0 || floats.len() != outputs * inputs * kernel {
         return None;
     }
-    let inner: usize = params.axis.map_or(1, |a| shape[a + 1..].iter().product());
-    let channels = params.axis.map_or(1, |a| shape[a]);
-    let value = |i: usize| {
-        let p = params.points[if params.axis.is_some() { i / inner % channels } else { 0 }];
-        (codes[i] - f64::from(p.zero_point)) * f64::from(p.scale)
-    };
     let mut sums = vec![0f64; outputs];
     for (o, sum) in sums.iter_mut().enumerate() {
         let group = o / (outputs / groups);
+        // Scales by channel are those of the outputs.
+        let p = params.points.get(if params.axis.is_some() { o } else { 0 })?;
+        let (zero, scale) = (f64::from(p.zero_point), f64::from(p.scale));
         for j in 0..inputs {
             let of = |all: Option<&[f64]>| all.map_or(0.0, |all| all[group * inputs + j]);
             let (mean, shift) = (of(means), of(shift));
-            let at = |k: usize| if by_row { (o * inputs + j) * kernel + k } else { j * outputs + o };
-            let error = |i: usize| (value(i) - f64::from(floats[i])) * mean + value(i) * shift;
-            *sum += (0..kernel).map(|k| error(at(k))).sum::<f64>();
+            let from = if by_row { (o * inputs + j) * kernel } else { j * outputs + o };
+            let both = codes[from..from + kernel].iter().zip(&floats[from..from + kernel]);
+            let error = |(&code, &float): (&f64, &f32)| {
+                let value = (code - zero) * scale;
+                (value - f64::from(float)) * mean + value * shift
+            };
+            *sum += both.map(error).sum::<f64>();
         }
     }
     Some(sums)

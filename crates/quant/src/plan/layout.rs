@@ -4,7 +4,7 @@ use narrowbit_ir::{AttrMap, Graph, Node, NodeId, QuantRole, ValueId, infer::Fact
 use narrowbit_tensor::{DType, Tensor};
 
 use super::functions::{self, Functions};
-use super::{Reason, blocks, weights};
+use super::{Reason, blocks, channels, weights};
 use crate::options::{Matcher, PatternError, QuantOptions};
 
 /// How a node takes part in integer computation.
@@ -132,17 +132,24 @@ impl Planner<'_> {
                 }
             }
         }
-        let weighted = |&&n: &&NodeId| self.weight_const(n).is_some();
-        let first = found.iter().find(weighted).copied().filter(|_| self.options.keep_first);
-        // Not the only one that is left.
-        let left = found.iter().filter(weighted).count() > usize::from(first.is_some()) + 1;
-        let last = found.iter().rfind(weighted).copied().filter(|_| self.options.keep_last && left);
+        let weighted: Vec<NodeId> = found.iter().copied().filter(|&n| self.weight_const(n).is_some()).collect();
+        let first = weighted.first().copied().filter(|_| self.options.keep_first);
+        let rest = || weighted.iter().copied().filter(|&n| Some(n) != first);
+        let depthwise = |n: NodeId| self.options.keep_depthwise && channels::is_depthwise(self.graph, n);
+        // Not all that is left.
+        let keeps = !rest().all(depthwise);
+        let left: Vec<NodeId> = rest().filter(|&n| !(keeps && depthwise(n))).collect();
+        let last = left.last().copied().filter(|_| self.options.keep_last && left.len() > 1);
         for id in found {
-            if Some(id) == first || Some(id) == last {
-                self.layout.reasons.insert(id, Reason::EdgeLayer);
+            let reason = if Some(id) == first || Some(id) == last {
+                Reason::EdgeLayer
+            } else if keeps && depthwise(id) {
+                Reason::Depthwise
             } else {
                 self.layout.kinds.insert(id, Kind::Product);
-            }
+                continue;
+            };
+            self.layout.reasons.insert(id, reason);
         }
     }
 

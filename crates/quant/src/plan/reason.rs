@@ -17,6 +17,8 @@ pub enum Reason {
     TypeNotSelected,
     /// The first or the last layer, which an option keeps.
     EdgeLayer,
+    /// A depthwise convolution, which an option keeps.
+    Depthwise,
     /// The second operand is no constant, where only a constant one has an integer kernel; or the first one is.
     WeightNotConstant,
     /// The weight or the bias holds NaN or infinity.
@@ -41,12 +43,13 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 15] = [
+    pub const ALL: [Reason; 16] = [
         Reason::FloatOperator,
         Reason::NotFloatData,
         Reason::Excluded,
         Reason::TypeNotSelected,
         Reason::EdgeLayer,
+        Reason::Depthwise,
         Reason::WeightNotConstant,
         Reason::WeightNotFinite,
         Reason::Form,
@@ -67,6 +70,7 @@ impl Reason {
             Reason::Excluded => "excluded",
             Reason::TypeNotSelected => "type-not-selected",
             Reason::EdgeLayer => "edge-layer",
+            Reason::Depthwise => "depthwise",
             Reason::WeightNotConstant => "weight-not-constant",
             Reason::WeightNotFinite => "weight-not-finite",
             Reason::Form => "form",
@@ -89,6 +93,7 @@ impl fmt::Display for Reason {
             Reason::Excluded => "kept float by an option",
             Reason::TypeNotSelected => "its type is not among --op-types",
             Reason::EdgeLayer => "first or last layer, kept float by an option",
+            Reason::Depthwise => "a depthwise convolution, kept float by an option",
             Reason::WeightNotConstant => "its weight, the second operand, is not a constant",
             Reason::WeightNotFinite => "the weight or bias holds NaN or infinity",
             Reason::Form => "a form without integer kernel (transposed A, alpha, beta, a bias that is no constant row, a weight vector)",

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use narrowbit_data::{Dataset, Split};
+use narrowbit_data::{Dataset, Fill, Split};
 use narrowbit_import::onnx;
 use narrowbit_ir::{Model, ValueId};
 use narrowbit_quant::approach::{Approach, BlockFormat};
@@ -53,7 +53,7 @@ pub struct Quantize {
     /// Where to write the quantized model (.onnx)
     #[arg(short, long, value_name = "OUT.onnx")]
     output: PathBuf,
-    /// Ranges from `narrowbit calibrate`, instead of --data
+    /// Ranges from `narrowbit calibrate`, instead of --data, or beside it: biases and weights then go by the samples
     #[arg(long, value_name = "RANGES.json")]
     ranges: Option<PathBuf>,
     /// Scales, zero points, ranges and types of tensors from another tool's file: Vitis' quant_info.json, AIMET's
@@ -244,7 +244,8 @@ impl Quantize {
         let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
         self.check_form(model, eight, opset)?;
         let rounds = self.rounds(options)?;
-        let dataset = self.dataset(model, rounds)?;
+        let corrects = quantize::corrects_activations(&model.graph, &layout, options);
+        let dataset = self.dataset(model, rounds, corrects)?;
         let runs = dataset.as_ref().map(|d| self.data.calibration_runs(&model.graph, d, options)).transpose()?;
         let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), dataset.as_ref())?;
         let mut warnings = unmatched(model, options)?;
@@ -267,6 +268,13 @@ impl Quantize {
         model::raise_opset(model, opset)?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
+        }
+        if corrects && dataset.is_none() {
+            let help = "give samples (--data) beside them, or --correct-activations=no";
+            let from = if self.ranges.is_some() { "ranges" } else { "scales" };
+            warnings.push(format!(
+                "biases of convolutions do not take up what rounding activations adds in the mean, which {from} do not tell ({help})"
+            ));
         }
         if options.bias_correction && ranges.tensors.is_empty() {
             let help = "give samples (--data) or ranges beside --encodings";
@@ -291,12 +299,17 @@ impl Quantize {
         })
     }
 
-    /// The samples, where there are any; `rounds` says that they serve for more than ranges.
-    fn dataset(&self, model: &Model, rounds: bool) -> Result<Option<Dataset>> {
+    /// The samples, where there are any; `rounds` says that weights are rounded by them, `corrects` that biases are corrected.
+    fn dataset(&self, model: &Model, rounds: bool, corrects: bool) -> Result<Option<Dataset>> {
         let given = self.data.data.is_some() || self.data.random.is_some();
-        if self.ranges.is_some() && given && !(rounds && self.scheme.asks_for_rounding()) {
+        let serve = match self.data.data {
+            Some(_) => rounds || corrects,
+            // What random samples say has to be asked for.
+            None => rounds && self.scheme.asks_for_rounding(),
+        };
+        if self.ranges.is_some() && given && !serve {
             bail!(
-                "give either --ranges or samples (--data, --random), not both\nhelp: samples beside ranges are for --weight-rounding gptq"
+                "give either --ranges or samples (--data, --random), not both\nhelp: beside ranges, --data is for --weight-rounding gptq and --correct-activations (of convolutions)"
             );
         }
         given.then(|| self.data.open(&model.graph, Split::Calibration)).transpose()
@@ -316,7 +329,13 @@ impl Quantize {
             return Ok((Ranges::default(), None));
         }
         if let Some(path) = &self.ranges {
-            return Ok((Ranges::load(path)?, None));
+            let ranges = Ranges::load(path)?;
+            ranges.check(&model.graph)?;
+            let keeps = !self.no_check || options.correct_activations;
+            let Some(dataset) = dataset.filter(|_| keeps) else { return Ok((ranges, None)) };
+            // The samples that a calibration on them would have kept.
+            let runs = self.data.calibration_runs(&model.graph, dataset, options)?;
+            return Ok((ranges, self.float_outputs(model, dataset, runs, Fill::First)?));
         }
         let opened;
         let dataset = match dataset {

@@ -207,6 +207,10 @@ pub struct SchemeArgs {
     #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
     keep_last: Option<bool>,
+    /// Keep depthwise convolutions float, unless there is nothing else [default: no; yes with --activations fp8_e4m3 or fp8_e5m2]
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
+          value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]
+    keep_depthwise: Option<bool>,
     /// Keep embedding tables in 32 bits
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
@@ -282,6 +286,8 @@ impl SchemeArgs {
             // Four bits of each number are too few for a picture's 256 steps, whose values all have one sign, for weights
             // whose errors the means of such activations add up, and for the scores that a decision compares.
             (o.keep_first, o.keep_last, o.bias_correction) = (true, true, true);
+            // No kernel multiplies these in fp8: to round what they read is error for nothing.
+            o.keep_depthwise = true;
         }
         self.preset.apply(&mut o);
         self.resolve_approach(&mut o);
@@ -291,6 +297,7 @@ impl SchemeArgs {
         o.weights.reduce_range |= self.reduce_range;
         o.keep_first = self.keep_first.unwrap_or(o.keep_first);
         o.keep_last = self.keep_last.unwrap_or(o.keep_last);
+        o.keep_depthwise = self.keep_depthwise.unwrap_or(o.keep_depthwise);
         o.embeddings &= !self.float_embeddings;
         o.smooth = self.smooth.unwrap_or(o.smooth);
         o.float_outputs = self.float_outputs.unwrap_or(o.float_outputs);
@@ -360,7 +367,7 @@ impl SchemeArgs {
     /// Refuses flags that an approach has no use for: who gives them expects another one.
     fn check_flags(&self, approach: Approach) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
-        let all: [(bool, &str, &[Approach]); 22] = [
+        let all: [(bool, &str, &[Approach]); 23] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
             (self.activations.is_some(), "--activations", &[Static]),
             (self.symmetric, "--symmetric", &[Static]),
@@ -375,6 +382,7 @@ impl SchemeArgs {
                 "--keep-first and --keep-last",
                 &[Static, Dynamic, WeightOnly],
             ),
+            (self.keep_depthwise.is_some(), "--keep-depthwise", &[Static]),
             (self.smooth.is_some(), "--smooth", &[Static, Dynamic]),
             (self.float_outputs.is_some(), "--float-outputs", &[Static]),
             (self.channel_activations.is_some(), "--channel-activations", &[Static]),

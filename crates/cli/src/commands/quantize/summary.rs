@@ -161,7 +161,10 @@ const PRODUCTS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
 /// Whether a reason is a loss that nobody asked for.
 pub fn unasked(g: &FloatGroup) -> bool {
     PRODUCTS.contains(&g.op.as_str())
-        && !matches!(g.reason, "excluded" | "type-not-selected" | "edge-layer" | "not-float-data" | "no-weight")
+        && !matches!(
+            g.reason,
+            "excluded" | "type-not-selected" | "edge-layer" | "depthwise" | "not-float-data" | "no-weight"
+        )
 }
 
 fn groups(fates: &[NodeFate]) -> Vec<FloatGroup> {

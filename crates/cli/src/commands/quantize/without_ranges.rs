@@ -11,7 +11,7 @@ use narrowbit_runtime::{Float, Options, Session};
 
 use super::{Made, Quantize, rounding, unmatched};
 use crate::check::{Check, Kept};
-use crate::runs::repeated_text;
+use crate::runs::{Runs, repeated_text};
 use crate::{data, interrupt};
 
 impl Quantize {
@@ -28,7 +28,13 @@ impl Quantize {
         let open = || self.data.open(&model.graph, Split::Calibration);
         let dataset = (given && (rounds || !self.no_check)).then(open).transpose()?;
         let runs = dataset.as_ref().map(|d| self.data.runs(&model.graph, d)).transpose()?;
-        let check = self.float_outputs(model, dataset.as_ref())?;
+        let check = match dataset.as_ref().filter(|_| !self.no_check) {
+            Some(dataset) => {
+                let runs = self.data.runs(&model.graph, dataset)?;
+                self.float_outputs(model, dataset, runs, Fill::Last)?
+            }
+            None => None,
+        };
         let mut warnings = unmatched(model, options)?;
         warnings.extend(rounding::unmet(options, rounds));
         let repeated = dataset.as_ref().zip(runs.as_ref()).filter(|_| rounds).map_or(0, |(d, r)| r.repeated(d.len()));
@@ -60,13 +66,17 @@ impl Quantize {
     }
 
     /// What the float model makes of the first samples.
-    fn float_outputs(&self, model: &Model, dataset: Option<&Dataset>) -> Result<Option<Check>> {
-        let Some(dataset) = dataset.filter(|_| !self.no_check) else { return Ok(None) };
+    pub(super) fn float_outputs(
+        &self,
+        model: &Model,
+        dataset: &Dataset,
+        runs: Runs,
+        fill: Fill,
+    ) -> Result<Option<Check>> {
         let options = Options { threads: self.threads.threads, ..Options::default() };
         let session = Session::new(model.graph.clone(), options)?;
         let mut kept = Kept::new(true);
-        let runs = self.data.runs(&model.graph, dataset)?;
-        for batch in runs.batches(dataset, 0, Fill::Last) {
+        for batch in runs.batches(dataset, 0, fill) {
             if interrupt::requested() {
                 bail!("stopped by Ctrl-C; nothing was written");
             }
