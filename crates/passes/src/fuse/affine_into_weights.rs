@@ -27,13 +27,16 @@ pass! {
 const SUFFIX: &str = "unscaled";
 
 fn rule(view: &View, id: NodeId) -> Found<Patch> {
+    view.expect(id, &["Mul", "Div", "Add", "Sub"])?;
     let y = view.output(id)?;
-    if let Ok((x, factor)) = factor(view, id) {
-        let products = products(view, y)?;
+    // First, so that a skipped match is one that readers would have let happen.
+    operands(view, id)?;
+    let products = products(view, y)?;
+    if view.is(id, "Mul") || view.is(id, "Div") {
+        let (x, factor) = factor(view, id)?;
         return scaled(view, &products, factor, x);
     }
     let (x, shift) = shift(view, id)?;
-    let products = products(view, y)?;
     if products.iter().all(|p| reads_no_padding(view, p)) {
         return shifted(view, &products, shift, x);
     }
@@ -54,7 +57,7 @@ fn rule(view: &View, id: NodeId) -> Found<Patch> {
 /// What a Mul or Div multiplies by one number, and that number.
 fn factor(view: &View, id: NodeId) -> Found<(ValueId, f64)> {
     view.expect(id, &["Mul", "Div"])?;
-    let (x, c) = operands(view, id, view.is(id, "Div"))?;
+    let (x, c) = operands(view, id)?;
     let factor = if view.is(id, "Div") { 1.0 / c } else { c };
     unless_skipped((factor as f32).is_normal(), "the factor is 0 or not finite")?;
     Ok((x, factor))
@@ -70,13 +73,14 @@ fn factor_of(view: &View, id: NodeId, value: ValueId) -> Found<(ValueId, f64)> {
 /// What an Add or Sub adds one number to, and that number.
 fn shift(view: &View, id: NodeId) -> Found<(ValueId, f64)> {
     view.expect(id, &["Add", "Sub"])?;
-    let (x, c) = operands(view, id, view.is(id, "Sub"))?;
+    let (x, c) = operands(view, id)?;
     unless_skipped((c as f32).is_finite(), "the number is not finite")?;
     Ok((x, if view.is(id, "Sub") { -c } else { c }))
 }
 
-/// The operand that is no constant, and the single number that the other one is, which must stand behind it where `ordered`.
-fn operands(view: &View, id: NodeId, ordered: bool) -> Found<(ValueId, f64)> {
+/// The operand that is no constant, and the single number that the other one is, which must stand behind it in a Div or Sub.
+fn operands(view: &View, id: NodeId) -> Found<(ValueId, f64)> {
+    let ordered = view.is(id, "Div") || view.is(id, "Sub");
     let at = (0..2).rev().find(|&i| view.graph.const_input(id, i).is_some()).or_no()?;
     when(at == 1 || !ordered)?;
     let (x, c) = (view.input(id, 1 - at)?, view.graph.const_input(id, at).or_no()?);
