@@ -174,7 +174,7 @@ fn multiplies_and_shifts_behind_a_function_before_the_rounding() {
                 "{}{}{constants}%c = Conv(%x_d, %w_d) {{pads=[1, 1, 1, 1], group={group}}}\n%h = {function}(%c)\n{steps}{}",
                 pair("x", 0.008, 120),
                 weights("w", shape, 3, 0, 16),
-                pair("y", 0.002, 130),
+                pair("y", 0.005, 130),
             );
             let graph = graph("input %x: f32[1, 16, 9, 10]", &body);
             assert_runs_on_integers(&graph, kernel);

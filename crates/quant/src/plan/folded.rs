@@ -62,14 +62,13 @@ impl Planner<'_> {
         if !matches!(node.op.name(), "Mul" | "Add") || self.check_options(node).is_err() {
             return None;
         }
-        let constant =
-            self.graph.const_input(u.node, 1 - u.input).filter(|c| c.dtype() == DType::F32 && all_finite(c))?;
+        let other = 1usize.checked_sub(u.input)?;
+        let constant = self.graph.const_input(u.node, other).filter(|c| c.dtype() == DType::F32 && all_finite(c))?;
         let shape = self.facts.shape(v)?;
         let (rank, channels) = (shape.len(), shape.get(1)?.as_usize());
         let one = constant.len() == 1 && constant.rank() <= rank;
-        let axes = constant.shape().iter().enumerate();
-        let each =
-            constant.rank() == rank && channels == Some(constant.len()) && axes.clone().all(|(i, &d)| i == 1 || d == 1);
+        let along = constant.shape().iter().enumerate().all(|(i, &d)| i == 1 || d == 1);
+        let each = constant.rank() == rank && channels == Some(constant.len()) && along;
         (one || each).then_some((u.node, node.output(0)?))
     }
 
