@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::args::Products;
 use crate::metrics::{Deviation, Figures};
 use crate::runs::Runs;
-use crate::{data, interrupt, output};
+use crate::{data, interrupt, model, output};
 
 /// The figures of one tensor.
 #[derive(Debug, Clone, Serialize)]
@@ -31,13 +31,22 @@ pub struct TensorRow {
     /// The share of codes at the least or greatest value, where the tensor is quantized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saturated: Option<f64>,
+    /// The scale of the codes, where the tensor is quantized; the greatest, where channels have their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<f64>,
 }
 
 impl TensorRow {
     /// A row with cumulative figures only.
     pub fn new(graph: &Graph, v: ValueId, cumulative: Figures) -> TensorRow {
         let op = graph.producer(v).map_or("input", |(n, _)| graph.node(n).op.name());
-        TensorRow { name: graph.value(v).name.clone(), op: op.to_owned(), cumulative, isolated: None, saturated: None }
+        let name = graph.value(v).name.clone();
+        TensorRow { name, op: op.to_owned(), cumulative, isolated: None, saturated: None, step: None }
+    }
+
+    /// The mean error of these figures in steps of the tensor's codes.
+    pub fn mean_steps(&self, figures: Figures) -> Option<f64> {
+        Some(figures.mean_error / self.step?)
     }
 
     /// The SQNR that ranks a tensor.
@@ -57,12 +66,22 @@ impl TensorRow {
                     output::decibels(r.cumulative.sqnr_db),
                     format!("{:.5}", r.cumulative.cosine),
                     format!("{:.2e}", r.cumulative.max_error),
+                    r.mean_steps(r.isolated.unwrap_or(r.cumulative)).map_or(String::new(), steps_text),
                     r.saturated.map_or(String::new(), |s| format!("{:.2} %", s * 100.0)),
                 ]
             })
             .collect();
-        output::table(&["tensor", "operator", "isolated", "cumulative", "cosine", "max error", "saturated"], &cells)
+        let titles =
+            ["tensor", "operator", "isolated", "cumulative", "cosine", "max error", "mean (steps)", "saturated"];
+        output::table(&titles, &cells)
     }
+}
+
+/// A mean error in steps, for a table.
+pub fn steps_text(steps: f64) -> String {
+    // No sign for what is nothing.
+    let rounded = (steps * 100.0).round() / 100.0 + 0.0;
+    if rounded == 0.0 { "0.00".into() } else { format!("{rounded:+.2}") }
 }
 
 /// Collects the deviation of every tensor that both models have.
@@ -197,6 +216,7 @@ impl Comparison {
         let mut row = TensorRow::new(self.a.graph(), v, self.cumulative.get(&v)?.figures());
         row.isolated = self.isolated.get(&v).map(Deviation::figures);
         row.saturated = self.saturation.get(&v).map(|(n, all)| *n as f64 / (*all).max(1) as f64);
+        row.step = self.codes.get(&v).and_then(|&codes| step(self.b.graph(), codes));
         Some(row)
     }
 
@@ -211,6 +231,37 @@ impl Comparison {
         let made = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied());
         made.filter_map(|v| self.row(v)).collect()
     }
+}
+
+/// The model whose inputs tell the shapes of runs that serve both: A, or B where that fixes what A leaves open.
+///
+/// # Errors
+/// When both fix a dimension of an input, and differ.
+pub fn narrower<'a>(a: &'a Graph, b: &'a Graph) -> Result<&'a Graph> {
+    let (of_a, of_b) = (model::input_specs(a)?, model::input_specs(b)?);
+    let mut found = a;
+    for x in &of_a {
+        let Some(y) = of_b.iter().find(|y| y.name == x.name) else { continue };
+        let differ = |(x, y): (&Option<usize>, &Option<usize>)| matches!((x, y), (Some(x), Some(y)) if x != y);
+        if x.shape.len() != y.shape.len() || x.shape.iter().zip(&y.shape).any(differ) {
+            bail!(
+                "input \"{}\" is {} in A and {} in B: no run serves both\nhelp: compare models of the same batch, or export one of them with a free batch axis",
+                x.name,
+                x.shape_text(),
+                y.shape_text()
+            );
+        }
+        if x.shape.iter().zip(&y.shape).any(|(x, y)| x.is_none() && y.is_some()) {
+            found = b;
+        }
+    }
+    Ok(found)
+}
+
+/// The scale of the codes that a QuantizeLinear makes, the greatest of several, where it is a constant.
+fn step(graph: &Graph, codes: ValueId) -> Option<f64> {
+    let scales = graph.const_input(graph.producer(codes)?.0, 1)?.to_f64s().ok()?;
+    scales.into_iter().reduce(f64::max).filter(|s| *s > 0.0)
 }
 
 /// Codes at either end of their type.

@@ -8,6 +8,7 @@ use narrowbit_ir::{Dim, Fact, Graph, ValueId, infer};
 use narrowbit_tensor::Tensor;
 
 /// The samples of a data set in runs of a model.
+#[derive(Clone)]
 pub struct Runs {
     /// Samples per run.
     pub size: usize,

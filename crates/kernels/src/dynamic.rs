@@ -206,6 +206,7 @@ mod tests {
                         residual: Residual::None,
                         activation: Activation::Relu,
                         factors: &[],
+                        shifts: &[],
                         rows: Some(rows),
                     };
                     let mut y = vec![0f32; m * n];

@@ -59,6 +59,7 @@ pub fn passes() -> &'static [&'static dyn Pass] {
         &fuse::rms_norm::RmsNorm,
         &fuse::gelu::Gelu,
         &fuse::hard_swish::HardSwish,
+        &fuse::affine_into_weights::AffineIntoWeights,
         &equalize::smooth_norm::SmoothNorm,
     ]
 }

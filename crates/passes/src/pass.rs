@@ -15,7 +15,7 @@ pub enum Stage {
     Prepare,
     /// Removes and merges what costs time and changes nothing.
     Sanitize,
-    /// Recognises functions that are written in primitive operators.
+    /// Recognises functions that are written in primitive operators, then does what would hide them.
     Fuse,
     /// Makes a clean model easier to quantize; only by [`crate::equalize()`].
     Equalize,

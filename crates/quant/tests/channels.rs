@@ -65,7 +65,12 @@ fn quantized(function: &str, options: &QuantOptions) -> (QuantPlan, Vec<String>,
 }
 
 const RELU: &str = "%a = Relu(%c)";
-const FUNCTIONS: [&str; 3] = ["%a = HardSwish(%c)", "%s = Sigmoid(%c) %a = Mul(%c, %s)", "%a = LeakyRelu(%c)"];
+const FUNCTIONS: [&str; 4] = [
+    "%a = HardSwish(%c)",
+    "%s = Sigmoid(%c) %a = Mul(%c, %s)",
+    "%a = LeakyRelu(%c)",
+    "const %f: f32[1] = 0.5 const %s: f32[] = 0.125 %h = HardSwish(%c) %m = Mul(%f, %h) %a = Add(%m, %s)",
+];
 
 #[test]
 fn gives_channels_of_a_depthwise_input_scales_of_their_own() {
@@ -109,11 +114,27 @@ fn has_one_scale_where_that_is_asked_for_or_where_channels_are_alike() {
 #[test]
 fn rounds_convolutions_before_their_functions_where_that_is_asked_for() {
     let rounded = QuantOptions { float_outputs: false, ..QuantOptions::default() };
-    for (function, pairs) in FUNCTIONS.into_iter().chain([RELU]).zip([4, 5, 4, 3]) {
+    for (function, pairs) in FUNCTIONS.into_iter().chain([RELU]).zip([4, 5, 4, 6, 3]) {
         let (plan, ops, _) = quantized(function, &rounded);
         assert!(plan.channel_scales.is_empty());
         assert_eq!(ops.iter().filter(|o| *o == "QuantizeLinear").count(), pairs, "{function}: {ops:?}");
     }
+}
+
+#[test]
+fn rounds_once_behind_factors_and_summands_of_images() {
+    let pairs = |function: &str| {
+        let (_, ops, _) = quantized(function, &QuantOptions::default());
+        ops.iter().filter(|o| *o == "QuantizeLinear").count()
+    };
+    let channels = "const %f: f32[1, 4, 1, 1] = [1, 2, 0.5, 0.25] const %s: f32[4, 1, 1] = [1, 2, 3, 4]";
+    // The input, and what the depthwise convolution reads.
+    assert_eq!(pairs(&format!("{channels} %h = Relu(%c) %a = Mul(%h, %f)")), 2);
+    assert_eq!(pairs("const %s: f32[] = 2 %h = Relu(%c) %m = Add(%s, %h) %a = Mul(%m, %s)"), 2);
+    // A constant of fewer axes, one of another axis, and a value that others read.
+    assert_eq!(pairs(&format!("{channels} %h = Relu(%c) %a = Add(%h, %s)")), 3);
+    assert_eq!(pairs("const %f: f32[1, 1, 8, 1] = random(5) %h = Relu(%c) %a = Mul(%h, %f)"), 3);
+    assert_eq!(pairs("const %f: f32[] = 0.5 %h = HardSwish(%c) %m = Mul(%h, %f) %a = Add(%m, %h)"), 4);
 }
 
 /// Quantizes by decisions alone: the operators in order and every constant, or why not.

@@ -33,8 +33,9 @@ pub struct Fusion {
     pub residual: Option<ValueId>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// A constant, or one per column, that multiplies what the activation gives, before it is rounded.
-    pub factor: Option<ValueId>,
+    /// Constants, each one for all columns or one for each, that what the activation gives is multiplied by or that are added
+    /// to it, in order, before it is rounded.
+    pub affine: Vec<Affine>,
     /// Whether results of a softmax that are no numbers are 0: `Where(IsNaN(w), 0, w)` behind it.
     pub guarded: bool,
     /// What the fusion makes.
@@ -43,6 +44,15 @@ pub struct Fusion {
     pub attention: Option<Attention>,
     /// Set where the first node computes on integers.
     pub ints: Option<Ints>,
+}
+
+/// A step behind an activation, with its constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Affine {
+    /// A product.
+    Mul(ValueId),
+    /// A sum.
+    Add(ValueId),
 }
 
 /// What a fusion reads and writes as integers.
@@ -150,7 +160,7 @@ impl<'a> Finder<'a> {
         if let Some(operands) = operands {
             // Products of two activations have no factors of columns.
             if operands.get(1).is_some_and(Option::is_none) {
-                out = self.factor(&mut f, node, out);
+                out = self.affine(&mut f, node, out);
             }
             out = self.ints(&mut f, node, operands, out);
         } else if f.nodes.len() == 1 {
@@ -170,29 +180,37 @@ impl<'a> Finder<'a> {
         !seen && self.graph.uses(v).iter().all(|u| dynamic(u.node))
     }
 
-    /// Takes in the product with a constant, or one for each column, that stands before a QuantizeLinear: what gives channels
-    /// their units, scales queries, or evens out what a product behind it reads (NNCF).
-    fn factor(&self, f: &mut Fusion, product: &Node, out: ValueId) -> ValueId {
-        let found = || {
-            let (id, node, at) = self.next(out).filter(|n| n.1.op.name() == "Mul")?;
-            let (factor, y) = (node.input(1 - at.min(1))?, node.output(0)?);
-            self.next(y).filter(|n| n.2 == 0).and_then(|n| lower::target(self.facts, n.1))?;
-            let known = self.facts.get(factor).value.is_some() && self.facts.dtype(factor) == Some(DType::F32);
-            let single = self.scalar(factor).is_some() && self.facts.shape(y) == self.facts.shape(out);
-            let by_column = match product.op.name() {
-                "Conv" => {
-                    let one = product.op.attrs().int_or("group", 1) == Ok(1);
-                    one && (single || self.is_per_channel(factor, out)?)
-                }
-                "MatMul" | "Gemm" => single || self.is_row(factor, out)?,
-                _ => false,
-            };
-            (known && by_column).then_some((id, factor, y))
+    /// Takes in the products and sums with a constant, or one for each column, that stand before a QuantizeLinear: what gives
+    /// channels their units, scales queries, evens out what a product behind it reads (NNCF), or was learned behind an
+    /// activation (PaddlePaddle's LearnableAffineBlock).
+    fn affine(&self, f: &mut Fusion, product: &Node, out: ValueId) -> ValueId {
+        let (mut nodes, mut steps, mut end) = (Vec::new(), Vec::new(), out);
+        while let Some((id, step, y)) = self.affine_step(product, end) {
+            nodes.push(id);
+            steps.push(step);
+            end = y;
+        }
+        let rounded = self.next(end).is_some_and(|n| n.2 == 0 && lower::target(self.facts, n.1).is_some());
+        if !rounded {
+            return out;
+        }
+        f.nodes.extend(nodes);
+        f.affine = steps;
+        end
+    }
+
+    fn affine_step(&self, product: &Node, out: ValueId) -> Option<(NodeId, Affine, ValueId)> {
+        let (id, node, at) = self.next(out).filter(|n| matches!(n.1.op.name(), "Mul" | "Add"))?;
+        let (constant, y) = (node.input(1 - at.min(1))?, node.output(0)?);
+        let known = self.facts.get(constant).value.is_some() && self.facts.dtype(constant) == Some(DType::F32);
+        let single = self.scalar(constant).is_some() && self.facts.shape(y) == self.facts.shape(out);
+        let by_column = match product.op.name() {
+            "Conv" => single || self.is_per_channel(constant, out)?,
+            "MatMul" | "Gemm" => single || self.is_row(constant, out)?,
+            _ => false,
         };
-        let Some((id, factor, y)) = found() else { return out };
-        f.nodes.push(id);
-        f.factor = Some(factor);
-        y
+        let step = if node.op.name() == "Mul" { Affine::Mul(constant) } else { Affine::Add(constant) };
+        (known && by_column).then_some((id, step, y))
     }
 
     /// Lets a fusion compute on integers, and takes the QuantizeLinear of its output in.

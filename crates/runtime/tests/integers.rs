@@ -148,6 +148,75 @@ fn scales_a_product_by_one_factor_before_it_is_rounded() {
 }
 
 #[test]
+fn multiplies_and_shifts_behind_a_function_before_the_rounding() {
+    let row = |name: &str, shape: &str, from: f32| {
+        let values: Vec<String> = (0..16).map(|i| format!("{}", from + 0.05 * (i % 5) as f32)).collect();
+        format!("const %{name}: f32{shape} = [{}]\n", values.join(", "))
+    };
+    let scalars = "const %f: f32[1] = [0.35]\nconst %s: f32[] = [-0.4]\n".to_owned();
+    let channels = row("f", "[1, 16, 1, 1]", -0.15) + &row("s", "[1, 16, 1, 1]", 0.1);
+    let steps = [
+        "%m = Mul(%f, %h)\n%y = Add(%m, %s)\n",
+        "%y = Add(%s, %h)\n",
+        "%m = Add(%h, %s)\n%k = Mul(%m, %f)\n%y = Add(%k, %f)\n",
+    ];
+    let convolutions = [
+        ("[16, 1, 3, 3]", 16, "depthwise_nhwc_i8"),
+        ("[16, 16, 3, 3]", 1, "panel_u8i8i32"),
+        ("[16, 4, 3, 3]", 4, "i8i32"),
+    ];
+    for (shape, group, kernel) in convolutions {
+        for (function, constants, steps) in ["HardSwish", "Relu", "Sigmoid"]
+            .iter()
+            .flat_map(|f| [&scalars, &channels].into_iter().flat_map(move |c| steps.map(|s| (f, c, s))))
+        {
+            let body = format!(
+                "{}{}{constants}%c = Conv(%x_d, %w_d) {{pads=[1, 1, 1, 1], group={group}}}\n%h = {function}(%c)\n{steps}{}",
+                pair("x", 0.008, 120),
+                weights("w", shape, 3, 0, 16),
+                pair("y", 0.005, 130),
+            );
+            let graph = graph("input %x: f32[1, 16, 9, 10]", &body);
+            assert_runs_on_integers(&graph, kernel);
+            let kernels = kernels(&graph);
+            assert!(!kernels.iter().any(|k| k.contains("binary") || k.contains("unary")), "{kernels:?}");
+        }
+    }
+    let row = row("f", "[16]", 0.2) + &row("s", "[16]", -0.1);
+    for product in ["MatMul(%x_d, %w_d)", "Gemm(%x_d, %w_d)"] {
+        let body = format!(
+            "{}{}{row}%c = {product}\n%h = HardSwish(%c)\n%m = Mul(%h, %f)\n%y = Add(%m, %s)\n{}",
+            pair("x", 0.008, 121),
+            weights("w", "[12, 16]", 3, 1, 16),
+            pair("y", 0.002, 128)
+        );
+        let graph = graph("input %x: f32[14, 12]", &body);
+        assert_runs_on_integers(&graph, "i8i32");
+        let kernels = kernels(&graph);
+        assert!(!kernels.iter().any(|k| k.contains("binary")), "{kernels:?}");
+    }
+}
+
+#[test]
+fn leaves_what_is_multiplied_in_other_places_to_other_kernels() {
+    // A factor for each line of the image, and a product that no rounding follows.
+    let lines = "const %f: f32[1, 1, 9, 1] = random(4)\n%h = HardSwish(%c)\n%y = Mul(%h, %f)\n";
+    let read_twice = "const %f: f32[] = [0.5]\n%h = HardSwish(%c)\n%m = Mul(%h, %f)\n%y = Add(%m, %h)\n";
+    for rest in [lines, read_twice] {
+        let body = format!(
+            "{}{}%c = Conv(%x_d, %w_d) {{pads=[1, 1, 1, 1]}}\n{rest}{}",
+            pair("x", 0.008, 120),
+            weights("w", "[16, 16, 3, 3]", 3, 0, 16),
+            pair("y", 0.004, 60),
+        );
+        let graph = graph("input %x: f32[1, 16, 9, 10]", &body);
+        assert_runs_on_integers(&graph, "panel_u8i8i32");
+        let kernels = kernels(&graph);
+        assert!(kernels.iter().any(|k| k.contains("binary")), "{kernels:?}");
+    }
+}
+
+#[test]
 fn adds_what_no_product_makes_by_itself() {
     // The product is read twice, and the sum of the two others has no product.
     let body = format!(

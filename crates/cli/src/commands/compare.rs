@@ -11,7 +11,7 @@ use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
 
 use crate::args::{FloatType, Global, Products, Threads};
-use crate::comparison::{Comparison, TensorRow};
+use crate::comparison::{self, Comparison, TensorRow};
 use crate::data::{self, DataArgs};
 use crate::metrics::Deviation;
 use crate::{interrupt, model, output};
@@ -20,7 +20,8 @@ use crate::{interrupt, model, output};
 ///
 /// A is the reference (the float model), B the model in question (the quantized one); tensors are matched by
 /// name. Cumulative figures hold all error up to a tensor; isolated ones only what its own node adds, run on the
-/// reference's inputs. --float is for B: A runs in 32 bits. B may be an .npz of A's outputs (or inner tensors) that another runtime, or `run -o`, has saved:
+/// reference's inputs. The mean error is in steps of the tensor's codes (isolated, where that is shown): errors of one sign add
+/// up in the products behind. --float is for B: A runs in 32 bits. B may be an .npz of A's outputs (or inner tensors) that another runtime, or `run -o`, has saved:
 /// an array for each tensor, under its name.
 #[derive(Debug, Args)]
 pub struct Compare {
@@ -76,13 +77,15 @@ impl Compare {
         if !saved {
             model::sanitize(&mut a)?;
         }
-        let dataset = self.data.open(&a.graph, Split::Test)?;
-        let (outputs, tensors) = if saved {
-            (self.against_saved(&a.graph, &dataset)?, Vec::new())
-        } else {
-            let b = model::load_runnable(&self.b)?;
-            model::scale_as(&mut a, &b);
-            self.against_model(&a.graph, &b.graph, &dataset)?
+        let b = if saved { None } else { Some(model::load_runnable(&self.b)?) };
+        let shapes = b.as_ref().map_or(Ok(&a.graph), |b| comparison::narrower(&a.graph, &b.graph))?;
+        let dataset = self.data.open(shapes, Split::Test)?;
+        let (outputs, tensors) = match b {
+            None => (self.against_saved(&a.graph, &dataset)?, Vec::new()),
+            Some(b) => {
+                model::scale_as(&mut a, &b);
+                self.against_model(&a.graph, &b.graph, &dataset)?
+            }
         };
         let worst = outputs.iter().map(|r| r.cumulative.sqnr_db).fold(f64::INFINITY, f64::min);
         let summary = Summary {

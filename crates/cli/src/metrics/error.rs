@@ -11,6 +11,8 @@ pub struct Deviation {
     dot: f64,
     other: f64,
     max: f64,
+    /// Sum of x − r.
+    sum: f64,
     /// Sum of |r − x| / (|r| + |x|).
     relative: f64,
     /// Values that are not both zero.
@@ -26,6 +28,8 @@ pub struct Figures {
     pub cosine: f64,
     /// The largest absolute difference.
     pub max_error: f64,
+    /// The mean of `x − ref`: errors of one sign, which the next product adds up.
+    pub mean_error: f64,
     /// Symmetric mean absolute percentage error: the mean of `|ref − x| / (|ref| + |x|)` where not both are zero, as a share.
     pub smape: f64,
 }
@@ -49,6 +53,7 @@ impl Deviation {
             self.dot += r * x;
             self.other += x * x;
             self.max = self.max.max((r - x).abs());
+            self.sum += x - r;
             let size = r.abs() + x.abs();
             if size > 0.0 {
                 self.relative += (r - x).abs() / size;
@@ -68,7 +73,8 @@ impl Deviation {
         let norm = (self.signal * self.other).sqrt();
         let cosine = if norm == 0.0 { if self.noise == 0.0 { 1.0 } else { 0.0 } } else { self.dot / norm };
         let smape = self.relative / self.compared.max(1) as f64;
-        Figures { sqnr_db: self.sqnr_db(), cosine, max_error: self.max, smape }
+        let mean_error = self.sum / self.count.max(1) as f64;
+        Figures { sqnr_db: self.sqnr_db(), cosine, max_error: self.max, mean_error, smape }
     }
 }
 
@@ -81,7 +87,7 @@ mod tests {
         let mut d = Deviation::default();
         d.add_slices(&[10.0, 0.0], &[9.0, 0.0]);
         assert!((d.sqnr_db() - 20.0).abs() < 1e-9);
-        assert_eq!(d.figures().max_error, 1.0);
+        assert_eq!((d.figures().max_error, d.figures().mean_error), (1.0, -0.5));
         // One of 19; two zeros say nothing.
         assert!((d.figures().smape - 1.0 / 19.0).abs() < 1e-12);
         let mut equal = Deviation::default();

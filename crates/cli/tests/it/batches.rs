@@ -117,6 +117,20 @@ fn measures_the_samples_alone() {
 }
 
 #[test]
+fn compares_models_on_runs_that_serve_both() {
+    let home = home();
+    // Whichever of them fixes the batch; ten samples are two runs of four and a part of a third.
+    for (a, b) in [("free", "four"), ("four", "free")] {
+        let ran = home.json(&format!("compare {a}.onnx {b}.onnx --data data.npz --min-sqnr 90"));
+        assert_eq!(ran["samples"], SAMPLES);
+    }
+    let refused = home.run("compare four.onnx sixteen.onnx --data data.npz").expect(2).text();
+    for part in ["input \"x\" is f32[4, 3, 4] in A and f32[16, 3, 4] in B", "help: compare models of the same batch"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+}
+
+#[test]
 fn calibrates_a_fixed_batch_on_real_samples_and_says_which_count_twice() {
     let home = home();
     home.ok("calibrate free.onnx --data data.npz -o free.json");
@@ -182,7 +196,7 @@ fn refuses_a_batch_that_the_file_contradicts() {
         ("eval one.onnx --data data.npz --batch 8", ["--batch 8", "fixed at 1", "\"x\""]),
         ("calibrate four.onnx --data data.npz --batch 8 -o o.json", ["--batch 8", "fixed at 4", "leave --batch out"]),
         ("quantize four.onnx --data data.npz --batch 8 -o o.onnx", ["--batch 8", "fixed at 4", "leave --batch out"]),
-        ("compare four.onnx one.onnx --data data.npz --batch 2", ["--batch 2", "fixed at 4", "leave --batch out"]),
+        ("compare four.onnx four.onnx --data data.npz --batch 2", ["--batch 2", "fixed at 4", "leave --batch out"]),
         ("bench four.onnx --batch 2", ["--batch 2", "fixed at 4", "four.onnx"]),
         ("run free.onnx --data data.npz --batch 0 -o o.npz", ["--batch", "at least 1", ""]),
         ("run free.onnx --data data.npz --batch-axis z=1 -o o.npz", ["no input \"z\"", "help: it has x, p", ""]),

@@ -137,7 +137,13 @@ impl CodedPanels {
                 let (n, first) = (columns.valid(p), group * columns.n + p * columns.nr);
                 let of = |x: &'_ [f32]| if x.is_empty() { 0..0 } else { first..first + n };
                 let e = to.epilogue;
-                let epilogue = Epilogue { bias: &e.bias[of(e.bias)], scales: &e.scales[of(e.scales)], ..*e };
+                let epilogue = Epilogue {
+                    bias: &e.bias[of(e.bias)],
+                    scales: &e.scales[of(e.scales)],
+                    factors: &e.factors[of(e.factors)],
+                    shifts: &e.shifts[of(e.shifts)],
+                    ..*e
+                };
                 let mut view = self.packing.view(words);
                 view.columns.n = n;
                 let (out, ld) = (to.out, to.ld);

@@ -25,8 +25,11 @@ pub struct Epilogue<'a> {
     pub residual: Residual<'a>,
     /// Applied to the sum of all these.
     pub activation: Activation,
-    /// Multiplies what the activation gives: one over a scale of each column's own, for integers of scale 1.
+    /// Multiplies what the activation gives: a constant of the network, or one over a scale of each column's own, for
+    /// integers of scale 1.
     pub factors: &'a [f32],
+    /// Added after that.
+    pub shifts: &'a [f32],
     /// The format of integer rows, where it is known only when the product runs.
     pub rows: Option<RowParams<'a>>,
 }
@@ -63,6 +66,7 @@ impl Default for Epilogue<'_> {
             residual: Residual::None,
             activation: Activation::None,
             factors: &[],
+            shifts: &[],
             rows: None,
         }
     }
@@ -133,6 +137,7 @@ impl Epilogue<'_> {
             ("bias", self.bias.len()),
             ("weight zero points", self.weight_zeros.len()),
             ("factors", self.factors.len()),
+            ("shifts", self.shifts.len()),
         ];
         for (name, len) in arrays {
             if len != 0 {
@@ -174,8 +179,8 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Bias, residual and activation of `n` results, which are columns from `column` on
-    /// and elements from `at` on.
+    /// Bias, residual, activation, factor and shift of `n` results, which are columns from `column` on and elements from
+    /// `at` on.
     ///
     /// # Safety
     /// `Epilogue::check` accepted lengths that cover these places.
@@ -206,6 +211,10 @@ impl Epilogue<'_> {
         if !self.factors.is_empty() {
             // SAFETY: as above.
             v = s.mul(v, unsafe { s.load_bits(self.factors.as_ptr().add(column), bits) });
+        }
+        if !self.shifts.is_empty() {
+            // SAFETY: as above.
+            v = s.add(v, unsafe { s.load_bits(self.shifts.as_ptr().add(column), bits) });
         }
         v
     }

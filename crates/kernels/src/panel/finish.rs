@@ -2,8 +2,9 @@
 //!
 //! In this order, lane by lane and alike on every tier:
 //! `v = f32(acc + offset − weight zero · row sum − row zero · column sum) · (row scale · scale) + bias`, the stage, the
-//! residual, the activation, a factor, and for integer results
-//! `saturate(round_half_even(v · inverse_scale) + zero_point)`.
+//! residual, the activation, a factor, a shift, and for integer results
+//! `saturate(round_half_even(v · inverse_scale) + zero_point)`. Factor and shift are multiplied by the inverse scale first, and
+//! are one multiplication and addition with a single rounding.
 
 use std::marker::PhantomData;
 
@@ -59,7 +60,7 @@ impl Finish<'_> {
 
     fn by_residual<const INTS: bool, const KIND: u8>(&self, isa: Isa) {
         let e = self.epilogue;
-        let factors = !is_code(KIND) && !e.factors.is_empty();
+        let factors = !is_code(KIND) && !e.factors.is_empty() || !e.shifts.is_empty();
         if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
             return isa.dispatch(Loops::<Chosen<INTS, KIND, ANY, PASS>>(self, PhantomData));
         }
@@ -135,7 +136,7 @@ impl<F: Form> Kernel for Loops<'_, F> {
 const GENERAL: u8 = 0;
 /// Without bias, and without factors that are 1.
 const PLAIN: u8 = 1;
-/// With an activation that is more than a clamp, zero points of weights, or rows with a format of their own.
+/// With an activation that is more than a clamp, a shift behind it, zero points of weights, or rows with a format of their own.
 const PASS: u8 = 2;
 
 /// The residual is told by [`Constants`]: where a pass dominates, a branch costs nothing.
@@ -208,8 +209,18 @@ struct Column<S: Simd> {
     row: S::F,
     /// What results are multiplied by before they are rounded: one over their scale, and the column's factor.
     inverse: S::F,
+    /// Added to that product.
+    shift: S::F,
     low: S::F,
     high: S::F,
+}
+
+impl<S: Simd> Column<S> {
+    /// What is rounded: a value behind its activation, with factor and shift.
+    #[inline(always)]
+    fn scaled<F: Form>(&self, s: S, v: S::F) -> S::F {
+        if F::MODE == PASS { s.mul_add(v, self.inverse, self.shift) } else { s.mul(v, self.inverse) }
+    }
 }
 
 impl Finish<'_> {
@@ -288,7 +299,8 @@ impl Finish<'_> {
                 for k in 0..4 {
                     let (column, place) = (&columns[k % COLUMNS], (i + k / COLUMNS, j + k % COLUMNS * S::LANES));
                     let x = self.value::<S, F>(s, c, column, place, S::LANES);
-                    let x = if F::MODE == PLAIN && !is_float_sum(F::RESIDUAL) { x } else { s.mul(x, column.inverse) };
+                    let plain = F::MODE == PLAIN && !is_float_sum(F::RESIDUAL);
+                    let x = if plain { x } else { column.scaled::<F>(s, x) };
                     // NaN passes, and gives the smallest integer.
                     v[k] = s.to_i32(s.min(column.high, x));
                     to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
@@ -342,14 +354,28 @@ impl Finish<'_> {
             // SAFETY: `check` made sure of the arrays' lengths.
             false => s.mul(unsafe { s.load_bits(e.factors.as_ptr().add(at), bits) }, s.splat(self.out.inverse)),
         };
+        let shift = match e.shifts.is_empty() {
+            // Adding −0 changes nothing.
+            true => s.splat(-0.0),
+            // SAFETY: as above.
+            false => s.mul(unsafe { s.load_bits(e.shifts.as_ptr().add(at), bits) }, s.splat(self.out.inverse)),
+        };
         let (low, high) = match F::KIND {
             0 | 3 => (s.splat(lo), s.splat(hi)),
             _ => {
-                // A clamp before the multiplication by `inverse` is one after it with bounds that were multiplied alike.
                 let (least, most) = if F::KIND == 1 { (0, 255) } else { (-128, 127) };
                 let (least, most) = (s.splat((least - self.out.zero) as f32), s.splat((most - self.out.zero) as f32));
-                let (low, high) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
-                (s.min(s.max(low, least), most), s.min(high, most))
+                if F::MODE == PASS {
+                    // The activation has clamped.
+                    (least, most)
+                } else {
+                    // A clamp before the multiplication by `inverse` is one after it with bounds that were multiplied alike,
+                    // and change their places where it is negative.
+                    let (a, b) = (s.mul(s.splat(lo), inverse), s.mul(s.splat(hi), inverse));
+                    let turned = s.lt(inverse, s.splat(0.0));
+                    let (low, high) = (s.select(turned, b, a), s.select(turned, a, b));
+                    (s.min(s.max(low, least), most), s.min(high, most))
+                }
             }
         };
         // SAFETY: `check` made sure of the arrays' lengths.
@@ -361,13 +387,14 @@ impl Finish<'_> {
                 } else {
                     s.splat(1.0)
                 },
-                // Adding −0 changes nothing.
+                // As for the shift.
                 bias: if e.bias.is_empty() { s.splat(-0.0) } else { s.load_bits(e.bias.as_ptr().add(at), bits) },
                 row: match e.residual {
                     Residual::Row(row, _) => s.load_bits(row.as_ptr().add(at), bits),
                     _ => s.splat(0.0),
                 },
                 inverse,
+                shift,
                 low,
                 high,
             }
@@ -461,8 +488,8 @@ impl Finish<'_> {
             if !is_code(F::KIND) {
                 // NaN passes: `min` and `max` give their second operand then.
                 v = s.min(column.high, s.max(column.low, v));
-                if F::MODE == PASS && !self.epilogue.factors.is_empty() {
-                    v = s.mul(v, column.inverse);
+                if F::MODE == PASS {
+                    v = column.scaled::<F>(s, v);
                 }
                 match F::KIND {
                     3 => s.store_bf16_n(c.data.cast::<u16>().add(at), v, n),
@@ -471,7 +498,7 @@ impl Finish<'_> {
                 return;
             }
             // NaN gives the smallest value: `max` passes its second operand on.
-            v = s.max(s.min(column.high, s.mul(v, column.inverse)), column.low);
+            v = s.max(s.min(column.high, column.scaled::<F>(s, v)), column.low);
             s.store_low8_n(c.data.add(at), s.add_i(s.to_i32(v), c.zero), n);
         }
     }

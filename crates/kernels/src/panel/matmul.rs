@@ -134,6 +134,7 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
                 residual: Residual::None,
                 activation: p.activation,
                 factors: &[],
+                shifts: &[],
                 rows: None,
             };
             let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts };

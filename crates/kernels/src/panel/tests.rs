@@ -179,6 +179,89 @@ fn multiplies_results_by_the_factors_of_their_columns() {
     }
 }
 
+#[test]
+fn shifts_results_behind_the_activation_before_they_are_rounded() {
+    let mut random = Random::new(14);
+    let (m, k) = (29, 66);
+    for n in [1, 15, 35, 64] {
+        let x = bytes(&mut random, m * k);
+        let w: Vec<i8> = bytes(&mut random, k * n).into_iter().map(|b| b as i8).collect();
+        let scales: Vec<f32> = (0..n).map(|_| 0.0004 * (1.0 + random.unit() * 0.5)).collect();
+        // Of both signs, and some of nothing.
+        let factors: Vec<f32> = (0..n).map(|i| (i as f32 % 7.0) - 3.0).collect();
+        let shifts: Vec<f32> = (0..n).map(|i| (i as f32 % 5.0) * 1.3 - 2.0).collect();
+        let (offsets, inverse) = (vec![77; n], 3.7f32);
+        for exec in execs() {
+            let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
+            let product = |e: &Epilogue, y: Target| panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, e, y);
+            for activation in [
+                Activation::None,
+                Activation::Relu,
+                Activation::Clip { lo: -0.5, hi: 1.0 },
+                Activation::HardSwish,
+                Activation::Silu { alpha: 1.0 },
+            ] {
+                let plain = Epilogue { offsets: &offsets, scales: &scales, activation, ..Epilogue::default() };
+                let mut floats = vec![0f32; m * n];
+                product(&plain, Target::F32(&mut floats)).unwrap();
+                for (factors, shifts) in [(&[][..], &shifts[..]), (&factors, &shifts), (&factors, &[])] {
+                    let of = |x: &[f32], i: usize, other: f32| x.get(i % n).copied().unwrap_or(other);
+                    let e = Epilogue { factors, shifts, ..plain };
+                    let mut y = vec![0f32; m * n];
+                    product(&e, Target::F32(&mut y)).unwrap();
+                    let want = |i: usize| floats[i].mul_add(of(factors, i, 1.0), of(shifts, i, 0.0));
+                    assert_eq!(y, (0..m * n).map(want).collect::<Vec<_>>(), "{activation:?} {exec:?}");
+                    let code = |i: usize| {
+                        let v = floats[i].mul_add(of(factors, i, 1.0) * inverse, of(shifts, i, 0.0) * inverse);
+                        (v.round_ties_even() as i32 + 9).clamp(0, 255) as u8
+                    };
+                    let mut codes = vec![0u8; m * n];
+                    product(&e, Target::U8(&mut codes, inverse, 9)).unwrap();
+                    let want: Vec<u8> = (0..m * n).map(code).collect();
+                    assert_eq!(codes, want, "{activation:?} {} {exec:?}", shifts.len());
+                    let mut signed = vec![0i8; m * n];
+                    product(&e, Target::I8(&mut signed, inverse, 9 - 128)).unwrap();
+                    let want: Vec<i8> = want.iter().map(|&c| (c ^ 0x80) as i8).collect();
+                    assert_eq!(signed, want, "{activation:?} {} {exec:?}", shifts.len());
+                }
+            }
+            let long = vec![0.0; n + 1];
+            let e = Epilogue { offsets: &offsets, scales: &scales, shifts: &long, ..Epilogue::default() };
+            assert!(product(&e, Target::U8(&mut vec![0; m * n], 1.0, 9)).is_err(), "too many shifts");
+        }
+    }
+}
+
+#[test]
+fn shifts_the_columns_of_all_groups_of_a_convolution() {
+    let mut random = Random::new(15);
+    for p in params() {
+        let [oh, ow] = p.output().unwrap();
+        let x = bytes(&mut random, p.n * p.h * p.w * p.c);
+        let w: Vec<i8> = bytes(&mut random, p.weight_len().unwrap()).into_iter().map(|b| b as i8).collect();
+        let scales: Vec<f32> = (0..p.oc).map(|_| 0.0002 * (1.0 + random.unit() * 0.5)).collect();
+        let factors: Vec<f32> = (0..p.oc).map(|i| 0.1 + 0.3 * (i % 6) as f32).collect();
+        let shifts: Vec<f32> = (0..p.oc).map(|i| 0.7 * (i % 5) as f32 - 1.1).collect();
+        let offsets: Vec<i32> = (0..p.oc).map(|i| i as i32 * 11 - 90).collect();
+        let len = p.n * oh * ow * p.oc;
+        for exec in execs() {
+            let weights = conv2d_nhwc_pack(&exec, &p, &w).unwrap();
+            let activation = Activation::HardSwish;
+            let plain = Epilogue { offsets: &offsets, scales: &scales, activation, ..Epilogue::default() };
+            let (mut floats, mut codes) = (vec![0f32; len], Guarded::new(&vec![0u8; len]));
+            conv2d_nhwc(&exec, &p, Rows::U8(&x), 77, &weights, &plain, Target::F32(&mut floats)).unwrap();
+            let e = Epilogue { factors: &factors, shifts: &shifts, ..plain };
+            let target = Target::U8(codes.get(), 7.3, 40);
+            conv2d_nhwc(&exec, &p, Rows::U8(&x), 77, &weights, &e, target).unwrap();
+            let code = |i: usize| {
+                let v = floats[i].mul_add(factors[i % p.oc] * 7.3, shifts[i % p.oc] * 7.3);
+                (v.round_ties_even() as i32 + 40).clamp(0, 255) as u8
+            };
+            assert_eq!(codes.get(), (0..len).map(code).collect::<Vec<_>>(), "{p:?} {exec:?}");
+        }
+    }
+}
+
 fn reference(c: &Case, (m, k, n): (usize, usize, usize), signed: bool) -> Vec<u8> {
     let x = |i: usize| if signed { i32::from(c.x[i] as i8) + 128 } else { i32::from(c.x[i]) };
     let mut y = Vec::new();

@@ -23,4 +23,4 @@ pub mod select_early;
 pub mod shape_computations;
 pub mod transposed_constant;
 pub mod upgrade_opset;
-mod weights;
+pub(crate) mod weights;

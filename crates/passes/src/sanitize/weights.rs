@@ -7,7 +7,7 @@ use crate::View;
 use crate::pass::{Found, OrNo, unless_skipped, when};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Conv,
     ConvTranspose,
     Gemm,
@@ -16,7 +16,7 @@ pub(super) enum Kind {
 
 /// A product with a constant weight of a floating-point type.
 #[derive(Debug)]
-pub(super) struct Product<'a> {
+pub(crate) struct Product<'a> {
     pub id: NodeId,
     pub kind: Kind,
     pub weight: &'a Tensor,
@@ -35,6 +35,16 @@ impl<'a> Product<'a> {
         if view.is(id, "Add") {
             return Product::with_add(view, id, value);
         }
+        let product = Product::at(view, id)?;
+        unless_skipped(
+            view.is_single_use(value),
+            format!("the output of node \"{}\" has other readers", view.node(id).name),
+        )?;
+        Ok(product)
+    }
+
+    /// The product that a node is, whoever reads its output.
+    pub fn at(view: &View<'a>, id: NodeId) -> Found<Product<'a>> {
         let kind = match view.node(id).op.name() {
             _ if !view.node(id).op.domain().is_empty() => return Err(crate::Miss::No),
             "Conv" => Kind::Conv,
@@ -50,11 +60,7 @@ impl<'a> Product<'a> {
         };
         let channels = channels(view, id, kind, weight)?;
         when(weight.dtype().is_float() && !weight.dtype().is_minifloat())?;
-        unless_skipped(
-            view.is_single_use(value),
-            format!("the output of node \"{}\" has other readers", view.node(id).name),
-        )?;
-        Ok(Product { id, kind, weight, bias, add: None, channels, output: value })
+        Ok(Product { id, kind, weight, bias, add: None, channels, output: view.output(id)? })
     }
 
     fn with_add(view: &View<'a>, add: NodeId, value: ValueId) -> Found<Product<'a>> {
@@ -79,6 +85,15 @@ impl<'a> Product<'a> {
     /// product's output.
     pub fn absorb(&self, view: &View, scale: Option<&[f64]>, shift: Option<&[f64]>, replaces: ValueId) -> Found<Patch> {
         let mut patch = view.patch();
+        let result = self.edit(view, &mut patch, scale, shift)?;
+        if replaces != result {
+            patch.replace(replaces, result);
+        }
+        Ok(patch)
+    }
+
+    /// The part of [`Product::absorb`] that changes the product; gives what has its results then.
+    pub fn edit(&self, view: &View, patch: &mut Patch, scale: Option<&[f64]>, shift: Option<&[f64]>) -> Found<ValueId> {
         if let Some(scale) = scale {
             let w = view.input(self.id, 1)?;
             let new = self.scaled_weight(view, scale)?;
@@ -108,10 +123,26 @@ impl<'a> Product<'a> {
                 _ => patch.set_input(self.id, 2, Some(c)),
             }
         }
-        if replaces != result {
-            patch.replace(replaces, result);
+        Ok(result)
+    }
+
+    /// The weight times one number.
+    pub fn weight_times(&self, factor: f64) -> Found<Tensor> {
+        let scaled = self.weight.to_f32s()?.iter().map(|w| (f64::from(*w) * factor) as f32).collect();
+        Ok(Tensor::from_f32s(self.weight.dtype(), self.weight.shape(), scaled)?)
+    }
+
+    /// The sum of the weights of each output channel of a Conv or Gemm.
+    pub fn channel_sums(&self, view: &View) -> Found<Vec<f64>> {
+        let w = self.weight.to_f32s()?;
+        let rows = self.kind == Kind::Conv || self.kind == Kind::Gemm && view.int(self.id, "transB", 0) != 0;
+        when(rows || self.kind == Kind::Gemm)?;
+        let mut sums = vec![0.0; self.channels];
+        let row = w.len() / self.channels;
+        for (i, w) in w.iter().enumerate() {
+            sums[if rows { i / row } else { i % self.channels }] += f64::from(*w);
         }
-        Ok(patch)
+        Ok(sums)
     }
 
     fn bias_value(&self, view: &View) -> Option<ValueId> {
@@ -181,7 +212,7 @@ fn channels(view: &View, id: NodeId, kind: Kind, w: &Tensor) -> Found<usize> {
 }
 
 /// One number per channel of a constant that broadcasts to a tensor of `rank` axes with channels along `axis`.
-pub(super) fn per_channel(t: &Tensor, rank: usize, axis: usize, channels: usize) -> Found<Vec<f64>> {
+pub(crate) fn per_channel(t: &Tensor, rank: usize, axis: usize, channels: usize) -> Found<Vec<f64>> {
     when(t.rank() <= rank)?;
     let lead = rank - t.rank();
     let long = t.shape().iter().enumerate().filter(|(_, d)| **d != 1).map(|(i, _)| i + lead).collect::<Vec<_>>();

@@ -4,7 +4,7 @@ use narrowbit_ir::{AttrMap, Graph, Node, NodeId, QuantRole, ValueId, infer::Fact
 use narrowbit_tensor::{DType, Tensor};
 
 use super::functions::{self, Functions};
-use super::{Reason, blocks, channels, weights};
+use super::{Reason, blocks, channels};
 use crate::options::{Matcher, PatternError, QuantOptions};
 
 /// How a node takes part in integer computation.
@@ -99,18 +99,10 @@ impl Layout {
     }
 }
 
-/// Nodes that fold into the rounding of the one before them.
-struct Folded {
-    /// In order.
-    nodes: Vec<NodeId>,
-    /// What the last one makes.
-    out: ValueId,
-}
-
 pub(super) struct Planner<'a> {
     pub(super) graph: &'a Graph,
-    facts: &'a Facts,
-    options: &'a QuantOptions,
+    pub(super) facts: &'a Facts,
+    pub(super) options: &'a QuantOptions,
     matcher: Matcher<'a>,
     /// All functions that could be computed as a whole.
     pub(super) functions: Functions,
@@ -153,7 +145,7 @@ impl Planner<'_> {
         }
     }
 
-    fn weight_const(&self, id: NodeId) -> Option<&Tensor> {
+    pub(super) fn weight_const(&self, id: NodeId) -> Option<&Tensor> {
         match self.graph.node(id).op.quant() {
             QuantRole::Weighted { weight, .. } => self.graph.const_input(id, weight),
             _ => None,
@@ -250,75 +242,9 @@ impl Planner<'_> {
     }
 
     /// Whether a node's operands are fp8: products of them are floats, and nothing but products takes them.
-    fn makes_fp8(&self, node: &Node) -> bool {
+    pub(super) fn makes_fp8(&self, node: &Node) -> bool {
         let own = self.matcher.of(node).find_map(|o| o.activations);
         own.unwrap_or(self.options.activations).format.is_float()
-    }
-
-    /// The value that leaves an integer node: the output of the activation that folds into it, or its own.
-    fn leaving(&self, id: NodeId) -> Option<ValueId> {
-        let out = self.graph.node(id).output(0)?;
-        Some(self.folded(out).map_or(out, |f| f.out))
-    }
-
-    /// What alone reads a value and folds into the rounding before it: a Relu or Clip, or behind a convolution another
-    /// function of each element. On fixed-point hardware the bias that an Add gives to a MatMul, and what follows it, too.
-    fn folded(&self, out: ValueId) -> Option<Folded> {
-        let Some(add) = self.added_bias(out) else { return self.folded_function(out) };
-        let out = self.graph.node(add).output(0)?;
-        let rest = self.folded_function(out).unwrap_or(Folded { nodes: Vec::new(), out });
-        Some(Folded { nodes: [vec![add], rest.nodes].concat(), out: rest.out })
-    }
-
-    fn added_bias(&self, out: ValueId) -> Option<NodeId> {
-        let (product, _) = self.graph.producer(out).filter(|_| self.options.rounds_blocks())?;
-        let weight = self.weight_const(product)?;
-        let (add, _) = weights::added_bias(self.graph, &self.layout, product, weight)?;
-        self.check_options(self.graph.node(add)).is_ok().then_some(add)
-    }
-
-    fn folded_function(&self, out: ValueId) -> Option<Folded> {
-        let act = match self.graph.only_use(out) {
-            Some(u) if u.input == 0 => u.node,
-            Some(_) => return None,
-            None => return self.silu(out),
-        };
-        let node = self.graph.node(act);
-        let folds = match node.op.name() {
-            "Relu" => true,
-            // A lower bound of zero is the zero point; an upper bound shows in the calibrated range.
-            "Clip" => match self.graph.const_input(act, 1).map(Tensor::to_f32s) {
-                Some(Ok(lo)) => lo.first() == Some(&0.0),
-                _ => node.op.attrs().float("min").ok().flatten() == Some(0.0),
-            },
-            "HardSwish" | "HardSigmoid" | "Sigmoid" | "Tanh" | "LeakyRelu" | "Swish" => self.folds_functions(out),
-            _ => false,
-        };
-        let done = Folded { nodes: vec![act], out: node.output(0)? };
-        (folds && self.check_options(node).is_ok()).then_some(done)
-    }
-
-    /// `x · sigmoid(x)` of a convolution's output.
-    fn silu(&self, out: ValueId) -> Option<Folded> {
-        let [a, b] = self.graph.uses(out) else { return None };
-        let named = |n: NodeId, name: &str| self.graph.node(n).op.name() == name;
-        let (s, m) = if named(a.node, "Sigmoid") { (a.node, b.node) } else { (b.node, a.node) };
-        let gate = self.graph.node(s).output(0).filter(|_| named(s, "Sigmoid") && named(m, "Mul"))?;
-        let alone = self.graph.only_use(gate)?.node == m && !self.graph.is_output(out) && self.folds_functions(out);
-        let allowed = [s, m].iter().all(|&n| self.check_options(self.graph.node(n)).is_ok());
-        (alone && allowed).then_some(Folded { nodes: vec![s, m], out: self.graph.node(m).output(0)? })
-    }
-
-    /// Whether functions of this value fold into the rounding of the node that makes it: convolutions', which need no
-    /// rounding between.
-    fn folds_functions(&self, v: ValueId) -> bool {
-        let conv = |n: NodeId| {
-            let node = self.graph.node(n);
-            matches!(node.op.name(), "Conv" | "ConvTranspose")
-                && self.layout.kinds.get(&n) == Some(&Kind::Product)
-                && !self.makes_fp8(node)
-        };
-        self.options.float_outputs && self.graph.producer(v).is_some_and(|(n, _)| conv(n))
     }
 
     /// Step 2: in topological order, find what integers reach without a conversion.
@@ -587,7 +513,7 @@ fn find(parent: &BTreeMap<ValueId, ValueId>, mut v: ValueId) -> ValueId {
     v
 }
 
-fn all_finite(t: &Tensor) -> bool {
+pub(super) fn all_finite(t: &Tensor) -> bool {
     if t.dtype() != DType::F32 {
         return t.to_f32s().is_ok_and(|v| v.iter().all(|x| x.is_finite()));
     }

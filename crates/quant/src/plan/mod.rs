@@ -8,6 +8,7 @@ mod auto;
 mod blocks;
 pub(crate) mod channels;
 pub(crate) mod correction;
+mod folded;
 pub mod functions;
 mod given;
 mod layout;

@@ -47,7 +47,7 @@ impl<'a> Finder<'a> {
     /// product is at hand.
     pub(super) fn staged_sum(&self, product: &Node, f: &Fusion, ints: &Ints, codes: ValueId) -> Option<StagedSum> {
         let weighted = ints.operands.len() == 2 && ints.operands[1].is_none();
-        if !weighted || f.residual.is_some() || f.factor.is_some() || f.activation != Activation::None {
+        if !weighted || f.residual.is_some() || !f.affine.is_empty() || f.activation != Activation::None {
             return None;
         }
         ints.output?;

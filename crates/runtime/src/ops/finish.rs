@@ -7,7 +7,7 @@ use narrowbit_kernels::panel::{CodeSum, Epilogue, Residual, RowParams, Rows, Sta
 use narrowbit_tensor::DType;
 
 use crate::error::StepError;
-use crate::fuse::{Fusion, Ints, StepRow};
+use crate::fuse::{Affine, Fusion, Ints, StepRow};
 use crate::kernel::{BuildCx, RunCx};
 use crate::lower::{IntWeights, QParams, Quantized};
 
@@ -39,6 +39,8 @@ pub(super) struct Finish {
     activation: Activation,
     /// By column, or empty: what multiplies the activation's results.
     factors: Vec<f32>,
+    /// By column, or empty: what is added then.
+    shifts: Vec<f32>,
     output: Option<Codes>,
     /// What happens between the product and the residual.
     stage: Option<Stage>,
@@ -140,6 +142,7 @@ impl Finish {
             bias: Vec::new(),
             activation: f.activation,
             factors: Vec::new(),
+            shifts: Vec::new(),
             // Codes are added in units of the result's, its zero point included.
             output: ints.output.map(|q| match ints.code_sum {
                 Some(_) => Codes { dtype: q.dtype, inverse: 1.0, zero: 0 },
@@ -154,14 +157,32 @@ impl Finish {
         }
     }
 
-    /// Takes what multiplies the activation's results, or says `None` where it is no constant.
-    pub fn take_factors(&mut self, cx: &BuildCx, f: &Fusion) -> Option<()> {
-        if let Some(v) = f.factor {
-            self.factors = (cx.consts)(v)?.to_f32s().ok()?.into_owned();
-            if let [factor] = self.factors[..] {
-                self.factors = vec![factor; self.scales.len()];
+    /// Takes what the activation's results are multiplied by and what is added to them, or says `None` where that is no
+    /// constant. Several steps become one product and one sum.
+    pub fn take_affine(&mut self, cx: &BuildCx, f: &Fusion) -> Option<()> {
+        let columns = self.scales.len();
+        let (mut factors, mut shifts): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
+        for step in &f.affine {
+            let (Affine::Mul(v) | Affine::Add(v)) = *step;
+            let values = (cx.consts)(v)?.to_f64s().ok()?;
+            if values.len() != 1 && values.len() != columns {
+                return None;
+            }
+            let by_column = values.iter().cycle().take(columns);
+            match step {
+                Affine::Mul(_) => {
+                    factors.resize(columns, 1.0);
+                    factors.iter_mut().zip(by_column.clone()).for_each(|(f, v)| *f *= v);
+                    shifts.iter_mut().zip(by_column).for_each(|(s, v)| *s *= v);
+                }
+                Affine::Add(_) => {
+                    shifts.resize(columns, 0.0);
+                    shifts.iter_mut().zip(by_column).for_each(|(s, v)| *s += v);
+                }
             }
         }
+        self.factors = factors.into_iter().map(|f| f as f32).collect();
+        self.shifts = shifts.into_iter().map(|s| s as f32).collect();
         Some(())
     }
 
@@ -186,7 +207,8 @@ impl Finish {
         let Some(first) = self.first else { return };
         let inverse = 1.0 / first.scale;
         let ratios: Vec<f32> = self.scales.iter().map(|s| s / first.scale).collect();
-        let floats = !self.bias.is_empty() || !self.factors.is_empty() || self.runtime.is_some();
+        let floats =
+            !self.bias.is_empty() || !self.factors.is_empty() || !self.shifts.is_empty() || self.runtime.is_some();
         if floats || !ratios.iter().all(|r| r.is_finite()) {
             return;
         }
@@ -285,6 +307,7 @@ impl Finish {
             residual,
             activation: self.activation,
             factors: &self.factors,
+            shifts: &self.shifts,
             rows: None,
         };
         match (&self.runtime, format) {

@@ -119,7 +119,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
             finish.add_bias(&bias);
         }
     }
-    let Some(()) = finish.take_factors(cx, f) else { return Ok(None) };
+    let Some(()) = finish.take_affine(cx, f) else { return Ok(None) };
     finish.take_residual(f, ints, &mut ins, cx.channels_last);
     finish.at_once();
     let out = (cx.channels_last)(out);
@@ -201,7 +201,7 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
         finish.add_bias(&bias);
     }
-    let Some(()) = finish.take_factors(cx, f) else { return Ok(None) };
+    let Some(()) = finish.take_affine(cx, f) else { return Ok(None) };
     finish.take_residual(f, ints, &mut ins, |v| v);
     finish.at_once();
     let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };

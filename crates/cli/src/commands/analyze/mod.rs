@@ -13,7 +13,7 @@ use serde::Serialize;
 use kernels::Kernel;
 
 use crate::args::{Global, Products, Threads};
-use crate::comparison::Comparison;
+use crate::comparison::{self, Comparison};
 use crate::data::DataArgs;
 use crate::metrics::Deviation;
 use crate::{interrupt, model, output};
@@ -24,7 +24,8 @@ const UNRELIABLE: f64 = 0.6;
 /// Show the error of each layer of a quantized model as SMAPE, and how much of it saturates
 ///
 /// SMAPE is the mean of |x − y| / (|x| + |y|), over all values that are not both zero: 0 where both models agree, 100 %
-/// where nothing is left. Saturation is the share of codes at either end of their type. A * marks layers of more than
+/// where nothing is left. The mean is that of the errors, in steps of the layer's codes: errors of one sign add up in the
+/// layers behind. Saturation is the share of codes at either end of their type. A * marks layers of more than
 /// 60 %, whose figures say little.
 ///
 /// --mode kernel-distribution shows how the weights of each layer are spread instead: extremes, mean, standard deviation
@@ -86,6 +87,9 @@ struct Row {
     smape: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     saturated: Option<f64>,
+    /// The mean error in steps of the codes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_steps: Option<f64>,
     unreliable: bool,
 }
 
@@ -133,13 +137,14 @@ impl Analyze {
     }
 
     fn layers(&self, float: &Graph, quantized: &Graph) -> Result<Vec<Row>> {
-        let dataset = self.data.open(float, Split::Test)?;
+        let dataset = self.data.open(comparison::narrower(float, quantized)?, Split::Test)?;
         let single = self.mode == Mode::Single;
         let mut comparison = Comparison::new(float, quantized, self.threads.threads, single, Products::default())?;
         comparison.run("analyzing", &dataset, &self.data.runs(float, &dataset)?)?;
-        let row = |r: crate::comparison::TensorRow| {
+        let row = |r: comparison::TensorRow| {
             let figures = if single { r.isolated? } else { r.cumulative };
-            Some(Row::new(r.name, r.op, figures.smape, r.saturated))
+            let mean_steps = r.mean_steps(figures);
+            Some(Row { mean_steps, ..Row::new(r.name, r.op, figures.smape, r.saturated) })
         };
         Ok(comparison.tensors().into_iter().filter_map(row).collect())
     }
@@ -147,7 +152,7 @@ impl Analyze {
 
 impl Row {
     fn new(name: String, op: String, smape: f64, saturated: Option<f64>) -> Row {
-        Row { name, op, smape, saturated, unreliable: smape > UNRELIABLE }
+        Row { name, op, smape, saturated, mean_steps: None, unreliable: smape > UNRELIABLE }
     }
 }
 
@@ -197,7 +202,8 @@ fn text(s: &Summary) -> String {
     let row = |r: &Row| {
         let mark = if r.unreliable { "*" } else { "" };
         let saturated = r.saturated.map_or(String::new(), percent);
-        vec![format!("{}{mark}", r.name), r.op.clone(), percent(r.smape), saturated]
+        let mean = r.mean_steps.map_or(String::new(), comparison::steps_text);
+        vec![format!("{}{mark}", r.name), r.op.clone(), percent(r.smape), mean, saturated]
     };
     let mut out = format!("{} against {}\n", s.quantized.display(), s.float.display());
     let layers = match &s.layers {
@@ -205,7 +211,7 @@ fn text(s: &Summary) -> String {
         Layers::Kernels(kernels) => return out + &kernels::table(kernels),
     };
     let rows: Vec<Vec<String>> = layers.iter().map(row).collect();
-    out.push_str(&output::table(&["layer", "operator", "SMAPE", "saturated"], &rows));
+    out.push_str(&output::table(&["layer", "operator", "SMAPE", "mean (steps)", "saturated"], &rows));
     if layers.iter().any(|r| r.unreliable) {
         out.push_str("* more than 60 %: unreliable\n");
     }

@@ -35,7 +35,7 @@ use crate::check::Check;
 use crate::commands::calibrate::{Job, MaskArgs};
 use crate::data::DataArgs;
 use crate::measure::{Outcome, When};
-use crate::runs::repeated_text;
+use crate::runs::{Runs, repeated_text};
 use crate::{interrupt, measure, model, output};
 
 /// Quantize a float model to int8, or to the format of another --approach
@@ -149,7 +149,7 @@ impl Quantize {
         let fitted = self.fit(&mut options, &model)?;
         let unreadable = target::unreadable(&options, &model.graph, self.format == Some(Format::Qoperator));
         // Before anything is written, so that who needs another runtime can stop here.
-        unreadable.iter().for_each(|text| tracing::warn!("{text}"));
+        unreadable.iter().for_each(|text| output::note(format_args!("warning: {text}")));
         let mut made = match options.approach.needs_ranges() {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
@@ -247,7 +247,8 @@ impl Quantize {
         let corrects = quantize::corrects_activations(&model.graph, &layout, options);
         let dataset = self.dataset(model, rounds, corrects)?;
         let runs = dataset.as_ref().map(|d| self.data.calibration_runs(&model.graph, d, options)).transpose()?;
-        let (ranges, check) = self.ranges(model, &layout, options, given.as_ref(), dataset.as_ref())?;
+        let (ranges, check) =
+            self.ranges(model, &layout, options, given.as_ref(), dataset.as_ref().zip(runs.as_ref()))?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(rounding::unmet(options, rounds));
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
@@ -322,9 +323,9 @@ impl Quantize {
         layout: &Layout,
         options: &QuantOptions,
         given: Option<&Encodings>,
-        dataset: Option<&Dataset>,
+        samples: Option<(&Dataset, &Runs)>,
     ) -> Result<(Ranges, Option<Check>)> {
-        if let (Some(given), None, None) = (given, &self.ranges, dataset) {
+        if let (Some(given), None, None) = (given, &self.ranges, samples) {
             check_complete(model, layout, given)?;
             return Ok((Ranges::default(), None));
         }
@@ -338,17 +339,17 @@ impl Quantize {
             return Ok((ranges, self.float_outputs(model, dataset, runs, Fill::First)?));
         }
         let opened;
-        let dataset = match dataset {
-            Some(dataset) => dataset,
+        let (dataset, runs) = match samples {
+            Some((dataset, runs)) => (dataset, runs.clone()),
             None => {
                 // Says what to give.
                 opened = self.data.open(&model.graph, Split::Calibration)?;
-                &opened
+                (&opened, self.data.calibration_runs(&model.graph, &opened, options)?)
             }
         };
         let job = Job {
             threads: self.threads.threads,
-            runs: self.data.calibration_runs(&model.graph, dataset, options)?,
+            runs,
             histograms: quantize::needs_histograms(&model.graph, layout, options),
             positions: options.position_bits(),
             channels: quantize::channels(&model.graph, layout, options),

@@ -215,7 +215,7 @@ pub struct SchemeArgs {
     #[arg(long, help_heading = "Quantization")]
     float_embeddings: bool,
     /// Whether convolutions hand on floats where no integer node follows, and round once, behind a function such as HardSwish
-    /// or SiLU; no: each rounds its sums, the form that ONNX Runtime computes on integers [default: yes; no with --target
+    /// or SiLU and constant factors and offsets; no: each rounds its sums, the form that ONNX Runtime computes on integers [default: yes; no with --target
     /// onnxruntime, --scheme or --format qoperator]
     #[arg(long, value_name = "yes|no", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "yes",
           value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Quantization")]

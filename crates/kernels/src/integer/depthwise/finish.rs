@@ -6,7 +6,8 @@ use crate::simd::{Simd, low_bits};
 
 /// Whether the results need but a bias and a clamp.
 pub(super) fn is_plain(e: &Epilogue<'_>) -> bool {
-    matches!(e.residual, Residual::None) && e.factors.is_empty() && !e.activation.needs_pass()
+    let affine = !e.factors.is_empty() || !e.shifts.is_empty();
+    matches!(e.residual, Residual::None) && !affine && !e.activation.needs_pass()
 }
 
 /// Bias, clamp and rounding of a vector of channels.

@@ -123,6 +123,39 @@ fn finishes_as_the_definition_on_every_tier() {
 }
 
 #[test]
+fn scales_and_shifts_channels_behind_the_activation_on_every_tier() {
+    let mut random = Random::new(37);
+    for p in params() {
+        let ([oh, ow], c) = (p.output().unwrap(), p.c);
+        let x: Vec<u8> = (0..p.n * p.h * p.w * c).map(|_| random.next() as u8).collect();
+        let w: Vec<i8> = (0..p.weight_len().unwrap()).map(|_| random.next() as i8).collect();
+        let scales: Vec<f32> = (0..c).map(|_| 1e-4 * (2.0 + random.unit())).collect();
+        let offsets: Vec<i32> = (0..c).map(|i| i as i32 * 37 - 900).collect();
+        let factors: Vec<f32> = (0..c).map(|i| 0.4 * (i % 5) as f32 - 0.7).collect();
+        let shifts: Vec<f32> = (0..c).map(|i| 0.3 * (i % 7) as f32 - 0.9).collect();
+        for activation in [Activation::None, Activation::Relu, Activation::HardSwish] {
+            for exec in execs() {
+                let weights = depthwise_nhwc_pack(&exec, &p, &w, &[]).unwrap();
+                let plain = Epilogue { offsets: &offsets, scales: &scales, activation, ..Epilogue::default() };
+                let mut floats = vec![0f32; p.n * oh * ow * c];
+                depthwise_nhwc(&exec, &p, Rows::U8(&x), 77, &weights, &plain, Target::F32(&mut floats)).unwrap();
+                for (factors, shifts) in [(&factors[..], &shifts[..]), (&[], &shifts)] {
+                    let e = Epilogue { factors, shifts, ..plain };
+                    let mut y = Guarded::new(&vec![0u8; floats.len()]);
+                    depthwise_nhwc(&exec, &p, Rows::U8(&x), 77, &weights, &e, Target::U8(y.get(), 9.0, 31)).unwrap();
+                    let code = |(i, v): (usize, &f32)| {
+                        let v = (v * factors.get(i % c).unwrap_or(&1.0) + shifts[i % c]) * 9.0;
+                        (v.round_ties_even() as i32 + 31).clamp(0, 255) as u8
+                    };
+                    let want: Vec<u8> = floats.iter().enumerate().map(code).collect();
+                    assert_eq!(y.get(), want, "{p:?} {activation:?} {exec:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn rounds_square_windows_alike_on_every_tier() {
     let mut random = Random::new(34);
     let base = params()[0];
