@@ -333,10 +333,9 @@ impl Quantize {
             let ranges = Ranges::load(path)?;
             ranges.check(&model.graph)?;
             let keeps = !self.no_check || options.correct_activations;
-            let Some(dataset) = dataset.filter(|_| keeps) else { return Ok((ranges, None)) };
+            let Some((dataset, runs)) = samples.filter(|_| keeps) else { return Ok((ranges, None)) };
             // The samples that a calibration on them would have kept.
-            let runs = self.data.calibration_runs(&model.graph, dataset, options)?;
-            return Ok((ranges, self.float_outputs(model, dataset, runs, Fill::First)?));
+            return Ok((ranges, self.float_outputs(model, dataset, runs.clone(), Fill::First)?));
         }
         let opened;
         let (dataset, runs) = match samples {
