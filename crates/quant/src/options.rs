@@ -70,8 +70,8 @@ pub struct QuantOptions {
     #[serde(skip_serializing_if = "is_default")]
     pub float_biases: bool,
     /// Whether convolutions whose outputs no integer node reads hand on floats, and those with a function behind them
-    /// (HardSwish, SiLU, Sigmoid …) round once, behind the function and constant factors and summands. Otherwise all hand on integers, which is the form that
-    /// ONNX Runtime computes on integers.
+    /// (HardSwish, SiLU, Sigmoid …) round once, behind the function and constant factors and summands. Otherwise all hand on
+    /// integers, which is the form that ONNX Runtime computes on integers.
     pub float_outputs: bool,
     /// Whether what a depthwise convolution reads may have a scale per channel, where that is much finer; needs
     /// `float_outputs`.

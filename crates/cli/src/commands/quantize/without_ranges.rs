@@ -28,11 +28,8 @@ impl Quantize {
         let open = || self.data.open(&model.graph, Split::Calibration);
         let dataset = (given && (rounds || !self.no_check)).then(open).transpose()?;
         let runs = dataset.as_ref().map(|d| self.data.runs(&model.graph, d)).transpose()?;
-        let check = match dataset.as_ref().filter(|_| !self.no_check) {
-            Some(dataset) => {
-                let runs = self.data.runs(&model.graph, dataset)?;
-                self.float_outputs(model, dataset, runs, Fill::Last)?
-            }
+        let check = match dataset.as_ref().zip(runs.as_ref()).filter(|_| !self.no_check) {
+            Some((dataset, runs)) => self.float_outputs(model, dataset, runs.clone(), Fill::Last)?,
             None => None,
         };
         let mut warnings = unmatched(model, options)?;

@@ -129,11 +129,6 @@ impl WinogradWeights {
         &self.sums
     }
 
-    /// The kernel that multiplies.
-    pub fn kernel(&self) -> &'static PanelKernel {
-        self.panels.kernel()
-    }
-
     /// The kernel's name.
     pub fn name(&self) -> &'static str {
         match self.side {
