@@ -1,7 +1,7 @@
 //! Median time of one operator, for comparing with other runtimes.
 //!
 //! `op <threads> conv|nhwc|nhwci8 <c> <h> <w> <oc> <kernel> <stride> <pad> <groups>` ·
-//! `winograd <c> <h> <w> <oc> <side>` · `winogradi8 <c> <h> <w> <oc>` ·
+//! `depthwise <c> <h> <w> <kernel> <stride>` · `winograd <c> <h> <w> <oc> <side>` · `winogradi8 <c> <h> <w> <oc>` ·
 //! `op <threads> linear <m> <k> <n>` · `attention <heads> <rows> <depth>` ·
 //! `softmax|layernorm <rows> <columns>` · `gelu|add|exp|silu|relu <len>` ·
 //! `convtranspose <c> <h> <w> <oc>` · `maxpool <c> <h> <w>` · `heads <rows> <heads> <depth>`
@@ -15,6 +15,7 @@ use narrowbit_kernels::conv::{
 };
 use narrowbit_kernels::elementwise::{BinaryOp, UnaryOp, binary, unary};
 use narrowbit_kernels::gemm::{Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
+use narrowbit_kernels::integer::{depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::movement::permute;
 use narrowbit_kernels::panel::{Epilogue, Rows, Target, WinogradWeights, conv2d_nhwc, conv2d_nhwc_pack, winograd_nhwc};
 use narrowbit_kernels::pooling::{Pool2dParams, max_pool2d};
@@ -117,6 +118,18 @@ fn nhwc_ints(exec: &Exec, n: &[usize], tiles: bool) -> Result<(), KernelError> {
     time(exec, || conv2d_nhwc(exec, &p, Rows::U8(&x), 3, &weights, &e, Target::U8(&mut y, 1.0, 3)))
 }
 
+/// Depthwise windows of an NHWC image with padding that keeps its size.
+fn depthwise(exec: &Exec, [c, h, w, kernel, stride]: [usize; 5]) -> Result<(), KernelError> {
+    let (strides, pads) = ([stride; 2], [kernel / 2; 4]);
+    let p = Conv2dParams { n: 1, c, h, w, oc: c, kh: kernel, kw: kernel, strides, pads, dilations: [1; 2], groups: c };
+    let [oh, ow] = p.output()?;
+    let (x, bias) = (fill(c * h * w), fill(c));
+    let weights = depthwise_nhwc_pack(exec, &p, &fill(c * kernel * kernel), &[])?;
+    let mut y = vec![0.0; c * oh * ow];
+    let e = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
+    time(exec, || depthwise_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut y)))
+}
+
 fn linear(exec: &Exec, [m, k, n]: [usize; 3]) -> Result<(), KernelError> {
     let (a, b) = (fill(m * k), fill(k * n));
     let packed = PackedB::new(exec, MatrixView::row_major(&b, n), (k, n), (1, 0))?;
@@ -203,6 +216,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("nhwci8", n) => nhwc_ints(exec, n, false)?,
         ("winogradi8", &[c, h, w, oc]) => nhwc_ints(exec, &[c, h, w, oc, 3, 1, 1, 1], true)?,
         ("winograd", &[c, h, w, oc, side]) => nhwc(exec, &[c, h, w, oc, 3, 1, 1, 1], Some(side))?,
+        ("depthwise", &[c, h, w, kernel, stride]) => depthwise(exec, [c, h, w, kernel, stride])?,
         ("linear", &[m, k, n]) => linear(exec, [m, k, n])?,
         ("attention", &[heads, rows, depth]) => attend(exec, [heads, rows, depth])?,
         ("convtranspose", &[c, h, w, oc]) => conv_transpose(exec, [c, h, w, oc])?,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::buffer::SharedMut;
 use crate::isa::Isa;
 use crate::pool::Pool;
 
@@ -22,6 +23,11 @@ impl Exec {
     /// The same, where products of floats may round their operands to bfloat16.
     pub fn with_bf16(self, bf16: bool) -> Exec {
         Exec { bf16, ..self }
+    }
+
+    /// The same settings on the calling thread alone: for kernels that a task of another one runs.
+    pub fn alone(&self) -> Exec {
+        Exec { isa: self.isa, pool: Pool::new(1), bf16: self.bf16, rounds_blocks: self.rounds_blocks }
     }
 
     /// Whether products of floats may round their operands to bfloat16; sums stay f32.
@@ -79,6 +85,26 @@ impl Exec {
             body(start..end);
         });
     }
+
+    /// Splits `data` into `parts` pieces of whole units of `unit` elements, as even as units allow, and runs `body` on the
+    /// units' numbers and on the elements of each piece, in parallel. What is left behind the last whole unit is not touched.
+    pub fn split_mut<T: Copy + Send>(
+        &self,
+        data: &mut [T],
+        unit: usize,
+        parts: usize,
+        body: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
+    ) {
+        let (unit, parts) = (unit.max(1), parts.max(1));
+        let units = data.len() / unit;
+        let base = SharedMut::new(data);
+        self.pool.run(parts, &|i| {
+            let range = units * i / parts..units * (i + 1) / parts;
+            // SAFETY: the pieces do not overlap, and `data` is borrowed until all tasks are done.
+            let piece = unsafe { base.slice(range.start * unit, range.len() * unit) };
+            body(range, piece);
+        });
+    }
 }
 
 impl std::fmt::Debug for Exec {
@@ -91,6 +117,22 @@ impl std::fmt::Debug for Exec {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+
+    #[test]
+    fn pieces_of_memory_are_whole_units() {
+        for threads in [1, 3] {
+            let exec = Exec::new(Isa::detect(), threads);
+            for (len, unit, parts) in [(0, 3, 2), (7, 3, 2), (100, 7, 4), (100, 7, 40)] {
+                let mut data = vec![0; len];
+                exec.split_mut(&mut data, unit, parts, &|units, piece| {
+                    assert_eq!(piece.len(), units.len() * unit);
+                    piece.iter_mut().zip(units.start * unit..).for_each(|(x, i)| *x += i + 1);
+                });
+                let whole = len / unit * unit;
+                assert!(data.iter().enumerate().all(|(i, &x)| x == if i < whole { i + 1 } else { 0 }), "{len} {unit}");
+            }
+        }
+    }
 
     #[test]
     fn splits_without_gaps_or_overlap() {

@@ -38,7 +38,7 @@ pub mod reduce;
 mod simd;
 
 pub use activation::Activation;
-pub use buffer::{ALIGNMENT, Buffer};
+pub use buffer::{ALIGNMENT, Buffer, with_scratch_bytes};
 pub use error::KernelError;
 pub use exec::Exec;
 pub use few::Few;

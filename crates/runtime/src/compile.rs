@@ -7,6 +7,7 @@ use narrowbit_ir::{Datum, Def, EvalCx, Fact, Graph, Node, NodeId, ValueId, check
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
 
+use crate::bands;
 use crate::collapse::{self, Lookup};
 use crate::error::RunError;
 use crate::fuse::{self, Fusion};
@@ -107,6 +108,7 @@ pub fn compile(
     if exec.bf16() {
         compiler.round_between();
     }
+    compiler.join_bands();
     Ok(compiler.finish())
 }
 
@@ -138,6 +140,8 @@ struct Compiler<'a> {
     /// Codes that are functions of other codes.
     lookups: BTreeMap<ValueId, Lookup>,
     steps: Vec<(NodeId, Built)>,
+    /// Nodes that a step of another node computes, too, behind that one.
+    joined: Vec<(NodeId, NodeId)>,
     /// What the steps make, by id and layout.
     made: BTreeSet<ValueId>,
     /// Those of them that only were converted from the other layout.
@@ -243,6 +247,7 @@ impl<'a> Compiler<'a> {
             swallowed,
             lookups,
             steps: Vec::new(),
+            joined: Vec::new(),
             made: BTreeSet::new(),
             converted: BTreeSet::new(),
         }
@@ -344,6 +349,19 @@ impl<'a> Compiler<'a> {
             }
         }
         self.scope.rounded = made;
+    }
+
+    /// Lets convolutions that hand each other large images run together, band by band.
+    fn join_bands(&mut self) {
+        let scope = &self.scope;
+        let kept = self.keep.iter().chain(scope.graph.outputs());
+        let kept: BTreeSet<ValueId> = kept.flat_map(|&v| [scope.root(v), scope.root(scope.channels_last(v))]).collect();
+        let values = bands::Values {
+            ty: &|v| scope.ty(v),
+            root: &|v| scope.root(v),
+            is_kept: &|v| kept.contains(&scope.root(v)),
+        };
+        (self.steps, self.joined) = bands::join(std::mem::take(&mut self.steps), &values, self.exec);
     }
 
     fn node(&mut self, id: NodeId) -> Result<(), CompileError> {
@@ -460,10 +478,12 @@ impl<'a> Compiler<'a> {
             consts: Vec::new(),
         };
         let outputs = self.scope.graph.outputs().iter().map(|&v| table.value(v)).collect();
-        let fusions = &self.fusions;
+        let (fusions, joined) = (&self.fusions, &self.joined);
         let steps = self.steps.into_iter().zip(lifetimes.in_place).map(|((node, built), in_place)| {
             let converts = built.kernel.name() == ops::LAYOUT_CHANGE;
-            let nodes = || fusions.get(&node).map_or_else(|| vec![node], |f| f.nodes.clone());
+            let of = |node: NodeId| fusions.get(&node).map_or_else(|| vec![node], |f| f.nodes.clone());
+            let others = joined.iter().filter(|(last, _)| *last == node).map(|&(_, other)| other);
+            let nodes = || [node].into_iter().chain(others).flat_map(of).collect();
             Step {
                 node,
                 nodes: if converts { Vec::new() } else { nodes() },

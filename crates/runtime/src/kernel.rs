@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use narrowbit_ir::infer::Facts;
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
+use narrowbit_kernels::conv::Conv2dParams;
 use narrowbit_kernels::{Exec, Few};
 use narrowbit_tensor::{DType, Tensor};
 
@@ -41,6 +42,21 @@ pub trait Kernel: Send + Sync {
     /// Whether it can make its first output as bfloat16 in the place of floats.
     fn makes_bf16(&self) -> bool {
         false
+    }
+
+    /// The window of a convolution that can run on a band of its image ([`Kernel::run_band`]): channels last, its first operand
+    /// the image, and a second one, if any, added to the results. No result depends on other rows than its window's.
+    fn window(&self) -> Option<&Conv2dParams> {
+        None
+    }
+
+    /// As [`Kernel::run`], of one image of another height and with other padding above and below than [`Kernel::window`] says:
+    /// what `band` says.
+    ///
+    /// # Errors
+    /// As [`Kernel::run`].
+    fn run_band(&self, _band: &Conv2dParams, cx: &mut RunCx) -> Result<(), StepError> {
+        self.run(cx)
     }
 
     /// The operand whose memory the first output may take over. When it does, that operand is absent

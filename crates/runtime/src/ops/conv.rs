@@ -309,7 +309,17 @@ impl Kernel for Nhwc {
         true
     }
 
+    fn window(&self) -> Option<&Conv2dParams> {
+        // Tiles of Winograd's algorithm begin at the image's first row, and their sums are not those of other tiles.
+        let anywhere = !matches!(self.weights, NhwcWeights::Winograd(_));
+        Some(&self.p).filter(|_| anywhere && self.parts == 1)
+    }
+
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        self.run_band(&self.p, cx)
+    }
+
+    fn run_band(&self, p: &Conv2dParams, cx: &mut RunCx) -> Result<(), StepError> {
         let residual = match self.residual.then(|| cx.view(self.parts)).transpose()? {
             None => Residual::None,
             Some(r) if r.dtype == DType::Bf16 => Residual::Bf16(r.slice()?),
@@ -324,9 +334,9 @@ impl Kernel for Nhwc {
             _ => Target::F32(y.slice()?),
         };
         let done = match &self.weights {
-            NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, 0, w, &epilogue, y),
-            NhwcWeights::Winograd(w) => winograd_nhwc(exec, &self.p, &x, 0, w, &epilogue, y),
-            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], 0, w, &epilogue, y),
+            NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, p, &x, 0, w, &epilogue, y),
+            NhwcWeights::Winograd(w) => winograd_nhwc(exec, p, &x, 0, w, &epilogue, y),
+            NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, p, x[0], 0, w, &epilogue, y),
         };
         Ok(done?)
     }

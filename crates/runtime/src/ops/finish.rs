@@ -126,6 +126,11 @@ pub(super) fn push_format(ins: &mut Vec<ValueId>, q: Quantized) -> Option<usize>
 }
 
 impl Finish {
+    /// Whether the format of the rows is made at run time.
+    pub fn is_at_run_time(&self) -> bool {
+        self.runtime.is_some()
+    }
+
     /// `rows` is the format of the rows, `k` the depth of the product, `alpha` a factor of it.
     pub fn new(f: &Fusion, ints: &Ints, rows: QParams, w: Loaded, sums: &[i32], (k, alpha): (usize, f32)) -> Finish {
         // Kernels read i8 rows with 128 added.

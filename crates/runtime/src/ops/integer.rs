@@ -145,15 +145,24 @@ impl Kernel for Conv {
         }
     }
 
+    fn window(&self) -> Option<&Conv2dParams> {
+        let anywhere = !matches!(self.weights, ConvWeights::Winograd(_));
+        Some(&self.p).filter(|_| anywhere && self.parts == 1 && !self.finish.is_at_run_time())
+    }
+
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        self.run_band(&self.p, cx)
+    }
+
+    fn run_band(&self, p: &Conv2dParams, cx: &mut RunCx) -> Result<(), StepError> {
         let format = self.finish.format(cx)?;
         let x = (0..self.parts).map(|i| rows_at(cx, i, self.input.dtype)).collect::<Result<Few<Rows, 8>, _>>()?;
         let (exec, epilogue) = (cx.exec, self.finish.epilogue(cx, &format)?);
         let (y, zero) = (self.finish.target(cx)?, format.as_ref().map_or(self.input.zero, |f| f.zero));
         let done = match &self.weights {
-            ConvWeights::Panels(w) => conv2d_nhwc_parts(exec, &self.p, &x, zero, w, &epilogue, y),
-            ConvWeights::Winograd(w) => winograd_nhwc(exec, &self.p, &x, zero, w, &epilogue, y),
-            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, &self.p, x[0], zero, w, &epilogue, y),
+            ConvWeights::Panels(w) => conv2d_nhwc_parts(exec, p, &x, zero, w, &epilogue, y),
+            ConvWeights::Winograd(w) => winograd_nhwc(exec, p, &x, zero, w, &epilogue, y),
+            ConvWeights::Depthwise(w) => depthwise_nhwc(exec, p, x[0], zero, w, &epilogue, y),
         };
         Ok(done?)
     }

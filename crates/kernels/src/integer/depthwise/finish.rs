@@ -12,7 +12,7 @@ pub(super) fn is_plain(e: &Epilogue<'_>) -> bool {
 
 /// Bias, clamp and rounding of a vector of channels.
 pub(super) struct Finish<S: Simd> {
-    bias: Option<S::F>,
+    bias: S::F,
     low: S::F,
     high: S::F,
     pub rounding: Rounding<S>,
@@ -25,23 +25,26 @@ impl<S: Simd> Finish<S> {
     pub unsafe fn new(s: S, e: &Epilogue<'_>, out: &Out, column: usize, n: usize) -> Self {
         let (low, high) = if e.activation.needs_pass() { Activation::None } else { e.activation }.bounds();
         let bias = if e.bias.is_empty() {
-            None
+            // What adds nothing, to no zero either.
+            s.splat(-0.0)
         } else {
             // SAFETY: passed on to the caller.
-            Some(unsafe { s.load_bits(e.bias.as_ptr().add(column), low_bits(n)) })
+            unsafe { s.load_bits(e.bias.as_ptr().add(column), low_bits(n)) }
         };
         Finish { bias, low: s.splat(low), high: s.splat(high), rounding: Rounding::new(s, out) }
+    }
+
+    /// A result before it is rounded.
+    #[inline(always)]
+    pub fn clamped(&self, s: S, sum: S::F) -> S::F {
+        s.min(self.high, s.max(self.low, s.add(sum, self.bias)))
     }
 
     /// # Safety
     /// As [`Out::put`].
     #[inline(always)]
-    pub unsafe fn put(&self, s: S, out: &Out, at: usize, mut v: S::F, n: usize) {
-        if let Some(bias) = self.bias {
-            v = s.add(v, bias);
-        }
-        let v = s.min(self.high, s.max(self.low, v));
+    pub unsafe fn put(&self, s: S, out: &Out, at: usize, v: S::F, n: usize) {
         // SAFETY: passed on to the caller.
-        unsafe { out.put(s, &self.rounding, at, v, n) };
+        unsafe { out.put(s, &self.rounding, at, self.clamped(s, v), n) };
     }
 }

@@ -4,16 +4,23 @@ use std::ops::Range;
 
 use super::finish::{Finish, is_plain};
 use super::{BLOCK, LANES};
-use crate::buffer::with_scratch;
 use crate::conv::Conv2dParams;
 use crate::exec::Exec;
-use crate::panel::{Epilogue, Out, load_bf16};
+use crate::panel::{Epilogue, Kind, Out, load_bf16};
 use crate::simd::{Kernel, Simd, low_bits};
 
 /// Multiply-adds that one task takes at least.
 const GRAIN: usize = 1 << 16;
 /// Pixels whose sums are kept in registers.
 const PIXELS: usize = 8;
+/// As many where a row has not more.
+const FEW: usize = 4;
+/// What happens to sums: a bias and a clamp before floats or bfloat16, or anything.
+const FLOATS: u8 = 0;
+const BF16: u8 = 1;
+const ANY: u8 = 2;
+/// Rows of the result for each thread from which on a task takes all channels.
+const ROWS_EACH: usize = 4;
 
 /// An image's elements: floats, or bfloat16.
 #[derive(Clone, Copy)]
@@ -40,33 +47,32 @@ pub(super) fn run(
     out: Out,
 ) {
     let x = Source { data, half };
-    let interior = interior(p, ow);
-    let blocks = p.c.div_ceil(BLOCK);
-    let work = (ow * BLOCK.min(p.c)).saturating_mul(p.kh * p.kw);
+    let (interior, plain) = (interior(p, ow), is_plain(epilogue));
+    // Whole rows are read from one end to the other, which the processor foresees; few rows are cut for the threads' sake.
+    let block = if p.n * oh >= ROWS_EACH * exec.threads() { p.c } else { BLOCK.min(p.c) };
+    let blocks = p.c.div_ceil(block.max(1));
+    let work = (ow * block).saturating_mul(p.kh * p.kw);
     exec.split(p.n * oh * blocks, GRAIN / work.max(1) + 1, &|range| {
-        with_scratch(ow * LANES, |sums| {
-            for index in range.clone() {
-                let (row, block) = (index / blocks, index % blocks);
-                let first = block * BLOCK;
-                let row = Row {
-                    p,
-                    image: x.at(row / oh * p.h * p.w * p.c),
-                    weights,
-                    epilogue,
-                    out,
-                    oy: row % oh,
-                    at: row * ow * p.c,
-                    ow,
-                    interior: interior.clone(),
-                    channels: first..p.c.min(first + BLOCK),
-                    sums: sums.as_mut_ptr(),
-                };
-                match half {
-                    true => exec.isa().dispatch(Of::<true>(row)),
-                    false => exec.isa().dispatch(Of::<false>(row)),
-                }
+        for index in range {
+            let (row, first) = (index / blocks, index % blocks * block);
+            let row = Row {
+                p,
+                image: x.at(row / oh * p.h * p.w * p.c),
+                weights,
+                epilogue,
+                out,
+                oy: row % oh,
+                at: row * ow * p.c,
+                ow,
+                interior: interior.clone(),
+                channels: first..p.c.min(first + block),
+                plain,
+            };
+            match half {
+                true => exec.isa().dispatch(Of::<true>(row)),
+                false => exec.isa().dispatch(Of::<false>(row)),
             }
-        });
+        }
     });
 }
 
@@ -97,8 +103,8 @@ struct Row<'a> {
     ow: usize,
     interior: Range<usize>,
     channels: Range<usize>,
-    /// Scratch: a vector per pixel.
-    sums: *mut f32,
+    /// Whether the results need but a bias and a clamp.
+    plain: bool,
 }
 
 /// A row of an image of bfloat16, or of floats.
@@ -109,20 +115,29 @@ impl<const HALF: bool> Kernel for Of<'_, HALF> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Of(row) = &self;
+        let row = &self.0;
         let p = row.p;
-        let plain = is_plain(row.epilogue);
         let rows = taps(row.oy * p.strides[0], p.dilations[0], p.pads[0], p.h, p.kh);
-        for c in row.channels.clone().step_by(S::LANES) {
-            let n = S::LANES.min(row.channels.end - c);
-            // SAFETY: `check` accepted a bias per channel.
-            let finish = unsafe { Finish::new(s, row.epilogue, &row.out, c, n) };
-            let v = Vector::<S, HALF> { row, finish, rows: rows.clone(), c, n };
-            if plain {
-                v.run::<true>(s);
-            } else {
-                v.run::<false>(s);
+        let kind = row.out.kind;
+        let mut x = 0;
+        while x < row.ow {
+            let Range { start, end } = row.interior;
+            let inside = if row.interior.contains(&x) { end - start } else { 0 };
+            let count = [PIXELS, FEW].into_iter().find(|&count| count <= inside).unwrap_or(1);
+            // The last ones of a row are made together with some before them, which get the same values again.
+            let from = if count > 1 { x.min(end - count) } else { x };
+            for c in row.channels.clone().step_by(S::LANES) {
+                let n = S::LANES.min(row.channels.end - c);
+                // SAFETY: `check` accepted a bias per channel.
+                let finish = unsafe { Finish::new(s, row.epilogue, &row.out, c, n) };
+                let v = Vector::<S, HALF> { row, finish, rows: rows.clone(), c, n };
+                match kind {
+                    Kind::F32 if row.plain => v.run::<FLOATS>(s, from, count),
+                    Kind::Bf16 if row.plain => v.run::<BF16>(s, from, count),
+                    _ => v.run::<ANY>(s, from, count),
+                }
             }
+            x = from + count;
         }
     }
 }
@@ -137,38 +152,34 @@ struct Vector<'a, S: Simd, const HALF: bool> {
 }
 
 impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
+    /// `count` neighbours from `x` on: [`PIXELS`] or [`FEW`] whose windows lie in the image, or one.
     #[inline(always)]
-    fn run<const PLAIN: bool>(&self, s: S) {
-        let (row, p, n) = (self.row, self.row.p, self.n);
-        let inside = if n == S::LANES { row.interior.clone() } else { 0..0 };
-        let mut x = 0;
+    fn run<const END: u8>(&self, s: S, x: usize, count: usize) {
+        let (row, p) = (self.row, self.row.p);
+        let mut sums = [s.splat(0.0); PIXELS];
         // SAFETY: `taps` and `interior` keep every tap in the image.
         unsafe {
-            while x < row.ow {
-                let left = if inside.contains(&x) { inside.end - x } else { 0 };
-                if left >= PIXELS {
-                    match (p.kw, p.strides[1], p.dilations[1]) {
-                        (3, 1, 1) => self.joined::<3, 1, PLAIN>(s, x),
-                        (3, 2, 1) => self.joined::<3, 2, PLAIN>(s, x),
-                        (5, 1, 1) => self.joined::<5, 1, PLAIN>(s, x),
-                        (5, 2, 1) => self.joined::<5, 2, PLAIN>(s, x),
-                        _ => self.pixels::<PIXELS, PLAIN>(s, x, 0..p.kw, S::LANES),
+            match (count, self.n == S::LANES) {
+                (PIXELS, true) => match (p.kw, p.strides[1], p.dilations[1]) {
+                    (3, 1, 1) => self.joined::<3, 1, END>(s, x, &mut sums),
+                    (3, 2, 1) => self.joined::<3, 2, END>(s, x, &mut sums),
+                    (5, 1, 1) => self.joined::<5, 1, END>(s, x, &mut sums),
+                    (5, 2, 1) => self.joined::<5, 2, END>(s, x, &mut sums),
+                    _ => self.pixels::<PIXELS, END>(s, x, 0..p.kw, S::LANES, &mut sums),
+                },
+                (FEW, true) => self.pixels::<FEW, END>(s, x, 0..p.kw, S::LANES, &mut sums),
+                _ => {
+                    for k in 0..count {
+                        let columns = taps((x + k) * p.strides[1], p.dilations[1], p.pads[1], p.w, p.kw);
+                        self.pixels::<1, END>(s, x + k, columns, self.n, &mut sums[k..]);
                     }
-                    x += PIXELS;
-                } else if left >= 2 {
-                    self.pixels::<2, PLAIN>(s, x, 0..p.kw, S::LANES);
-                    x += 2;
-                } else {
-                    let columns = taps(x * p.strides[1], p.dilations[1], p.pads[1], p.w, p.kw);
-                    self.pixels::<1, PLAIN>(s, x, columns, n);
-                    x += 1;
                 }
             }
-            if !PLAIN {
-                for x in 0..row.ow {
-                    let at = row.at + x * p.c + self.c;
-                    let v = row.epilogue.rest(s, s.load(row.sums.add(x * S::LANES)), self.c, at, n);
-                    row.out.put(s, &self.finish.rounding, at, v, n);
+            if END == ANY {
+                for (k, &sum) in sums.iter().enumerate().take(count) {
+                    let at = row.at + (x + k) * p.c + self.c;
+                    let v = row.epilogue.rest(s, sum, self.c, at, self.n);
+                    row.out.put(s, &self.finish.rounding, at, v, self.n);
                 }
             }
         }
@@ -179,7 +190,14 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
     /// # Safety
     /// The taps lie in the image.
     #[inline(always)]
-    unsafe fn pixels<const N: usize, const PLAIN: bool>(&self, s: S, x: usize, columns: Range<usize>, n: usize) {
+    unsafe fn pixels<const N: usize, const END: u8>(
+        &self,
+        s: S,
+        x: usize,
+        columns: Range<usize>,
+        n: usize,
+        to: &mut [S::F],
+    ) {
         let (row, p) = (self.row, self.row.p);
         let padded = p.c.next_multiple_of(LANES);
         let step = p.strides[1] * p.c;
@@ -200,7 +218,7 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
             }
         }
         // SAFETY: passed on to the caller.
-        unsafe { self.finish::<N, PLAIN>(s, x, &sums, n) };
+        unsafe { self.finish::<N, END>(s, x, &sums, n, to) };
     }
 
     /// As [`Self::pixels`] of all columns, for [`PIXELS`] neighbours whose windows of `K` columns overlap: each pixel of the
@@ -209,7 +227,7 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
     /// # Safety
     /// The taps lie in the image, and the channels are a whole vector.
     #[inline(always)]
-    unsafe fn joined<const K: usize, const STRIDE: usize, const PLAIN: bool>(&self, s: S, x: usize) {
+    unsafe fn joined<const K: usize, const STRIDE: usize, const END: u8>(&self, s: S, x: usize, to: &mut [S::F]) {
         let (row, p) = (self.row, self.row.p);
         let padded = p.c.next_multiple_of(LANES);
         let mut sums = [s.splat(0.0); PIXELS];
@@ -234,7 +252,7 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
             }
         }
         // SAFETY: passed on to the caller.
-        unsafe { self.finish::<PIXELS, PLAIN>(s, x, &sums, S::LANES) };
+        unsafe { self.finish::<PIXELS, END>(s, x, &sums, S::LANES, to) };
     }
 
     /// `n` elements of the image.
@@ -254,20 +272,30 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
         }
     }
 
-    /// The results of neighbours from `x` on, or their sums.
+    /// The results of neighbours from `x` on, or their sums in `to`.
     ///
     /// # Safety
     /// The task owns these channels.
     #[inline(always)]
-    unsafe fn finish<const N: usize, const PLAIN: bool>(&self, s: S, x: usize, sums: &[S::F; N], n: usize) {
+    unsafe fn finish<const N: usize, const END: u8>(
+        &self,
+        s: S,
+        x: usize,
+        sums: &[S::F; N],
+        n: usize,
+        to: &mut [S::F],
+    ) {
+        let (row, step) = (self.row, self.row.p.c);
+        let at = row.at + x * step + self.c;
+        let (floats, halves) = (row.out.data.cast::<f32>(), row.out.data.cast::<u16>());
         for (k, &sum) in sums.iter().enumerate() {
-            let at = self.row.at + (x + k) * self.row.p.c + self.c;
-            // SAFETY: the scratch has a vector per pixel; the rest is passed on to the caller.
+            // SAFETY: the elements are those of the target's type, and passed on to the caller.
             unsafe {
-                if PLAIN {
-                    self.finish.put(s, &self.row.out, at, sum, n);
-                } else {
-                    s.store(self.row.sums.add((x + k) * S::LANES), sum);
+                match END {
+                    FLOATS if n == S::LANES => s.store(floats.add(at + k * step), self.finish.clamped(s, sum)),
+                    FLOATS => s.store_bits(floats.add(at + k * step), self.finish.clamped(s, sum), low_bits(n)),
+                    BF16 => s.store_bf16_n(halves.add(at + k * step), self.finish.clamped(s, sum), n),
+                    _ => to[k] = sum,
                 }
             }
         }
