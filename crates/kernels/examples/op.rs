@@ -20,10 +20,17 @@ use narrowbit_kernels::movement::permute;
 use narrowbit_kernels::panel::{Epilogue, Rows, Target, WinogradWeights, conv2d_nhwc, conv2d_nhwc_pack, winograd_nhwc};
 use narrowbit_kernels::pooling::{Pool2dParams, max_pool2d};
 use narrowbit_kernels::reduce::{LayerNorm, LayerNormOutputs, layer_norm, softmax};
-use narrowbit_kernels::{Activation, Exec, Isa, KernelError};
+use narrowbit_kernels::{Activation, Buffer, Exec, Isa, KernelError};
 
-fn fill(len: usize) -> Vec<f32> {
-    (0..len).map(|i| (i * 7 % 23) as f32 * 0.1 - 1.1).collect()
+/// Aligned as sessions align their values.
+fn zeros(len: usize) -> Buffer {
+    Buffer::new(len)
+}
+
+fn fill(len: usize) -> Buffer {
+    let mut x = zeros(len);
+    x.iter_mut().enumerate().for_each(|(i, x)| *x = (i * 7 % 23) as f32 * 0.1 - 1.1);
+    x
 }
 
 /// Seconds of CPU time of this thread (a busy machine does not disturb it), or of wall
@@ -73,7 +80,7 @@ fn conv(exec: &Exec, n: &[usize]) -> Result<(), KernelError> {
     let [oh, ow] = p.output()?;
     let (x, bias) = (fill(c * h * w), fill(oc));
     let weights = conv2d_prepack(exec, &p, &fill(p.weight_len()?))?;
-    let mut y = vec![0.0; oc * oh * ow];
+    let mut y = zeros(oc * oh * ow);
     let epilogue = ConvEpilogue { bias: Some(&bias), activation: Activation::Relu, ..ConvEpilogue::default() };
     time(exec, || conv2d_run(exec, &p, &x, &weights, &epilogue, &mut y))
 }
@@ -87,7 +94,7 @@ fn nhwc(exec: &Exec, n: &[usize], side: Option<usize>) -> Result<(), KernelError
     let p = Conv2dParams { n: 1, c, h, w, oc, kh: kernel, kw: kernel, strides, pads, dilations: [1; 2], groups };
     let [oh, ow] = p.output()?;
     let (x, bias, weights) = (fill(c * h * w), fill(oc), fill(p.weight_len()?));
-    let mut y = vec![0.0; oc * oh * ow];
+    let mut y = zeros(oc * oh * ow);
     let e = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
     if let Some(side) = side {
         let weights = WinogradWeights::pack(exec, &p, side, &weights)?;
@@ -125,7 +132,7 @@ fn depthwise(exec: &Exec, [c, h, w, kernel, stride]: [usize; 5]) -> Result<(), K
     let [oh, ow] = p.output()?;
     let (x, bias) = (fill(c * h * w), fill(c));
     let weights = depthwise_nhwc_pack(exec, &p, &fill(c * kernel * kernel), &[])?;
-    let mut y = vec![0.0; c * oh * ow];
+    let mut y = zeros(c * oh * ow);
     let e = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
     time(exec, || depthwise_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut y)))
 }
@@ -134,7 +141,7 @@ fn linear(exec: &Exec, [m, k, n]: [usize; 3]) -> Result<(), KernelError> {
     let (a, b) = (fill(m * k), fill(k * n));
     let packed = PackedB::new(exec, MatrixView::row_major(&b, n), (k, n), (1, 0))?;
     let g = Gemm::new(m, n, k, Lhs::View(MatrixView::row_major(&a, k)), Rhs::Packed(&packed));
-    let mut c = vec![0.0; m * n];
+    let mut c = zeros(m * n);
     time(exec, || gemm(exec, &g, &mut c))
 }
 
@@ -153,7 +160,7 @@ fn attend(exec: &Exec, [heads, rows, depth]: [usize; 3]) -> Result<(), KernelErr
     };
     let data = fill(heads * rows * depth);
     let view = HeadView { data: &data, strides: [heads * rows * depth, depth, heads * depth] };
-    let mut out = vec![0.0; data.len()];
+    let mut out = zeros(data.len());
     time(exec, || attention(exec, &p, [view; 3], None, None, &mut out, view.strides))
 }
 
@@ -174,7 +181,7 @@ fn conv_transpose(exec: &Exec, [c, h, w, oc]: [usize; 4]) -> Result<(), KernelEr
     };
     let weights = conv_transpose2d_prepack(exec, &p, &fill(c * oc * 4))?;
     let x = fill(c * h * w);
-    let mut y = vec![0.0; oc * h * w * 4];
+    let mut y = zeros(oc * h * w * 4);
     time(exec, || conv_transpose2d_run(exec, &p, &x, &weights, &ConvEpilogue::default(), &mut y))
 }
 
@@ -190,7 +197,7 @@ fn max_pool(exec: &Exec, [c, h, w]: [usize; 3]) -> Result<(), KernelError> {
         out: [h / 2, w / 2],
     };
     let x = fill(c * h * w);
-    let mut y = vec![0.0; c * (h / 2) * (w / 2)];
+    let mut y = zeros(c * (h / 2) * (w / 2));
     time(exec, || max_pool2d(exec, &p, &x, &mut y))
 }
 
@@ -207,7 +214,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exec = Exec::new(Isa::from_env()?, threads);
     let exec = &exec;
     let map = |op: UnaryOp, len: usize| {
-        let (x, mut y) = (fill(len), vec![0.0; len]);
+        let (x, mut y) = (fill(len), zeros(len));
         time(exec, || unary(exec, op, &x, &mut y))
     };
     match (name.as_str(), &n[..]) {
@@ -226,21 +233,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("relu", &[len]) => map(UnaryOp::Activation(Activation::Relu), len)?,
         ("exp", &[len]) => map(UnaryOp::Exp, len)?,
         ("add", &[len]) => {
-            let (a, b, mut y) = (fill(len), fill(len), vec![0.0; len]);
+            let (a, b, mut y) = (fill(len), fill(len), zeros(len));
             time(exec, || binary(exec, BinaryOp::Add, (&a, &[len]), (&b, &[len]), (&mut y, &[len])))?;
         }
         ("softmax", &[rows, columns]) => {
-            let (x, mut y) = (fill(rows * columns), vec![0.0; rows * columns]);
+            let (x, mut y) = (fill(rows * columns), zeros(rows * columns));
             time(exec, || softmax(exec, &x, &mut y, [rows, columns, 1], false))?;
         }
         ("layernorm", &[rows, columns]) => {
-            let (x, mut y) = (fill(rows * columns), vec![0.0; rows * columns]);
+            let (x, mut y) = (fill(rows * columns), zeros(rows * columns));
             let scale = fill(columns);
             let params = LayerNorm { scale: Some(&scale), bias: Some(&scale), epsilon: 1e-5, ..LayerNorm::default() };
             time(exec, || layer_norm(exec, &x, &mut y, [rows, columns], &params, LayerNormOutputs::default()))?;
         }
         ("heads", &[rows, heads, depth]) => {
-            let (x, mut y) = (fill(rows * heads * depth), vec![0.0; rows * heads * depth]);
+            let (x, mut y) = (fill(rows * heads * depth), zeros(rows * heads * depth));
             time(exec, || permute(exec, &x, &[rows, heads, depth], &[1, 0, 2], &mut y))?;
         }
         _ => usage()?,

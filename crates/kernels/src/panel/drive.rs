@@ -25,10 +25,6 @@ const NAME: &str = "panel product";
 pub(crate) const CHUNK: usize = 448 << 10;
 /// Bytes of weights that are read again for each part of the rows at no cost.
 const SMALL: usize = CHUNK / 4;
-/// Bytes of weights that stay in the first cache, beside rows and results.
-const FIRST: usize = 16 << 10;
-/// Tiles of rows that such weights pass over at a time.
-const TILES: usize = 2;
 /// Multiply-adds below which a second thread costs more than it brings.
 pub(crate) const SERIAL: usize = 1 << 19;
 /// Bytes of a residual beyond which it is not expected in the second cache.
@@ -143,14 +139,6 @@ pub(crate) struct Lines {
     pub count: usize,
     /// The last step of each row with zeros after it, one step apart, where the rows themselves are shorter; else null.
     pub tail: *const u8,
-}
-
-impl Lines {
-    /// `count` of the rows from row `from` on; `depth` is the bytes of a step.
-    fn part(self, from: usize, count: usize, depth: usize) -> Lines {
-        let tail = if self.tail.is_null() { self.tail } else { self.tail.wrapping_add(from * depth) };
-        Lines { a: self.a.wrapping_add(from * self.stride), count, tail, ..self }
-    }
 }
 
 /// Memory that the tiles of a walk bring into the second cache for a later one, in the place of weights that are there
@@ -447,16 +435,11 @@ pub(crate) fn flat(
         let (rows, columns) = (part(m, down, task / across), part(count, across, task % across));
         let first = |i: usize| source.ptr().wrapping_add(start(rows.start + i) * size);
         let placed = Placed { start: &first, bytes: row, direct, copy };
-        // Weights that the first cache holds pass over a few rows at a time, so that results are written one after the other.
-        let few = if weights.bytes() <= FIRST { TILES * kernel.mr } else { rows.len() };
         let body = |lines: Lines| {
             sweep.walk(|walk| {
-                for from in (0..rows.len()).step_by(few.max(1)) {
-                    let lines = lines.part(from, few.min(rows.len() - from), kernel.depth);
-                    for p in columns.clone() {
-                        // SAFETY: the rows were checked by the caller or copied with slack; tasks write disjoint tiles.
-                        unsafe { walk.rows(lines, (0, p), (rows.start + from) * n) };
-                    }
+                for p in columns.clone() {
+                    // SAFETY: the rows were checked by the caller or copied with slack; tasks write disjoint tiles.
+                    unsafe { walk.rows(lines, (0, p), rows.start * n) };
                 }
             });
         };

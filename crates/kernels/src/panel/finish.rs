@@ -269,9 +269,11 @@ impl Finish<'_> {
                     j += S::LANES;
                 } else if is_code(F::KIND) && n == S::LANES {
                     self.codes::<S, F, 1>(s, constants, j);
+                } else if !is_code(F::KIND) && F::MODE != PASS && j + 2 * S::LANES <= self.n {
+                    self.pairs::<S, F>(s, constants, j);
+                    j += S::LANES;
                 } else {
                     let column = self.column::<S, F>(s, j, n);
-                    let n = if !is_code(F::KIND) && n == S::LANES { S::LANES } else { n };
                     for i in 0..self.rows {
                         self.vector::<S, F>(s, &constants, &column, (i, j), n);
                     }
@@ -315,6 +317,32 @@ impl Finish<'_> {
                 for (k, column) in columns[..COLUMNS].iter().enumerate() {
                     let place = (i, j + k * S::LANES);
                     self.vector::<S, F>(s, c, column, place, S::LANES);
+                }
+            }
+        }
+    }
+
+    /// Results that are floats or bfloat16, of two whole vectors of columns from `j` on.
+    #[inline(always)]
+    unsafe fn pairs<S: Simd, F: Form>(&self, s: S, constants: Constants<S>, j: usize) {
+        let c = &constants;
+        // SAFETY: the caller vouches for the columns, and the rows are in the tile.
+        unsafe {
+            let last = j + S::LANES;
+            let (left, right) = (self.column::<S, F>(s, j, S::LANES), self.column::<S, F>(s, last, S::LANES));
+            for i in 0..self.rows {
+                let at = c.at + i * c.ld + j;
+                let (a, b) = (
+                    self.value::<S, F>(s, c, &left, (i, j), S::LANES),
+                    self.value::<S, F>(s, c, &right, (i, last), S::LANES),
+                );
+                // NaN passes: `min` and `max` give their second operand then.
+                let (a, b) = (s.min(left.high, s.max(left.low, a)), s.min(right.high, s.max(right.low, b)));
+                if F::KIND == 3 {
+                    s.store_bf16_pair(c.data.cast::<u16>().add(at), a, b);
+                } else {
+                    s.store(c.data.cast::<f32>().add(at), a);
+                    s.store(c.data.cast::<f32>().add(at + S::LANES), b);
                 }
             }
         }

@@ -69,6 +69,27 @@ unsafe fn to_bf16(v: F) -> __m256i {
     y
 }
 
+/// As [`to_bf16`], of two vectors, the first one below.
+///
+/// # Safety
+/// The processor has AVX512-BF16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn both_to_bf16(low: F, high: F) -> __m512i {
+    let y: __m512i;
+    // SAFETY: as in `to_bf16`.
+    unsafe {
+        asm!(
+            "vcvtne2ps2bf16 {y}, {high}, {low}",
+            low = in(zmm_reg) low,
+            high = in(zmm_reg) high,
+            y = lateout(zmm_reg) y,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    y
+}
+
 /// Every other element of 32 (stride 2), or a gather.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
@@ -236,6 +257,19 @@ impl Simd for Avx512 {
             }
             let y = to_bf16(v);
             _mm256_mask_storeu_epi16(p.cast(), low_bits(n) as __mmask16, y);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, p: *mut u16, a: F, b: F) {
+        // SAFETY: the token proves the instructions; the caller vouches for the memory.
+        unsafe {
+            if !self.rounds_to_bf16() {
+                self.store_low16_n(p, self.sar_i::<16>(round_bf16(self, a)), 16);
+                self.store_low16_n(p.add(16), self.sar_i::<16>(round_bf16(self, b)), 16);
+                return;
+            }
+            _mm512_storeu_si512(p.cast(), both_to_bf16(a, b));
         }
     }
 

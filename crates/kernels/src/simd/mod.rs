@@ -150,6 +150,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store_low16_n(p, self.sar_i::<16>(crate::codes::round_bf16(self, v)), n) };
     }
 
+    /// Writes two vectors as bfloat16, one behind the other, as [`Simd::store_bf16_n`] does.
+    ///
+    /// # Safety
+    /// `p` covers two vectors of 16-bit elements.
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, p: *mut u16, a: Self::F, b: Self::F) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            self.store_bf16_n(p, a, Self::LANES);
+            self.store_bf16_n(p.add(Self::LANES), b, Self::LANES);
+        }
+    }
+
     /// `dst[i]` is the bytes `i` of four rows of `n`, the first row's lowest, combined
     /// with `flip` by exclusive or.
     #[inline(always)]
