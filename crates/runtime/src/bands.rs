@@ -19,9 +19,7 @@ use crate::view::{View, ViewMut};
 
 /// Convolutions at the most: one before the depthwise one, one behind it.
 const MOST: usize = 3;
-/// Bytes of an image from which on it does not stay in the second cache until it is read.
-const LARGE: usize = 1 << 20;
-/// Bytes of bands that do.
+/// Bytes of bands that stay in the second cache until they are read; an image of more does not.
 const SCRATCH: usize = 448 << 10;
 /// Rows of the result for each thread at the least: a thread makes the rows that its first windows share with the thread
 /// before once more.
@@ -101,7 +99,7 @@ fn is_handed_on(steps: &[(NodeId, Built)], values: &Values, v: ValueId) -> bool 
     let ty = (values.ty)(v);
     let readers = steps.iter().flat_map(|(_, built)| &built.ins).filter(|&&x| (values.root)(x) == root).count();
     let images = ty.shape.first().copied().unwrap_or(1).max(1);
-    root == v && readers == 1 && !(values.is_kept)(v) && ty.bytes() / images >= LARGE
+    root == v && readers == 1 && !(values.is_kept)(v) && ty.bytes() / images > SCRATCH
 }
 
 /// The convolution that makes a depthwise one's image, if they can be joined.

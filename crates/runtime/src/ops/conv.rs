@@ -255,7 +255,7 @@ fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> May
     let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
     let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
     let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
-    let winograd = winograd_side(p).filter(|_| !cx.exec.bf16());
+    let winograd = winograd_side(cx.exec, p);
     // Few output channels leave most of a vector empty, which costs less than another layout of the image.
     let narrow = p.oc / p.groups < 8 && (p.groups > 1 || !cx.is_channels_last(x));
     let panels = !narrow && (!deep || winograd.is_some());

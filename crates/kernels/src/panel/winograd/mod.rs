@@ -42,8 +42,8 @@ const LINE: usize = 16;
 
 /// The side of the tiles of results by which a convolution is computed in the least time, 2 or 4; `None` where
 /// plain sums are faster, or it has other windows or steps. It depends on the size of one image, never on how many there are,
-/// so that a batch has the bits of its images.
-pub fn winograd_side(p: &Conv2dParams) -> Option<usize> {
+/// so that a batch has the bits of its images. Where plain sums may be of bfloat16, tiles of f32 must be faster than those.
+pub fn winograd_side(exec: &Exec, p: &Conv2dParams) -> Option<usize> {
     let fits = (p.kh, p.kw, p.strides, p.dilations, p.groups) == (3, 3, [1; 2], [1; 2], 1);
     let [oh, ow] = p.output().ok()?;
     if !fits || !(16..=MOST_FLOAT_CHANNELS).contains(&p.c) || p.oc < 16 {
@@ -59,7 +59,14 @@ pub fn winograd_side(p: &Conv2dParams) -> Option<usize> {
     };
     let four = p.c.saturating_mul(p.oc).saturating_mul(36 * 4) <= MOST_WEIGHTS;
     let side = if four && cost(4) < cost(2) { 4 } else { 2 };
-    (cost(side) < 0.85 * 9.0 * ((oh * ow) as f64 + read)).then_some(side)
+    let product = match exec.bf16() {
+        false => 0.85,
+        // Nothing is as fast as the processor's tiles, if it has them.
+        true if matches!(PanelKernel::best(half::bf16::table(), exec.isa()).body, Body::Tiles(_)) => return None,
+        true if exec.isa().gains_by_bf16() => 0.5,
+        true => 0.85,
+    };
+    (cost(side) < product * 9.0 * ((oh * ow) as f64 + read)).then_some(side)
 }
 
 /// Whether a convolution of 8-bit integers takes less time in tiles than as plain sums; the results are the same.

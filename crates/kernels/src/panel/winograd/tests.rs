@@ -160,9 +160,10 @@ fn reads_and_writes_no_integers_beside_the_operands() {
 #[test]
 fn is_taken_where_it_pays_whatever_the_batch() {
     let base = Conv2dParams { c: 64, oc: 64, h: 56, w: 56, ..params()[0] };
+    let exec = Exec::new(Isa::detect(), 1);
     let side = |p: Conv2dParams| {
-        assert_eq!(winograd_side(&p), winograd_side(&Conv2dParams { n: 7, ..p }));
-        winograd_side(&p)
+        assert_eq!(winograd_side(&exec, &p), winograd_side(&exec, &Conv2dParams { n: 7, ..p }));
+        winograd_side(&exec, &p)
     };
     assert_eq!(side(base), Some(4));
     assert_eq!(side(Conv2dParams { c: 256, oc: 256, h: 14, w: 14, ..base }), Some(2));
@@ -179,7 +180,19 @@ fn is_taken_where_it_pays_whatever_the_batch() {
         Conv2dParams { c: 1 << 20, ..base },
         Conv2dParams { h: 0, ..base },
     ];
-    assert!(others.into_iter().all(|p| winograd_side(&p).is_none()));
+    assert!(others.into_iter().all(|p| winograd_side(&exec, &p).is_none()));
+}
+
+#[test]
+fn gives_way_to_bfloat16_where_that_is_faster() {
+    let base = Conv2dParams { c: 64, oc: 64, h: 56, w: 56, ..params()[0] };
+    let deep = Conv2dParams { c: 256, oc: 256, h: 14, w: 14, ..base };
+    let side = |isa: Isa, p: Conv2dParams| winograd_side(&Exec::new(isa, 1).with_bf16(true), &p);
+    assert_eq!(side(Isa::emulated(), base), None);
+    for isa in Isa::available().into_iter().filter(|isa| isa.tier() < Tier::Amx) {
+        assert_eq!(side(isa, base), Some(4), "{isa}");
+        assert_eq!(side(isa, deep), if isa.gains_by_bf16() { None } else { Some(2) }, "{isa}");
+    }
 }
 
 #[test]
