@@ -10,8 +10,8 @@ use super::finish::Finish;
 use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
 use super::table::Body;
-use super::target::{Out, Target};
-use super::tile::Tile;
+use super::target::{Kind, Out, Target};
+use super::tile::{End, Ends, Tile};
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
@@ -33,6 +33,9 @@ const FAR: usize = 1 << 20;
 const LINE: usize = 64;
 /// Words of the largest tile.
 const TILE_WORDS: usize = 14 * 32;
+
+/// Added to the sums of a tile, they change nothing: no zero's sign either.
+static NOTHING: [f32; 32] = [-0.0; 32];
 
 /// The left operand: activations in memory.
 #[derive(Clone, Copy, Debug)]
@@ -248,8 +251,10 @@ impl<'a> Sweep<'a> {
             let a = a.wrapping_add(from * stride);
             let (runs, n_runs, steps) = (self.runs.as_ptr(), panels.runs, panels.steps);
             let ahead = later.next(fetched(n_runs * steps)).unwrap_or_else(|| ahead(b, n_runs * steps, width, t));
-            let tile = Tile { a, stride, runs, n_runs, steps, b, ahead, out };
             let to = at + from * self.ld + p * columns.nr;
+            let end = self.end((column, n), to).filter(|_| n == width);
+            let ends = end.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+            let tile = Tile { a, stride, runs, n_runs, steps, b, ahead, out, end: ends };
             let residual = match self.epilogue.residual {
                 Residual::F32(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast::<u8>()),
                 Residual::Bf16(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast()),
@@ -263,6 +268,10 @@ impl<'a> Sweep<'a> {
             // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
             // tier was proven when it was chosen.
             unsafe { panels.kernel.tile(rows, width)(&tile) };
+            if end.is_some() {
+                from += rows;
+                continue;
+            }
             if !self.epilogue.weight_zeros.is_empty() {
                 // SAFETY: as above.
                 unsafe { self.row_sums(a, stride, &mut sums[..rows]) };
@@ -284,6 +293,19 @@ impl<'a> Sweep<'a> {
             finish.run(self.isa);
             from += rows;
         }
+    }
+
+    /// What makes `n` columns' results from element `to` on in the tile itself, where its kernel does.
+    fn end(&self, (column, n): (usize, usize), to: usize) -> Option<End> {
+        let half = self.out.kind == Kind::Bf16;
+        let makes = self.panels.kernel.ends >= if half { Ends::Halves } else { Ends::Floats };
+        if !makes || !(half || self.out.kind == Kind::F32) || !self.epilogue.only_clamps() {
+            return None;
+        }
+        let (low, high) = self.epilogue.activation.bounds();
+        let bias = self.epilogue.bias.get(column..column + n).unwrap_or(&NOTHING).as_ptr();
+        let size = self.out.size();
+        Some(End { out: self.out.data.wrapping_add(to * size), ld: self.ld * size, bias, low, high, half })
     }
 
     /// The sums of the rows' elements, 128 added to signed ones.

@@ -125,6 +125,12 @@ pub(crate) unsafe fn load_bf16<S: Simd>(s: S, from: *const u16, n: usize) -> S::
 }
 
 impl Epilogue<'_> {
+    /// Whether sums of floats need but a bias and a clamp.
+    pub(crate) fn only_clamps(&self) -> bool {
+        let affine = !self.scales.is_empty() || !self.factors.is_empty() || !self.shifts.is_empty();
+        matches!(self.residual, Residual::None) && !affine && !self.activation.needs_pass()
+    }
+
     /// Checks the lengths against `columns` (of all groups) and the result's elements.
     pub(crate) fn check(&self, kernel: &'static str, ints: bool, columns: usize, results: usize) -> Result {
         if ints || !self.scales.is_empty() {

@@ -230,6 +230,7 @@ pub(super) unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], 
             ahead: std::ptr::null(),
             b: block.as_ptr().cast(),
             out: out.as_mut_ptr(),
+            end: std::ptr::null(),
         };
         // SAFETY: the caller vouches for the tier; the block has whole steps.
         unsafe { kernel.tile(1, width)(&tile) };

@@ -1,7 +1,7 @@
 //! The tables of panel kernels, best first. Dispatch, tests and benches read them.
 
 use super::amx::{self, Unit};
-use super::tile::{Floats, PortableBf16, PortableInts, PortableShorts, Tile, TileFn, run_tile};
+use super::tile::{Ends, Floats, PortableBf16, PortableInts, PortableShorts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use crate::isa::{Bf16, Isa, Scalar, Tier};
@@ -22,6 +22,8 @@ pub struct PanelKernel {
     /// Bytes of each row in a step; panels are padded to whole steps.
     pub depth: usize,
     pub(crate) bf16: Bf16,
+    /// The results that its tiles can make themselves.
+    pub(crate) ends: Ends,
     pub(crate) body: Body,
 }
 
@@ -167,6 +169,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: amx::GRANULE,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Tiles(Unit::Emulated),
     },
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -178,6 +181,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: amx::GRANULE,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Tiles(Unit::Hardware),
     },
     #[cfg(target_arch = "x86_64")]
@@ -189,6 +193,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(x86::vnni::TILES),
     },
     #[cfg(target_arch = "x86_64")]
@@ -200,6 +205,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::ints512, 2, [1 2 3 4 5 6 7 8])),
     },
     #[cfg(target_arch = "x86_64")]
@@ -211,6 +217,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 8,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::bytes256, 2, [1 2 3 4 5 6])),
     },
     #[cfg(target_arch = "x86_64")]
@@ -222,6 +229,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 8,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::ints256, 2, [1 2 3 4])),
     },
     PanelKernel {
@@ -232,6 +240,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         lanes: 1,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(scalar_ints, 4, [1 2 3 4])),
     },
 ];
@@ -247,6 +256,7 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(x86::vnni16::TILES),
     },
     #[cfg(target_arch = "x86_64")]
@@ -258,6 +268,7 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::shorts512, 2, [1 2 3 4 5 6 7 8])),
     },
     #[cfg(target_arch = "x86_64")]
@@ -269,6 +280,7 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         lanes: 8,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::dots256, 2, [1 2 3 4 5 6])),
     },
     #[cfg(target_arch = "x86_64")]
@@ -280,6 +292,7 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         lanes: 8,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::shorts256, 2, [1 2 3 4 5 6])),
     },
     PanelKernel {
@@ -290,6 +303,7 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         lanes: 1,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(scalar_shorts, 4, [1 2 3 4])),
     },
 ];
@@ -305,6 +319,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::Floats,
         body: Body::Vectors(x86::fma512::TILES),
     },
     #[cfg(target_arch = "x86_64")]
@@ -316,6 +331,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         lanes: 8,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(avx::floats256, 2, [1 2 3 4 5 6])),
     },
     PanelKernel {
@@ -326,6 +342,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         lanes: 1,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(scalar_floats, 4, [1 2 3 4])),
     },
 ];
@@ -340,6 +357,7 @@ pub static BF16_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: amx::GRANULE,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Tiles(Unit::Emulated),
     },
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -351,6 +369,7 @@ pub static BF16_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: amx::GRANULE,
         bf16: Bf16::Tiles,
+        ends: Ends::None,
         body: Body::Tiles(Unit::Hardware),
     },
     #[cfg(target_arch = "x86_64")]
@@ -362,6 +381,7 @@ pub static BF16_KERNELS: &[PanelKernel] = &[
         lanes: 16,
         depth: 4,
         bf16: Bf16::Vectors,
+        ends: Ends::Halves,
         body: Body::Vectors(x86::bf16::TILES),
     },
     PanelKernel {
@@ -372,6 +392,7 @@ pub static BF16_KERNELS: &[PanelKernel] = &[
         lanes: 1,
         depth: 4,
         bf16: Bf16::None,
+        ends: Ends::None,
         body: Body::Vectors(family!(scalar_bf16, 4, [1 2 3 4])),
     },
 ];

@@ -24,6 +24,46 @@ pub(crate) struct Tile {
     pub ahead: *const u32,
     /// Receives the accumulators: rows × width words.
     pub out: *mut u32,
+    /// Where not null, the results are made in the place of the accumulators, by a kernel that [`Ends`] says makes them.
+    pub end: *const End,
+}
+
+/// The results of a tile of floats: `min(high, max(low, accumulator + bias))`, NaN where that is the sum.
+#[repr(C, align(8))]
+pub(crate) struct End {
+    /// The first result, f32 or bfloat16, and bytes between rows.
+    pub out: *mut u8,
+    pub ld: usize,
+    /// As many floats as the tile has columns.
+    pub bias: *const f32,
+    pub low: f32,
+    pub high: f32,
+    /// Whether the results are bfloat16.
+    pub half: bool,
+}
+
+/// The results that a kernel makes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Ends {
+    /// None: it stores accumulators.
+    None,
+    /// Floats.
+    Floats,
+    /// Floats and bfloat16.
+    Halves,
+}
+
+impl Tile {
+    /// What the assembly of tiles takes: the accumulators' address, or that of the end with 1 added for floats and 3 for
+    /// bfloat16.
+    #[inline(always)]
+    pub fn destination(&self) -> usize {
+        // SAFETY: whoever made the tile vouches for its end.
+        match unsafe { self.end.as_ref() } {
+            None => self.out as usize,
+            Some(end) => self.end as usize + if end.half { 3 } else { 1 },
+        }
+    }
 }
 
 /// A compiled tile kernel.

@@ -112,6 +112,41 @@ macro_rules! stores {
     (1, $($i:tt $lo:literal $hi:literal)*) => { concat!($("vmovups [r13], zmm", $lo, "\nadd r13, 64\n",)*) };
 }
 
+/// Makes the results of each row from its accumulators, as [`super::tile::End`] says: r13 is its address. NaN passes: the
+/// instructions give their second operand then.
+macro_rules! ends {
+    (none, $($rest:tt)*) => { "" };
+    (floats, $nv:tt, $($rows:tt)*) => { concat!("dec r13\n", ends!(@constants $nv), ends!(@floats $nv, $($rows)*)) };
+    (halves, $nv:tt, $($rows:tt)*) => { concat!(
+        "test r13, 2\njnz 7f\ndec r13\n", ends!(@constants $nv), ends!(@floats $nv, $($rows)*), "jmp 9f\n",
+        "7:\nsub r13, 3\n", ends!(@constants $nv), ends!(@halves $nv, $($rows)*), "9:\n"
+    ) };
+    (@constants 2) => { concat!(ends!(@constants 1), "vmovups zmm29, [r10+64]\n") };
+    (@constants 1) => {
+        "mov r8, [r13]\nmov r9, [r13+8]\nmov r10, [r13+16]\nvbroadcastss zmm30, dword ptr [r13+24]\n\
+         vbroadcastss zmm31, dword ptr [r13+28]\nvmovups zmm28, [r10]\n"
+    };
+    (@clamp $acc:literal, $bias:literal) => { concat!(
+        "vaddps zmm", $acc, ", zmm", $acc, ", zmm", $bias, "\nvmaxps zmm", $acc, ", zmm30, zmm", $acc,
+        "\nvminps zmm", $acc, ", zmm31, zmm", $acc, "\n"
+    ) };
+    (@floats 2, $($i:tt $lo:literal $hi:literal)*) => { concat!($(
+        ends!(@clamp $lo, 28), ends!(@clamp $hi, 29),
+        "vmovups [r8], zmm", $lo, "\nvmovups [r8+64], zmm", $hi, "\nadd r8, r9\n",
+    )*) };
+    (@floats 1, $($i:tt $lo:literal $hi:literal)*) => { concat!($(
+        ends!(@clamp $lo, 28), "vmovups [r8], zmm", $lo, "\nadd r8, r9\n",
+    )*) };
+    (@halves 2, $($i:tt $lo:literal $hi:literal)*) => { concat!($(
+        ends!(@clamp $lo, 28), ends!(@clamp $hi, 29),
+        "vcvtne2ps2bf16 zmm", $lo, ", zmm", $hi, ", zmm", $lo, "\nvmovups [r8], zmm", $lo, "\nadd r8, r9\n",
+    )*) };
+    (@halves 1, $($i:tt $lo:literal $hi:literal)*) => { concat!($(
+        ends!(@clamp $lo, 28),
+        "vcvtneps2bf16 ymm", $lo, ", zmm", $lo, "\nvmovups [r8], ymm", $lo, "\nadd r8, r9\n",
+    )*) };
+}
+
 macro_rules! zeros {
     (2, $($i:tt $lo:literal $hi:literal)*) => {
         concat!($("vpxord zmm", $lo, ", zmm", $lo, ", zmm", $lo, "\nvpxord zmm", $hi, ", zmm", $hi, ", zmm", $hi, "\n",)*)
@@ -122,7 +157,7 @@ macro_rules! zeros {
 }
 
 macro_rules! tile {
-    ($name:ident, $features:literal, $nv:tt, $dot:literal, $($rows:tt)*) => {
+    ($name:ident, $features:literal, $ends:tt, $nv:tt, $dot:literal, $($rows:tt)*) => {
         #[target_feature(enable = $features)]
         unsafe fn $name(t: &Tile) {
             // SAFETY: the caller vouches for the tier and the pointers of the tile; all
@@ -156,7 +191,13 @@ macro_rules! tile {
                     "6:",
                     "dec rdi",
                     "jnz 2b",
+                    "test r13, 1",
+                    "jnz 7f",
                     stores!($nv, $($rows)*),
+                    "jmp 8f",
+                    "7:",
+                    ends!($ends, $nv, $($rows)*),
+                    "8:",
                     // The compiler adds none behind assembly; without it the SSE instructions of the callers wait for all
                     // that the registers' upper halves wait for (Intel).
                     "vzeroupper",
@@ -167,14 +208,14 @@ macro_rules! tile {
                     inout("rdi") t.n_runs => _,
                     inout("rdx") t.b => _,
                     inout("r15") t.ahead => _,
-                    inout("r13") t.out => _,
+                    inout("r13") t.destination() => _,
                     out("rax") _, out("rcx") _, out("r8") _, out("r9") _, out("r10") _,
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
                     out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
                     out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
                     out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
                     out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
-                    out("zmm30") _,
+                    out("zmm30") _, out("zmm31") _,
                     options(nostack),
                 );
             }
@@ -184,12 +225,12 @@ macro_rules! tile {
 
 /// The tiles of heights 1 to 14, each 16 and 32 columns wide.
 macro_rules! tiles {
-    ($module:ident, $features:literal, $dot:literal) => {
+    ($module:ident, $features:literal, $ends:tt, $dot:literal) => {
         pub(crate) mod $module {
             use super::*;
             use crate::panel::tile::TileFn;
 
-            tiles! { @each $features, $dot,
+            tiles! { @each $features, $ends, $dot,
                 r1w1 r1w2 [0 0 1];
                 r2w1 r2w2 [0 0 1 1 2 3];
                 r3w1 r3w2 [0 0 1 1 2 3 2 4 5];
@@ -212,16 +253,16 @@ macro_rules! tiles {
             ];
         }
     };
-    (@each $features:literal, $dot:literal, $($one:ident $two:ident [$($row:tt)*];)*) => {$(
-        tile!($one, $features, 1, $dot, $($row)*);
-        tile!($two, $features, 2, $dot, $($row)*);
+    (@each $features:literal, $ends:tt, $dot:literal, $($one:ident $two:ident [$($row:tt)*];)*) => {$(
+        tile!($one, $features, $ends, 1, $dot, $($row)*);
+        tile!($two, $features, $ends, 2, $dot, $($row)*);
     )*};
 }
 
-tiles!(vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", "vpdpbusd");
-tiles!(vnni16, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", "vpdpwssd");
-tiles!(bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", "vdpbf16ps");
-tiles!(fma512, "avx512f,avx512bw,avx512dq,avx512vl", "vfmadd231ps");
+tiles!(vnni, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", none, "vpdpbusd");
+tiles!(vnni16, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", none, "vpdpwssd");
+tiles!(bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", halves, "vdpbf16ps");
+tiles!(fma512, "avx512f,avx512bw,avx512dq,avx512vl", floats, "vfmadd231ps");
 
 /// Dot products in one or two instructions: four 8-bit integers by AVX-VNNI, or two 16-bit ones, whose sums wrap.
 macro_rules! dots {

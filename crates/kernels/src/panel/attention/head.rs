@@ -149,6 +149,7 @@ impl Head<'_> {
                 b,
                 ahead: ahead(b, plan.key_steps, width, 0),
                 out: scores.wrapping_add(rows * panel * plan.keys.nr).cast(),
+                end: std::ptr::null(),
             };
             // SAFETY: as above; the kernel's tier was proven when it was chosen.
             unsafe { plan.kernel.tile(rows, width)(&tile) };

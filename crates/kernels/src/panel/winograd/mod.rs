@@ -379,6 +379,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
                     b: b.as_ptr().cast(),
                     ahead: next.as_ptr().wrapping_add(block % 4 * panels.steps * 8).cast(),
                     out: out.wrapping_add(rows.start * width).cast(),
+                    end: std::ptr::null(),
                 };
                 // SAFETY: rows, columns and products are in the scratch and the panel; the kernel's tier was proven when it was
                 // chosen.
