@@ -36,7 +36,7 @@ pub struct Values<'a> {
 }
 
 /// Joins convolutions that hand each other large images. Returns the steps, and the nodes of those that went into another
-/// one, by the node of that.
+/// one, behind the node of that.
 pub fn join(
     steps: Vec<(NodeId, Built)>,
     values: &Values,
@@ -56,9 +56,9 @@ pub fn join(
             continue;
         };
         let parts: Vec<(NodeId, Built)> = chain.iter().filter_map(|&k| steps[k].take()).collect();
-        let Some(&(last, _)) = parts.last() else { continue };
-        joined.extend(parts.iter().map(|(node, _)| (last, *node)).filter(|(last, node)| last != node));
-        kept.push((last, Bands::build(parts.into_iter().map(|(_, built)| built).collect(), values, exec)));
+        let Some(&(first, _)) = parts.first() else { continue };
+        joined.extend(parts[1..].iter().map(|&(node, _)| (first, node)));
+        kept.push((first, Bands::build(parts.into_iter().map(|(_, built)| built).collect(), values, exec)));
     }
     (kept, joined)
 }

@@ -140,7 +140,7 @@ struct Compiler<'a> {
     /// Codes that are functions of other codes.
     lookups: BTreeMap<ValueId, Lookup>,
     steps: Vec<(NodeId, Built)>,
-    /// Nodes that a step of another node computes, too, behind that one.
+    /// Nodes that a step computes, too, behind the node that stands for it.
     joined: Vec<(NodeId, NodeId)>,
     /// What the steps make, by id and layout.
     made: BTreeSet<ValueId>,
@@ -482,7 +482,7 @@ impl<'a> Compiler<'a> {
         let steps = self.steps.into_iter().zip(lifetimes.in_place).map(|((node, built), in_place)| {
             let converts = built.kernel.name() == ops::LAYOUT_CHANGE;
             let of = |node: NodeId| fusions.get(&node).map_or_else(|| vec![node], |f| f.nodes.clone());
-            let others = joined.iter().filter(|(last, _)| *last == node).map(|&(_, other)| other);
+            let others = joined.iter().filter(|(first, _)| *first == node).map(|&(_, other)| other);
             let nodes = || [node].into_iter().chain(others).flat_map(of).collect();
             Step {
                 node,

@@ -89,4 +89,6 @@ fn rounded(w: &[f32]) -> Vec<half::bf16> {
 }
 
 #[cfg(test)]
+mod end_tests;
+#[cfg(test)]
 mod tests;
