@@ -17,7 +17,7 @@ const ROOT_2_PI: f32 = 0.797_884_6;
 
 /// Horner's rule, highest power last.
 #[inline(always)]
-fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) -> S::F {
+pub(crate) fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) -> S::F {
     let mut y = s.splat(coefficients[N - 1]);
     let mut i = N - 1;
     while i > 0 {

@@ -4,6 +4,7 @@
 //! The results are those of the product, the softmax and the second product one after the other, to the bit.
 
 mod coded;
+mod greatest;
 mod head;
 mod pack;
 mod weights;

@@ -70,6 +70,9 @@ impl Kernel for Soften<'_> {
         if let Some(coded) = self.coded {
             return self.coded_rows(s, &coded);
         }
+        if let Some(scales) = self.scales.take() {
+            return self.parts_of_greatest(s, scales);
+        }
         for i in 0..self.scores.rows {
             // SAFETY: whoever made `self` vouches for its pointers and lengths.
             unsafe {
@@ -78,13 +81,7 @@ impl Kernel for Soften<'_> {
                     None => self.read::<S, false>(s, i, std::ptr::null()),
                 };
                 let total = exponentials_or_zeros(s, self.row, s.splat(s.hmax(peak)), self.guarded);
-                let mut factor = 1.0 / total;
-                if let Some(scales) = &mut self.scales {
-                    // That of the greatest score, whose exponential is 1.
-                    scales[i] = factor;
-                    factor = 1.0;
-                }
-                let factor = s.splat(factor);
+                let factor = s.splat(1.0 / total);
                 if self.out.int_format().is_none() {
                     self.scale(s, i, factor);
                     continue;
@@ -98,7 +95,7 @@ impl Kernel for Soften<'_> {
 impl Soften<'_> {
     /// Reads row `i` as floats into the scratch, −∞ after it, and returns the greatest by lane.
     #[inline(always)]
-    unsafe fn read<S: Simd, const MASKED: bool>(&mut self, s: S, i: usize, mask: *const f32) -> S::F {
+    pub(super) unsafe fn read<S: Simd, const MASKED: bool>(&mut self, s: S, i: usize, mask: *const f32) -> S::F {
         let (columns, term, scale) = (self.scores.columns, s.splat_i(self.terms[i]), s.splat(self.scale));
         self.row[columns.n..].fill(f32::NEG_INFINITY);
         let (factor, offsets, row) = (self.factor, self.offsets.as_ptr(), self.row.as_mut_ptr());
