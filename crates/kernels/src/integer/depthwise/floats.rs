@@ -15,6 +15,8 @@ const GRAIN: usize = 1 << 16;
 const PIXELS: usize = 8;
 /// As many where a row has not more.
 const FEW: usize = 4;
+/// Vectors of channels whose sums of a pixel by itself grow side by side.
+const ACROSS: usize = 4;
 /// What happens to sums: a bias and a clamp before floats or bfloat16, or anything.
 const FLOATS: u8 = 0;
 const BF16: u8 = 1;
@@ -126,16 +128,26 @@ impl<const HALF: bool> Kernel for Of<'_, HALF> {
             let count = [PIXELS, FEW].into_iter().find(|&count| count <= inside).unwrap_or(1);
             // The last ones of a row are made together with some before them, which get the same values again.
             let from = if count > 1 { x.min(end - count) } else { x };
-            for c in row.channels.clone().step_by(S::LANES) {
+            let columns = match count {
+                1 => taps(x * p.strides[1], p.dilations[1], p.pads[1], p.w, p.kw),
+                _ => 0..p.kw,
+            };
+            let mut c = row.channels.start;
+            while c < row.channels.end {
                 let n = S::LANES.min(row.channels.end - c);
                 // SAFETY: `check` accepted a bias per channel.
                 let finish = unsafe { Finish::new(s, row.epilogue, &row.out, c, n) };
-                let v = Vector::<S, HALF> { row, finish, rows: rows.clone(), c, n };
-                match kind {
-                    Kind::F32 if row.plain => v.run::<FLOATS>(s, from, count),
-                    Kind::Bf16 if row.plain => v.run::<BF16>(s, from, count),
+                let v = Vector::<S, HALF> { row, finish, rows: rows.clone(), columns: columns.clone(), c, n };
+                let together = if count == 1 && c + ACROSS * S::LANES <= row.channels.end { ACROSS } else { 1 };
+                match (kind, together) {
+                    (Kind::F32, ACROSS) if row.plain => v.across::<FLOATS>(s, x),
+                    (Kind::Bf16, ACROSS) if row.plain => v.across::<BF16>(s, x),
+                    (_, ACROSS) => v.across::<ANY>(s, x),
+                    (Kind::F32, _) if row.plain => v.run::<FLOATS>(s, from, count),
+                    (Kind::Bf16, _) if row.plain => v.run::<BF16>(s, from, count),
                     _ => v.run::<ANY>(s, from, count),
                 }
+                c += together * n;
             }
             x = from + count;
         }
@@ -146,7 +158,9 @@ impl<const HALF: bool> Kernel for Of<'_, HALF> {
 struct Vector<'a, S: Simd, const HALF: bool> {
     row: &'a Row<'a>,
     finish: Finish<S>,
+    /// The taps that lie in the image.
     rows: Range<usize>,
+    columns: Range<usize>,
     c: usize,
     n: usize,
 }
@@ -155,7 +169,7 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
     /// `count` neighbours from `x` on: [`PIXELS`] or [`FEW`] whose windows lie in the image, or one.
     #[inline(always)]
     fn run<const END: u8>(&self, s: S, x: usize, count: usize) {
-        let (row, p) = (self.row, self.row.p);
+        let p = self.row.p;
         let mut sums = [s.splat(0.0); PIXELS];
         // SAFETY: `taps` and `interior` keep every tap in the image.
         unsafe {
@@ -165,39 +179,80 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
                     (3, 2, 1) => self.joined::<3, 2, END>(s, x, &mut sums),
                     (5, 1, 1) => self.joined::<5, 1, END>(s, x, &mut sums),
                     (5, 2, 1) => self.joined::<5, 2, END>(s, x, &mut sums),
-                    _ => self.pixels::<PIXELS, END>(s, x, 0..p.kw, S::LANES, &mut sums),
+                    _ => self.pixels::<PIXELS, END>(s, x, S::LANES, &mut sums),
                 },
-                (FEW, true) => self.pixels::<FEW, END>(s, x, 0..p.kw, S::LANES, &mut sums),
+                (FEW, true) => self.pixels::<FEW, END>(s, x, S::LANES, &mut sums),
                 _ => {
                     for k in 0..count {
-                        let columns = taps((x + k) * p.strides[1], p.dilations[1], p.pads[1], p.w, p.kw);
-                        self.pixels::<1, END>(s, x + k, columns, self.n, &mut sums[k..]);
+                        self.pixels::<1, END>(s, x + k, self.n, &mut sums[k..]);
                     }
                 }
             }
             if END == ANY {
-                for (k, &sum) in sums.iter().enumerate().take(count) {
-                    let at = row.at + (x + k) * p.c + self.c;
-                    let v = row.epilogue.rest(s, sum, self.c, at, self.n);
-                    row.out.put(s, &self.finish.rounding, at, v, self.n);
+                self.rest(s, x, &sums[..count]);
+            }
+        }
+    }
+
+    /// Pixel `x` of [`ACROSS`] vectors of channels: sums that grow side by side, where each has to wait for its last addition.
+    #[inline(always)]
+    fn across<const END: u8>(&self, s: S, x: usize) {
+        let (row, p) = (self.row, self.row.p);
+        let padded = p.c.next_multiple_of(LANES);
+        let mut sums = [s.splat(0.0); ACROSS];
+        for ky in self.rows.clone() {
+            let y = row.oy * p.strides[0] + ky * p.dilations[0] - p.pads[0];
+            for kx in self.columns.clone() {
+                let left = x * p.strides[1] + kx * p.dilations[1] - p.pads[1];
+                let first = (y * p.w + left) * p.c + self.c;
+                let w = row.weights.as_ptr().wrapping_add((ky * p.kw + kx) * padded + self.c);
+                for (k, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: the taps lie in the image; weights are padded to whole vectors.
+                    unsafe {
+                        let v = self.load(s, first + k * S::LANES, S::LANES);
+                        *sum = s.mul_add(v, s.load(w.wrapping_add(k * S::LANES)), *sum);
+                    }
+                }
+            }
+        }
+        for (k, &sum) in sums.iter().enumerate() {
+            let (c, n) = (self.c + k * S::LANES, S::LANES);
+            // SAFETY: as in `run`.
+            unsafe {
+                let finish = Finish::new(s, row.epilogue, &row.out, c, n);
+                let one = Vector::<S, HALF> { row, finish, rows: 0..0, columns: 0..0, c, n };
+                let mut left = [sum];
+                one.finish::<1, END>(s, x, &[sum], n, &mut left);
+                if END == ANY {
+                    one.rest(s, x, &left);
                 }
             }
         }
     }
 
-    /// `N` neighbours from `x` on, with these columns of the window.
+    /// Results that need more than a bias and a clamp, from their sums.
+    ///
+    /// # Safety
+    /// The task owns these channels.
+    #[inline(always)]
+    unsafe fn rest(&self, s: S, x: usize, sums: &[S::F]) {
+        let row = self.row;
+        for (k, &sum) in sums.iter().enumerate() {
+            let at = row.at + (x + k) * row.p.c + self.c;
+            // SAFETY: passed on to the caller.
+            unsafe {
+                let v = row.epilogue.rest(s, sum, self.c, at, self.n);
+                row.out.put(s, &self.finish.rounding, at, v, self.n);
+            }
+        }
+    }
+
+    /// `N` neighbours from `x` on.
     ///
     /// # Safety
     /// The taps lie in the image.
     #[inline(always)]
-    unsafe fn pixels<const N: usize, const END: u8>(
-        &self,
-        s: S,
-        x: usize,
-        columns: Range<usize>,
-        n: usize,
-        to: &mut [S::F],
-    ) {
+    unsafe fn pixels<const N: usize, const END: u8>(&self, s: S, x: usize, n: usize, to: &mut [S::F]) {
         let (row, p) = (self.row, self.row.p);
         let padded = p.c.next_multiple_of(LANES);
         let step = p.strides[1] * p.c;
@@ -205,7 +260,7 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
         for ky in self.rows.clone() {
             // Above the padding, because the tap is in the image; together with the column.
             let y = row.oy * p.strides[0] + ky * p.dilations[0] - p.pads[0];
-            for kx in columns.clone() {
+            for kx in self.columns.clone() {
                 let left = x * p.strides[1] + kx * p.dilations[1] - p.pads[1];
                 let first = (y * p.w + left) * p.c + self.c;
                 // SAFETY: passed on to the caller; weights are padded to whole vectors.
