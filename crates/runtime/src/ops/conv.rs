@@ -13,7 +13,7 @@ use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhw
 use narrowbit_kernels::panel::{
     Epilogue, Panels, Residual, Rows, Target, WinogradWeights, conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits,
     conv_transpose2d_nhwc_pack, conv_transpose2d_nhwc_pack_bf16, conv2d_nhwc_fits, conv2d_nhwc_pack,
-    conv2d_nhwc_pack_bf16, conv2d_nhwc_parts, winograd_nhwc, winograd_side,
+    conv2d_nhwc_pack_bf16, conv2d_nhwc_parts, conv2d_nhwc_skips_padding, winograd_nhwc, winograd_side,
 };
 
 use narrowbit_tensor::DType;
@@ -258,7 +258,7 @@ fn channels_last(cx: &BuildCx, f: &Fusion, (p, taps): (&Conv2dParams, &Taps), y:
     let winograd = winograd_side(p).filter(|_| !cx.exec.bf16());
     // Few output channels leave most of a vector empty, which costs less than another layout of the image.
     let narrow = p.oc / p.groups < 8 && (p.groups > 1 || !cx.is_channels_last(x));
-    let panels = !narrow && (!deep || winograd.is_some());
+    let panels = !narrow && (!deep || winograd.is_some() || conv2d_nhwc_skips_padding(p) && !cx.exec.bf16());
     if !depthwise && !panels || p.output()? != plane(y) || !conv2d_nhwc_fits(p, 4) {
         return Ok(None);
     }

@@ -21,7 +21,7 @@ use super::lines::{Copying, spread};
 use super::pack::{PanelElement, Panels};
 use super::table::{Body, PanelKernel};
 use super::target::Target;
-use super::tile::Tile;
+use super::tile::{Run, Tile};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::conv::Conv2dParams;
 use crate::error::{KernelError, Result, exact, product, require};
@@ -366,7 +366,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
                 let tile = Tile {
                     a: a.wrapping_add(rows.start * self.pitch).cast_const(),
                     stride: self.pitch,
-                    runs: self.sweep.runs.as_ptr(),
+                    runs: &Run { at: 0, skip: 0 },
                     n_runs: 1,
                     steps: panels.steps,
                     b: b.as_ptr().cast(),
