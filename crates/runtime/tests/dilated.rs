@@ -111,3 +111,19 @@ fn multiplies_one_tap_where_the_others_meet_only_padding() {
     let kernels: Vec<&str> = profile.rows.iter().map(|r| r.kernel.as_str()).collect();
     assert!(kernels.iter().any(|k| k.starts_with("panel_f32")), "{kernels:?}");
 }
+
+#[test]
+fn takes_fewer_products_for_windows_that_lie_in_each_other() {
+    for (shape, attributes) in [
+        ("[2, 32, 26, 23]", "dilations=[2, 2], pads=[2, 2, 2, 2]"),
+        ("[1, 32, 21, 40]", "dilations=[1, 4], pads=[1, 4, 1, 4]"),
+        ("[1, 32, 27, 22]", "dilations=[4, 3], pads=[0, 5, 9, 1]"),
+    ] {
+        let graph = parse(shape, "[40, 32, 3, 3]", attributes);
+        let inputs = samples(&graph);
+        let (got, profile) = session(&graph, 1).profile(&inputs).expect("it runs");
+        assert!(profile.rows.iter().any(|r| r.kernel.starts_with("winograd")), "{attributes}");
+        let want = interp::run_tensors(&graph, &inputs).expect("it runs on the interpreter");
+        assert_close(&got[0], &want[0], attributes);
+    }
+}
