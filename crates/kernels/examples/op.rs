@@ -1,7 +1,8 @@
 //! Median time of one operator, for comparing with other runtimes.
 //!
 //! `op <threads> conv|nhwc|nhwci8 <c> <h> <w> <oc> <kernel> <stride> <pad> <groups>` ·
-//! `depthwise <c> <h> <w> <kernel> <stride>` · `winograd <c> <h> <w> <oc> <side>` · `winogradi8 <c> <h> <w> <oc>` ·
+//! `depthwise <c> <h> <w> <kernel> <stride>` · `dilated <c> <h> <w> <oc> <dilation>` ·
+//! `winograd <c> <h> <w> <oc> <side> <dilation>` · `winogradi8 <c> <h> <w> <oc>` ·
 //! `op <threads> linear <m> <k> <n>` · `attention <heads> <rows> <depth>` ·
 //! `softmax|layernorm <rows> <columns>` · `gelu|add|exp|silu|relu <len>` ·
 //! `convtranspose <c> <h> <w> <oc>` · `maxpool <c> <h> <w>` · `heads <rows> <heads> <depth>`
@@ -86,12 +87,12 @@ fn conv(exec: &Exec, n: &[usize]) -> Result<(), KernelError> {
 }
 
 /// The same on NHWC: by panels of weights, or with tiles of `side` by Winograd's algorithm.
-fn nhwc(exec: &Exec, n: &[usize], side: Option<usize>) -> Result<(), KernelError> {
+fn nhwc(exec: &Exec, n: &[usize], side: Option<usize>, dilation: usize) -> Result<(), KernelError> {
     let [c, h, w, oc, kernel, stride, pad, groups] = n[..] else {
         return usage();
     };
     let (strides, pads) = ([stride; 2], [pad; 4]);
-    let p = Conv2dParams { n: 1, c, h, w, oc, kh: kernel, kw: kernel, strides, pads, dilations: [1; 2], groups };
+    let p = Conv2dParams { n: 1, c, h, w, oc, kh: kernel, kw: kernel, strides, pads, dilations: [dilation; 2], groups };
     let [oh, ow] = p.output()?;
     let (x, bias, weights) = (fill(c * h * w), fill(oc), fill(p.weight_len()?));
     let mut y = zeros(oc * oh * ow);
@@ -219,10 +220,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     match (name.as_str(), &n[..]) {
         ("conv", n) => conv(exec, n)?,
-        ("nhwc", n) => nhwc(exec, n, None)?,
+        ("nhwc", n) => nhwc(exec, n, None, 1)?,
+        ("dilated", &[c, h, w, oc, dilation]) => nhwc(exec, &[c, h, w, oc, 3, 1, dilation, 1], None, dilation)?,
         ("nhwci8", n) => nhwc_ints(exec, n, false)?,
         ("winogradi8", &[c, h, w, oc]) => nhwc_ints(exec, &[c, h, w, oc, 3, 1, 1, 1], true)?,
-        ("winograd", &[c, h, w, oc, side]) => nhwc(exec, &[c, h, w, oc, 3, 1, 1, 1], Some(side))?,
+        ("winograd", &[c, h, w, oc, side, dilation]) => {
+            nhwc(exec, &[c, h, w, oc, 3, 1, dilation, 1], Some(side), dilation)?
+        }
         ("depthwise", &[c, h, w, kernel, stride]) => depthwise(exec, [c, h, w, kernel, stride])?,
         ("linear", &[m, k, n]) => linear(exec, [m, k, n])?,
         ("attention", &[heads, rows, depth]) => attend(exec, [heads, rows, depth])?,

@@ -115,7 +115,7 @@ fn conv(size: [usize; 6], strides: [usize; 2], pads: [usize; 4], dilations: [usi
     Conv2dParams { n: 2, c, h, w, oc, kh, kw, strides, pads, dilations, groups }
 }
 
-fn convolutions() -> [Conv2dParams; 10] {
+fn convolutions() -> [Conv2dParams; 12] {
     [
         conv([3, 9, 11, 5, 3, 3], [1, 1], [1; 4], [1, 1], 1),
         conv([3, 23, 21, 16, 7, 7], [2, 2], [3; 4], [1, 1], 1),
@@ -127,6 +127,9 @@ fn convolutions() -> [Conv2dParams; 10] {
         conv([7, 9, 11, 7, 3, 3], [1, 1], [1; 4], [1, 1], 7),
         conv([5, 14, 37, 5, 3, 3], [2, 2], [1; 4], [1, 1], 5),
         conv([19, 10, 9, 19, 5, 5], [1, 1], [2; 4], [1, 1], 19),
+        // Windows that reach far beyond the image.
+        conv([18, 14, 13, 37, 3, 3], [1, 1], [12, 11, 12, 11], [12, 11], 1),
+        conv([32, 7, 9, 20, 3, 4], [2, 1], [5, 9, 8, 12], [6, 7], 2),
     ]
 }
 

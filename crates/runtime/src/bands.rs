@@ -72,13 +72,15 @@ fn chains(steps: &[(NodeId, Built)], values: &Values, exec: &Exec) -> Vec<Vec<us
             continue;
         }
         let mut chain = vec![i];
-        if let Some(before) = maker(steps, values, built.ins[0]).filter(|&k| !chains.iter().flatten().any(|&x| x == k)) {
+        if let Some(before) = maker(steps, values, built.ins[0]).filter(|&k| !chains.iter().flatten().any(|&x| x == k))
+        {
             chain.insert(0, before);
         }
         if let Some(behind) = built.outs.first().and_then(|&v| reader(steps, values, v)) {
             chain.push(behind);
         }
-        let result = chain.last().and_then(|&k| steps[k].1.kernel.window()).and_then(|p| Some((p.n, p.output().ok()?[0])));
+        let result =
+            chain.last().and_then(|&k| steps[k].1.kernel.window()).and_then(|p| Some((p.n, p.output().ok()?[0])));
         let Some((n, rows)) = result else { continue };
         if chain.len() > 1 && n * rows >= ROWS_EACH * exec.threads() {
             chains.push(chain);
@@ -198,7 +200,8 @@ impl Bands {
         }
         let rows = stages.last().map_or(1, |stage| stage.rows);
         let fits = |&lines: &usize| bytes(&stages, lines).iter().sum::<usize>() <= SCRATCH;
-        let lines = std::iter::successors(Some(rows), |lines| Some(lines / 2)).take_while(|&lines| lines > 1).find(fits);
+        let lines =
+            std::iter::successors(Some(rows), |lines| Some(lines / 2)).take_while(|&lines| lines > 1).find(fits);
         let lines = lines.unwrap_or(1);
         let scratch = bytes(&stages, lines);
         let kernel = Bands { name: names.join(" → "), stages, lines, scratch, alone: exec.alone() };

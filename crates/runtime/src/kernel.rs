@@ -10,7 +10,7 @@ use narrowbit_tensor::{DType, Tensor};
 use crate::error::StepError;
 use crate::session::Operands;
 use crate::view::{View, ViewMut};
-use crate::weights::Weights;
+use crate::weights::{Form, Weights};
 
 /// One step of a compiled plan, with everything decided but the data.
 pub trait Kernel: Send + Sync {
@@ -193,7 +193,7 @@ impl BuildCx<'_> {
     /// weights. The unpacked content, if it is part of a file, leaves the memory.
     pub fn packed<T: Any + Send + Sync>(
         &self,
-        form: &'static str,
+        form: impl Into<Form>,
         pack: impl FnOnce(&[f32]) -> Result<T, narrowbit_kernels::KernelError>,
     ) -> Result<Arc<T>, StepError> {
         self.weights.get(self.id, form, || {

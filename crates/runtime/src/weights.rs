@@ -4,9 +4,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use narrowbit_ir::NodeId;
 use narrowbit_kernels::Buffer;
+use narrowbit_kernels::conv::Taps;
+
+/// What a packed operand is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Form {
+    name: &'static str,
+    /// The part of a window that it holds, where that depends on the image.
+    taps: Option<Taps>,
+}
+
+impl From<&'static str> for Form {
+    fn from(name: &'static str) -> Form {
+        Form { name, taps: None }
+    }
+}
+
+impl From<(&'static str, &Taps)> for Form {
+    fn from((name, taps): (&'static str, &Taps)) -> Form {
+        Form { name, taps: (!taps.are_all()).then(|| taps.clone()) }
+    }
+}
 
 /// A packed operand of any type, by its node and form.
-type Packed = HashMap<(NodeId, &'static str), Arc<dyn Any + Send + Sync>>;
+type Packed = HashMap<(NodeId, Form), Arc<dyn Any + Send + Sync>>;
 
 /// Constant operands in the layout of their kernels, made once per session and shared by
 /// all plans and threads.
@@ -34,17 +55,23 @@ impl Weights {
     }
 
     /// The packed operand of a node, made by `pack` the first time.
-    pub fn get<T, E>(&self, node: NodeId, form: &'static str, pack: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E>
+    pub fn get<T, E>(
+        &self,
+        node: NodeId,
+        form: impl Into<Form>,
+        pack: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E>
     where
         T: Any + Send + Sync,
     {
+        let key = (node, form.into());
         // A poisoned lock only means that another thread's packing panicked; the map is whole.
         let mut map = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Ok(found)) = map.get(&(node, form)).cloned().map(Arc::downcast) {
+        if let Some(Ok(found)) = map.get(&key).cloned().map(Arc::downcast) {
             return Ok(found);
         }
         let made = Arc::new(pack()?);
-        map.insert((node, form), made.clone());
+        map.insert(key, made.clone());
         Ok(made)
     }
 }

@@ -9,6 +9,7 @@ use super::gather::{self, JoinedWindows, Windows};
 use super::image::Image;
 use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
+use super::seen;
 use super::table::PanelKernel;
 use super::target::Target;
 use crate::buffer::with_scratch;
@@ -62,6 +63,11 @@ fn runs_of(p: &Conv2dParams, kernel: &PanelKernel, size: usize) -> (usize, usize
 /// Whether the taps of a row of the window lie side by side, so that they are one run.
 fn joins_taps(p: &Conv2dParams) -> bool {
     p.groups == 1 && (p.dilations[1] == 1 || p.kw == 1)
+}
+
+/// Whether the pixels of a tile's rows would meet in the same sets of the cache, where an output line has `ow` of them.
+fn aliased(p: &Conv2dParams, size: usize, ow: usize) -> bool {
+    (p.strides[1] * p.c * size).is_multiple_of(2048) && ow > 4
 }
 
 /// Packs weights `[oc, c / groups, kh, kw]` (ONNX `Conv`) for [`conv2d_nhwc`].
@@ -162,7 +168,10 @@ pub fn conv2d_nhwc_parts(
     let (ints, signed) = (x.ints(), x.signed() && copy == Copying::Flip(0));
     let sweep =
         Sweep { isa: exec.isa(), panels: weights.view(), runs: &offsets, epilogue, ints, signed, out, ld: p.oc };
-    conv.run(exec, &sweep, weights.bytes());
+    let by_taps = weights.size == 4 && offsets.len() == p.kh * p.kw;
+    if !(by_taps && seen::run(exec, p, &conv.image, !aliased(p, weights.size, ow), &sweep)) {
+        conv.run(exec, &sweep, weights.bytes());
+    }
     Ok(())
 }
 
@@ -184,11 +193,11 @@ impl<'a> Conv<'a> {
         let reach = |i: usize, k: usize| (out[i] - 1) * p.strides[i] + (k - 1) * p.dilations[i] + 1;
         let reach = [reach(0, p.kh), reach(1, p.kw)];
         let padded = p.pads[0] + p.pads[1] > 0 || reach[0] > p.h || reach[1] > p.w;
-        let aliased = (p.strides[1] * p.c * size).is_multiple_of(2048) && out[1] > 4;
         let (runs, _) = runs_of(p, kernel, size);
         let ragged = !(weights.run_len * size).is_multiple_of(kernel.depth);
         let apart = image.dense().is_none();
-        let copies = padded || apart || aliased && !joins_taps(p) || ragged || copy != Copying::Flip(0);
+        let copies =
+            padded || apart || aliased(p, size, out[1]) && !joins_taps(p) || ragged || copy != Copying::Flip(0);
         // What follows a run is multiplied by zeros, which must not be NaN.
         let gathers = gather::pays(kernel, p, out[1], runs == 1 && p.kh * p.kw > 1) || size == 2 && ragged;
         let dense = p.c * size;

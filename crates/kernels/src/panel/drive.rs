@@ -11,7 +11,7 @@ use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
 use super::table::Body;
 use super::target::{Kind, Out, Target};
-use super::tile::{End, Ends, Tile};
+use super::tile::{End, Ends, Run, Tile};
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
@@ -168,8 +168,8 @@ struct Accumulators([std::mem::MaybeUninit<u32>; TILE_WORDS]);
 
 /// What multiplies rows by panels on one thread.
 pub(crate) enum Walk<'s, 'a> {
-    /// Vectors.
-    Vectors(&'s Sweep<'a>, Later),
+    /// Vectors, with all runs of the sweep.
+    Vectors(&'s Sweep<'a>, &'s [Run], Later),
     /// The processor's tiles.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Hardware(&'s Sweep<'a>, &'s mut amx::State<'a>, amx::hardware::Hardware),
@@ -180,8 +180,20 @@ pub(crate) enum Walk<'s, 'a> {
 impl Walk<'_, '_> {
     /// Lets the next tiles of vectors fetch memory that is copied soon; it is only a hint.
     pub fn fetch(&mut self, from: *const u8, bytes: usize) {
-        if let (Walk::Vectors(_, later), 1..) = (self, bytes) {
+        if let (Walk::Vectors(_, _, later), 1..) = (self, bytes) {
             later.0.push((Source(from), bytes));
+        }
+    }
+
+    /// As [`Walk::rows`] with some runs, in the place of the sweep's: for kernels of vectors.
+    ///
+    /// # Safety
+    /// As [`Walk::rows`]; `runs`, at least one, lie in the panel and pass over its other words.
+    pub unsafe fn rows_of(&mut self, runs: &[Run], lines: Lines, (group, p): (usize, usize), at: usize) {
+        debug_assert!(matches!(self, Walk::Vectors(..)));
+        if let (Walk::Vectors(sweep, _, later), 1..) = (self, lines.count) {
+            // SAFETY: passed on to the caller.
+            unsafe { sweep.vector_rows((lines, runs), (group, p), at, later) };
         }
     }
 
@@ -196,7 +208,7 @@ impl Walk<'_, '_> {
         }
         match self {
             // SAFETY: passed on to the caller.
-            Walk::Vectors(sweep, later) => unsafe { sweep.vector_rows(lines, (group, p), at, later) },
+            Walk::Vectors(sweep, runs, later) => unsafe { sweep.vector_rows((lines, runs), (group, p), at, later) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Walk::Hardware(sweep, state, tiles) => {
                 let work = amx::Work { sweep, tiles, state, lines, group, panel: p, at };
@@ -216,7 +228,8 @@ impl<'a> Sweep<'a> {
     /// Calls `body` with what multiplies rows on this thread.
     pub fn walk(&self, body: impl FnOnce(&mut Walk<'_, 'a>)) {
         let Body::Tiles(unit) = self.panels.kernel.body else {
-            return body(&mut Walk::Vectors(self, Later::default()));
+            let runs: Few<Run, 64> = self.runs.iter().map(|&at| Run { at, skip: 0 }).collect();
+            return body(&mut Walk::Vectors(self, &runs, Later::default()));
         };
         with_scratch(amx::State::WORDS, |sums| {
             // SAFETY: the scratch is ours in here.
@@ -235,7 +248,13 @@ impl<'a> Sweep<'a> {
     }
 
     /// Splits rows into tiles of even height.
-    unsafe fn vector_rows(&self, lines: Lines, (group, p): (usize, usize), at: usize, later: &mut Later) {
+    unsafe fn vector_rows(
+        &self,
+        (lines, runs): (Lines, &[Run]),
+        (group, p): (usize, usize),
+        at: usize,
+        later: &mut Later,
+    ) {
         let Lines { a, stride, count, .. } = lines;
         let (panels, columns) = (self.panels, &self.panels.columns);
         let b = panels.panel(group, p).as_ptr().cast();
@@ -249,12 +268,13 @@ impl<'a> Sweep<'a> {
         for t in 0..tiles {
             let rows = even + usize::from(t < longer);
             let a = a.wrapping_add(from * stride);
-            let (runs, n_runs, steps) = (self.runs.as_ptr(), panels.runs, panels.steps);
-            let ahead = later.next(fetched(n_runs * steps)).unwrap_or_else(|| ahead(b, n_runs * steps, width, t));
+            let (n_runs, steps) = (runs.len(), panels.steps);
+            let next = later.next(fetched(n_runs * steps));
+            let ahead = next.unwrap_or_else(|| ahead(b, panels.runs * steps, width, t));
             let to = at + from * self.ld + p * columns.nr;
             let end = self.end((column, n), to).filter(|_| n == width);
             let ends = end.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            let tile = Tile { a, stride, runs, n_runs, steps, b, ahead, out, end: ends };
+            let tile = Tile { a, stride, runs: runs.as_ptr(), n_runs, steps, b, ahead, out, end: ends };
             let residual = match self.epilogue.residual {
                 Residual::F32(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast::<u8>()),
                 Residual::Bf16(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast()),

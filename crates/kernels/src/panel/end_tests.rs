@@ -35,7 +35,8 @@ fn ends_tiles_as_the_loops_do() {
                 let context = format!("{m} {k} {n} {activation:?} {}", weights.kernel().name);
                 let plain = Epilogue { bias, activation, ..Epilogue::default() };
                 let looped = Epilogue { scales: &ones, ..plain };
-                let product = |e: &Epilogue, y: Target| panel_gemm(exec, Rows::F32(&x), (m, k, k), &weights, e, y).unwrap();
+                let product =
+                    |e: &Epilogue, y: Target| panel_gemm(exec, Rows::F32(&x), (m, k, k), &weights, e, y).unwrap();
                 let (mut want, mut got) = (vec![9f32; m * n], Guarded::new(&vec![9f32; m * n]));
                 product(&looped, Target::F32(&mut want));
                 product(&plain, Target::F32(got.get()));

@@ -6,7 +6,7 @@ use super::lines::{Copying, Placed};
 use super::pack::{Columns, PanelsView};
 use super::table::{INT_KERNELS, PanelKernel};
 use super::target::Target;
-use super::tile::Tile;
+use super::tile::{Run, Tile};
 use crate::activation::Activation;
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, exact, product, product_of, require, span_of};
@@ -219,7 +219,7 @@ pub(super) unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], 
     let ones = [1u8; 4];
     let mut out = [0u32; 64];
     // One step at a time would read the same four ones for each: a run is a step.
-    let runs = [0usize; 64];
+    let runs = [Run::default(); 64];
     for block in words.chunks(runs.len() * width) {
         let tile = Tile {
             a: ones.as_ptr(),

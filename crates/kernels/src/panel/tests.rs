@@ -300,6 +300,11 @@ fn params() -> Vec<Conv2dParams> {
         Conv2dParams { c: 64, oc: 48, h: 16, w: 17, pads: [0, 2, 1, 0], strides: [1, 2], ..base },
         Conv2dParams { c: 2048, oc: 4, h: 3, w: 6, ..base },
         Conv2dParams { h: 1, kh: 1, pads: [0, 1, 0, 1], c: 4, w: 40, oc: 20, ..base },
+        // Windows that reach far beyond the image: in place, of pixels that are spread, and of groups with odd panels.
+        Conv2dParams { n: 2, c: 20, oc: 45, h: 14, w: 13, dilations: [12, 11], pads: [12, 11, 12, 11], ..base },
+        Conv2dParams { c: 512, oc: 34, h: 6, w: 16, dilations: [4, 12], pads: [4, 12, 4, 12], ..base },
+        Conv2dParams { n: 2, c: 48, oc: 70, groups: 2, dilations: [7, 6], pads: [5, 9, 8, 3], strides: [2, 1], ..base },
+        Conv2dParams { c: 17, oc: 33, kw: 1, dilations: [6, 1], pads: [9, 0, 4, 0], ..base },
     ]
 }
 

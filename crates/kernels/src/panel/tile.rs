@@ -5,19 +5,29 @@
 
 use crate::simd::Simd;
 
-/// One tile of work. Row `i` of run `r` starts at `a + runs[r] + i · stride`.
+/// A run of a tile: elements that lie side by side in each row, and their words in the panel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Run {
+    /// Bytes from the start of a row to the run; they wrap.
+    pub at: usize,
+    /// Bytes of the panel before the run's words that are passed over.
+    pub skip: usize,
+}
+
+/// One tile of work. Row `i` of run `r` starts at `a + runs[r].at + i · stride`.
 #[repr(C)]
 pub(crate) struct Tile {
-    /// The first row.
+    /// The first row. Only runs need be in memory.
     pub a: *const u8,
     /// Bytes between rows.
     pub stride: usize,
-    /// Byte offsets of the runs, at least one.
-    pub runs: *const usize,
+    /// At least one.
+    pub runs: *const Run,
     pub n_runs: usize,
     /// Steps of 4 bytes in each run, at least one.
     pub steps: usize,
-    /// The panel: runs × steps × width words.
+    /// The panel: runs × steps × width words, and what runs pass over.
     pub b: *const u32,
     /// Where memory lies that is wanted next: twice 64 bytes of it are fetched into the L2 cache in each 4 steps. Need not
     /// be valid.
@@ -237,7 +247,9 @@ pub(crate) unsafe fn run_tile<D: Dot, const MR: usize, const NV: usize>(d: D, la
     for r in 0..t.n_runs {
         // SAFETY: each step reads 4 bytes of each row and a row of the panel.
         unsafe {
-            let mut a = t.a.add(*t.runs.add(r));
+            let run = *t.runs.add(r);
+            let mut a = t.a.wrapping_add(run.at);
+            b = b.byte_add(run.skip);
             for _ in 0..t.steps {
                 let mut columns = [d.column(b); NV];
                 for (v, column) in columns.iter_mut().enumerate().skip(1) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use narrowbit_ir::{Node, ValueId};
 use narrowbit_kernels::Activation;
 use narrowbit_kernels::codes::Code;
-use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::conv::{Conv2dParams, Taps};
 use narrowbit_kernels::gemm::BatchDim;
 use narrowbit_kernels::panel::{
     CodedPanels, CodedWeights, Elements, Epilogue, FloatMatMul, Residual, coded_conv2d_nhwc, coded_gemm,
@@ -21,6 +21,7 @@ use crate::fuse::Fusion;
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 use crate::lower;
 use crate::session::Operands;
+use crate::weights::Form;
 
 /// The format of an element type of 8 bits that is not an integer.
 pub(super) fn fp8(dtype: DType) -> Option<Code> {
@@ -132,11 +133,12 @@ impl Narrow {
     fn pack(
         self,
         cx: &BuildCx,
+        form: Form,
         shape: [usize; 3],
         bf16: bool,
         index: impl Fn(usize, usize, usize) -> usize + Sync,
     ) -> Result<Arc<CodedPanels>, StepError> {
-        cx.weights.get(cx.id, if bf16 { "coded-bf16" } else { "coded" }, || {
+        cx.weights.get(cx.id, form, || {
             let (bytes, wide) = (self.data.bytes(), self.code.size() == 2);
             let element = |g: usize, c: usize, row: usize| {
                 let i = index(g, c, row);
@@ -180,7 +182,8 @@ fn weighted(cx: &BuildCx, f: &Fusion) -> Maybe {
     let factor = x.scale * if gemm { cx.float("alpha", 1.0) } else { 1.0 };
     let (scales, exact) = (w.epilogue(factor, n), w.code.size() == 1 && x.code.is_some());
     let at = move |_: usize, c: usize, row: usize| if turned { c * k + row } else { row * n + c };
-    let weights = w.pack(cx, [1, n, k], bf16, at)?;
+    let form = if bf16 { "coded-bf16" } else { "coded" };
+    let weights = w.pack(cx, form.into(), [1, n, k], bf16, at)?;
     let shape = Shape::Rows([rows.iter().product(), k]);
     let (residual, activation) = (f.residual.is_some(), f.activation);
     let kernel = Coded { shape, x: x.code, weights, scales, bias, residual, activation, exact };
@@ -222,7 +225,7 @@ fn of_two(cx: &BuildCx, f: &Fusion) -> Option<Built> {
 }
 
 /// A convolution of images with their channels last, with weights in fp8.
-pub fn conv(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> Maybe {
+pub fn conv(cx: &BuildCx, f: &Fusion, (p, seen): (&Conv2dParams, &Taps), y: &[usize]) -> Maybe {
     let (Some(x), Some(out)) = (made(cx, 0), f.output) else { return Ok(None) };
     let (n, channels, taps) = (p.oc / p.groups, p.c / p.groups, p.kh * p.kw);
     // Few columns leave the panels empty: depthwise convolutions have a kernel on floats.
@@ -236,8 +239,10 @@ pub fn conv(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> Maybe {
     }
     let bf16 = cx.exec.takes_bf16(x.code.is_some());
     let (scales, exact) = (w.epilogue(x.scale, p.oc), x.code.is_some());
-    let at = move |g: usize, c: usize, row: usize| ((g * n + c) * channels + row % channels) * taps + row / channels;
-    let weights = w.pack(cx, [p.groups, n, channels * taps], bf16, at)?;
+    let window = |g: usize, c: usize, row: usize| ((g * n + c) * channels + row % channels) * seen.whole();
+    let at = |g: usize, c: usize, row: usize| window(g, c, row) + seen.place(row / channels);
+    let form = if bf16 { "coded-bf16" } else { "coded" };
+    let weights = w.pack(cx, (form, seen).into(), [p.groups, n, channels * taps], bf16, at)?;
     let (shape, residual, activation) = (Shape::Image(*p), f.residual.is_some(), f.activation);
     let kernel = Coded { shape, x: x.code, weights, scales, bias, residual, activation, exact };
     let ins = [x.value].into_iter().chain(f.residual).map(cx.channels_last).collect();

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::Few;
 use narrowbit_kernels::conv::{
-    Conv2dParams, ConvEpilogue, ConvTranspose2dParams, ConvTransposeWeights, ConvWeights, conv_transpose2d_prepack,
-    conv_transpose2d_run, conv2d_prepack, conv2d_run,
+    Conv2dParams, ConvEpilogue, ConvTranspose2dParams, ConvTransposeWeights, ConvWeights, Taps,
+    conv_transpose2d_prepack, conv_transpose2d_run, conv2d_prepack, conv2d_run,
 };
 
 use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::panel::{
     Epilogue, Panels, Residual, Rows, Target, WinogradWeights, conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits,
     conv_transpose2d_nhwc_pack, conv_transpose2d_nhwc_pack_bf16, conv2d_nhwc_fits, conv2d_nhwc_pack,
-    conv2d_nhwc_pack_bf16, conv2d_nhwc_parts, winograd_nhwc, winograd_side,
+    conv2d_nhwc_pack_bf16, conv2d_nhwc_parts, conv2d_nhwc_skips_padding, winograd_nhwc, winograd_side,
 };
 
 use narrowbit_tensor::DType;
@@ -47,10 +47,11 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let residual = f.residual.is_some();
     let mut ins = vec![cx.node.inputs[0].unwrap_or(out)];
     ins.extend(f.residual);
-    if !transposed && let Some(built) = super::coded::conv(cx, f, &params(cx, &window, &x, &w), &y)? {
+    let (p, taps) = params(cx, &window, &x, &w).seen_taps();
+    if !transposed && let Some(built) = super::coded::conv(cx, f, (&p, &taps), &y)? {
         return Ok(Some(built));
     }
-    if !transposed && let Some(built) = channels_last(cx, f, &params(cx, &window, &x, &w), &y)? {
+    if !transposed && let Some(built) = channels_last(cx, f, (&p, &taps), &y)? {
         return Ok(Some(built));
     }
     let kernel: Box<dyn Kernel> = if transposed {
@@ -70,12 +71,11 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         let weights = cx.packed("conv-transpose", |w| conv_transpose2d_prepack(cx.exec, &p, w))?;
         Box::new(Transposed { p, weights, bias, activation: f.activation })
     } else {
-        let p = params(cx, &window, &x, &w);
         let [oh, ow] = p.output()?;
         if [oh, ow] != plane(&y) {
             return Ok(None);
         }
-        let weights = cx.packed("conv", |w| conv2d_prepack(cx.exec, &p, w))?;
+        let weights = cx.packed(("conv", &taps), |w| conv2d_prepack(cx.exec, &p, &taps.cut(w)))?;
         Box::new(Conv { p, weights, bias, residual, activation: f.activation })
     };
     Ok(Some(Built { kernel, ins, outs: vec![out] }))
@@ -251,25 +251,26 @@ pub(super) fn image(cx: &BuildCx, p: &Conv2dParams, x: ValueId, alone: bool) -> 
 }
 
 /// A convolution that reads its image in place, with the channels last.
-fn channels_last(cx: &BuildCx, f: &Fusion, p: &Conv2dParams, y: &[usize]) -> Maybe {
+fn channels_last(cx: &BuildCx, f: &Fusion, (p, taps): (&Conv2dParams, &Taps), y: &[usize]) -> Maybe {
     let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
     let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
     let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
     let winograd = winograd_side(cx.exec, p);
     // Few output channels leave most of a vector empty, which costs less than another layout of the image.
     let narrow = p.oc / p.groups < 8 && (p.groups > 1 || !cx.is_channels_last(x));
-    let panels = !narrow && (!deep || winograd.is_some());
+    let panels = !narrow && (!deep || winograd.is_some() || conv2d_nhwc_skips_padding(p) && !cx.exec.bf16());
     if !depthwise && !panels || p.output()? != plane(y) || !conv2d_nhwc_fits(p, 4) {
         return Ok(None);
     }
     let weights = if depthwise {
-        NhwcWeights::Depthwise(cx.packed("depthwise-nhwc", |w| depthwise_nhwc_pack(cx.exec, p, w, &[]))?)
+        let pack = |w: &[f32]| depthwise_nhwc_pack(cx.exec, p, &taps.cut(w), &[]);
+        NhwcWeights::Depthwise(cx.packed(("depthwise-nhwc", taps), pack)?)
     } else if let Some(side) = winograd {
         let form = if side == 2 { "conv-winograd-2" } else { "conv-winograd-4" };
-        NhwcWeights::Winograd(cx.packed(form, |w| WinogradWeights::pack(cx.exec, p, side, w))?)
+        NhwcWeights::Winograd(cx.packed((form, taps), |w| WinogradWeights::pack(cx.exec, p, side, &taps.cut(w)))?)
     } else {
         let pack = if cx.exec.bf16() { conv2d_nhwc_pack_bf16 } else { conv2d_nhwc_pack::<f32> };
-        NhwcWeights::Panels(cx.packed("conv-nhwc", |w| pack(cx.exec, p, w))?)
+        NhwcWeights::Panels(cx.packed(("conv-nhwc", taps), |w| pack(cx.exec, p, &taps.cut(w)))?)
     };
     let mut ins = image(cx, p, x, cx.graph.only_use(x).is_some());
     let parts = ins.len();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::Few;
-use narrowbit_kernels::conv::Conv2dParams;
+use narrowbit_kernels::conv::{Conv2dParams, Taps};
 use narrowbit_kernels::integer::{
     DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, affine, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
@@ -61,20 +61,20 @@ enum ConvWeights {
 }
 
 impl ConvWeights {
-    fn new(cx: &BuildCx, p: &Conv2dParams, w: &mut Loaded) -> Result<ConvWeights, StepError> {
+    fn new(cx: &BuildCx, (p, taps): (&Conv2dParams, &Taps), w: &mut Loaded) -> Result<ConvWeights, StepError> {
         if p.groups > 1 && p.groups == p.c && p.oc == p.c {
-            let pack = || depthwise_nhwc_pack(cx.exec, p, &w.data, &w.zeros).map_err(StepError::from);
-            let packed = cx.weights.get(cx.id, "depthwise-i8", pack)?;
+            let pack = || depthwise_nhwc_pack(cx.exec, p, &taps.cut(&w.data), &w.zeros).map_err(StepError::from);
+            let packed = cx.weights.get(cx.id, ("depthwise-i8", taps), pack)?;
             // They were taken off when the weights were packed.
             w.zeros.clear();
             return Ok(ConvWeights::Depthwise(packed));
         }
         if w.zeros.is_empty() && winograd_pays(cx.exec.isa(), p) {
-            let pack = || WinogradWeights::pack_ints(cx.exec, p, &w.data).map_err(StepError::from);
-            return Ok(ConvWeights::Winograd(cx.weights.get(cx.id, "conv-winograd-i8", pack)?));
+            let pack = || WinogradWeights::pack_ints(cx.exec, p, &taps.cut(&w.data)).map_err(StepError::from);
+            return Ok(ConvWeights::Winograd(cx.weights.get(cx.id, ("conv-winograd-i8", taps), pack)?));
         }
-        let pack = || conv2d_nhwc_pack(cx.exec, p, &w.data).map_err(StepError::from);
-        Ok(ConvWeights::Panels(cx.weights.get(cx.id, "conv-i8", pack)?))
+        let pack = || conv2d_nhwc_pack(cx.exec, p, &taps.cut(&w.data)).map_err(StepError::from);
+        Ok(ConvWeights::Panels(cx.weights.get(cx.id, ("conv-i8", taps), pack)?))
     }
 
     fn column_sums(&self) -> &[i32] {
@@ -99,13 +99,13 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
         return Ok(None);
     };
     let Some(window) = window(cx, &dims, &w, &y, false) else { return Ok(None) };
-    let p = params(cx, &window, &dims, &w);
+    let (p, taps) = params(cx, &window, &dims, &w).seen_taps();
     if p.output()? != plane(&y) || !conv2d_nhwc_fits(&p, 1) {
         return Ok(None);
     }
     let Some(weights) = cx.node.input(1).and_then(|v| cx.int_weights(v, 0)) else { return Ok(None) };
     let Some(mut loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
-    let packed = ConvWeights::new(cx, &p, &mut loaded)?;
+    let packed = ConvWeights::new(cx, (&p, &taps), &mut loaded)?;
     let depth = p.c / p.groups * p.kh * p.kw;
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
     let mut ins = image(cx, &p, x.value, is_read_alone(cx, x.value));

@@ -155,6 +155,10 @@ impl Profile {
                 "GOP/s count nine products for each window of 3 × 3: winograd2 makes 4, winograd3 2.78 and winograd4 2.25 of them\n",
             );
         }
+        let beyond = |r: &NodeRow| !r.kernel.starts_with("winograd") && r.peak_share.is_some_and(|share| share > 1.3);
+        if self.nodes.iter().any(|r| r.op == "Conv" && beyond(r)) {
+            out.push_str("GOP/s count all taps of a window: those that meet only padding are not multiplied\n");
+        }
         let steps: f64 = self.ops.iter().map(|r| r.ms).sum();
         out.push_str(&format!("steps {steps:.3} ms, the whole run {:.3} ms\n", self.whole_ms));
         out

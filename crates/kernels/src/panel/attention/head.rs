@@ -12,7 +12,7 @@ use crate::panel::pack::PanelsView;
 use crate::panel::packing::{Form, Packing};
 use crate::panel::table::Body;
 use crate::panel::target::Out;
-use crate::panel::tile::Tile;
+use crate::panel::tile::{Run, Tile};
 use crate::simd::{Kernel, Simd};
 
 /// One head, with its packed keys and values.
@@ -143,7 +143,7 @@ impl Head<'_> {
             let tile = Tile {
                 a,
                 stride,
-                runs: [0].as_ptr(),
+                runs: &Run { at: 0, skip: 0 },
                 n_runs: 1,
                 steps: plan.key_steps,
                 b,

@@ -1,4 +1,4 @@
-//! Convolution by 3 × 3 windows at stride 1 with fewer multiplications: Winograd's algorithm on NHWC images.
+//! Convolution by 3 × 3 windows at stride 1, dilated or not, with fewer multiplications: Winograd's algorithm on NHWC images.
 //!
 //! A tile of `M × M` results comes from `N × N` pixels, `N = M + 2`. Pixels and weights are transformed so that each of the `N²` points is
 //! a product of its own, tiles by channels times channels by output channels, which the panel kernels multiply: `N² / M²`
@@ -7,11 +7,13 @@
 //! integers exactly, so the bits are the same on every tier.
 
 mod form;
+mod grid;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use form::{Form, Four, MOST_CHANNELS, Three, Two};
+use grid::Grid;
 
 use super::drive::{CHUNK, Rows, SERIAL, Sweep, part, parts};
 use super::epilogue::Epilogue;
@@ -19,9 +21,10 @@ use super::finish::Finish;
 use super::image::Image;
 use super::lines::{Copying, spread};
 use super::pack::{PanelElement, Panels};
+use super::seen;
 use super::table::{Body, PanelKernel};
 use super::target::Target;
-use super::tile::Tile;
+use super::tile::{Run, Tile};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::conv::Conv2dParams;
 use crate::error::{KernelError, Result, exact, product, require};
@@ -44,16 +47,15 @@ const LINE: usize = 16;
 /// plain sums are faster, or it has other windows or steps. It depends on the size of one image, never on how many there are,
 /// so that a batch has the bits of its images. Where plain sums may be of bfloat16, tiles of f32 must be faster than those.
 pub fn winograd_side(exec: &Exec, p: &Conv2dParams) -> Option<usize> {
-    let fits = (p.kh, p.kw, p.strides, p.dilations, p.groups) == (3, 3, [1; 2], [1; 2], 1);
     let [oh, ow] = p.output().ok()?;
-    if !fits || !(16..=MOST_FLOAT_CHANNELS).contains(&p.c) || p.oc < 16 {
+    if !fits(p) || !(16..=MOST_FLOAT_CHANNELS).contains(&p.c) || p.oc < 16 {
         return None;
     }
     // In multiplications for each channel and output channel: those of the tiles, what their transforms take, and reading the weights,
     // a float of which comes from beyond the second cache in the time of some 32 multiplications.
     let read = 32.0;
     let cost = |side: usize| {
-        let (tiles, points) = (oh.div_ceil(side) * ow.div_ceil(side), (side + 2) * (side + 2));
+        let (tiles, points) = (Grid::new(p, [oh, ow], side).tiles(), (side + 2) * (side + 2));
         let transforms = 8.0 / p.c as f64 + 8.0 / p.oc as f64;
         points as f64 * (tiles as f64 * (1.0 + transforms) + read)
     };
@@ -66,16 +68,22 @@ pub fn winograd_side(exec: &Exec, p: &Conv2dParams) -> Option<usize> {
         true if exec.isa().gains_by_bf16() => 0.5,
         true => 0.85,
     };
-    (cost(side) < product * 9.0 * ((oh * ow) as f64 + read)).then_some(side)
+    // Products of bfloat16 multiply padding, too.
+    let share = if exec.bf16() { 1.0 } else { seen::share(p) };
+    (cost(side) < product * share * 9.0 * ((oh * ow) as f64 + read)).then_some(side)
+}
+
+/// Whether windows are 3 × 3, dilated or not, at stride 1.
+fn fits(p: &Conv2dParams) -> bool {
+    (p.kh, p.kw, p.strides, p.groups) == (3, 3, [1; 2], 1)
 }
 
 /// Whether a convolution of 8-bit integers takes less time in tiles than as plain sums; the results are the same.
 pub fn winograd_pays(isa: Isa, p: &Conv2dParams) -> bool {
     let Ok([oh, ow]) = p.output() else { return false };
-    let fits = (p.kh, p.kw, p.strides, p.dilations, p.groups) == (3, 3, [1; 2], [1; 2], 1);
     // Tiles of the processor multiply nothing but 8 bits.
     let tiles = matches!(PanelKernel::best(i8::table(), isa).body, Body::Tiles(_));
-    if !fits || tiles || p.c < 16 || p.oc < 16 || p.c > MOST_CHANNELS {
+    if !fits(p) || tiles || p.c < 16 || p.oc < 16 || p.c > MOST_CHANNELS {
         return false;
     }
     // In multiplications of 8 bits for each channel and output channel, fitted to measurements. Dot products take four of 8 bits
@@ -87,7 +95,7 @@ pub fn winograd_pays(isa: Isa, p: &Conv2dParams) -> bool {
         _ => (0.8, 15.0, 150.0),
     };
     let deep = 0.5 * (p.c as f64 / 512.0).powi(2);
-    let tiles = (oh.div_ceil(3) * ow.div_ceil(3)) as f64;
+    let tiles = Grid::new(p, [oh, ow], 3).tiles() as f64;
     let cost = 25.0 * tiles * (product + deep + transform / p.c as f64 + transform / p.oc as f64);
     cost + read < 0.92 * 9.0 * (oh * ow) as f64
 }
@@ -175,7 +183,7 @@ fn transformed<F: Form<M, N>, W: Weight, T: PanelElement, const M: usize, const 
 /// A result of floats differs from the plain sum by some roundings more; infinities become NaN in all results of a tile.
 ///
 /// # Errors
-/// As [`super::conv2d_nhwc_parts`]; or the steps or the dilation are not 1, or weights have zero points.
+/// As [`super::conv2d_nhwc_parts`]; or the steps are not 1, weights have zero points, or rows have formats of their own.
 pub fn winograd_nhwc(
     exec: &Exec,
     p: &Conv2dParams,
@@ -204,7 +212,7 @@ fn run<F: Form<M, N>, const M: usize, const N: usize>(
 ) -> Result {
     let [oh, ow] = p.output()?;
     let pixels = product(NAME, &[p.n, oh, ow])?;
-    require(NAME, (p.strides, p.dilations) == ([1; 2], [1; 2]), "steps and dilation must be 1")?;
+    require(NAME, fits(p), "the window is not 3 × 3, there are groups, or the steps are not 1")?;
     let of_type = |x: &Rows<'_>| if F::INTS { x.ints() } else { matches!(x, Rows::F32(_)) };
     require(NAME, all.iter().all(of_type), "image and weights have different types")?;
     let image = Image::new(exec.isa(), all, (product(NAME, &[p.n, p.h, p.w])?, p.c), (Copying::Flip(0), F::PIXEL))?;
@@ -214,6 +222,7 @@ fn run<F: Form<M, N>, const M: usize, const N: usize>(
     require(NAME, packed == (N * N, p.oc, p.c), "the weights were packed for another shape")?;
     epilogue.check(NAME, F::INTS, p.oc, y.len())?;
     require(NAME, epilogue.weight_zeros.is_empty(), "the weights have zero points")?;
+    require(NAME, epilogue.rows.is_none(), "rows have formats of their own")?;
     y.require_type(NAME, F::INTS)?;
     if pixels == 0 {
         return Ok(());
@@ -221,13 +230,16 @@ fn run<F: Form<M, N>, const M: usize, const N: usize>(
     let out = y.shared();
     let (panels, isa, ints) = (weights.view(), exec.isa(), F::INTS);
     let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints, signed: false, out, ld: p.oc };
-    let grid = [oh.div_ceil(M), ow.div_ceil(M)];
+    let grid = Grid::new(p, [oh, ow], M);
     let pitch = spread(panels.steps * 4, 4);
     let job = Job::<F, M, N> { p, out: [oh, ow], grid, image, pad: pad as u8, sweep: &sweep, pitch, form: PhantomData };
-    let tiles = product(NAME, &[p.n, grid[0], grid[1]])?;
+    let tiles = product(NAME, &[p.n, grid.tiles()])?;
     let count = panels.columns.count();
     let work = tiles.saturating_mul(N * N).saturating_mul(p.oc).saturating_mul(panels.steps);
-    let (down, across) = parts(exec, work, (tiles, N * N * pitch, 2 * panels.kernel.mr), (count, weights.bytes()));
+    // Where weights come from memory, parts of few tiles would wait for them: a task goes over its own tiles in parts, too.
+    let far = !F::INTS && weights.bytes() > MOST_WEIGHTS;
+    let tile = if far { (N * N * pitch).min(CHUNK / (4 * panels.kernel.mr)) } else { N * N * pitch };
+    let (down, across) = parts(exec, work, (tiles, tile, 2 * panels.kernel.mr), (count, weights.bytes()));
     exec.pool().run_if(work >= SERIAL, down * across, &|task| {
         job.task(part(tiles, down, task / across), part(count, across, task % across));
     });
@@ -236,9 +248,9 @@ fn run<F: Form<M, N>, const M: usize, const N: usize>(
 
 struct Job<'a, F, const M: usize, const N: usize> {
     p: &'a Conv2dParams,
-    /// Height and width of the result, in pixels and in tiles.
+    /// Height and width of the result.
     out: [usize; 2],
-    grid: [usize; 2],
+    grid: Grid,
     image: Image,
     /// The byte that padding holds, of integers.
     pad: u8,
@@ -297,34 +309,28 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
         });
     }
 
-    /// Image, row and column of a tile.
-    fn place(&self, tile: usize) -> (usize, usize, usize) {
-        let [down, across] = self.grid;
-        (tile / (down * across), tile / across % down, tile % across)
-    }
-
     /// Transforms the pixels of a tile, which becomes tile `at` of the scratch.
     ///
     /// # Safety
     /// The scratch has the tile.
     unsafe fn enter(&self, tile: usize, at: usize, scratch: &Scratch) {
-        let (p, (image, down, across)) = (self.p, self.place(tile));
-        let (top, left) = ((down * M).wrapping_sub(p.pads[0]), (across * M).wrapping_sub(p.pads[1]));
-        let inside = |from: usize, len: usize| from < len && from + N <= len;
+        let (p, (image, [y, x], _)) = (self.p, self.grid.place(tile, M));
+        let (top, left) = (y.wrapping_sub(p.pads[0]), x.wrapping_sub(p.pads[1]));
+        let inside = |i: usize, from: usize, len: usize| from < len && from + (N - 1) * p.dilations[i] < len;
         let (mut to, apart) = (scratch.points.wrapping_add(at * self.pitch), scratch.apart[0]);
-        let whole = inside(top, p.h) && inside(left, p.w);
+        let whole = inside(0, top, p.h) && inside(1, left, p.w);
         let corner = if whole { (image * p.h + top) * p.w + left } else { 0 };
         for (from, pixel) in self.image.places(corner, 1) {
-            let (from, line) = match whole {
-                true => (from, p.w * pixel),
+            let (from, line, step) = match whole {
+                true => (from, p.dilations[0] * p.w * pixel, p.dilations[1] * pixel),
                 false => {
                     // SAFETY: the patch has N² pixels, the image those that are copied.
                     unsafe { self.patch(from, pixel, (image, top, left), scratch.patch) };
-                    (scratch.patch.cast_const(), N * pixel)
+                    (scratch.patch.cast_const(), N * pixel, pixel)
                 }
             };
             let (channels, form) = (pixel / F::PIXEL, PhantomData::<F>);
-            self.image.isa.dispatch(Enter::<F, M, N> { from, pixel, line, channels, to, apart, form });
+            self.image.isa.dispatch(Enter::<F, M, N> { from, pixel: step, line, channels, to, apart, form });
             to = to.wrapping_add(channels * F::POINT);
         }
     }
@@ -336,7 +342,8 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
     unsafe fn patch(&self, first: *const u8, bytes: usize, place: (usize, usize, usize), to: *mut u8) {
         let (p, (image, top, left)) = (self.p, place);
         for i in 0..N * N {
-            let (y, x) = (top.wrapping_add(i / N), left.wrapping_add(i % N));
+            let (down, across) = (i / N * p.dilations[0], i % N * p.dilations[1]);
+            let (y, x) = (top.wrapping_add(down), left.wrapping_add(across));
             // SAFETY: the caller vouches for both.
             unsafe {
                 let to = to.add(i * bytes);
@@ -373,7 +380,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
                 let tile = Tile {
                     a: a.wrapping_add(rows.start * self.pitch).cast_const(),
                     stride: self.pitch,
-                    runs: self.sweep.runs.as_ptr(),
+                    runs: &Run { at: 0, skip: 0 },
                     n_runs: 1,
                     steps: panels.steps,
                     b: b.as_ptr().cast(),
@@ -397,19 +404,21 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
         let (width, valid) = (columns.width(panel), columns.valid(panel));
         let mut tile = tiles.start;
         while tile < tiles.end {
-            let (image, down, across) = self.place(tile);
-            let count = (LINE / M).min(tiles.end - tile).min(self.grid[1] - across);
+            let (image, [y, x], following) = self.grid.place(tile, M);
+            let count = (LINE / M).min(tiles.end - tile).min(following);
             let from = scratch.products.wrapping_add((tile - tiles.start) * width).cast_const();
             let (to, line, apart) = (scratch.sums, LINE * width, scratch.apart[1]);
             self.sweep.isa.dispatch(Leave::<F, M, N> { from, apart, to, line, count, width, form: PhantomData });
-            let (y, x) = (down * M, across * M);
-            for i in 0..M.min(oh - y) {
-                let row = (image * oh + y + i) * ow + x;
+            let [down, across] = self.grid.steps;
+            let rows = (count * M).min(ow.saturating_sub(x).div_ceil(across));
+            let lines = if rows == 0 { 0 } else { M.min(oh.saturating_sub(y).div_ceil(down)) };
+            for i in 0..lines {
+                let row = (image * oh + y + i * down) * ow + x;
                 let finish = Finish {
                     epilogue: self.sweep.epilogue,
                     ints: F::INTS,
                     acc: to.wrapping_add(i * line).cast_const().cast(),
-                    rows: (count * M).min(ow - x),
+                    rows,
                     width,
                     n: valid,
                     row,
@@ -417,7 +426,7 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
                     row_sums: std::ptr::null(),
                     out: self.sweep.out,
                     at: row * self.sweep.ld + panel * columns.nr,
-                    ld: self.sweep.ld,
+                    ld: across * self.sweep.ld,
                 };
                 finish.run(self.sweep.isa);
             }

@@ -27,6 +27,11 @@ fn params() -> Vec<Conv2dParams> {
         Conv2dParams { pads: [0, 2, 1, 0], c: 5, oc: 3, h: 12, w: 5, ..base },
         Conv2dParams { pads: [4, 3, 5, 6], h: 2, w: 3, ..base },
         Conv2dParams { pads: [0; 4], h: 40, w: 50, c: 17, oc: 70, ..base },
+        // Convolutions that lie in each other: of as many pixels, of others, of one or none each, beyond the image.
+        Conv2dParams { dilations: [2; 2], pads: [2; 4], h: 16, w: 16, c: 33, oc: 35, ..base },
+        Conv2dParams { n: 2, dilations: [4, 3], pads: [4, 2, 3, 5], h: 13, w: 17, ..base },
+        Conv2dParams { dilations: [12, 1], pads: [12, 1, 12, 1], c: 5, ..base },
+        Conv2dParams { dilations: [5, 12], pads: [3, 12, 8, 13], h: 4, w: 3, ..base },
         // More than one chunk of tiles.
         Conv2dParams { h: 6, w: 120, c: 300, oc: 16, ..base },
     ]
@@ -169,11 +174,15 @@ fn is_taken_where_it_pays_whatever_the_batch() {
     assert_eq!(side(Conv2dParams { c: 256, oc: 256, h: 14, w: 14, ..base }), Some(2));
     // Large weights, which are read for few tiles.
     assert_eq!(side(Conv2dParams { c: 512, oc: 512, h: 7, w: 7, ..base }), None);
+    // Dilation leaves fewer results to each tile.
+    let dilated = |d: usize, p: Conv2dParams| Conv2dParams { dilations: [d; 2], pads: [d; 4], ..p };
+    assert_eq!(side(dilated(2, base)), Some(4));
+    assert_eq!(side(dilated(4, Conv2dParams { c: 512, oc: 512, h: 28, w: 28, ..base })), Some(2));
+    assert_eq!(side(dilated(12, Conv2dParams { c: 512, oc: 512, h: 28, w: 28, ..base })), None);
     // Weights that would take four times their memory.
     assert_eq!(side(Conv2dParams { c: 1024, oc: 1024, h: 64, w: 64, ..base }), Some(2));
     let others = [
         Conv2dParams { strides: [2, 1], ..base },
-        Conv2dParams { dilations: [1, 2], ..base },
         Conv2dParams { groups: 2, ..base },
         Conv2dParams { kw: 1, ..base },
         Conv2dParams { c: 3, ..base },
