@@ -67,12 +67,35 @@ impl Activation {
         !matches!(self, Activation::None | Activation::Relu | Activation::Clip { .. })
     }
 
-    /// As [`Activation::apply`], to an absolute error of 1e-6 at most: for results that are rounded to 8 bits.
+    /// The same to an absolute error of 1e-6 at most: for results that are rounded to 8 bits.
     #[inline(always)]
-    pub(crate) fn apply_coarsely<S: Simd>(self, s: S, x: S::F) -> S::F {
+    pub(crate) fn coarse(self) -> Activation {
+        if self == Activation::GeluErf { Activation::GeluErfCoarse } else { self }
+    }
+
+    /// The function on several vectors: chosen once, and their chains of operations run side by side.
+    #[inline(always)]
+    pub(crate) fn apply_all<S: Simd, const N: usize>(self, s: S, v: &mut [S::F; N]) {
+        macro_rules! all {
+            ($function:expr) => {
+                for x in v.iter_mut() {
+                    *x = $function.apply(s, *x);
+                }
+            };
+        }
         match self {
-            Activation::GeluErf => Activation::GeluErfCoarse.apply(s, x),
-            _ => self.apply(s, x),
+            Activation::None => {}
+            Activation::Relu => all!(Activation::Relu),
+            Activation::Clip { lo, hi } => all!(Activation::Clip { lo, hi }),
+            Activation::LeakyRelu { alpha } => all!(Activation::LeakyRelu { alpha }),
+            Activation::Sigmoid => all!(Activation::Sigmoid),
+            Activation::Silu { alpha } => all!(Activation::Silu { alpha }),
+            Activation::HardSwish => all!(Activation::HardSwish),
+            Activation::HardSigmoid { alpha, beta } => all!(Activation::HardSigmoid { alpha, beta }),
+            Activation::GeluErf => all!(Activation::GeluErf),
+            Activation::GeluErfCoarse => all!(Activation::GeluErfCoarse),
+            Activation::GeluTanh => all!(Activation::GeluTanh),
+            Activation::Tanh => all!(Activation::Tanh),
         }
     }
 

@@ -191,7 +191,45 @@ impl Epilogue<'_> {
     /// # Safety
     /// `Epilogue::check` accepted lengths that cover these places.
     #[inline(always)]
-    pub unsafe fn rest<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
+    pub unsafe fn rest<S: Simd>(&self, s: S, v: S::F, column: usize, at: usize, n: usize) -> S::F {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let v = self.before(s, v, column, at, n);
+            self.behind(s, self.activation.apply(s, v), column, n)
+        }
+    }
+
+    /// As [`Epilogue::rest`], of several results of the same columns, whose elements are `step` apart.
+    ///
+    /// # Safety
+    /// As [`Epilogue::rest`].
+    #[inline(always)]
+    pub unsafe fn rest_of_all<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        v: &mut [S::F; N],
+        column: usize,
+        (at, step): (usize, usize),
+        n: usize,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for (k, v) in v.iter_mut().enumerate() {
+                *v = self.before(s, *v, column, at + k * step, n);
+            }
+            self.activation.apply_all(s, v);
+            for v in v.iter_mut() {
+                *v = self.behind(s, *v, column, n);
+            }
+        }
+    }
+
+    /// Bias and residual.
+    ///
+    /// # Safety
+    /// As [`Epilogue::rest`].
+    #[inline(always)]
+    unsafe fn before<S: Simd>(&self, s: S, mut v: S::F, column: usize, at: usize, n: usize) -> S::F {
         let bits = low_bits(n);
         // SAFETY: the caller vouches for these places.
         unsafe {
@@ -199,23 +237,31 @@ impl Epilogue<'_> {
                 v = s.add(v, s.load_bits(self.bias.as_ptr().add(column), bits));
             }
             match self.residual {
-                Residual::None => {}
-                Residual::Row(r, scale) => v = self.sum(s, v, s.load_bits(r.as_ptr().add(column), bits), scale),
-                Residual::F32(r) => v = s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
-                Residual::Bf16(r) => v = s.add(v, load_bf16(s, r.as_ptr().cast::<u16>().add(at), n)),
+                Residual::None => v,
+                Residual::Row(r, scale) => self.sum(s, v, s.load_bits(r.as_ptr().add(column), bits), scale),
+                Residual::F32(r) => s.add(v, s.load_bits(r.as_ptr().add(at), bits)),
+                Residual::Bf16(r) => s.add(v, load_bf16(s, r.as_ptr().cast::<u16>().add(at), n)),
                 Residual::U8(r, scale, zero) => {
                     let r = s.sub_i(s.load_u8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = self.sum(s, v, s.to_f32(r), scale);
+                    self.sum(s, v, s.to_f32(r), scale)
                 }
                 Residual::I8(r, scale, zero) => {
                     let r = s.sub_i(s.load_i8_n(r.as_ptr().add(at), n), s.splat_i(zero));
-                    v = self.sum(s, v, s.to_f32(r), scale);
+                    self.sum(s, v, s.to_f32(r), scale)
                 }
             }
         }
-        v = self.activation.apply(s, v);
+    }
+
+    /// Factor and shift.
+    ///
+    /// # Safety
+    /// As [`Epilogue::rest`].
+    #[inline(always)]
+    unsafe fn behind<S: Simd>(&self, s: S, mut v: S::F, column: usize, n: usize) -> S::F {
+        let bits = low_bits(n);
         if !self.factors.is_empty() {
-            // SAFETY: as above.
+            // SAFETY: the caller vouches for these places.
             v = s.mul(v, unsafe { s.load_bits(self.factors.as_ptr().add(column), bits) });
         }
         if !self.shifts.is_empty() {

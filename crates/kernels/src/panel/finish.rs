@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use super::epilogue::{Epilogue, Residual, load_bf16};
 use super::stage::{Stage, Steps};
 use super::target::{Kind, Out};
+use crate::activation::Activation;
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, low_bits};
 
@@ -272,6 +273,8 @@ impl Finish<'_> {
                 } else if !is_code(F::KIND) && F::MODE != PASS && j + 2 * S::LANES <= self.n {
                     self.pairs::<S, F>(s, constants, j);
                     j += S::LANES;
+                } else if !is_code(F::KIND) && F::MODE == PASS && n == S::LANES {
+                    self.passes::<S, F>(s, constants, j);
                 } else {
                     let column = self.column::<S, F>(s, j, n);
                     for i in 0..self.rows {
@@ -297,15 +300,21 @@ impl Finish<'_> {
             }
             let mut i = 0;
             while i + rows <= self.rows {
-                let (mut v, mut to) = ([c.zero; 4], [c.data; 4]);
-                for k in 0..4 {
+                let (mut x, mut v, mut to) = ([c.residual_scale; 4], [c.zero; 4], [c.data; 4]);
+                for (k, x) in x.iter_mut().enumerate() {
                     let (column, place) = (&columns[k % COLUMNS], (i + k / COLUMNS, j + k % COLUMNS * S::LANES));
-                    let x = self.value::<S, F>(s, c, column, place, S::LANES);
+                    *x = self.before::<S, F>(s, c, column, place, S::LANES);
+                    to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
+                }
+                if F::MODE == PASS {
+                    self.activation::<F>().apply_all(s, &mut x);
+                }
+                for (k, &x) in x.iter().enumerate() {
+                    let column = &columns[k % COLUMNS];
                     let plain = F::MODE == PLAIN && !is_float_sum(F::RESIDUAL);
                     let x = if plain { x } else { column.scaled::<F>(s, x) };
                     // NaN passes, and gives the smallest integer.
                     v[k] = s.to_i32(s.min(column.high, x));
-                    to[k] = c.data.wrapping_add(c.at + place.0 * c.ld + place.1);
                 }
                 match F::KIND {
                     1 => s.store_codes::<false>(to, v, low, c.zero),
@@ -344,6 +353,31 @@ impl Finish<'_> {
                     s.store(c.data.cast::<f32>().add(at), a);
                     s.store(c.data.cast::<f32>().add(at + S::LANES), b);
                 }
+            }
+        }
+    }
+
+    /// Results that are floats or bfloat16, of a whole vector of columns from `j` on, behind a function: four rows at a time.
+    #[inline(always)]
+    unsafe fn passes<S: Simd, F: Form>(&self, s: S, constants: Constants<S>, j: usize) {
+        let c = &constants;
+        // SAFETY: the caller vouches for the columns, and the rows are in the tile.
+        unsafe {
+            let column = self.column::<S, F>(s, j, S::LANES);
+            let mut i = 0;
+            while i + 4 <= self.rows {
+                let mut v = [column.bias; 4];
+                for (k, v) in v.iter_mut().enumerate() {
+                    *v = self.before::<S, F>(s, c, &column, (i + k, j), S::LANES);
+                }
+                self.activation::<F>().apply_all(s, &mut v);
+                for (k, &v) in v.iter().enumerate() {
+                    self.store::<S, F>(s, c, &column, (i + k, j), v, S::LANES);
+                }
+                i += 4;
+            }
+            for i in i..self.rows {
+                self.vector::<S, F>(s, c, &column, (i, j), S::LANES);
             }
         }
     }
@@ -436,6 +470,28 @@ impl Finish<'_> {
         s: S,
         c: &Constants<S>,
         column: &Column<S>,
+        place: (usize, usize),
+        n: usize,
+    ) -> S::F {
+        // SAFETY: passed on to the caller.
+        let v = unsafe { self.before::<S, F>(s, c, column, place, n) };
+        if F::MODE == PASS { self.activation::<F>().apply(s, v) } else { v }
+    }
+
+    /// The function behind the sum of all, as exact as the results are.
+    #[inline(always)]
+    fn activation<F: Form>(&self) -> Activation {
+        let activation = self.epilogue.activation;
+        if is_code(F::KIND) { activation.coarse() } else { activation }
+    }
+
+    /// What the activation is a function of.
+    #[inline(always)]
+    unsafe fn before<S: Simd, F: Form>(
+        &self,
+        s: S,
+        c: &Constants<S>,
+        column: &Column<S>,
         (i, j): (usize, usize),
         n: usize,
     ) -> S::F {
@@ -491,11 +547,7 @@ impl Finish<'_> {
                     };
                 }
             }
-            match (F::MODE == PASS, F::KIND) {
-                (false, _) => v,
-                (true, 0 | 3) => e.activation.apply(s, v),
-                (true, _) => e.activation.apply_coarsely(s, v),
-            }
+            v
         }
     }
 
@@ -509,25 +561,42 @@ impl Finish<'_> {
         (i, j): (usize, usize),
         n: usize,
     ) {
-        let at = c.at + i * c.ld + j;
         // SAFETY: the caller vouches for these places.
         unsafe {
             let mut v = self.value::<S, F>(s, c, column, (i, j), n);
             if !is_code(F::KIND) {
-                // NaN passes: `min` and `max` give their second operand then.
-                v = s.min(column.high, s.max(column.low, v));
-                if F::MODE == PASS {
-                    v = column.scaled::<F>(s, v);
-                }
-                match F::KIND {
-                    3 => s.store_bf16_n(c.data.cast::<u16>().add(at), v, n),
-                    _ => s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n)),
-                }
-                return;
+                return self.store::<S, F>(s, c, column, (i, j), v, n);
             }
             // NaN gives the smallest value: `max` passes its second operand on.
             v = s.max(s.min(column.high, column.scaled::<F>(s, v)), column.low);
-            s.store_low8_n(c.data.add(at), s.add_i(s.to_i32(v), c.zero), n);
+            s.store_low8_n(c.data.add(c.at + i * c.ld + j), s.add_i(s.to_i32(v), c.zero), n);
+        }
+    }
+
+    /// Clamps results that are floats or bfloat16, multiplies and shifts them, and writes them.
+    #[inline(always)]
+    unsafe fn store<S: Simd, F: Form>(
+        &self,
+        s: S,
+        c: &Constants<S>,
+        column: &Column<S>,
+        (i, j): (usize, usize),
+        v: S::F,
+        n: usize,
+    ) {
+        let at = c.at + i * c.ld + j;
+        // NaN passes: `min` and `max` give their second operand then.
+        let mut v = s.min(column.high, s.max(column.low, v));
+        if F::MODE == PASS {
+            v = column.scaled::<F>(s, v);
+        }
+        // SAFETY: the caller vouches for these places.
+        unsafe {
+            match F::KIND {
+                3 => s.store_bf16_n(c.data.cast::<u16>().add(at), v, n),
+                _ if n == S::LANES => s.store(c.data.cast::<f32>().add(at), v),
+                _ => s.store_bits(c.data.cast::<f32>().add(at), v, low_bits(n)),
+            }
         }
     }
 }

@@ -4,6 +4,9 @@ use crate::activation::Activation;
 use crate::panel::{Epilogue, Out, Residual, Rounding};
 use crate::simd::{Simd, low_bits};
 
+/// Pixels whose functions are computed side by side.
+pub(super) const TOGETHER: usize = 4;
+
 /// Whether the results need but a bias and a clamp.
 pub(super) fn is_plain(e: &Epilogue<'_>) -> bool {
     let affine = !e.factors.is_empty() || !e.shifts.is_empty();

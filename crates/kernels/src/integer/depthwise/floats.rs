@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::finish::{Finish, is_plain};
+use super::finish::{Finish, TOGETHER, is_plain};
 use super::{BLOCK, LANES};
 use crate::conv::Conv2dParams;
 use crate::exec::Exec;
@@ -236,11 +236,20 @@ impl<S: Simd, const HALF: bool> Vector<'_, S, HALF> {
     /// The task owns these channels.
     #[inline(always)]
     unsafe fn rest(&self, s: S, x: usize, sums: &[S::F]) {
-        let row = self.row;
-        for (k, &sum) in sums.iter().enumerate() {
-            let at = row.at + (x + k) * row.p.c + self.c;
-            // SAFETY: passed on to the caller.
-            unsafe {
+        let (row, step) = (self.row, self.row.p.c);
+        let at = row.at + x * step + self.c;
+        let (all, rest) = sums.as_chunks::<TOGETHER>();
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for (i, sums) in all.iter().enumerate() {
+                let (mut v, at) = (*sums, at + i * TOGETHER * step);
+                row.epilogue.rest_of_all(s, &mut v, self.c, (at, step), self.n);
+                for (k, &v) in v.iter().enumerate() {
+                    row.out.put(s, &self.finish.rounding, at + k * step, v, self.n);
+                }
+            }
+            for (k, &sum) in rest.iter().enumerate() {
+                let at = at + (all.len() * TOGETHER + k) * step;
                 let v = row.epilogue.rest(s, sum, self.c, at, self.n);
                 row.out.put(s, &self.finish.rounding, at, v, self.n);
             }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::finish::{Finish, is_plain};
+use super::finish::{Finish, TOGETHER, is_plain};
 use super::{BLOCK, LANES, NAME};
 use crate::buffer::{Buffer, with_scratch};
 use crate::conv::Conv2dParams;
@@ -378,11 +378,23 @@ impl Row<'_> {
                 x += 1;
             }
             if !PLAIN {
-                for x in 0..ow {
-                    let sum = s.load_i32_n(b.sums.add(x * S::LANES), S::LANES);
-                    let at = self.at(x);
-                    let v = b.epilogue.rest(s, s.mul(s.to_f32(sum), sums.scale), column, at, self.n);
-                    b.out.put(s, &finish.rounding, at, v, self.n);
+                let sum = |x: usize| b.sums.wrapping_add(x * S::LANES);
+                let mut x = 0;
+                while x + TOGETHER <= ow {
+                    let mut v = [sums.scale; TOGETHER];
+                    for (k, v) in v.iter_mut().enumerate() {
+                        *v = s.mul(s.to_f32(s.load_i32_n(sum(x + k), S::LANES)), *v);
+                    }
+                    b.epilogue.rest_of_all(s, &mut v, column, (self.at(x), b.image.p.c), self.n);
+                    for (k, &v) in v.iter().enumerate() {
+                        b.out.put(s, &finish.rounding, self.at(x + k), v, self.n);
+                    }
+                    x += TOGETHER;
+                }
+                for x in x..ow {
+                    let v = s.mul(s.to_f32(s.load_i32_n(sum(x), S::LANES)), sums.scale);
+                    let v = b.epilogue.rest(s, v, column, self.at(x), self.n);
+                    b.out.put(s, &finish.rounding, self.at(x), v, self.n);
                 }
             }
         }
