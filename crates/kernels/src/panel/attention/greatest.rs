@@ -60,7 +60,7 @@ impl Soften<'_> {
             Factor::Div(by) => self.scale / by,
         };
         let plain = self.mask.is_none() && step > 0.0 && step.is_finite();
-        for i in 0..self.scores.rows {
+        for (i, greatest) in scales.iter_mut().enumerate() {
             // SAFETY: whoever made `self` vouches for its pointers and lengths.
             let (total, codes) = unsafe {
                 match self.mask {
@@ -78,11 +78,11 @@ impl Soften<'_> {
                     }
                 }
             };
-            (self.terms[i], scales[i]) = (codes, 255.0 / total);
+            (self.terms[i], *greatest) = (codes, 255.0 / total);
             if total.is_nan() {
                 // SAFETY: as above.
                 unsafe { self.out.data.wrapping_add(i * self.pitch).write_bytes(0, self.pitch) };
-                (self.terms[i], scales[i]) = (0, if self.guarded { 1.0 } else { f32::NAN });
+                (self.terms[i], *greatest) = (0, if self.guarded { 1.0 } else { f32::NAN });
             }
         }
     }
