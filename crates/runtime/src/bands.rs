@@ -35,13 +35,12 @@ pub struct Values<'a> {
     pub is_kept: &'a dyn Fn(ValueId) -> bool,
 }
 
+/// Steps in order, by their first node.
+pub type Steps = Vec<(NodeId, Built)>;
+
 /// Joins convolutions that hand each other large images. Returns the steps, and the nodes of those that went into another
 /// one, behind the node of that.
-pub fn join(
-    steps: Vec<(NodeId, Built)>,
-    values: &Values,
-    exec: &Exec,
-) -> (Vec<(NodeId, Built)>, Vec<(NodeId, NodeId)>) {
+pub fn join(steps: Steps, values: &Values, exec: &Exec) -> (Steps, Vec<(NodeId, NodeId)>) {
     let chains = chains(&steps, values, exec);
     if chains.is_empty() {
         return (steps, Vec::new());
