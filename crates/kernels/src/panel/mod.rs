@@ -91,6 +91,6 @@ fn rounded(w: &[f32]) -> Vec<half::bf16> {
 }
 
 #[cfg(test)]
-mod end_tests;
+mod epilogue_tests;
 #[cfg(test)]
 mod tests;
