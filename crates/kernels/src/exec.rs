@@ -6,6 +6,9 @@ use crate::buffer::SharedMut;
 use crate::isa::Isa;
 use crate::pool::Pool;
 
+/// What [`Exec::split_rows`] calls with the numbers of some rows and their bytes.
+pub type RowsBody<'a, const N: usize> = &'a (dyn Fn(Range<usize>, [&mut [u8]; N]) + Sync);
+
 /// A tier and a pool; every kernel takes one. Share it by reference or `Arc`.
 pub struct Exec {
     isa: Isa,
@@ -86,23 +89,15 @@ impl Exec {
         });
     }
 
-    /// Splits `data` into `parts` pieces of whole units of `unit` elements, as even as units allow, and runs `body` on the
-    /// units' numbers and on the elements of each piece, in parallel. What is left behind the last whole unit is not touched.
-    pub fn split_mut<T: Copy + Send>(
-        &self,
-        data: &mut [T],
-        unit: usize,
-        parts: usize,
-        body: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
-    ) {
-        let (unit, parts) = (unit.max(1), parts.max(1));
-        let units = data.len() / unit;
-        let base = SharedMut::new(data);
+    /// Splits slices of `rows` equal rows each into `parts` pieces of the same rows, as even as rows allow, and runs `body` on the
+    /// rows' numbers and their bytes in each slice, in parallel. What is left behind the last whole row is not touched.
+    pub fn split_rows<const N: usize>(&self, data: [&mut [u8]; N], rows: usize, parts: usize, body: RowsBody<'_, N>) {
+        let parts = parts.max(1);
+        let data = data.map(|slice| (slice.len() / rows.max(1), SharedMut::new(slice)));
         self.pool.run(parts, &|i| {
-            let range = units * i / parts..units * (i + 1) / parts;
-            // SAFETY: the pieces do not overlap, and `data` is borrowed until all tasks are done.
-            let piece = unsafe { base.slice(range.start * unit, range.len() * unit) };
-            body(range, piece);
+            let range = rows * i / parts..rows * (i + 1) / parts;
+            // SAFETY: the pieces do not overlap, and the slices are borrowed until all tasks are done.
+            body(range.clone(), data.map(|(unit, base)| unsafe { base.slice(range.start * unit, range.len() * unit) }));
         });
     }
 }
@@ -119,17 +114,21 @@ mod tests {
     use std::sync::Mutex;
 
     #[test]
-    fn pieces_of_memory_are_whole_units() {
+    fn pieces_of_memory_are_whole_rows() {
         for threads in [1, 3] {
             let exec = Exec::new(Isa::detect(), threads);
-            for (len, unit, parts) in [(0, 3, 2), (7, 3, 2), (100, 7, 4), (100, 7, 40)] {
-                let mut data = vec![0; len];
-                exec.split_mut(&mut data, unit, parts, &|units, piece| {
-                    assert_eq!(piece.len(), units.len() * unit);
-                    piece.iter_mut().zip(units.start * unit..).for_each(|(x, i)| *x += i + 1);
+            for (len, rows, parts) in [(0, 3, 2), (7, 3, 2), (100, 14, 4), (100, 14, 40), (9, 0, 2)] {
+                let (mut data, mut other) = (vec![0u8; len], vec![0u8; rows]);
+                exec.split_rows([&mut data, &mut other], rows, parts, &|range, [piece, other]| {
+                    let unit = len / rows.max(1);
+                    assert_eq!((piece.len(), other.len()), (range.len() * unit, range.len()));
+                    piece.iter_mut().zip(range.start * unit..).for_each(|(x, i)| *x += i as u8 + 1);
+                    other.iter_mut().for_each(|x| *x += 1);
                 });
-                let whole = len / unit * unit;
-                assert!(data.iter().enumerate().all(|(i, &x)| x == if i < whole { i + 1 } else { 0 }), "{len} {unit}");
+                let whole = len.checked_div(rows).unwrap_or(0) * rows;
+                let want = (0..len).map(|i| if i < whole { i as u8 + 1 } else { 0 });
+                assert!(data.iter().copied().eq(want), "{len} {rows}");
+                assert!(other.iter().all(|&x| x == 1));
             }
         }
     }

@@ -40,7 +40,7 @@ mod simd;
 pub use activation::Activation;
 pub use buffer::{ALIGNMENT, Buffer, with_scratch_bytes};
 pub use error::KernelError;
-pub use exec::Exec;
+pub use exec::{Exec, RowsBody};
 pub use few::Few;
 pub use isa::{Isa, IsaError, Tier};
 pub use pool::Pool;

@@ -20,7 +20,7 @@ use crate::view::{View, ViewMut};
 /// Convolutions at the most: one before the depthwise one, one behind it.
 const MOST: usize = 3;
 /// Bytes of bands that stay in the second cache until they are read; an image of more does not.
-const SCRATCH: usize = 448 << 10;
+pub const SCRATCH: usize = 448 << 10;
 /// Rows of the result for each thread at the least: a thread makes the rows that its first windows share with the thread
 /// before once more.
 const ROWS_EACH: usize = 6;
@@ -350,7 +350,7 @@ impl Kernel for Bands {
         // A part must not span images.
         let each = threads.div_ceil(n).min(rows);
         let failed = Mutex::new(None);
-        cx.exec.split_mut(&mut *out.bytes, last.row_bytes, n * each, &|part, bytes| {
+        cx.exec.split_rows([&mut *out.bytes], n * rows, n * each, &|part, [bytes]| {
             let (image, first) = (part.start / rows, part.start % rows);
             if let Err(e) = self.rows(&operands, image, first..first + part.len(), bytes) {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);

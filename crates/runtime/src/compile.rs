@@ -14,6 +14,7 @@ use crate::fuse::{self, Fusion};
 use crate::kernel::{BuildCx, Built, Concrete, Kernel};
 use crate::memory::{self, Life};
 use crate::ops;
+use crate::rounded_rows;
 use crate::weights::Weights;
 
 /// Where a value's bytes are while the plan runs.
@@ -351,7 +352,7 @@ impl<'a> Compiler<'a> {
         self.scope.rounded = made;
     }
 
-    /// Lets convolutions that hand each other large images run together, band by band.
+    /// Lets steps that hand each other more than the second cache holds run together, some rows at a time.
     fn join_bands(&mut self) {
         let scope = &self.scope;
         let kept = self.keep.iter().chain(scope.graph.outputs());
@@ -362,6 +363,9 @@ impl<'a> Compiler<'a> {
             is_kept: &|v| kept.contains(&scope.root(v)),
         };
         (self.steps, self.joined) = bands::join(std::mem::take(&mut self.steps), &values, self.exec);
+        let joined;
+        (self.steps, joined) = rounded_rows::join(std::mem::take(&mut self.steps), &values, self.exec);
+        self.joined.extend(joined);
     }
 
     fn node(&mut self, id: NodeId) -> Result<(), CompileError> {

@@ -59,6 +59,20 @@ pub trait Kernel: Send + Sync {
         self.run(cx)
     }
 
+    /// How many rows its operands and results have of which each result depends on the same row of the operands alone
+    /// ([`Kernel::run_rows`]), and how many of them it takes at a time at no loss. Operands of another length are the same for all.
+    fn rows(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// As [`Kernel::run`], of fewer rows than [`Kernel::rows`] says.
+    ///
+    /// # Errors
+    /// As [`Kernel::run`].
+    fn run_rows(&self, _rows: usize, cx: &mut RunCx) -> Result<(), StepError> {
+        self.run(cx)
+    }
+
     /// The operand whose memory the first output may take over. When it does, that operand is absent
     /// in [`RunCx`] and the output holds its data.
     fn in_place(&self) -> Option<usize> {

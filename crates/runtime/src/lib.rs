@@ -21,6 +21,7 @@ mod lower;
 mod memory;
 mod ops;
 mod projections;
+mod rounded_rows;
 mod rows;
 mod scene;
 mod session;

@@ -226,11 +226,21 @@ impl Kernel for Gemm {
         self.weights.kernel().name
     }
 
+    fn rows(&self) -> Option<(usize, usize)> {
+        // The processor's tiles would wait for weights that come anew for each few rows.
+        let mr = self.weights.kernel().mr;
+        (mr <= 14).then_some((self.m, 28 / mr * mr))
+    }
+
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        self.run_rows(self.m, cx)
+    }
+
+    fn run_rows(&self, m: usize, cx: &mut RunCx) -> Result<(), StepError> {
         let format = self.finish.format(cx)?;
         let (exec, x, epilogue) = (cx.exec, rows(cx, self.input.dtype)?, self.finish.epilogue(cx, &format)?);
         let y = self.finish.target(cx)?;
-        Ok(panel_gemm(exec, x, (self.m, self.k, self.k), &self.weights, &epilogue, y)?)
+        Ok(panel_gemm(exec, x, (m, self.k, self.k), &self.weights, &epilogue, y)?)
     }
 }
 

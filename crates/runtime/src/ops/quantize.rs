@@ -1,6 +1,7 @@
 //! QuantizeLinear and DequantizeLinear between floats and whole-byte integers.
 
 use narrowbit_ir::ValueId;
+use narrowbit_kernels::Few;
 use narrowbit_kernels::codes::{Code, dequantize_codes, quantize_fp8};
 use narrowbit_kernels::dynamic::{dynamic_quantize, dynamic_quantize_rows};
 use narrowbit_kernels::quantize::{QuantScales, Quantized, dequantize, quantize};
@@ -58,15 +59,38 @@ pub fn dynamic_rows(cx: &BuildCx) -> Maybe {
     let Some(shape) = cx.f32_shape(0) else { return Ok(None) };
     let Some((&columns, rows)) = shape.split_last() else { return Ok(None) };
     let rows: usize = rows.iter().product();
-    let kernel = simple("dynamic_quantize_rows_u8", move |cx| {
-        let (exec, x) = (cx.exec, cx.f32s(0)?);
-        let mut zeros = vec![0i32; rows];
-        let [y, scale, zero] = cx.outs.as_mut_slice() else { return Ok(()) };
-        dynamic_quantize_rows(exec, x, [rows, columns], y.slice::<u8>()?, scale.slice::<f32>()?, &mut zeros)?;
-        zero.slice::<u8>()?.iter_mut().zip(zeros).for_each(|(to, z)| *to = z as u8);
-        Ok(())
-    });
+    let kernel = Box::new(DynamicRows { rows, columns });
     Ok(Some(Built { kernel, ins: vec![x], outs: vec![*y, *scale, *zero] }))
+}
+
+/// Rows, each with a format that is found at run time.
+struct DynamicRows {
+    rows: usize,
+    columns: usize,
+}
+
+impl Kernel for DynamicRows {
+    fn name(&self) -> &str {
+        "dynamic_quantize_rows_u8"
+    }
+
+    fn rows(&self) -> Option<(usize, usize)> {
+        Some((self.rows, 1))
+    }
+
+    fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
+        self.run_rows(self.rows, cx)
+    }
+
+    fn run_rows(&self, rows: usize, cx: &mut RunCx) -> Result<(), StepError> {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        let mut zeros: Few<i32, 64> = (0..rows).map(|_| 0).collect();
+        let [y, scale, zero] = cx.outs.as_mut_slice() else { return Ok(()) };
+        let shape = [rows, self.columns];
+        dynamic_quantize_rows(exec, x, shape, y.slice::<u8>()?, scale.slice::<f32>()?, &mut zeros)?;
+        zero.slice::<u8>()?.iter_mut().zip(zeros.iter()).for_each(|(to, &z)| *to = z as u8);
+        Ok(())
+    }
 }
 
 fn plan(cx: &BuildCx) -> Option<Built> {
