@@ -208,7 +208,7 @@ impl Bands {
     }
 
     /// Some rows of one image's result.
-    fn rows(&self, cx: &Sources, image: usize, rows: Range<usize>, out: &mut [u8]) -> Result<(), StepError> {
+    fn part(&self, cx: &Sources, image: usize, rows: Range<usize>, out: &mut [u8]) -> Result<(), StepError> {
         let line = self.stages.last().map_or(0, |stage| stage.row_bytes);
         let [first, second] = self.scratch.map(|bytes| bytes.next_multiple_of(64));
         with_scratch_bytes(first + second, |scratch| {
@@ -223,7 +223,7 @@ impl Bands {
         })
     }
 
-    /// As [`Bands::rows`], of a few rows.
+    /// As [`Bands::part`], of a few rows.
     fn band(
         &self,
         cx: &Sources,
@@ -352,7 +352,7 @@ impl Kernel for Bands {
         let failed = Mutex::new(None);
         cx.exec.split_rows([&mut *out.bytes], n * rows, n * each, &|part, [bytes]| {
             let (image, first) = (part.start / rows, part.start % rows);
-            if let Err(e) = self.rows(&operands, image, first..first + part.len(), bytes) {
+            if let Err(e) = self.part(&operands, image, first..first + part.len(), bytes) {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
             }
         });

@@ -8,6 +8,7 @@ mod transpose;
 mod volume;
 
 pub use reference::{conv_transpose2d_reference, conv2d_reference};
+pub(crate) use taps::Axis;
 pub use taps::Taps;
 pub use transpose::{ConvTranspose2dParams, ConvTransposeWeights, conv_transpose2d_prepack, conv_transpose2d_run};
 pub use volume::{Conv3dParams, conv3d_run};

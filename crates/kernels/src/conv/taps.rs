@@ -52,20 +52,12 @@ impl Conv2dParams {
         let p = self;
         let mut taps = Taps { window: [p.kh, p.kw], down: 0..p.kh, across: 0..p.kw };
         let Ok(out) = p.output() else { return (*p, taps) };
-        let axis = |i: usize, len: usize, window: usize| Axis {
-            len,
-            out: out[i],
-            before: p.pads[i],
-            window,
-            stride: p.strides[i],
-            dilation: p.dilations[i],
-        };
         let mut less = *p;
-        if let Some((seen, after)) = axis(0, p.h, p.kh).seen() {
+        if let Some((seen, after)) = Axis::of(p, out, 0).seen() {
             (less.kh, less.pads[0], less.pads[2]) = (seen.len(), p.pads[0] - seen.start * p.dilations[0], after);
             taps.down = seen;
         }
-        if let Some((seen, after)) = axis(1, p.w, p.kw).seen() {
+        if let Some((seen, after)) = Axis::of(p, out, 1).seen() {
             (less.kw, less.pads[1], less.pads[3]) = (seen.len(), p.pads[1] - seen.start * p.dilations[1], after);
             taps.across = seen;
         }
@@ -74,16 +66,22 @@ impl Conv2dParams {
 }
 
 /// A valid window over one axis.
-struct Axis {
-    len: usize,
-    out: usize,
-    before: usize,
-    window: usize,
-    stride: usize,
-    dilation: usize,
+pub(crate) struct Axis {
+    pub len: usize,
+    pub out: usize,
+    pub before: usize,
+    pub window: usize,
+    pub stride: usize,
+    pub dilation: usize,
 }
 
 impl Axis {
+    /// The rows (0) or columns (1) of a convolution with so many results.
+    pub fn of(p: &Conv2dParams, out: [usize; 2], i: usize) -> Axis {
+        let (len, window) = ([p.h, p.w][i], [p.kh, p.kw][i]);
+        Axis { len, out: out[i], before: p.pads[i], window, stride: p.strides[i], dilation: p.dilations[i] }
+    }
+
     /// Whether a tap meets the image at one of its steps.
     fn sees(&self, tap: usize) -> bool {
         let start = tap * self.dilation;

@@ -8,7 +8,7 @@ use super::image::Image;
 use super::lines::spread;
 use super::tile::Run;
 use crate::buffer::{SharedMut, with_scratch};
-use crate::conv::Conv2dParams;
+use crate::conv::{Axis, Conv2dParams};
 use crate::exec::Exec;
 use crate::few::Few;
 
@@ -22,22 +22,7 @@ struct Stretch {
 /// The stretches of an axis, one behind another.
 type Stretches = Few<Stretch, 12>;
 
-/// Results, and the taps of each that meet the image, along one axis.
-struct Axis {
-    len: usize,
-    out: usize,
-    before: usize,
-    window: usize,
-    stride: usize,
-    dilation: usize,
-}
-
 impl Axis {
-    fn of(p: &Conv2dParams, out: [usize; 2], i: usize) -> Axis {
-        let (len, window) = ([p.h, p.w][i], [p.kh, p.kw][i]);
-        Axis { len, out: out[i], before: p.pads[i], window, stride: p.strides[i], dilation: p.dilations[i] }
-    }
-
     /// The taps of a result that meet the image.
     fn taps(&self, result: usize) -> Range<usize> {
         let at = result * self.stride;
