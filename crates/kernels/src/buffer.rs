@@ -153,8 +153,7 @@ pub(crate) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) ->
     result
 }
 
-/// As [`Exec`](crate::Exec)'s kernels do it: calls `body` with at least `len` bytes of this thread's scratch, aligned to
-/// [`ALIGNMENT`], contents arbitrary. Nested uses get different memory; a warm thread does not allocate.
+/// Calls `body` with `len` bytes of this thread's scratch, aligned to [`ALIGNMENT`], contents arbitrary. Nested uses get different memory; a warm thread does not allocate.
 pub fn with_scratch_bytes<R>(len: usize, body: impl FnOnce(&mut [u8]) -> R) -> R {
     with_scratch(len.div_ceil(4), |scratch| {
         // SAFETY: the floats are as many bytes at least, and bytes hold anything.

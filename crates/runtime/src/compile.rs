@@ -330,12 +330,17 @@ impl<'a> Compiler<'a> {
         self.steps = kept;
     }
 
+    /// What somebody else than steps reads, in both layouts.
+    fn kept(&self) -> BTreeSet<ValueId> {
+        let (scope, kept) = (&self.scope, self.keep.iter().chain(self.scope.graph.outputs()));
+        kept.flat_map(|&v| [scope.root(v), scope.root(scope.channels_last(v))]).collect()
+    }
+
     /// Lets floats that one kernel makes and others multiply or add stand in memory as bfloat16, where all of these can: half
     /// of the bytes, and rounded once.
     fn round_between(&mut self) {
         let scope = &self.scope;
-        let kept = self.keep.iter().chain(scope.graph.outputs());
-        let kept: BTreeSet<ValueId> = kept.flat_map(|&v| [scope.root(v), scope.root(scope.channels_last(v))]).collect();
+        let kept = self.kept();
         let mut made = BTreeSet::new();
         for (_, built) in self.steps.iter().filter(|(_, built)| built.kernel.makes_bf16()) {
             made.extend(
@@ -355,16 +360,15 @@ impl<'a> Compiler<'a> {
     /// Lets steps that hand each other more than the second cache holds run together, some rows at a time.
     fn join_bands(&mut self) {
         let scope = &self.scope;
-        let kept = self.keep.iter().chain(scope.graph.outputs());
-        let kept: BTreeSet<ValueId> = kept.flat_map(|&v| [scope.root(v), scope.root(scope.channels_last(v))]).collect();
+        let kept = self.kept();
         let values = bands::Values {
             ty: &|v| scope.ty(v),
             root: &|v| scope.root(v),
             is_kept: &|v| kept.contains(&scope.root(v)),
         };
         (self.steps, self.joined) = bands::join(std::mem::take(&mut self.steps), &values, self.exec);
-        let joined;
-        (self.steps, joined) = rounded_rows::join(std::mem::take(&mut self.steps), &values, self.exec);
+        let (steps, joined) = rounded_rows::join(std::mem::take(&mut self.steps), &values, self.exec);
+        self.steps = steps;
         self.joined.extend(joined);
     }
 
