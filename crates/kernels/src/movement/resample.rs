@@ -176,7 +176,8 @@ impl<T: Sample> Kernel for Line<'_, T> {
             second.fill(0.0);
             let first = &mut first[..y.len()];
             for (i, weight) in p.rows.of(row) {
-                mix(&image[i * from..][..from], &p.columns, c, first);
+                // SAFETY: `resample` checked the taps.
+                unsafe { mix(&image[i * from..][..from], &p.columns, c, first) };
                 second.iter_mut().zip(&*first).for_each(|(sum, &v)| *sum += weight * v);
             }
         } else {
@@ -186,18 +187,28 @@ impl<T: Sample> Kernel for Line<'_, T> {
                 let line = &image[i * from..][..from];
                 first.iter_mut().zip(line).for_each(|(sum, &v)| *sum += weight * v.wide());
             }
-            mix(first, &p.columns, c, second);
+            // SAFETY: `resample` checked the taps.
+            unsafe { mix(first, &p.columns, c, second) };
         }
         y.iter_mut().zip(&*second).for_each(|(y, &v)| *y = T::narrow(v, p.round));
     }
 }
 
 /// `y[j, k] = Σ weight · x[index, k]` along a row of pixels of `c` elements.
+///
+/// # Safety
+/// The taps passed [`Taps::check`] with the row's pixels.
 #[inline(always)]
-fn mix<X: Wide>(x: &[X], taps: &Taps<'_>, c: usize, y: &mut [f64]) {
+unsafe fn mix<X: Wide>(x: &[X], taps: &Taps<'_>, c: usize, y: &mut [f64]) {
     if c == 1 {
-        for (j, y) in y.iter_mut().enumerate() {
-            *y = taps.of(j).fold(0.0, |sum, (i, weight)| sum + weight * x[i].wide());
+        // SAFETY: the caller's range of taps, each of which was checked to lie in a row.
+        let term = |t: usize| unsafe { taps.weight.get_unchecked(t) * x.get_unchecked(*taps.index.get_unchecked(t)).wide() };
+        for (y, ends) in y.iter_mut().zip(taps.starts.windows(2)) {
+            *y = match ends[1] - ends[0] {
+                // Linear mixing, but for borders.
+                2 => 0.0 + term(ends[0]) + term(ends[0] + 1),
+                _ => (ends[0]..ends[1]).fold(0.0, |sum, t| sum + term(t)),
+            };
         }
         return;
     }

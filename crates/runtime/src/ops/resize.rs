@@ -35,7 +35,9 @@ fn resize(cx: &BuildCx) -> Option<Built> {
     if !fits || ty.len() == 0 || out.len() == 0 || axes.iter().any(|a| a.to > LONGEST) {
         return None;
     }
-    let last = cx.is_channels_last(x);
+    // What leaves the model must be plain in the end: the smaller image changes its layout at less cost.
+    let leaves = out.len() > ty.len() && cx.graph.outputs().contains(&y);
+    let last = cx.is_channels_last(x) && !leaves;
     if last {
         axes[1..].rotate_left(1);
     }
