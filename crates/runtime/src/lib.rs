@@ -24,6 +24,7 @@ mod projections;
 mod rounded_rows;
 mod rows;
 mod scene;
+mod scope;
 mod session;
 mod smooth;
 mod stages;

@@ -12,6 +12,7 @@ use narrowbit_tensor::Tensor;
 use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
+use crate::scope::concrete;
 use crate::session::{Observer, Operands, Profile, ProfileRow};
 use crate::view::View;
 
@@ -38,7 +39,7 @@ impl Stages {
         for (id, node) in graph.nodes() {
             let from_head = |v: &ValueId| graph.producer(*v).is_none_or(|(n, _)| head.contains(&n));
             let from_head = node.inputs.iter().flatten().all(from_head);
-            let known = node.outputs.iter().flatten().all(|&v| compile::concrete(facts.get(v)).is_some());
+            let known = node.outputs.iter().flatten().all(|&v| concrete(facts.get(v)).is_some());
             match (from_head, known) {
                 (true, true) => head.insert(id),
                 (true, false) => middle.insert(id),

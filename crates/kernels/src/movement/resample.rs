@@ -202,7 +202,8 @@ impl<T: Sample> Kernel for Line<'_, T> {
 unsafe fn mix<X: Wide>(x: &[X], taps: &Taps<'_>, c: usize, y: &mut [f64]) {
     if c == 1 {
         // SAFETY: the caller's range of taps, each of which was checked to lie in a row.
-        let term = |t: usize| unsafe { taps.weight.get_unchecked(t) * x.get_unchecked(*taps.index.get_unchecked(t)).wide() };
+        let term =
+            |t: usize| unsafe { taps.weight.get_unchecked(t) * x.get_unchecked(*taps.index.get_unchecked(t)).wide() };
         for (y, ends) in y.iter_mut().zip(taps.starts.windows(2)) {
             *y = match ends[1] - ends[0] {
                 // Linear mixing, but for borders.
