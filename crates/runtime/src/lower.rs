@@ -132,7 +132,7 @@ impl CodeBinary {
     pub fn sum(&self) -> ([f32; 2], f32) {
         let [(_, a), (_, b)] = self.operands;
         let ratios = [a.scale / self.output.scale, b.scale / self.output.scale];
-        (ratios, self.output.zero as f32 - (ratios[0] * a.zero as f32 + ratios[1] * b.zero as f32))
+        (ratios, self.output.zero as f32 - ratios[0].mul_add(a.zero as f32, ratios[1] * b.zero as f32))
     }
 }
 

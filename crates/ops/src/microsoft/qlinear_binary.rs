@@ -13,7 +13,7 @@ use crate::quant::params::{from_ints, ints};
 /// Inputs: a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point; absent zero
 /// points are 0. With `rA = a_scale / c_scale` and `rB = b_scale / c_scale`, in f32 and in the order of
 /// ONNX Runtime's AVX2 kernels (rounding half to even, zero point added before):
-/// - Add: `c = saturate(round(fma(a, rA, fma(b, rB, c_zero - (rA * a_zero + rB * b_zero)))))`
+/// - Add: `c = saturate(round(fma(a, rA, fma(b, rB, c_zero - fma(rA, a_zero, rB * b_zero)))))`
 /// - Mul: `c = saturate(round((a - a_zero) * (b - b_zero) * (a_scale * b_scale / c_scale) + c_zero))`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QLinearBinary {
@@ -39,7 +39,7 @@ impl QLinearBinary {
         match self {
             QLinearBinary::Add => {
                 let (ra, rb) = (a.scale / c.scale, b.scale / c.scale);
-                let fixed = zero - (ra * a.zero as f32 + rb * b.zero as f32);
+                let fixed = zero - ra.mul_add(a.zero as f32, rb * b.zero as f32);
                 Box::new(move |x, y| c.saturate((x as f32).mul_add(ra, (y as f32).mul_add(rb, fixed))))
             }
             QLinearBinary::Mul => {
@@ -113,5 +113,17 @@ mod tests {
         assert_eq!(QLinearBinary::Mul.function(a, b, c)(20, 4), 8);
         assert_eq!(QLinearBinary::Add.function(a, b, c)(255, 255), 189);
         assert_eq!(QLinearBinary::Mul.function(a, b, c)(255, 255), 255);
+    }
+
+    /// What ONNX Runtime 1.31.1 gives where its order of operations decides between two codes.
+    #[test]
+    fn adds_in_the_order_of_onnx_runtime() {
+        let format = |bits: u32, zero| params(f32::from_bits(bits), zero);
+        let add =
+            QLinearBinary::Add.function(format(0x3d1a4bd0, 141), format(0x3cb508bf, 122), format(0x3d4491fd, 141));
+        assert_eq!((add(147, 102), add(135, 142)), (137, 146));
+        let add =
+            QLinearBinary::Add.function(format(0x3d4491fd, 141), format(0x3c811508, 130), format(0x3d4e7e0d, 134));
+        assert_eq!((add(163, 39), add(119, 221)), (126, 141));
     }
 }
