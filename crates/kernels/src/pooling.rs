@@ -42,7 +42,7 @@ impl Pool2dParams {
             product(NAME, &[self.out[axis].max(1), stride, 64])?;
             require(NAME, self.pads[axis] < isize::MAX as usize / 64, "the padding is too large")?;
         }
-        Ok(())
+        self.spread().len().map(|_| ()).ok_or(KernelError::Overflow { kernel: NAME })
     }
 
     fn spread(&self) -> Spread {
@@ -74,8 +74,10 @@ pub fn average_pool2d(exec: &Exec, p: &Pool2dParams, count_include_pad: bool, x:
         let range = if count_include_pad { 0..len + before + after } else { before..before + len };
         (0..p.out[axis])
             .map(|o| {
-                let tap = |k: usize| o * p.strides[axis] + k * p.dilations[axis];
-                (0..p.window[axis]).filter(|&k| range.contains(&tap(k))).count() as f32
+                // Taps before a place of the padded image.
+                let first = o * p.strides[axis];
+                let before = |place: usize| place.saturating_sub(first).div_ceil(p.dilations[axis]).min(p.window[axis]);
+                (before(range.end) - before(range.start)) as f32
             })
             .collect::<Few<f32, 64>>()
     });
