@@ -64,6 +64,18 @@ impl From<npy::Header> for Layout {
     }
 }
 
+/// Samples without elements that an array may have: a file of a few bytes could claim any number.
+const MOST_EMPTY: usize = 1 << 20;
+
+/// Refuses more samples without elements (caches that begin at length 0 have such) than anybody needs.
+pub(crate) fn check_empty(len: usize, row: &[usize], place: &Place) -> Result<(), DataError> {
+    if len > MOST_EMPTY && row.contains(&0) {
+        let what = format!("{len} samples of shape {row:?} hold nothing");
+        return Err(DataError::format(place, what, "check that axis 0 counts samples"));
+    }
+    Ok(())
+}
+
 /// An array whose axis 0 counts samples, read in slices.
 pub(crate) struct ArrayColumn {
     span: Arc<dyn Span>,
@@ -96,10 +108,7 @@ impl ArrayColumn {
                 format!("one sample of shape {row:?} takes {row_bytes} bytes, the limit is {}", limits.read_bytes);
             return Err(DataError::too_large(&place, what, "check that axis 0 counts samples"));
         }
-        if row_bytes == 0 && len > 0 {
-            let what = format!("{len} samples of shape {row:?} hold nothing");
-            return Err(DataError::format(&place, what, "leave the array out"));
-        }
+        check_empty(len, &row, &place)?;
         if layout.fortran && row_bytes > 0 && len > 1 {
             span.prepare_random_access().map_err(|e| DataError::io(&place, "unpack", e))?;
         }

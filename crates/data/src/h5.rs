@@ -12,7 +12,7 @@ use hdf5_reader::error::Error;
 use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions, SliceInfo, SliceInfoElem};
 use narrowbit_tensor::{DType, Tensor};
 
-use crate::column::{Column, Columns, check_range, make_tensor, stack, swap_bytes};
+use crate::column::{Column, Columns, check_empty, check_range, make_tensor, stack, swap_bytes};
 use crate::{DataError, Limits, Place, Split};
 
 /// Items read from one handle before it is opened anew: the reader caches each object's
@@ -273,10 +273,7 @@ impl Rows {
             Some((&n, row)) => (n, row.to_vec()),
             None => (1, Vec::new()),
         };
-        if row.contains(&0) && len > 0 {
-            let what = format!("{len} samples of shape {row:?} hold nothing");
-            return Err(DataError::format(&place, what, "leave the dataset out"));
-        }
+        check_empty(len, &row, &place)?;
         Ok(Rows { dataset, place, dtype, len, row, limits: handle.limits.clone() })
     }
 }

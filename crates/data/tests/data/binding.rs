@@ -227,9 +227,16 @@ fn flattens_for_a_flat_input_and_scales() {
 }
 
 #[test]
-fn refuses_samples_that_hold_nothing() {
-    let empty = Tensor::zeros(DType::F32, [3, 0]).unwrap();
-    let e = Dataset::from_bytes("x.npz", npz(vec![("a", empty)]), &DataOptions::default()).err().unwrap().to_string();
+fn reads_samples_that_hold_nothing_but_not_any_number_of_them() {
+    let read = |n: usize, row: usize| {
+        let arrays = vec![("ids", ramp(&[3, 2])), ("cache", Tensor::zeros(DType::F32, [n, row, 4]).unwrap())];
+        Dataset::from_bytes("x.npz", npz(arrays), &DataOptions::default())
+    };
+    let ids = InputSpec::new("ids", DType::F32, [None, Some(2)]);
+    let data = read(3, 0).unwrap().bind(&[ids, InputSpec::new("cache", DType::F32, [None, None, Some(4)])]).unwrap();
+    let batch = data.batch(1..3).unwrap();
+    assert_eq!(batch.inputs.iter().map(|(_, t)| t.shape().to_vec()).collect::<Vec<_>>(), [vec![2, 2], vec![2, 0, 4]]);
+    let e = read(1 << 21, 0).err().unwrap().to_string();
     assert!(e.contains("hold nothing"), "{e}");
 }
 
