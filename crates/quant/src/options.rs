@@ -189,7 +189,7 @@ impl FixedRanges {
 const COARSE: usize = 4;
 
 /// What must be said of fp8 files.
-const FP8: &str = "ONNX Runtime 1.31.1 refuses matrix products of fp8, and Reshape or Transpose before them, with its optimizations on: set the session option session.disable_quant_qdq to 1 there";
+const FP8: &str = "ONNX Runtime 1.31.1 refuses matrix products and convolutions of fp8, and Reshape, Transpose or MaxPool beside them, with its optimizations on: set the session option session.disable_quant_qdq to 1 there";
 
 impl QuantOptions {
     /// Checks that the schemes of every node can be computed with, those of overrides included.

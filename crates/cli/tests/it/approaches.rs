@@ -219,6 +219,10 @@ fn warns_of_what_onnx_runtime_does_not_read_before_it_writes() {
     assert!(ran.stderr.contains("does not run blocks of mxfp4 behind DequantizeLinear"), "{}", ran.stderr);
     let said = home.json(&format!("{line} fp4 -o out.onnx"));
     assert!(said["warnings"].to_string().contains("does not run blocks of fp4"), "{said}");
+    // Ten features are no multiple of 32.
+    let refused = home.run(&format!("{line} mxfp4 --target openvino -o out.onnx")).expect(2).stderr;
+    assert!(refused.contains("blocks that do not divide the depth"), "{refused}");
+    let home = Home::with_example("digits-vit");
     for quiet in ["mxfp8_e4m3", "mxfp4 --target openvino"] {
         let ran = home.ok(&format!("{line} {quiet} -o out.onnx"));
         assert!(!ran.text().contains("does not run"), "{quiet}: {}", ran.text());

@@ -39,7 +39,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("digits-cnn", "static", "--activations int16 --symmetric"),
     ("digits-cnn", "static", "--activations uint16 --weights int16"),
     ("digits-cnn", "static", "--activations fp8_e4m3 --weights fp8_e4m3"),
-    ("digits-cnn", "static", "--activations fp8_e5m2 --weights fp8_e5m2"),
+    ("digits-cnn", "static", "--activations fp8_e5m2 --weights fp8_e5m2 --keep-first=no --keep-last=no"),
     ("digits-cnn", "static", "--weights int4"),
     ("digits-cnn", "static", "--weights uint4"),
     ("digits-cnn", "static", "--weights uint8 --asymmetric-weights"),

@@ -63,6 +63,14 @@ pub enum Feature {
     ChannelActivations,
     /// MatMul of fp8 operands.
     Fp8MatMul,
+    /// Conv of fp8 operands whose results a pool or another product reads as they are.
+    Fp8Conv,
+    /// Convolutions of a Concat's int8 codes.
+    JoinedInt8,
+    /// The same, where the scheme has no uint8 to offer.
+    JoinedPositions,
+    /// Zero points of a transposed convolution's weights that are not 0.
+    TransposedZeroPoints,
     /// Gather of a table of 8-bit integers.
     Tables,
     /// QLinearConv, QLinearMatMul and friends.
@@ -75,6 +83,10 @@ pub enum Feature {
     Blocks(BlockType),
     /// Weights by blocks of other lengths than 64 and 128 behind DequantizeLinear.
     ShortBlocks,
+    /// Integer weights by blocks, the last of which is shorter than the others.
+    RaggedCodes,
+    /// Weights of floating-point types by such blocks.
+    RaggedFloats,
     /// Scales of blocks that are powers of two in 8 bits (e8m0).
     PowerScales,
     /// Weights by blocks in `com.microsoft.MatMulNBits`.
@@ -99,12 +111,19 @@ impl fmt::Display for Feature {
             Feature::FloatOutputs => f.write_str("convolutions on integers with float results"),
             Feature::ChannelActivations => f.write_str("activations with a scale per channel"),
             Feature::Fp8MatMul => f.write_str("MatMul of fp8"),
+            Feature::Fp8Conv => f.write_str("Conv of fp8 in front of MaxPool or another product"),
+            Feature::JoinedInt8 => f.write_str("convolutions of a Concat's int8 codes"),
+            Feature::JoinedPositions => f.write_str("convolutions of a Concat's fixed-point codes"),
+            Feature::TransposedZeroPoints => f.write_str("asymmetric weights of ConvTranspose"),
             Feature::Tables => f.write_str("tables of int8"),
             Feature::QOperators => f.write_str("QLinear operators"),
             Feature::DynamicTensor => f.write_str("scales found at run time"),
             Feature::DynamicToken => f.write_str("a scale for each token, found at run time"),
             Feature::Blocks(t) => write!(f, "blocks of {t} behind DequantizeLinear"),
             Feature::ShortBlocks => f.write_str("blocks of other lengths than 64 and 128"),
+            Feature::RaggedCodes | Feature::RaggedFloats => {
+                f.write_str("blocks that do not divide the depth of a product")
+            }
             Feature::PowerScales => f.write_str("scales of e8m0"),
             Feature::NBits(t) => write!(f, "MatMulNBits of {t}"),
             Feature::HalfWeights => f.write_str("16-bit weights with float32 operators"),
@@ -122,6 +141,8 @@ pub enum Change {
     SymmetricInt8Activations,
     /// Activations get the zero point 0.
     SymmetricActivations,
+    /// Activations become uint8.
+    Uint8Activations,
     /// Weights become int8 around 0.
     SymmetricInt8Weights,
     /// Weights get the zero point 0.
@@ -155,6 +176,7 @@ impl fmt::Display for Change {
         f.write_str(match self {
             Change::SymmetricInt8Activations => "activations are symmetric int8",
             Change::SymmetricActivations => "activations are symmetric",
+            Change::Uint8Activations => "activations are uint8",
             Change::SymmetricInt8Weights => "weights are symmetric int8",
             Change::SymmetricWeights => "weights are symmetric",
             Change::FloatBiases => "biases stay float",
@@ -305,7 +327,7 @@ pub fn features(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<F
     let mut all = match options.approach {
         Approach::Static => of_static(options, graph, qoperator),
         Approach::Dynamic => of_dynamic(options, graph),
-        Approach::WeightOnly => of_blocks(options),
+        Approach::WeightOnly => of_blocks(options, graph),
         Approach::Float16 | Approach::Bfloat16 => {
             vec![match (options.half.compute(options.approach), options.approach) {
                 (Compute::Float32, _) => Feature::HalfWeights,
@@ -348,12 +370,22 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
         if a.format.is_float() && multiplies(options, graph) {
             all.push(Feature::Fp8MatMul);
         }
+        if a.format.is_float() && quantizes(options, "Conv") && hands_on_codes(graph) {
+            all.push(Feature::Fp8Conv);
+        }
+        if a.format == NumberFormat::Int8 && quantizes(options, "Conv") && convolves_joined(graph) {
+            let fixed = matches!(a.formula, Formula::Quantizeml | Formula::Vitis);
+            all.push(if fixed { Feature::JoinedPositions } else { Feature::JoinedInt8 });
+        }
     }
     for w in weights(options) {
         all.push(Feature::Weights(w.format));
         // Unsigned codes around the middle one have a zero point, too.
         if !w.format.is_float() && (!w.symmetric || !w.format.is_signed()) {
             all.push(Feature::WeightZeroPoints);
+            if quantizes(options, "ConvTranspose") && has(graph, "ConvTranspose") {
+                all.push(Feature::TransposedZeroPoints);
+            }
         }
     }
     if !options.float_biases && !options.weights.format.is_float() {
@@ -396,7 +428,7 @@ fn of_dynamic(options: &QuantOptions, graph: &Graph) -> Vec<Feature> {
     all
 }
 
-fn of_blocks(options: &QuantOptions) -> Vec<Feature> {
+fn of_blocks(options: &QuantOptions, graph: &Graph) -> Vec<Feature> {
     let blocks = options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
     let of = |w: crate::approach::WeightOnlyOptions| {
         let powers = (w.scales() == BlockScales::E8m0).then_some(Feature::PowerScales);
@@ -405,7 +437,11 @@ fn of_blocks(options: &QuantOptions) -> Vec<Feature> {
             BlockFormat::Qdq if matches!(w.block, 64 | 128) => vec![Feature::Blocks(w.codes)],
             BlockFormat::Qdq => vec![Feature::Blocks(w.codes), Feature::ShortBlocks],
         };
-        form.into_iter().chain(powers)
+        // The table of NF4 is no DequantizeLinear.
+        let dequantized = w.format == BlockFormat::Qdq && w.codes != BlockType::Nf4;
+        let ragged = (dequantized && depths(options, graph).any(|k| !k.is_multiple_of(w.block)))
+            .then(|| if w.codes.code_range().is_some() { Feature::RaggedCodes } else { Feature::RaggedFloats });
+        form.into_iter().chain(powers).chain(ragged)
     };
     blocks.flat_map(of).collect()
 }
@@ -413,6 +449,56 @@ fn of_blocks(options: &QuantOptions) -> Vec<Feature> {
 /// Whether a MatMul is quantized, as far as operator types tell.
 fn multiplies(options: &QuantOptions, graph: &Graph) -> bool {
     quantizes(options, "MatMul") && graph.nodes().any(|(_, n)| n.op.name() == "MatMul")
+}
+
+fn has(graph: &Graph, op: &str) -> bool {
+    graph.nodes().any(|(_, n)| n.op.name() == op)
+}
+
+/// The depths of products with a constant matrix.
+fn depths<'a>(options: &'a QuantOptions, graph: &'a Graph) -> impl Iterator<Item = usize> + 'a {
+    let products =
+        graph.nodes().filter(|(_, n)| matches!(n.op.name(), "MatMul" | "Gemm") && quantizes(options, n.op.name()));
+    products.filter_map(|(id, n)| {
+        let axis = usize::from(n.op.attrs().int_or("transB", 0) == Ok(1));
+        graph.const_input(id, 1)?.shape().get(axis).copied()
+    })
+}
+
+/// Whether a convolution and a MaxPool are in a graph, or a convolution whose results another product reads as they are.
+fn hands_on_codes(graph: &Graph) -> bool {
+    const MOVES: [&str; 6] = ["Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
+    let mut plain = std::collections::BTreeSet::new();
+    let mut convolves = false;
+    for (_, n) in graph.nodes() {
+        let from = n.input(0).is_some_and(|v| plain.contains(&v));
+        match n.op.name() {
+            "Conv" | "Gemm" | "MatMul" if from => return true,
+            "Conv" => {
+                convolves = true;
+                plain.extend(n.output(0));
+            }
+            name if from && MOVES.contains(&name) => plain.extend(n.output(0)),
+            _ => {}
+        }
+    }
+    convolves && has(graph, "MaxPool")
+}
+
+/// Whether a convolution reads what a Concat makes, perhaps behind a function or a pool.
+fn convolves_joined(graph: &Graph) -> bool {
+    const BETWEEN: [&str; 5] = ["BatchNormalization", "Clip", "LeakyRelu", "MaxPool", "Relu"];
+    let mut joined = std::collections::BTreeSet::new();
+    for (_, n) in graph.nodes() {
+        let from = n.input(0).is_some_and(|v| joined.contains(&v));
+        if from && matches!(n.op.name(), "Conv" | "ConvTranspose") {
+            return true;
+        }
+        if n.op.name() == "Concat" || from && BETWEEN.contains(&n.op.name()) {
+            joined.extend(n.output(0));
+        }
+    }
+    false
 }
 
 /// Whether operators of a type are quantized, as far as types tell.
@@ -456,6 +542,16 @@ fn apply(options: &mut QuantOptions, change: Change) {
         Change::SymmetricInt8Activations | Change::SymmetricActivations => {
             let own = options.overrides.iter_mut().filter_map(|o| o.activations.as_mut());
             own.chain([&mut options.activations]).for_each(|a| symmetric(a, change));
+        }
+        Change::Uint8Activations => {
+            let own = options.overrides.iter_mut().filter_map(|o| o.activations.as_mut());
+            own.chain([&mut options.activations]).for_each(|a| {
+                a.format = NumberFormat::Uint8;
+                // Their uint8 has no room for what is negative.
+                if matches!(a.formula, Formula::Tensorflow | Formula::Ipex | Formula::Mxnet) {
+                    (a.formula, a.bits) = (Formula::Narrowbit, None);
+                }
+            });
         }
         Change::SymmetricInt8Weights | Change::SymmetricWeights => {
             let own = options.overrides.iter_mut().filter_map(|o| o.weights.as_mut());

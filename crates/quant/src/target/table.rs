@@ -58,7 +58,8 @@ const FLOAT_16: &str = "computes products of 16-bit codes in float32";
 const FP8_ROUNDS: &str =
     "computes products of fp8 in float32 and rounds the codes in another way: outputs differ by a step here and there";
 const NO_FP8_MATMUL: &str = "makes QLinearMatMul of them, which has no kernel, when it optimizes";
-const FP8_HELP: &str = "quantize other operators only (--op-types Conv,Gemm), or leave --target away and set the session option session.disable_quant_qdq to 1";
+const NO_FP8_CONV: &str = "makes QLinearConv and MaxPool of them, which have no kernel, when it optimizes";
+const FP8_HELP: &str = "quantize other operators only (--op-types Gemm), or leave --target away and set the session option session.disable_quant_qdq to 1";
 const TRT_TYPES: &str = "knows int8, int4, fp8 e4m3 and fp4 only";
 const TRT_ZERO: &str = "has no zero points";
 const TRT_HELP: &str = "use int8 (the default with this target) or fp8_e4m3";
@@ -77,6 +78,10 @@ const ORT_CONV: &str = "computes a convolution on integers only between Quantize
 const ORT_CHANNELS: &str = "computes convolutions of such activations on floats";
 const TRT_CHANNELS: &str = "quantizes activations by tensor";
 const OV_JOINED: &str = "joins such codes with constants wrongly when it optimizes";
+const OV_JOINED_INT8: &str = "computes convolutions of int8 codes behind a Concat wrongly";
+const OV_TRANSPOSED: &str = "computes transposed convolutions wrongly whose weights have zero points";
+const OV_RAGGED: &str = "takes only blocks that divide the depth";
+const OV_RAGGED_HELP: &str = "use --weights nf4 or int4, or a --block that divides it";
 const OV_TWO_BITS: &str = "does not read 2-bit types";
 const OV_ROUNDED: &str =
     "rounds the activations of products of blocks to 8 bits unless DYNAMIC_QUANTIZATION_GROUP_SIZE is set to 0";
@@ -93,6 +98,7 @@ pub const ROWS: &[Row] = &[
     Row(Activations(N::Uint16), [Note(FLOAT_16), Note(FLOAT_16), Refuse(TRT_TYPES, TRT_HELP)]),
     Row(Activations(N::Fp8E4m3), [Runs, Note(FP8_ROUNDS), Runs]),
     Row(Activations(N::Fp8E5m2), [Runs, Note(FP8_ROUNDS), Refuse(TRT_TYPES, TRT_HELP)]),
+    Row(Feature::Fp8Conv, [Refuse(NO_FP8_CONV, FP8_HELP), Runs, Runs]),
     Row(Feature::Fp8MatMul, [Refuse(NO_FP8_MATMUL, FP8_HELP), Runs, Runs]),
     Row(Feature::ActivationZeroPoints, adapt_trt_activations(Change::SymmetricActivations)),
     Row(Weights(N::Int8), ALL),
@@ -106,6 +112,9 @@ pub const ROWS: &[Row] = &[
     Row(Feature::WeightZeroPoints, adapt_trt_activations(Change::SymmetricWeights)),
     Row(Feature::Int32Biases, [Runs, Runs, Adapt(Change::FloatBiases, "does not dequantize int32")]),
     Row(Feature::JoinedCodes, [Runs, Adapt(Change::FloatOutputs, OV_JOINED), Runs]),
+    Row(Feature::JoinedInt8, [Runs, Adapt(Change::Uint8Activations, OV_JOINED_INT8), Runs]),
+    Row(Feature::JoinedPositions, [Runs, Refuse(OV_JOINED_INT8, "use another --scheme, or leave --target away"), Runs]),
+    Row(Feature::TransposedZeroPoints, [Runs, Adapt(Change::SymmetricInt8Weights, OV_TRANSPOSED), Runs]),
     Row(Feature::FloatOutputs, [Slow(Change::IntegerOutputs, ORT_CONV), Runs, Runs]),
     Row(
         Feature::ChannelActivations,
@@ -144,6 +153,8 @@ pub const ROWS: &[Row] = &[
     ),
     Row(Blocks(Nf4), [Runs, Runs, Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)]),
     Row(Feature::ShortBlocks, [Runs, Runs, Adapt(Change::Block128, "takes blocks of 64 and 128 for int4")]),
+    Row(Feature::RaggedCodes, [Runs, Adapt(Change::NBits, OV_RAGGED), Runs]),
+    Row(Feature::RaggedFloats, [Runs, Refuse(OV_RAGGED, OV_RAGGED_HELP), Runs]),
     Row(NBits(BlockInt8), N_BITS),
     Row(NBits(BlockUint8), N_BITS),
     Row(NBits(Mxint8), N_BITS),

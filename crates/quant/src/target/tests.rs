@@ -10,8 +10,8 @@ use crate::scheme::Preset;
 fn graph() -> Graph {
     let mut b = GraphBuilder::new(17);
     let i = b.typed_input("i", DType::I64, &[2]);
-    let table = b.constant("table", Tensor::zeros(DType::F32, [8, 4]).unwrap());
-    let w = b.constant("w", Tensor::zeros(DType::F32, [4, 4]).unwrap());
+    let table = b.constant("table", Tensor::zeros(DType::F32, [8, 32]).unwrap());
+    let w = b.constant("w", Tensor::zeros(DType::F32, [32, 32]).unwrap());
     let rows = b.node("Gather", &[table, i], AttrMap::new()).unwrap();
     let y = b.node("MatMul", &[rows, w], AttrMap::new()).unwrap();
     let y = b.node("Gemm", &[y, w], AttrMap::new()).unwrap();
@@ -47,6 +47,12 @@ fn has_one_row_for_each_feature() {
         Feature::Tables,
         Feature::Int32Biases,
         Feature::JoinedCodes,
+        Feature::JoinedInt8,
+        Feature::JoinedPositions,
+        Feature::TransposedZeroPoints,
+        Feature::Fp8Conv,
+        Feature::RaggedCodes,
+        Feature::RaggedFloats,
         Feature::FloatOutputs,
         Feature::ChannelActivations,
         Feature::QOperators,
@@ -111,7 +117,7 @@ fn refuses_what_nothing_else_would_be() {
     let refused = fitted(Target::Onnxruntime, fp8.clone()).unwrap_err();
     assert!(refused.to_string().contains("does not run MatMul of fp8"), "{refused}");
     // As the help says.
-    let op_types = vec!["Conv".to_owned(), "Gemm".to_owned()];
+    let op_types = vec!["Gemm".to_owned()];
     assert!(fitted(Target::Onnxruntime, QuantOptions { op_types, ..fp8.clone() }).is_ok());
     assert!(fitted(Target::Tensorrt, fp8).is_ok());
     let dynamic = QuantOptions { approach: Approach::Dynamic, ..QuantOptions::default() };
@@ -153,4 +159,73 @@ fn looks_at_exceptions_too() {
     let own =
         crate::options::Override { op_type: Some("Conv".into()), activations: Some(activations), ..Default::default() };
     assert!(fitted(Target::Tensorrt, QuantOptions { overrides: vec![own], ..QuantOptions::default() }).is_err());
+}
+
+/// A Concat that a convolution and a transposed convolution read.
+fn joined() -> Graph {
+    let mut b = GraphBuilder::new(17);
+    let x = b.typed_input("x", DType::F32, &[1, 2, 4, 4]);
+    let w = b.constant("w", Tensor::zeros(DType::F32, [4, 4, 1, 1]).unwrap());
+    let c = b.node("Concat", &[x, x], AttrMap::new().with("axis", 1i64)).unwrap();
+    let r = b.node("Relu", &[c], AttrMap::new()).unwrap();
+    let y = b.node("Conv", &[r, w], AttrMap::new()).unwrap();
+    let y = b.node("ConvTranspose", &[y, w], AttrMap::new()).unwrap();
+    b.output(y);
+    b.finish()
+}
+
+#[test]
+fn refuses_fp8_that_onnx_runtime_would_make_integer_operators_of() {
+    let fp8 = |ops: &[&str]| {
+        let mut b = GraphBuilder::new(17);
+        let mut y = b.typed_input("x", DType::F32, &[1, 4, 4, 4]);
+        let w = b.constant("w", Tensor::zeros(DType::F32, [4, 4, 1, 1]).unwrap());
+        for &op in ops {
+            let inputs = if op == "Conv" { vec![y, w] } else { vec![y] };
+            let pool = AttrMap::new().with("kernel_shape", vec![2i64, 2]);
+            y = b.node(op, &inputs, if op == "MaxPool" { pool } else { AttrMap::new() }).unwrap();
+        }
+        b.output(y);
+        let mut o = Preset::IncJaxFp8.options();
+        o.target = Some(Target::Onnxruntime);
+        fit(&mut o, &b.finish(), false)
+    };
+    assert!(fp8(&["Conv", "Relu", "Conv"]).is_ok());
+    for refused in [&["Conv", "Conv"][..], &["Conv", "Identity", "Conv"], &["Conv", "Relu", "MaxPool"]] {
+        assert!(fp8(refused).unwrap_err().to_string().contains("QLinearConv"), "{refused:?}");
+    }
+}
+
+#[test]
+fn keeps_from_openvino_what_it_computes_wrongly() {
+    let fitted = |mut o: QuantOptions, graph: &Graph| {
+        o.target = Some(Target::Openvino);
+        fit(&mut o, graph, false).map(|fitted| (o, fitted.adapted.len()))
+    };
+    for preset in [Preset::Pytorch, Preset::Tensorflow, Preset::Onnxruntime] {
+        let (o, _) = fitted(preset.options(), &joined()).unwrap();
+        assert_eq!(o.activations.format, NumberFormat::Uint8, "{preset:?}");
+        assert_ne!(o.activations.formula, Formula::Tensorflow, "whose uint8 holds nothing negative");
+        assert_eq!((o.weights.format, o.weights.symmetric), (NumberFormat::Int8, true), "{preset:?}");
+    }
+    for preset in [Preset::Quantizeml, Preset::VitisDpu] {
+        assert!(fitted(preset.options(), &joined()).unwrap_err().to_string().contains("Concat"), "{preset:?}");
+        assert!(fitted(preset.options(), &graph()).is_ok(), "{preset:?}");
+    }
+    let asymmetric = WeightScheme { format: NumberFormat::Uint8, symmetric: false, ..WeightScheme::default() };
+    let options = QuantOptions { weights: asymmetric, ..QuantOptions::default() };
+    assert_eq!(
+        fitted(options.clone(), &graph()),
+        Ok((QuantOptions { target: Some(Target::Openvino), ..options.clone() }, 0))
+    );
+    assert!(fitted(options, &joined()).unwrap().0.weights.symmetric);
+    // 32 rows are no multiple of 64.
+    let blocks = |codes| {
+        let mut o = weight_only(codes);
+        o.weight_only.block = 64;
+        fitted(o, &graph())
+    };
+    assert_eq!(blocks(BlockType::Int4).unwrap().0.weight_only.format, BlockFormat::Matmulnbits);
+    assert_eq!(blocks(BlockType::Nf4).unwrap().1, 0);
+    assert!(blocks(BlockType::Fp8E4m3).is_err());
 }
