@@ -43,7 +43,7 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
     if other(&options.activations) || options.overrides.iter().filter_map(|o| o.activations.as_ref()).any(other) {
         return Err(ApproachError::Activations.into());
     }
-    let mut found = select(model, options, &USUAL)?;
+    let (mut found, warnings) = select_products(model, options)?;
     drop_deep(model, &mut found);
     let matcher = Matcher::new(&options.overrides)?;
     let jobs: Vec<Job> =
@@ -64,7 +64,20 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
     tables(model, &matcher, options, &found, exec)?;
     let weights = weights::make(&model.graph, &jobs, exec).map_err(QdqError::from)?;
     write::products(model, &jobs, &weights, &attentions)?;
-    Ok(Converted { fates, ..Converted::default() })
+    Ok(Converted { fates, warnings, ..Converted::default() })
+}
+
+/// The usual products; convolutions, whose samples share a range, only where there is nothing else, and with a warning.
+fn select_products(model: &Model, options: &QuantOptions) -> Result<(Selection, Vec<String>), QuantizeError> {
+    match select(model, options, &USUAL) {
+        Err(QuantizeError::Nothing(why)) if options.op_types.is_empty() => {
+            let all = [&USUAL[..], &["Conv"]].concat();
+            let found = select(model, options, &all).map_err(|_| QuantizeError::Nothing(why))?;
+            let text = "the model has no products but convolutions, which therefore are quantized (ConvInteger): all samples of a run share a range, and --approach static is faster";
+            Ok((found, vec![text.to_owned()]))
+        }
+        other => Ok((other?, Vec::new())),
+    }
 }
 
 /// A product to rewrite.

@@ -35,6 +35,8 @@ pub enum Reason {
     BehindFloat,
     /// It has no constant weight, and the approach is about weights.
     NoWeight,
+    /// Its weights have no form by blocks.
+    NoBlocks,
     /// Half precision would lose or overflow its sums, powers or exponentials.
     Sensitive,
     /// The operator is not among those that are written in half precision.
@@ -43,7 +45,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::FloatOperator,
         Reason::NotFloatData,
         Reason::Excluded,
@@ -58,6 +60,7 @@ impl Reason {
         Reason::FloatConsumer,
         Reason::BehindFloat,
         Reason::NoWeight,
+        Reason::NoBlocks,
         Reason::Sensitive,
         Reason::NoHalfForm,
     ];
@@ -79,6 +82,7 @@ impl Reason {
             Reason::FloatConsumer => "float-consumer",
             Reason::BehindFloat => "behind-float",
             Reason::NoWeight => "no-weight",
+            Reason::NoBlocks => "no-blocks",
             Reason::Sensitive => "sensitive",
             Reason::NoHalfForm => "no-half-form",
         }
@@ -102,6 +106,7 @@ impl fmt::Display for Reason {
             Reason::FloatConsumer => "no integer node reads its output",
             Reason::BehindFloat => "it comes after the first operator without integer form, where this scheme ends",
             Reason::NoWeight => "has no constant weight, which this approach is about",
+            Reason::NoBlocks => "weights by blocks are those of MatMul, Gemm and Gather",
             Reason::Sensitive => "needs the range or the precision of float32 for its sums, powers or exponentials",
             Reason::NoHalfForm => "not among the operators that are written in half precision",
         })

@@ -39,13 +39,18 @@ pub(crate) fn quantize(
     options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]).try_for_each(|w| w.check())?;
     // Tables are quantized only where they are asked for: Gather among the operator types.
     let options = QuantOptions { embeddings: true, ..options.clone() };
-    let mut found = select(model, &options, &USUAL)?;
+    let blocks = || QuantizeError::Nothing(" (weights by blocks are those of MatMul, Gemm and Gather)".into());
+    let mut found = select(model, &options, &USUAL).map_err(|e| match e {
+        // Of types that nobody asked for there is no form, whatever is asked for.
+        QuantizeError::Nothing(why) if options.op_types.is_empty() && why.contains("--op-types") => blocks(),
+        e => e,
+    })?;
     let convolution = |id: &NodeId| model.graph.node(*id).op.name() == "Conv";
     let convolutions: Vec<NodeId> = found.products.iter().copied().filter(convolution).collect();
     found.products.retain(|id| !convolution(id));
-    found.reasons.extend(convolutions.into_iter().map(|id| (id, crate::plan::Reason::Form)));
+    found.reasons.extend(convolutions.into_iter().map(|id| (id, crate::plan::Reason::NoBlocks)));
     if found.products.is_empty() && found.tables.is_empty() {
-        return Err(QuantizeError::Nothing(" (weights by blocks are those of MatMul, Gemm and Gather)".into()));
+        return Err(blocks());
     }
     let matcher = Matcher::new(&options.overrides)?;
     let of = |&node: &NodeId| {
