@@ -36,12 +36,21 @@ pub struct Global {
     pub quiet: bool,
 }
 
+/// Threads at the most: more than any machine has cores, and few enough to be started.
+const MOST_THREADS: usize = 4096;
+
 /// Threads to compute with.
 #[derive(Debug, Clone, Args)]
 pub struct Threads {
     /// Threads to compute with; 0 for one per core
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = thread_count)]
     pub threads: usize,
+}
+
+/// A number of threads that a process can have.
+pub fn thread_count(text: &str) -> Result<usize, String> {
+    let n = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    if n > MOST_THREADS { Err(format!("more than {MOST_THREADS} threads")) } else { Ok(n) }
 }
 
 impl Threads {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::macs;
 use crate::metrics::{Deviation, Figures, Meter, Metric, Score};
+use crate::model;
 use crate::runs::Runs;
 
 /// Samples that the error is measured on at the most.
@@ -81,6 +82,8 @@ fn affordable(macs: u64) -> usize {
 pub struct Loss {
     /// Samples compared.
     pub samples: usize,
+    /// Elements of their outputs: detectors may find nothing.
+    pub elements: u64,
     /// The figures.
     #[serde(flatten)]
     pub figures: Figures,
@@ -131,14 +134,20 @@ impl Check {
         let session = Session::new(written.graph, Options { threads, ..Options::default() })?;
         let mut deviation = Deviation::default();
         for (i, KeptBatch { inputs, outputs, samples }) in self.kept.batches.iter().enumerate() {
-            let got = self.runs.outputs(session.run(inputs)?, *samples)?;
+            let got = self.runs.outputs(session.run(&model::fed(session.graph(), inputs)?)?, *samples)?;
             outputs.iter().zip(&got).try_for_each(|(e, g)| deviation.add(e, g))?;
             // Labels that do not fit the outputs are for something else: the summary goes without.
             self.labels = self.labels.take().and_then(|l| l.add(i, outputs, &got));
         }
         let scores = self.labels.map(|l| (l.float.scores(), l.quantized.scores()));
         let (float, quantized) = scores.unwrap_or_default();
-        Ok(Loss { samples: self.kept.samples, figures: deviation.figures(), float, quantized })
+        Ok(Loss {
+            samples: self.kept.samples,
+            elements: deviation.len(),
+            figures: deviation.figures(),
+            float,
+            quantized,
+        })
     }
 }
 

@@ -176,7 +176,8 @@ impl Comparison {
             }
             anyhow::Ok(part.or(if others { None } else { Some(t) }))
         };
-        self.b.run_observed(inputs, &mut |v, view| {
+        let fed = model::fed(self.b.graph(), inputs)?;
+        self.b.run_observed(&fed, &mut |v, view| {
             let text = |e: &dyn std::fmt::Display| e.to_string();
             let of_samples = |a: ValueId, others: bool| {
                 let got = view.to_tensor().map_err(|e| text(&e))?;
@@ -203,7 +204,7 @@ impl Comparison {
             let (Some(inputs), Some(expected)) = (inputs, reference.get(&p.value)) else { continue };
             let others = self.isolated.contains_key(&p.value);
             let Some(expected) = part(p.value, expected.clone(), others)? else { continue };
-            if let Some(got) = p.session.run(&inputs)?.into_iter().next()
+            if let Some(got) = p.session.run(&model::fed(p.session.graph(), &inputs)?)?.into_iter().next()
                 && let Some(got) = part(p.value, got, others)?
             {
                 self.isolated.entry(p.value).or_default().add(&expected, &got)?;
@@ -276,7 +277,8 @@ fn saturated(dtype: DType, bytes: &[u8]) -> u64 {
 /// Float values of both graphs by name. Where a value of B is only read through its quantized form, that form
 /// is what follows from it, so it is what is compared.
 fn pairs(a: &Graph, b: &Graph) -> BTreeMap<ValueId, ValueId> {
-    let float = |g: &Graph, v: ValueId| g.value(v).ty.tensor().is_none_or(|t| t.dtype.is_none_or(|d| d == DType::F32));
+    let wide = |d: DType| matches!(d, DType::F32 | DType::F16 | DType::Bf16 | DType::F64);
+    let float = |g: &Graph, v: ValueId| g.value(v).ty.tensor().is_none_or(|t| t.dtype.is_none_or(wide));
     let makes = |g: &Graph, v: ValueId| matches!(g.value(v).def, Def::Node(..) | Def::Input);
     let both = a.values().filter_map(|(va, value)| Some((va, b.value_named(&value.name)?)));
     both.filter(|&(va, vb)| float(a, va) && float(b, vb) && makes(a, va) && makes(b, vb)).collect()

@@ -135,11 +135,12 @@ impl Job {
         }
         let plain = model::session(float, self.threads)?;
         let sessions = [&plain, &quantized];
-        // The first run packs the weights.
-        sessions.iter().try_for_each(|s| s.run(&inputs).map(|_| ()))?;
+        let inputs = [model::fed(plain.graph(), &inputs)?, model::fed(quantized.graph(), &inputs)?];
         let mut once = 0.0;
-        for s in sessions {
-            once += 2.0 * seconds(s, &inputs)?;
+        for (s, inputs) in sessions.into_iter().zip(&inputs) {
+            // The first run packs the weights.
+            s.run(inputs)?;
+            once += 2.0 * seconds(s, inputs)?;
         }
         let rounds = (bound.unwrap_or(UNBOUND) / f64::max(once, 1e-9)) as usize;
         if bound.is_some() && rounds < LEAST {
@@ -148,7 +149,7 @@ impl Job {
         self.turns(sessions, &inputs, rounds.clamp(LEAST, MOST))
     }
 
-    fn turns(&self, sessions: [&Session; 2], inputs: &[Tensor], rounds: usize) -> Result<Outcome> {
+    fn turns(&self, sessions: [&Session; 2], inputs: &[Vec<Tensor>; 2], rounds: usize) -> Result<Outcome> {
         let (mut times, mut profiles) = ([vec![], vec![]], [vec![], vec![]]);
         let bar = output::progress("timing", rounds);
         for _ in 0..rounds {
@@ -156,10 +157,10 @@ impl Job {
                 return Ok(Outcome::NotAsked);
             }
             for (i, s) in sessions.into_iter().enumerate() {
-                times[i].push(seconds(s, inputs)?);
+                times[i].push(seconds(s, &inputs[i])?);
             }
             for (i, s) in sessions.into_iter().enumerate() {
-                profiles[i].push(Profiled::new(s, inputs)?);
+                profiles[i].push(Profiled::new(s, &inputs[i])?);
             }
             bar.inc(1);
         }

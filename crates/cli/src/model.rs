@@ -15,7 +15,7 @@ use narrowbit_passes::replace::{self, Replaced};
 use narrowbit_quant::approach::Approach;
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_runtime::{Options, Session};
-use narrowbit_tensor::DType;
+use narrowbit_tensor::{DType, Tensor};
 
 use crate::args::Products;
 
@@ -34,6 +34,31 @@ pub fn load(path: &Path) -> Result<Model> {
             None => e.into(),
         }),
     }
+}
+
+/// Refuses to write a model over the one that it is made from.
+pub fn check_apart(from: &Path, to: &Path, what: &str, ending: &str) -> Result<()> {
+    if let (Ok(a), Ok(b)) = (from.canonicalize(), to.canonicalize())
+        && a == b
+    {
+        bail!(
+            "{} is {what}: it would be lost\nhelp: write elsewhere, for instance to {}",
+            to.display(),
+            from.with_extension(ending).display()
+        );
+    }
+    Ok(())
+}
+
+/// Inputs as a graph takes them: those of another model than they were read for, whose floats may have other types.
+pub fn fed(graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    let as_taken = |(&v, t): (&ValueId, &Tensor)| match graph.value(v).ty.tensor().and_then(|ty| ty.dtype) {
+        Some(to) if to != t.dtype() && to.is_float() && t.dtype().is_float() => {
+            Ok(Tensor::from_f64s(to, t.shape(), &t.to_f64s()?)?)
+        }
+        _ => Ok(t.clone()),
+    };
+    graph.inputs().iter().zip(inputs).map(as_taken).collect()
 }
 
 /// The ending of a file's name, in small letters.

@@ -51,6 +51,13 @@ pub enum Finding {
         /// How many channels are concerned.
         channels: usize,
     },
+    /// Biases at the end of 32 bits, where what was beyond has been cut off.
+    ClippedBias {
+        /// The product.
+        node: String,
+        /// How many channels are concerned.
+        channels: usize,
+    },
     /// Multipliers far from what a mantissa of few bits gives.
     ScaleError {
         /// The product.
@@ -67,6 +74,9 @@ pub struct Checked {
     pub tensors: usize,
     /// Products of integers with constant weights.
     pub products: usize,
+    /// Names of products of integer weights whose data are in no one format that is known, so that nothing is said of
+    /// their sums.
+    pub unseen: Vec<String>,
     /// The most bits that a sum needs.
     pub most_bits: u32,
     /// What was found, in the order of the graph.
@@ -91,7 +101,10 @@ pub fn check(graph: &Graph, limits: Limits) -> Checked {
         if let Some(p) = product(graph, node) {
             found.products += 1;
             saturation(&p, node, limits, &mut found);
+            found.findings.extend(clipped_bias(graph, node));
             scale_error(graph, &p, node, limits, &mut found);
+        } else if has_integer_weights(graph, node) {
+            found.unseen.push(node.name.clone());
         }
     }
     found
@@ -177,7 +190,7 @@ struct Product {
 
 fn product(graph: &Graph, node: &Node) -> Option<Product> {
     let QuantRole::Weighted { data, weight, bias, channel } = node.op.quant() else { return None };
-    let (x, w) = (dequantized(graph, node.input(data)?)?, dequantized(graph, node.input(weight)?)?);
+    let (x, w) = (data_format(graph, node.input(data)?)?, dequantized(graph, node.input(weight)?)?);
     let codes = graph.const_input(w, 0)?;
     let weights = codes.to_i64s().ok().filter(|_| codes.dtype().is_int() && codes.rank() > 0)?;
     let axis = match node.op.name() {
@@ -215,6 +228,47 @@ fn product(graph: &Graph, node: &Node) -> Option<Product> {
         *sum = (sum.0 + b, sum.1 + b);
     }
     Some(Product { scales: product, sums })
+}
+
+/// Whether the weights of a product are constant integers.
+fn has_integer_weights(graph: &Graph, node: &Node) -> bool {
+    let QuantRole::Weighted { weight, .. } = node.op.quant() else { return false };
+    let codes = node.input(weight).and_then(|v| dequantized(graph, v)).and_then(|w| graph.const_input(w, 0));
+    codes.is_some_and(|t| t.dtype().is_int())
+}
+
+/// Operators whose results are among the elements of their first input, or 0.
+const SELECTING: &[&str] = &[
+    "DepthToSpace",
+    "Dropout",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GlobalMaxPool",
+    "Identity",
+    "MaxPool",
+    "ReduceMax",
+    "Relu",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+];
+
+/// The DequantizeLinear whose codes the elements of a value are, wherever they went from there.
+fn data_format(graph: &Graph, mut v: ValueId) -> Option<NodeId> {
+    loop {
+        let (id, _) = graph.producer(v)?;
+        match graph.node(id).op.name() {
+            "DequantizeLinear" => return Some(id),
+            name if SELECTING.contains(&name) => v = graph.node(id).input(0)?,
+            _ => return None,
+        }
+    }
 }
 
 /// The DequantizeLinear that makes a value.
@@ -270,6 +324,19 @@ fn saturation(p: &Product, node: &Node, limits: Limits, found: &mut Checked) {
     let whole = |x: i128| x.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
     let sums = (whole(low), whole(high));
     found.findings.push(Finding::Saturation { node: node.name.clone(), channel, sums, bits: most, channels: over });
+}
+
+/// Names of products whose biases were cut off at the end of 32 bits.
+pub fn clipped_biases(graph: &Graph) -> Vec<String> {
+    graph.nodes().filter(|(_, n)| clipped_bias(graph, n).is_some()).map(|(_, n)| n.name.clone()).collect()
+}
+
+fn clipped_bias(graph: &Graph, node: &Node) -> Option<Finding> {
+    let QuantRole::Weighted { bias: Some(bias), .. } = node.op.quant() else { return None };
+    let codes = graph.const_input(dequantized(graph, node.input(bias)?)?, 0)?;
+    let codes = Some(codes).filter(|t| t.dtype() == DType::I32)?.to_i64s().ok()?;
+    let channels = codes.iter().filter(|&&b| b >= i32::MAX.into() || b <= i32::MIN.into()).count();
+    (channels > 0).then(|| Finding::ClippedBias { node: node.name.clone(), channels })
 }
 
 fn scale_error(graph: &Graph, p: &Product, node: &Node, limits: Limits, found: &mut Checked) {
@@ -338,6 +405,32 @@ mod tests {
         let sums = (-100 * 127 - 127 * 128, 100 * 128 + 127 * 127);
         let expected = Finding::Saturation { node: "product".into(), channel: 1, sums, bits: 16, channels: 1 };
         assert_eq!(c.findings, [expected]);
+    }
+
+    #[test]
+    fn sees_products_behind_what_only_selects_and_names_the_others() {
+        let behind = |op: &str| {
+            GRAPH.replace("MatMul(%d, %dw)", "MatMul(%m, %dw)").replace("%dw = ", &format!("%m = {op} %dw = "))
+        };
+        let c = checked(&behind("Flatten(%d)"), Limits { buffer_bits: 15, ..Limits::default() });
+        assert_eq!((c.products, c.unseen.len(), c.findings.len()), (1, 0, 1));
+        let c = checked(&behind("Exp(%d)"), Limits { buffer_bits: 15, ..Limits::default() });
+        assert_eq!((c.products, c.unseen, c.findings), (0, vec!["product".to_owned()], vec![]));
+    }
+
+    #[test]
+    fn reports_biases_that_were_cut_off() {
+        let with_bias = |b: &str| {
+            let weights = r#"const %b: i32[2] = [BIAS] const %sb: f32[2] = [0.125, 0.0625] const %zb: i32[2] = [0, 0]
+                %db = DequantizeLinear(%b, %sb, %zb) {axis=0} %y = Gemm(%d, %dw, %db) @"product""#;
+            checked(
+                &GRAPH.replace("%y = MatMul(%d, %dw) @\"product\"", &weights.replace("BIAS", b)),
+                Limits { buffer_bits: 40, ..Limits::default() },
+            )
+        };
+        assert_eq!(with_bias("2147483646, -2147483647").findings, []);
+        let expected = Finding::ClippedBias { node: "product".into(), channels: 1 };
+        assert_eq!(with_bias("2147483647, 5").findings, [expected]);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub enum RangesError {
     },
     /// The ranges belong to another model.
     #[error(
-        "the ranges were calibrated on another model ({found}, this one is {expected}){detail}\nhelp: calibrate this model, with the same sanitizing options as for quantizing"
+        "the ranges were calibrated on another model ({found}, this one is {expected}){detail}\nhelp: calibrate this model, with the same options that change it (--scheme, --equalize, --smooth, --shiftmax, --layer-mad, -c) as for quantizing"
     )]
     OtherModel {
         /// The hash in the file.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::args::{Floats, Global, Threads};
 use crate::check::Kept;
-use crate::commands::quantize::SchemeArgs;
+use crate::commands::quantize::{SchemeArgs, repeated};
 use crate::data::{self, DataArgs};
 use crate::runs::{Runs, repeated_text};
 use crate::{interrupt, model, output};
@@ -71,7 +71,15 @@ impl MaskArgs {
             Some("off") => Ok(None),
             None => Ok(named(mask::USUAL_NAME)),
             Some(name) => match named(name) {
-                Some(i) => Ok(Some(i)),
+                Some(i) => {
+                    let shape = graph.value(graph.inputs()[i]).ty.tensor().and_then(|t| t.shape.as_ref());
+                    if let Some(rank) = shape.map(|s| s.len()).filter(|&rank| rank != 2) {
+                        bail!(
+                            "--mask: input \"{name}\" has {rank} axes, a mask has two: samples and positions\nhelp: name the input whose zeros mark padding, or leave --mask away"
+                        );
+                    }
+                    Ok(Some(i))
+                }
                 None => {
                     let inputs: Vec<&str> = graph.inputs().iter().map(|&v| graph.value(v).name.as_str()).collect();
                     bail!("--mask: the model has no input \"{name}\"\nhelp: it has {}", inputs.join(", "))
@@ -185,9 +193,10 @@ impl Calibrate {
             ));
         }
         text.push_str(&format!(
-            "next: narrowbit quantize {} --ranges {} -o {}\n",
+            "next: narrowbit quantize {} --ranges {}{} -o {}\n",
             self.model.display(),
             self.output.display(),
+            repeated(std::env::args().skip(2)),
             self.model.with_extension("int8.onnx").display()
         ));
         output::print(&text)

@@ -14,7 +14,7 @@ use crate::{fixed, model, output};
 /// Works on QuantizeLinear and DequantizeLinear of any tool. Reports tensors whose scale no calibration gave (0, not finite,
 /// or 1 where no value can come near the range of the codes, or where nothing in the model has another scale); products
 /// whose sums can leave the register for some input (interval arithmetic on the actual weights and code ranges: what is
-/// not reported can't happen); products whose multipliers a mantissa of 8 bits misses by 5 % in the mean. Exit code 1
+/// neither reported nor listed as not checked can't happen); products whose multipliers a mantissa of 8 bits misses by 5 % in the mean; biases that 32 bits cut off. Exit code 1
 /// when something is found.
 #[derive(Debug, Args)]
 pub struct CheckIntegers {
@@ -81,6 +81,9 @@ fn text(s: &Summary) -> String {
                 "saturation possible: \"{node}\" in {channels} channels; channel {channel} sums up to {} … {} ({bits} bits)",
                 sums.0, sums.1
             ),
+            Finding::ClippedBias { node, channels } => {
+                format!("biases cut off at the end of 32 bits: \"{node}\" in {channels} channels")
+            }
             Finding::ScaleError { node, mean } => {
                 format!("coarse multipliers: \"{node}\" is off by {:.1} % in the mean", mean * 100.0)
             }
@@ -90,6 +93,18 @@ fn text(s: &Summary) -> String {
     }
     if c.findings.is_empty() {
         out.push_str("  nothing found\n");
+    }
+    if !c.unseen.is_empty() {
+        let some = c.unseen.iter().take(5).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+        let more = if c.unseen.len() > 5 {
+            format!(" and {} more (--json lists all)", c.unseen.len() - 5)
+        } else {
+            String::new()
+        };
+        out.push_str(&format!(
+            "  sums not checked, because their data have no format of their own: {some}{more}\n  \
+             (`narrowbit inspect --integer-only` bounds those of fixed-point models)\n"
+        ));
     }
     out
 }

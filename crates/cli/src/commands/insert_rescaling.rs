@@ -49,6 +49,7 @@ impl InsertRescaling {
         if !(self.scale.is_finite() && self.offset.is_finite()) || self.scale == 0.0 {
             bail!("the scale must be finite and not zero, the offset finite");
         }
+        model::check_apart(&self.model, &self.destination, "the model that takes other values", "raw.onnx")?;
         let mut model = model::load(&self.model)?;
         let x = self.chosen(&model)?;
         let input = model.graph.value(x).name.clone();

@@ -63,6 +63,11 @@ impl Deviation {
         self.count += reference.len() as u64;
     }
 
+    /// How many values were compared.
+    pub fn len(&self) -> u64 {
+        self.count
+    }
+
     /// The signal to noise ratio in dB; infinite where both are equal.
     pub fn sqnr_db(&self) -> f64 {
         if self.noise == 0.0 { f64::INFINITY } else { 10.0 * (self.signal / self.noise).log10() }

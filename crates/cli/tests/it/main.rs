@@ -24,3 +24,4 @@ mod schemes;
 mod server;
 mod shared;
 mod targets;
+mod warnings;

@@ -36,8 +36,8 @@ pub struct Bench {
     /// The models (.onnx)
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// Numbers of threads; by default all cores
-    #[arg(long, value_name = "N,M", value_delimiter = ',')]
+    /// Numbers of threads, 0 for one per core, which is the default
+    #[arg(long, value_name = "N,M", value_delimiter = ',', value_parser = crate::args::thread_count)]
     threads: Vec<usize>,
     /// Batch sizes, for models with a free batch dimension [default: what the file says, else 1]
     #[arg(long, value_name = "N,M", value_delimiter = ',')]
@@ -79,12 +79,10 @@ const PROFILED: usize = 5;
 
 /// Threads to measure with: those of the list, or all cores.
 fn threads(list: &[usize]) -> Result<Vec<usize>> {
-    if list.contains(&0) {
-        bail!("--threads must be at least 1");
-    }
+    let all = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(match list {
-        [] => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
-        list => list.to_vec(),
+        [] => vec![all],
+        list => list.iter().map(|&n| if n == 0 { all } else { n }).collect(),
     })
 }
 
@@ -100,6 +98,9 @@ impl Bench {
         }
         if self.batch.contains(&0) {
             bail!("--batch must be at least 1");
+        }
+        if !(0.0..=1e9).contains(&self.seconds) {
+            bail!("--seconds must be 0 … 10⁹, not {}", self.seconds);
         }
         let threads = threads(&self.threads)?;
         let batches: Vec<Option<usize>> =
@@ -134,7 +135,7 @@ impl Bench {
         let mut subjects: Vec<Subject> = self.models.iter().map(|m| Subject::new(m, work)).collect::<Result<_>>()?;
         let bar = output::progress("measuring", self.runs * subjects.len());
         let start = Instant::now();
-        let limit = Duration::from_secs_f64(self.seconds.clamp(0.0, 1e9) * subjects.len() as f64);
+        let limit = Duration::from_secs_f64(self.seconds * subjects.len() as f64);
         for i in 0..self.runs {
             for s in &mut subjects {
                 s.run()?;

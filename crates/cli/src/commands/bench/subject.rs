@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::memory;
 use crate::args::Products;
 use crate::runs::Runs;
-use crate::{data, model};
+use crate::{data, interrupt, model};
 
 /// How models are run.
 pub struct Work {
@@ -89,6 +89,9 @@ impl Subject {
         let load = Load { parse_ms, session_ms, first_run_ms: lap() };
         let peak = if work.alone { memory::peak() } else { child };
         for _ in 1..work.warmup {
+            if interrupt::requested() {
+                bail!("stopped by Ctrl-C while warming up");
+            }
             session.run(&inputs)?;
         }
         Ok(Subject { path: path.to_owned(), session, batch, inputs, load, peak, times: Vec::new() })

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use narrowbit_fixed::{LowerError, Proof, Rounding};
-use narrowbit_ir::{Dim, Graph};
+use narrowbit_ir::{Dim, Graph, Node, QuantRole};
 use serde::Serialize;
 
 use super::Inspect;
 use crate::args::Global;
 use crate::{fixed, model, output};
+
+/// Layers of steps in time.
+const RECURRENT: [&str; 3] = ["GRU", "LSTM", "RNN"];
 
 #[derive(Serialize)]
 struct Summary {
@@ -22,6 +25,9 @@ struct Summary {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     needs_floats: Option<Place>,
+    /// Products and recurrent layers before the first code or behind the last one, which run on floats.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    float_products: Vec<String>,
     #[serde(flatten)]
     proof: Proof,
 }
@@ -46,12 +52,14 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Result<ExitCode> {
         Err(LowerError::NeedsFloats { node, op, why }) => (Proof::default(), Some(Place { node, op, why })),
         Err(e) => return Err(e.into()),
     };
+    let float_products = float_products(&model.graph, &proof);
     let summary = Summary {
         file: args.file.clone(),
-        integer_only: needs_floats.is_none(),
+        integer_only: needs_floats.is_none() && float_products.is_empty(),
         rounding: if options.rounding == Rounding::HalfUp { "half-up" } else { "half-even" },
         buffer_bits: options.buffer_bits,
         needs_floats,
+        float_products,
         proof,
     };
     if global.json {
@@ -60,6 +68,13 @@ pub(super) fn run(args: &Inspect, global: &Global) -> Result<ExitCode> {
         output::print(&text(&summary))?;
     }
     Ok(if summary.integer_only { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// The nodes with the work of a network among those that are no part of the proof.
+fn float_products(graph: &Graph, proof: &Proof) -> Vec<String> {
+    let outside = |name: &String| proof.before.contains(name) || proof.after.contains(name);
+    let weighty = |n: &Node| matches!(n.op.quant(), QuantRole::Weighted { .. }) || RECURRENT.contains(&n.op.name());
+    graph.nodes().filter(|(_, n)| weighty(n) && outside(&n.name)).map(|(_, n)| n.name.clone()).collect()
 }
 
 fn bind(graph: &Graph, v: narrowbit_ir::ValueId, shape: &mut [usize], dims: &[(String, usize)]) {
@@ -82,7 +97,14 @@ fn text(s: &Summary) -> String {
         );
     }
     let buffer = s.buffer_bits.map_or(String::new(), |b| format!(", a buffer of {b} bits that saturates"));
-    let mut out = format!("{file} runs on integers alone: shifts round {}{buffer}\n", s.rounding);
+    let mut out = match &s.float_products[..] {
+        [] => format!("{file} runs on integers alone: shifts round {}{buffer}\n", s.rounding),
+        [first, ..] => format!(
+            "{file} does not run on integers alone: {} of its products run on floats, {first} for one\n  between: shifts round {}{buffer}\n",
+            s.float_products.len(),
+            s.rounding
+        ),
+    };
     let list = |names: &[String]| names.join(", ");
     if !s.proof.before.is_empty() {
         out.push_str(&format!("  before, up to the codes of the input: {} nodes\n", s.proof.before.len()));

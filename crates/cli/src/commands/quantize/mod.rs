@@ -4,6 +4,7 @@ mod preset;
 pub mod rounding;
 mod scheme;
 mod summary;
+mod warnings;
 mod without_ranges;
 
 use std::path::{Path, PathBuf};
@@ -21,13 +22,12 @@ use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::fill::Rates;
 use narrowbit_quant::gptq::Report;
 use narrowbit_quant::options::{Matcher, QuantOptions};
-use narrowbit_quant::plan::{Layout, Reason};
+use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize::{self, NodeFate, Seen};
 use narrowbit_quant::ranges::Ranges;
-use narrowbit_quant::scheme::Preset;
 use narrowbit_quant::target::{self, Fitted};
 use narrowbit_tensor::Tensor;
-pub use scheme::SchemeArgs;
+pub use scheme::{SchemeArgs, repeated};
 use summary::{text, unasked};
 
 use crate::args::{FloatType, Floats, Global, Threads};
@@ -133,15 +133,7 @@ impl Quantize {
             return Ok(ExitCode::SUCCESS);
         }
         output::check_writable(&self.output)?;
-        if let (Ok(from), Ok(to)) = (self.model.canonicalize(), self.output.canonicalize())
-            && from == to
-        {
-            bail!(
-                "{} is the float model: it would be lost\nhelp: write the quantized model elsewhere, for instance -o {}",
-                self.output.display(),
-                self.model.with_extension("int8.onnx").display()
-            );
-        }
+        model::check_apart(&self.model, &self.output, "the float model", "int8.onnx")?;
         interrupt::install();
         let start = Instant::now();
         let mut model = model::load_runnable(&self.model)?;
@@ -252,6 +244,7 @@ impl Quantize {
         let mut warnings = unmatched(model, options)?;
         warnings.extend(rounding::unmet(options, rounds));
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
+        warnings.extend(warnings::blank_inputs(&model.graph, &ranges));
         let exec = self.threads.exec()?;
         let none = Encodings::default();
         let samples = dataset.as_ref().zip(runs.as_ref()).filter(|_| rounds);
@@ -265,7 +258,8 @@ impl Quantize {
             })?;
         let check = check.filter(|_| !self.no_check);
         warnings.extend(rounding::left(rounding.as_ref()));
-        warnings.extend(first_float(&fates, options));
+        warnings.extend(warnings::first_float(&fates, options));
+        warnings.extend(warnings::narrow_register(&model.graph, options));
         model::raise_opset(model, opset)?;
         if self.format == Some(Format::Qoperator) {
             narrowbit_quant::qoperator::convert(model)?;
@@ -412,21 +406,6 @@ fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<(
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let file = if given.own { "--config" } else { "--encodings" };
     bail!("{file} has no scales for {some}{more}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
-}
-
-/// Fixed-point hardware ends where the first layer has no integer form: a warning that names it.
-fn first_float(fates: &[NodeFate], options: &QuantOptions) -> Option<String> {
-    let fixed = matches!(options.scheme, Some(Preset::Quantizeml | Preset::VitisDpu));
-    let behind = fates.iter().skip_while(|f| !f.integer).filter(|_| fixed);
-    let first = behind.into_iter().find(|f| f.reason == Some(Reason::FloatOperator.code()))?;
-    let rest = match options.scheme {
-        Some(Preset::Quantizeml) => "it and all that depends on it run on floats",
-        _ => "it runs on floats",
-    };
-    Some(format!(
-        "\"{}\" ({}) has no integer form: a DequantizeLinear stands before it, and {rest}",
-        first.node, first.op
-    ))
 }
 
 /// A warning for each exception that is about no node of the model.

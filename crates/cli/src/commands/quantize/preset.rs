@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use narrowbit_quant::approach::{Approach, BlockType};
 use narrowbit_quant::options::{FixedRanges, QuantOptions};
-use narrowbit_quant::scheme::{NumberFormat, Preset, Statistic};
+use narrowbit_quant::scheme::{Formula, NumberFormat, Preset, Statistic};
 
 /// A type of activations.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -308,6 +308,32 @@ impl PresetArgs {
             || self.cross_layer_equalization.is_some()
             || self.bias_correction.is_some()
             || self.correct_activations.is_some()
+    }
+
+    /// Refuses flags that would change nothing with the options that became of all: who gives them expects something.
+    pub fn check_heeded(&self, o: &QuantOptions) -> Result<()> {
+        let fixed = matches!(o.activations.formula, Formula::Quantizeml | Formula::Vitis);
+        let idle = [
+            (
+                self.statistic.is_some() && o.position_bits().is_none(),
+                "--statistic",
+                "--scheme vitis-dpu with --method diffs",
+            ),
+            (
+                self.per_tensor_activations && o.activations.formula != Formula::Quantizeml,
+                "--per-tensor-activations",
+                "--scheme quantizeml; --channel-activations=no is for the others",
+            ),
+            (
+                self.cross_layer_equalization == Some(Switch::Yes) && !fixed,
+                "--cross-layer-equalization",
+                "--scheme quantizeml and vitis-dpu, whose steps are powers of two",
+            ),
+        ];
+        match idle.into_iter().find(|i| i.0) {
+            Some((_, flag, help)) => bail!("{flag} changes nothing here\nhelp: it is for {help}"),
+            None => Ok(()),
+        }
     }
 
     /// Puts the flags above the options.

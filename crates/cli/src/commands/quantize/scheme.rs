@@ -261,6 +261,32 @@ pub struct SchemeArgs {
     compute: Option<ComputeArg>,
 }
 
+/// Of a command line's words those that say how to quantize, as a command that goes on would repeat them.
+pub fn repeated(words: impl Iterator<Item = String>) -> String {
+    let known = SchemeArgs::augment_args(clap::Command::new(""));
+    let find = |word: &str| {
+        known.get_arguments().find(|a| match word.strip_prefix("--") {
+            Some(long) => a.get_long() == long.split('=').next(),
+            None => {
+                word.strip_prefix('-').and_then(|short| short.chars().next()).is_some_and(|c| a.get_short() == Some(c))
+            }
+        })
+    };
+    let (mut out, mut words) = (String::new(), words);
+    while let Some(word) = words.next() {
+        let Some(arg) = find(&word) else { continue };
+        // `-w4` and `--scheme=x` hold their value.
+        let whole = word.contains('=') || !word.starts_with("--") && word.len() > 2;
+        let follows = arg.get_action().takes_values() && !arg.is_require_equals_set() && !whole;
+        for word in [Some(word), words.by_ref().take(follows.into()).next()].into_iter().flatten() {
+            let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "-_=.,/:+%".contains(c));
+            out.push(' ');
+            out.push_str(&if plain { word } else { format!("'{}'", word.replace('\'', r"'\''")) });
+        }
+    }
+    out
+}
+
 impl SchemeArgs {
     /// Flags over the file over the preset over the defaults.
     pub fn resolve(&self) -> Result<QuantOptions> {
@@ -312,6 +338,7 @@ impl SchemeArgs {
         }
         o.method = self.method(o.method)?;
         o.overrides.extend(self.exclusions());
+        self.preset.check_heeded(&o)?;
         Ok(o)
     }
 
@@ -471,4 +498,20 @@ fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
         let (path, problem) = (path.display(), problem.trim_end());
         anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeats_what_says_how_to_quantize() {
+        let line = "calibrate m.onnx --data d.npz --scheme vitis-dpu -o r.json --shiftmax -w 4 -a8 --equalize=no --exclude /a/*b --symmetric --threads 2";
+        let words = line.split(' ').map(str::to_owned);
+        assert_eq!(
+            repeated(words),
+            " --scheme vitis-dpu --shiftmax -w 4 -a8 --equalize=no --exclude '/a/*b' --symmetric"
+        );
+        assert_eq!(repeated(std::iter::once("--scheme".to_owned())), " --scheme");
+    }
 }

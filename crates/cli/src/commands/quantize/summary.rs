@@ -13,6 +13,7 @@ use narrowbit_quant::quantize::NodeFate;
 use narrowbit_quant::scheme::NumberFormat;
 use serde::Serialize;
 
+use super::warnings::unshrunk;
 use super::{Made, Quantize};
 use crate::args::Global;
 use crate::check::Loss;
@@ -77,10 +78,13 @@ pub struct Summary {
 /// Nodes that stay float for one reason.
 #[derive(Serialize)]
 pub struct FloatGroup {
-    op: String,
-    reason: &'static str,
+    /// The operator.
+    pub op: String,
+    /// The reason's code.
+    pub reason: &'static str,
     why: String,
-    count: usize,
+    /// How many nodes.
+    pub count: usize,
     example: String,
 }
 
@@ -101,12 +105,19 @@ impl Quantize {
         if random {
             warnings.push("the ranges come from random samples: the accuracy of this model means nothing".to_owned());
         }
+        if error.as_ref().is_some_and(|e| e.elements == 0) {
+            let text = "the float model's outputs on the samples that the result was compared on are empty, so that nothing is known of its error: give samples on which it finds something";
+            warnings.push(text.to_owned());
+        }
         if let Some(e) = error.as_ref().filter(|e| e.figures.sqnr_db < POOR_SQNR) {
             warnings.push(format!(
                 "the outputs differ strongly from the float model's (SQNR {}): do not ship this before looking at `narrowbit compare`",
                 output::decibels(e.figures.sqnr_db)
             ));
         }
+        let float = groups(&fates);
+        let sizes = (model::size_on_disk(&self.model)?, model::size_on_disk(&self.output)?);
+        warnings.extend(unshrunk(&float, sizes, options));
         Ok(Summary {
             model: self.model.clone(),
             output: self.output.clone(),
@@ -118,9 +129,9 @@ impl Quantize {
             smoothed: 0,
             by_channel,
             filled: options.rates.len(),
-            float: groups(&fates),
-            bytes_before: model::size_on_disk(&self.model)?,
-            bytes_after: model::size_on_disk(&self.output)?,
+            float,
+            bytes_before: sizes.0,
+            bytes_after: sizes.1,
             error,
             speed: None,
             encodings,
@@ -258,7 +269,9 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
         output::bytes(s.bytes_after),
         ratio * 100.0
     ));
-    if let Some(e) = &s.error {
+    if let Some(e) = s.error.as_ref().filter(|e| e.elements == 0) {
+        out.push_str(&format!("  error   nothing to compare: the outputs on {} samples have no elements\n", e.samples));
+    } else if let Some(e) = &s.error {
         out.push_str(&format!(
             "  error   SQNR {}, cosine {:.5}, max {:.3e} on {} {}samples\n",
             output::decibels(e.figures.sqnr_db),
