@@ -159,7 +159,7 @@ fn refuses_kernels_that_are_not_there() {
     assert!(only.stderr.contains("without --only"), "{}", only.text());
     let tier = home.run("bench kernels --tier sse9").expect(2);
     assert!(tier.stderr.contains("use scalar, avx2"), "{}", tier.text());
-    home.run("bench kernels --threads 99999").expect(2);
+    home.run("bench kernels --threads 99999 --only frobnicate").expect(2);
     // A model of that name is found by its path.
     crate::models::save_linear(&home.path("kernels"));
     home.ok("bench ./kernels --runs 1 --threads 1");

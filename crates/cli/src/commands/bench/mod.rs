@@ -78,12 +78,12 @@ enum What {
 const PROFILED: usize = 5;
 
 /// Threads to measure with: those of the list, or all cores.
-fn threads(list: &[usize]) -> Result<Vec<usize>> {
+fn threads(list: &[usize]) -> Vec<usize> {
     let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-    Ok(match list {
+    match list {
         [] => vec![all],
         list => list.iter().map(|&n| if n == 0 { all } else { n }).collect(),
-    })
+    }
 }
 
 impl Bench {
@@ -102,7 +102,7 @@ impl Bench {
         if !(0.0..=1e9).contains(&self.seconds) {
             bail!("--seconds must be 0 … 10⁹, not {}", self.seconds);
         }
-        let threads = threads(&self.threads)?;
+        let threads = threads(&self.threads);
         let batches: Vec<Option<usize>> =
             if self.batch.is_empty() { vec![None] } else { self.batch.iter().copied().map(Some).collect() };
         let alone = self.models.len() * threads.len() * batches.len() == 1;
