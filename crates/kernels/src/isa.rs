@@ -329,6 +329,7 @@ impl Avx2 {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512 {
     /// Whether it has AVX512-BF16, too.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     bf16: bool,
 }
 
@@ -339,6 +340,7 @@ impl Avx512 {
     }
 
     /// Whether the CPU has AVX512-BF16, and the tier is not to go without.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounds_to_bf16(self) -> bool {
         self.bf16
     }

@@ -44,6 +44,7 @@ pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
 pub use seen::conv2d_nhwc_skips_padding;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use stage::IntFormat;
 pub use stage::{CodeSum, Stage};
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel, SHORT_KERNELS};
