@@ -7,6 +7,8 @@
 //! contiguous bytes ([`conv2d_nhwc`]).
 
 pub(crate) mod amx;
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod attention;
 mod coded;
 mod conv;
