@@ -12,13 +12,19 @@ pub const ISA_VARIABLE: &str = "NARROWBIT_ISA";
 /// What [`ISA_VARIABLE`] may hold for tests: [`Isa::emulated`].
 const EMULATED: &str = "amx-emulated";
 
-/// A level of vector instructions; a later tier includes the earlier ones, [`Tier::AvxVnni`] excepted, which some processors
-/// with AVX-512 lack.
+/// A level of vector instructions; a later tier includes the earlier ones of its architecture (x86-64 or aarch64),
+/// [`Tier::AvxVnni`] excepted, which some processors with AVX-512 lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Tier {
     /// Portable Rust, one lane.
     Scalar,
+    /// The vectors of aarch64: 4 lanes of f32.
+    Neon,
+    /// NEON with signed 8-bit dot products (FEAT_DotProd).
+    NeonDot,
+    /// NEON with dot products of unsigned and signed bytes, too (FEAT_I8MM).
+    NeonI8mm,
     /// AVX2, FMA and F16C: 8 lanes of f32.
     Avx2,
     /// AVX2 with AVX-VNNI (8-bit dot products of 32 bytes): laptops without AVX-512.
@@ -33,12 +39,25 @@ pub enum Tier {
 
 impl Tier {
     /// Every tier, lowest first.
-    pub const ALL: [Tier; 6] = [Tier::Scalar, Tier::Avx2, Tier::AvxVnni, Tier::Avx512, Tier::Vnni, Tier::Amx];
+    pub const ALL: [Tier; 9] = [
+        Tier::Scalar,
+        Tier::Neon,
+        Tier::NeonDot,
+        Tier::NeonI8mm,
+        Tier::Avx2,
+        Tier::AvxVnni,
+        Tier::Avx512,
+        Tier::Vnni,
+        Tier::Amx,
+    ];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub fn name(self) -> &'static str {
         match self {
             Tier::Scalar => "scalar",
+            Tier::Neon => "neon",
+            Tier::NeonDot => "neon-dot",
+            Tier::NeonI8mm => "neon-i8mm",
             Tier::Avx2 => "avx2",
             Tier::AvxVnni => "avx-vnni",
             Tier::Avx512 => "avx512",
@@ -49,7 +68,13 @@ impl Tier {
 
     /// Whether code for `other` runs on this tier.
     pub(crate) fn includes(self, other: Tier) -> bool {
-        other <= self && (other != Tier::AvxVnni || self == other)
+        let related = other == Tier::Scalar || self.is_neon() == other.is_neon();
+        other <= self && related && (other != Tier::AvxVnni || self == other)
+    }
+
+    /// Whether this is a tier of aarch64's vectors.
+    fn is_neon(self) -> bool {
+        matches!(self, Tier::Neon | Tier::NeonDot | Tier::NeonI8mm)
     }
 }
 
@@ -75,7 +100,9 @@ impl FromStr for Tier {
 #[non_exhaustive]
 pub enum IsaError {
     /// The name is none of the tiers.
-    #[error("unknown instruction set \"{name}\"; use scalar, avx2, avx-vnni, avx512, vnni or amx")]
+    #[error(
+        "unknown instruction set \"{name}\"; use scalar, neon, neon-dot, neon-i8mm, avx2, avx-vnni, avx512, vnni or amx"
+    )]
     Unknown {
         /// The text that was given.
         name: String,
@@ -207,7 +234,11 @@ impl fmt::Display for Isa {
 
 /// Whether this machine runs code for a tier.
 fn machine_has(tier: Tier) -> bool {
-    tier <= Isa::detect().tier && (tier != Tier::AvxVnni || has_avx_vnni())
+    let best = Isa::detect().tier;
+    match tier {
+        Tier::AvxVnni => tier <= best && has_avx_vnni(),
+        _ => best.includes(tier),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -282,7 +313,20 @@ fn has_tiles() -> bool {
     false
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detect_tier() -> Tier {
+    use std::arch::is_aarch64_feature_detected;
+    if !is_aarch64_feature_detected!("neon") {
+        return Tier::Scalar;
+    }
+    match (is_aarch64_feature_detected!("dotprod"), is_aarch64_feature_detected!("i8mm")) {
+        (true, true) => Tier::NeonI8mm,
+        (true, false) => Tier::NeonDot,
+        _ => Tier::Neon,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect_tier() -> Tier {
     Tier::Scalar
 }
@@ -301,6 +345,27 @@ impl Scalar {
 impl Default for Scalar {
     fn default() -> Self {
         Scalar::new()
+    }
+}
+
+/// Proof that the CPU has the vectors of aarch64.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon(());
+
+impl Neon {
+    /// The token, if `isa` is a tier of these vectors.
+    pub fn new(isa: Isa) -> Option<Self> {
+        isa.tier.is_neon().then_some(Neon(()))
+    }
+
+    /// The token, without asking.
+    ///
+    /// # Safety
+    /// The CPU has this tier.
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    pub(crate) const unsafe fn assume() -> Self {
+        Neon(())
     }
 }
 
@@ -329,6 +394,7 @@ impl Avx2 {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512 {
     /// Whether it has AVX512-BF16, too.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     bf16: bool,
 }
 
@@ -339,6 +405,7 @@ impl Avx512 {
     }
 
     /// Whether the CPU has AVX512-BF16, and the tier is not to go without.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounds_to_bf16(self) -> bool {
         self.bf16
     }
@@ -413,9 +480,27 @@ mod tests {
     fn refuses_a_tier_above_the_machine() {
         let best = Isa::detect().tier();
         for tier in Tier::ALL {
-            assert_eq!(Isa::with_tier(tier).is_ok(), tier <= best && (tier != Tier::AvxVnni || has_avx_vnni()));
+            let has = if tier == Tier::AvxVnni { tier <= best && has_avx_vnni() } else { best.includes(tier) };
+            assert_eq!(Isa::with_tier(tier).is_ok(), has, "{tier}");
         }
         assert!(Avx512::new(Isa::of(Tier::Avx2)).is_none());
+    }
+
+    #[test]
+    fn keeps_the_architectures_apart() {
+        for tier in Tier::ALL {
+            assert!(tier.includes(Tier::Scalar) && tier.includes(tier), "{tier}");
+            assert_eq!(tier.includes(Tier::Neon), tier.name().starts_with("neon"), "{tier}");
+            assert!(!tier.is_neon() || !tier.includes(Tier::Avx2), "{tier}");
+        }
+        assert!(Tier::NeonI8mm.includes(Tier::NeonDot) && !Tier::Neon.includes(Tier::NeonDot));
+        let all = Isa::available();
+        let neon = all.iter().filter(|isa| isa.tier().is_neon()).count();
+        assert!(all.iter().filter(|isa| Neon::new(**isa).is_some()).count() == neon);
+        let other = all.len() - 1 - neon;
+        assert!(neon == 0 || other == 0, "{all:?}");
+        #[cfg(target_arch = "aarch64")]
+        assert!(neon > 0, "every such processor that runs this has vectors");
     }
 
     #[test]

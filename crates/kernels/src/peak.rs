@@ -228,6 +228,30 @@ pub static PEAK_KERNELS: &[PeakKernel] = &[
         multiply_adds: 12 * 16,
         turns: x86::int8_avx2,
     },
+    #[cfg(target_arch = "aarch64")]
+    PeakKernel {
+        name: "peak_int8_usmmla_neon-i8mm",
+        tier: Tier::NeonI8mm,
+        arithmetic: Arithmetic::Int8,
+        multiply_adds: 24 * 32,
+        turns: arm::int8_i8mm,
+    },
+    #[cfg(target_arch = "aarch64")]
+    PeakKernel {
+        name: "peak_int8_sdot_neon-dot",
+        tier: Tier::NeonDot,
+        arithmetic: Arithmetic::Int8,
+        multiply_adds: 24 * 16,
+        turns: arm::int8_dot,
+    },
+    #[cfg(target_arch = "aarch64")]
+    PeakKernel {
+        name: "peak_int8_smlal_neon",
+        tier: Tier::Neon,
+        arithmetic: Arithmetic::Int8,
+        multiply_adds: 24 * 4,
+        turns: arm::int8,
+    },
     // What a compiler may make of portable code.
     #[cfg(target_arch = "x86_64")]
     PeakKernel {
@@ -284,6 +308,14 @@ pub static PEAK_KERNELS: &[PeakKernel] = &[
         multiply_adds: 12 * 8,
         turns: x86::f32_avx2,
     },
+    #[cfg(target_arch = "aarch64")]
+    PeakKernel {
+        name: "peak_f32_fmla_neon",
+        tier: Tier::Neon,
+        arithmetic: Arithmetic::F32,
+        multiply_adds: 24 * 4,
+        turns: arm::f32,
+    },
     #[cfg(target_arch = "x86_64")]
     PeakKernel {
         name: "peak_f32_mulps_scalar",
@@ -323,6 +355,9 @@ unsafe fn f32_portable(turns: u64) {
     }
     std::hint::black_box(acc);
 }
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -531,7 +566,9 @@ mod tests {
             for arithmetic in [Arithmetic::Int8, Arithmetic::Bf16, Arithmetic::F32] {
                 let kernel = PeakKernel::best(isa, arithmetic);
                 assert_eq!(kernel.arithmetic, arithmetic);
-                assert!(kernel.tier <= isa.tier() && kernel.name.starts_with(&format!("peak_{}", arithmetic.name())));
+                assert!(
+                    isa.tier().includes(kernel.tier) && kernel.name.starts_with(&format!("peak_{}", arithmetic.name()))
+                );
             }
         }
     }

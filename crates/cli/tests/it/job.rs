@@ -277,7 +277,7 @@ fn gives_the_same_bytes_on_every_instruction_set_and_number_of_threads() {
         Some(home.read("out.npz"))
     };
     let scalar = out("scalar", 1).expect("every machine has this tier");
-    for tier in ["scalar", "avx2", "avx512", "vnni"] {
+    for tier in ["scalar", "avx2", "avx512", "vnni", "neon", "neon-dot", "neon-i8mm"] {
         for threads in [1, 2, 4] {
             assert!(out(tier, threads).is_none_or(|bytes| bytes == scalar), "{tier}, {threads} threads");
         }

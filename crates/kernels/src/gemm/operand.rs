@@ -285,7 +285,7 @@ impl PackedB {
 }
 
 fn check_tier(exec: &Exec, kernel: &GemmKernel) -> Result {
-    let ok = kernel.tier <= exec.isa().tier();
+    let ok = exec.isa().tier().includes(kernel.tier);
     crate::error::require(NAME, ok, "the kernel needs a higher instruction-set tier")
 }
 

@@ -42,6 +42,13 @@ unsafe fn avx2<const MR: usize, const NV: usize>(tile: &Tile) {
     unsafe { run_tile::<_, MR, NV>(crate::isa::Avx2::assume(), tile) }
 }
 
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<const MR: usize, const NV: usize>(tile: &Tile) {
+    // SAFETY: the caller vouches for the tier and the tile.
+    unsafe { run_tile::<_, MR, NV>(crate::isa::Neon::assume(), tile) }
+}
+
 unsafe fn scalar<const MR: usize, const NV: usize>(tile: &Tile) {
     // SAFETY: the caller vouches for the tile.
     unsafe { run_tile::<_, MR, NV>(Scalar::new(), tile) }
@@ -97,6 +104,15 @@ pub static GEMM_KERNELS: &[GemmKernel] = &[
         lanes: 8,
         tiles: family!(avx2, 2, [1 2 3 4 5 6]),
     },
+    #[cfg(target_arch = "aarch64")]
+    GemmKernel {
+        name: "gemm_f32_6x16_neon",
+        tier: Tier::Neon,
+        mr: 6,
+        nr: 16,
+        lanes: 4,
+        tiles: family!(neon, 4, [1 2 3 4 5 6]),
+    },
     GemmKernel {
         name: "gemm_f32_4x4_scalar",
         tier: Tier::Scalar,
@@ -110,7 +126,10 @@ pub static GEMM_KERNELS: &[GemmKernel] = &[
 impl GemmKernel {
     /// The best kernel of `isa`.
     pub fn best(isa: Isa) -> &'static GemmKernel {
-        GEMM_KERNELS.iter().find(|kernel| kernel.tier <= isa.tier()).unwrap_or(&GEMM_KERNELS[GEMM_KERNELS.len() - 1])
+        GEMM_KERNELS
+            .iter()
+            .find(|kernel| isa.tier().includes(kernel.tier))
+            .unwrap_or(&GEMM_KERNELS[GEMM_KERNELS.len() - 1])
     }
 
     /// The kernel of `isa` for convolutions: the widest of the best tier. A panel of the

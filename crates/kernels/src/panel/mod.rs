@@ -7,6 +7,8 @@
 //! contiguous bytes ([`conv2d_nhwc`]).
 
 pub(crate) mod amx;
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod attention;
 mod coded;
 mod conv;
@@ -44,6 +46,7 @@ pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
 pub use seen::conv2d_nhwc_skips_padding;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use stage::IntFormat;
 pub use stage::{CodeSum, Stage};
 pub use table::{BF16_KERNELS, FLOAT_KERNELS, INT_KERNELS, PanelKernel, SHORT_KERNELS};

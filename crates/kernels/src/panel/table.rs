@@ -1,6 +1,8 @@
 //! The tables of panel kernels, best first. Dispatch, tests and benches read them.
 
 use super::amx::{self, Unit};
+#[cfg(target_arch = "aarch64")]
+use super::arm;
 use super::tile::{Ends, Floats, PortableBf16, PortableInts, PortableShorts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -124,6 +126,30 @@ mod avx {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::*;
+    use crate::isa::Neon;
+
+    #[target_feature(enable = "neon")]
+    pub unsafe fn ints<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(arm::Bytes::assume(), 4, t) }
+    }
+
+    #[target_feature(enable = "neon")]
+    pub unsafe fn shorts<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(arm::Shorts::assume(), 4, t) }
+    }
+
+    #[target_feature(enable = "neon")]
+    pub unsafe fn floats<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller vouches for the tier and the tile.
+        unsafe { run_tile::<_, MR, NV>(Floats(Neon::assume()), 4, t) }
+    }
+}
+
 unsafe fn no_tile(_: &Tile) {}
 
 unsafe fn scalar_ints<const MR: usize, const NV: usize>(t: &Tile) {
@@ -232,6 +258,42 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         ends: Ends::None,
         body: Body::Vectors(family!(avx::ints256, 2, [1 2 3 4])),
     },
+    #[cfg(target_arch = "aarch64")]
+    PanelKernel {
+        name: "panel_u8i8i32_8x8_neon-i8mm",
+        tier: Tier::NeonI8mm,
+        mr: 8,
+        nr: 8,
+        lanes: 4,
+        depth: 4,
+        bf16: Bf16::None,
+        ends: Ends::None,
+        body: Body::Vectors(family!(arm::mixed::tile, 2, [1 2 3 4 5 6 7 8])),
+    },
+    #[cfg(target_arch = "aarch64")]
+    PanelKernel {
+        name: "panel_u8i8i32_8x8_neon-dot",
+        tier: Tier::NeonDot,
+        mr: 8,
+        nr: 8,
+        lanes: 4,
+        depth: 4,
+        bf16: Bf16::None,
+        ends: Ends::None,
+        body: Body::Vectors(family!(arm::signed::tile, 2, [1 2 3 4 5 6 7 8])),
+    },
+    #[cfg(target_arch = "aarch64")]
+    PanelKernel {
+        name: "panel_u8i8i32_8x8_neon",
+        tier: Tier::Neon,
+        mr: 8,
+        nr: 8,
+        lanes: 4,
+        depth: 4,
+        bf16: Bf16::None,
+        ends: Ends::None,
+        body: Body::Vectors(family!(neon::ints, 2, [1 2 3 4 5 6 7 8])),
+    },
     PanelKernel {
         name: "panel_u8i8i32_4x4_scalar",
         tier: Tier::Scalar,
@@ -295,6 +357,18 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         ends: Ends::None,
         body: Body::Vectors(family!(avx::shorts256, 2, [1 2 3 4 5 6])),
     },
+    #[cfg(target_arch = "aarch64")]
+    PanelKernel {
+        name: "panel_i16i16i32_8x8_neon",
+        tier: Tier::Neon,
+        mr: 8,
+        nr: 8,
+        lanes: 4,
+        depth: 4,
+        bf16: Bf16::None,
+        ends: Ends::None,
+        body: Body::Vectors(family!(neon::shorts, 2, [1 2 3 4 5 6 7 8])),
+    },
     PanelKernel {
         name: "panel_i16i16i32_4x4_scalar",
         tier: Tier::Scalar,
@@ -333,6 +407,18 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         bf16: Bf16::None,
         ends: Ends::None,
         body: Body::Vectors(family!(avx::floats256, 2, [1 2 3 4 5 6])),
+    },
+    #[cfg(target_arch = "aarch64")]
+    PanelKernel {
+        name: "panel_f32_6x16_neon",
+        tier: Tier::Neon,
+        mr: 6,
+        nr: 16,
+        lanes: 4,
+        depth: 4,
+        bf16: Bf16::None,
+        ends: Ends::None,
+        body: Body::Vectors(family!(neon::floats, 4, [1 2 3 4 5 6])),
     },
     PanelKernel {
         name: "panel_f32_4x4_scalar",

@@ -63,6 +63,7 @@ pub(crate) enum Ends {
     Halves,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Tile {
     /// What the assembly of tiles takes: the accumulators' address, or that of the end with 1 added for floats and 3 for
     /// bfloat16.

@@ -7,7 +7,11 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 use crate::isa::{Isa, Scalar};
 
@@ -241,6 +245,10 @@ impl Isa {
             if let Some(token) = crate::isa::Avx2::new(self) {
                 return avx2::run(token, kernel);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(token) = crate::isa::Neon::new(self) {
+            return neon::run(token, kernel);
         }
         kernel.run(Scalar::new())
     }

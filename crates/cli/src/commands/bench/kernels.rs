@@ -26,7 +26,7 @@ pub struct Kernels {
     /// Numbers of threads, 0 for one per core, which is the default
     #[arg(long, value_name = "N,M", value_delimiter = ',', value_parser = crate::args::thread_count)]
     threads: Vec<usize>,
-    /// Instruction sets: scalar, avx2, avx-vnni, avx512, vnni, amx; by default all of this machine but scalar
+    /// Instruction sets: scalar, avx2, avx-vnni, avx512, vnni, amx, on aarch64 neon, neon-dot, neon-i8mm; by default all of this machine but scalar
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     tier: Vec<Tier>,
     /// Measure only what has this text in its kind, shape or network

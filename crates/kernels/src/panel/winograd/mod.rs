@@ -29,7 +29,7 @@ use crate::buffer::{SharedMut, with_scratch};
 use crate::conv::Conv2dParams;
 use crate::error::{KernelError, Result, exact, product, require};
 use crate::exec::Exec;
-use crate::isa::{AvxVnni, Isa, Vnni};
+use crate::isa::{AvxVnni, Isa, Tier, Vnni};
 use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "winograd nhwc";
@@ -81,9 +81,10 @@ fn fits(p: &Conv2dParams) -> bool {
 /// Whether a convolution of 8-bit integers takes less time in tiles than as plain sums; the results are the same.
 pub fn winograd_pays(isa: Isa, p: &Conv2dParams) -> bool {
     let Ok([oh, ow]) = p.output() else { return false };
-    // Tiles of the processor multiply nothing but 8 bits.
+    // Tiles of the processor multiply nothing but 8 bits; an instruction of aarch64 makes sixteen products of 8 bits, but four of 16.
+    let dots = matches!(isa.tier(), Tier::NeonDot | Tier::NeonI8mm);
     let tiles = matches!(PanelKernel::best(i8::table(), isa).body, Body::Tiles(_));
-    if !fits(p) || tiles || p.c < 16 || p.oc < 16 || p.c > MOST_CHANNELS {
+    if !fits(p) || dots || tiles || p.c < 16 || p.oc < 16 || p.c > MOST_CHANNELS {
         return false;
     }
     // In multiplications of 8 bits for each channel and output channel, fitted to measurements. Dot products take four of 8 bits
