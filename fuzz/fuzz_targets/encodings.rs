@@ -10,7 +10,7 @@ fuzz_target!(|text: &[u8]| {
     let path = Path::new("encodings.json");
     let Ok(read) = Encodings::parse(text, path) else { return };
     for format in [Format::Vitis, Format::Aimet, Format::AimetV0, Format::Ort] {
-        let Ok(written) = read.write(format, "hash") else { continue };
+        let Ok(written) = read.write(format) else { continue };
         // A tensor may be named like the key of another format.
         let _ = Encodings::parse(written.as_bytes(), path);
     }

@@ -4,6 +4,7 @@ use globset::{Glob, GlobMatcher};
 use narrowbit_ir::{Graph, Node};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::approach::{Approach, DynamicOptions, HalfOptions, WeightOnlyOptions};
 use crate::fill::Rates;
@@ -25,6 +26,9 @@ pub struct QuantOptions {
     pub target: Option<Target>,
     /// How the model is quantized; decides which of the other settings count.
     pub approach: Approach,
+    /// The operators that integers are written in (static quantization).
+    #[serde(skip_serializing_if = "is_default")]
+    pub form: GraphForm,
     /// How activations are represented.
     pub activations: ActivationScheme,
     /// How weights are represented.
@@ -110,6 +114,7 @@ impl Default for QuantOptions {
             scheme: None,
             target: None,
             approach: Approach::default(),
+            form: GraphForm::default(),
             activations: ActivationScheme::default(),
             weights: WeightScheme::default(),
             method: Method::Auto,
@@ -145,6 +150,18 @@ impl Default for QuantOptions {
 
 fn is_default<T: Default + PartialEq>(x: &T) -> bool {
     *x == T::default()
+}
+
+/// The operators that integers are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum GraphForm {
+    /// Those of floats, with QuantizeLinear and DequantizeLinear around them.
+    #[default]
+    Qdq,
+    /// QLinear operators ([`crate::qoperator`]).
+    Qoperator,
 }
 
 /// How the codes of weights are found, once their scales are.
@@ -300,16 +317,58 @@ impl QuantOptions {
     ///
     /// # Errors
     /// When a setting has the wrong type, or there is none of that name.
-    pub fn from_json(mut text: serde_json::Value, preset: Option<Preset>) -> Result<QuantOptions, serde_json::Error> {
+    pub fn from_json(mut text: Value, preset: Option<Preset>) -> Result<QuantOptions, serde_json::Error> {
         let plain: QuantOptions = serde_json::from_value(text.clone())?;
         let Some(preset) = preset.or(plain.scheme) else { return Ok(plain) };
-        let mut all = serde_json::to_value(preset.options())?;
-        if let (Some(all), Some(given)) = (all.as_object_mut(), text.as_object_mut()) {
+        if let Some(given) = text.as_object_mut() {
             given.remove("scheme");
-            all.extend(std::mem::take(given));
         }
-        serde_json::from_value(all)
+        serde_json::from_value(over(&preset.options(), text)?)
     }
+
+    /// Fills in what the exceptions in a text leave open of a type's settings (`weights = { type = "int4" }`) with what the
+    /// whole job has; `texts` are those of the first overrides.
+    ///
+    /// # Errors
+    /// When a setting has the wrong type, or there is none of that name.
+    pub fn fill_overrides(&mut self, texts: &[Value]) -> Result<(), serde_json::Error> {
+        let job = Override {
+            activations: Some(self.activations),
+            weights: Some(self.weights),
+            dynamic: Some(self.dynamic),
+            weight_only: Some(self.weight_only),
+            ..Override::default()
+        };
+        for (own, text) in self.overrides.iter_mut().zip(texts) {
+            let mut base = job.clone();
+            if let Some(blocks) = base.weight_only.as_mut().zip(own.weight_only) {
+                blocks.0.take_type(blocks.1.codes);
+            }
+            let all: Override = serde_json::from_value(over(&base, text.clone())?)?;
+            // What the text does not speak of is no exception.
+            own.activations = own.activations.and(all.activations);
+            own.weights = own.weights.and(all.weights);
+            own.dynamic = own.dynamic.and(all.dynamic);
+            own.weight_only = own.weight_only.and(all.weight_only);
+        }
+        Ok(())
+    }
+}
+
+/// Settings of a type: a text may give a part of one.
+const PARTS: [&str; 5] = ["activations", "weights", "dynamic", "weight-only", "half"];
+
+/// What a text says, over what it leaves open.
+fn over<T: Serialize>(base: &T, text: Value) -> Result<Value, serde_json::Error> {
+    let mut all = serde_json::to_value(base)?;
+    let (Some(map), Value::Object(given)) = (all.as_object_mut(), text) else { return Ok(all) };
+    for (key, value) in given {
+        match (map.get_mut(&key), value) {
+            (Some(Value::Object(part)), Value::Object(own)) if PARTS.contains(&key.as_str()) => part.extend(own),
+            (_, value) => drop(map.insert(key, value)),
+        }
+    }
+    Ok(all)
 }
 
 /// Another treatment for the nodes that match all criteria given.
@@ -424,6 +483,33 @@ mod tests {
         let text = serde_json::json!({"scheme": "vitis-dpu"});
         let o = QuantOptions::from_json(text, Some(Preset::Pytorch)).unwrap();
         assert_eq!(o, Preset::Pytorch.options());
+    }
+
+    #[test]
+    fn fills_what_exceptions_leave_open_with_what_the_job_has() {
+        let text = serde_json::json!([
+            {"name": "a", "weights": {"type": "int4"}},
+            {"name": "b", "activations": {"symmetric": true}, "weight-only": {"type": "mxfp4"}},
+        ]);
+        let texts: Vec<Value> = serde_json::from_value(text.clone()).unwrap();
+        let all = serde_json::json!({"weights": {"per-channel": false, "type": "uint8"}, "override": text});
+        let mut o = QuantOptions::from_json(all, None).unwrap();
+        o.activations.format = NumberFormat::Int16;
+        o.fill_overrides(&texts).unwrap();
+        let weights = WeightScheme { format: NumberFormat::Int4, ..o.weights };
+        assert!(!weights.per_channel && weights.symmetric);
+        assert_eq!(o.overrides[0].weights, Some(weights));
+        assert_eq!((o.overrides[0].activations, o.overrides[1].weights), (None, None));
+        assert_eq!(o.overrides[1].activations, Some(ActivationScheme { symmetric: true, ..o.activations }));
+        let blocks = o.overrides[1].weight_only.unwrap();
+        assert_eq!(blocks.algorithm, blocks.codes.usual_algorithm());
+    }
+
+    #[test]
+    fn lets_a_part_of_a_types_settings_stand_above_those_of_the_preset() {
+        let text = serde_json::json!({"scheme": "pytorch", "weights": {"reduce-range": true}});
+        let o = QuantOptions::from_json(text, None).unwrap();
+        assert_eq!(o.weights, WeightScheme { reduce_range: true, ..Preset::Pytorch.options().weights });
     }
 
     #[test]

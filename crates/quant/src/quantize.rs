@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use narrowbit_ir::infer::{self, Facts};
-use narrowbit_ir::{Graph, Model, NodeError, QuantRole, ValueId, ValueType};
+use narrowbit_ir::{Graph, Model, Node, NodeError, QuantRole, ValueId, ValueType};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor};
 use serde::Serialize;
@@ -253,8 +253,11 @@ pub fn quantize_with(
     if !ranges.tensors.is_empty() || given.tensors.is_empty() {
         ranges.check(&model.graph)?;
     }
-    if options.bias_correction || corrects {
-        correction::add_biases(&mut model.graph, &layout).map_err(QdqError::from)?;
+    // What was corrected before has a bias without samples, too.
+    let all = options.bias_correction || corrects;
+    if all || !given.biases.is_empty() {
+        let biased = |node: &Node| all || given.biases.contains_key(&node.name);
+        correction::add_biases(&mut model.graph, &layout, biased).map_err(QdqError::from)?;
     }
     let filled = filled(model, &layout, ranges, given, options, exec)?;
     let (layout, tensors, rates) = match filled {

@@ -195,10 +195,10 @@ fn writes_scales_of_channels_only_where_the_format_has_them() {
     let (layout, ranges) = (quantize::layout(&model, &options).unwrap(), ranges(&model, &options));
     quantize::quantize(&mut model, layout, &ranges, &options, &Exec::new(Isa::detect(), 1)).unwrap();
     let held = Encodings::of_graph(&model.graph).unwrap();
-    let refused = held.write(Format::Ort, "").unwrap_err().to_string();
+    let refused = held.write(Format::Ort).unwrap_err().to_string();
     assert!(refused.contains("\"a\"") && refused.contains("--channel-activations=no"), "{refused}");
     for format in [Format::Aimet, Format::AimetV0] {
-        let text = held.write(format, "").unwrap();
+        let text = held.write(format).unwrap();
         let read = Encodings::parse(text.as_bytes(), std::path::Path::new("a.json")).unwrap();
         assert_eq!(read.tensors["a"].values, held.tensors["a"].values);
     }

@@ -61,7 +61,7 @@ fn exercise_ranges(bytes: &[u8], exec: &Exec) -> bool {
 fn exercise_encodings(bytes: &[u8], exec: &Exec) -> bool {
     let Ok(given) = Encodings::parse(bytes, Path::new("encodings.json")) else { return false };
     for format in [Format::Vitis, Format::Aimet, Format::AimetV0, Format::Ort] {
-        let _ = given.write(format, "hash");
+        let _ = given.write(format);
     }
     let mut model = model();
     let options = QuantOptions::default();

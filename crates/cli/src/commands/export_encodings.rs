@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use narrowbit_quant::encodings::{Encodings, Format, Part};
-use narrowbit_quant::ranges::graph_hash;
+use narrowbit_quant::options::QuantOptions;
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::{model, output};
+use crate::{fixed, model, output};
 
 /// Write the scales and zero points of a quantized model in another tool's format
 ///
@@ -61,14 +61,18 @@ struct Summary {
     tensors: BTreeMap<&'static str, usize>,
     /// Tensors that the format has no place for.
     ignored: Vec<String>,
+    /// What who reads the file has to know.
+    warnings: Vec<String>,
 }
 
 impl ExportEncodings {
     /// Runs the command.
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let model = model::load(&self.model)?;
-        let found = Encodings::of_graph(&model.graph).with_context(|| self.model.display().to_string())?;
-        let text = found.write(self.to.into(), &graph_hash(&model.graph))?;
+        let mut found = Encodings::of_graph(&model.graph).with_context(|| self.model.display().to_string())?;
+        let settings = fixed::settings(&model);
+        found.bias_corrected = settings.as_ref().is_some_and(|o| o.bias_correction);
+        let text = found.write(self.to.into())?;
         let io = || self.output.display().to_string();
         let mut file = narrowbit_tensor::staged::beside(&self.output).with_context(io)?;
         file.write_all(text.as_bytes()).with_context(io)?;
@@ -78,8 +82,13 @@ impl ExportEncodings {
             let kind = if e.part == Some(Part::Param) { "weights" } else { "activations" };
             *tensors.entry(kind).or_insert(0) += 1;
         }
-        let summary =
-            Summary { model: self.model.clone(), output: self.output.clone(), tensors, ignored: found.ignored };
+        let summary = Summary {
+            model: self.model.clone(),
+            output: self.output.clone(),
+            tensors,
+            ignored: found.ignored,
+            warnings: settings.as_ref().and_then(another_graph).into_iter().map(str::to_owned).collect(),
+        };
         if global.json {
             output::json(&summary)?;
         } else {
@@ -92,8 +101,21 @@ impl ExportEncodings {
                 self.output.display()
             );
             summary.ignored.iter().for_each(|i| text.push_str(&format!("left out: {i}\n")));
+            summary.warnings.iter().for_each(|w| text.push_str(&format!("warning: {w}\n")));
             output::print(&text)?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Says that the float model has other numbers than those that the scales are of.
+fn another_graph(o: &QuantOptions) -> Option<&'static str> {
+    if !o.rates.is_empty() {
+        return Some(
+            "activations and weights were multiplied (…_equalized), and this format does not say by what: the file fits no float model (quantize with --cross-layer-equalization=no, or let `narrowbit config` write the rates)",
+        );
+    }
+    o.equalize.then_some(
+        "weights were equalized (…_equalized) before they were quantized: the file fits a model whose channels are evened out in the same way (`quantize --equalize --encodings`)",
+    )
 }

@@ -48,8 +48,13 @@ const AGAIN: &str = "quantize model.onnx --no-check --measure=no";
 #[test]
 fn gives_the_same_codes_without_samples() {
     for (example, flags) in [
-        // What samples tell of biases is no decision that a file holds.
+        // Biases took up what samples told, which is a decision as well.
+        ("digits-cnn", ""),
         ("digits-cnn", "--correct-activations=no"),
+        ("digits-cnn", "--format qoperator"),
+        ("digits-cnn", "--scheme vitis-dpu"),
+        ("digits-cnn", "--weights fp8_e4m3 --activations fp8_e4m3 --weight-rounding nearest"),
+        ("digits-vit", "--weights fp8_e4m3 --activations fp8_e4m3 --weight-rounding nearest --keep-last=no"),
         ("digits-cnn", "--scheme quantizeml -i 8 -w 4 -a 4"),
         ("digits-cnn", "--scheme vitis-dpu --bias-correction=no"),
         ("digits-cnn", "--scheme pytorch"),
@@ -179,4 +184,91 @@ fn writes_the_settings_of_models_without_calibrated_scales() {
         home.ok(&format!("{AGAIN} -c config.json -o again.onnx"));
         assert_eq!(changed(&home, "q.onnx", "again.onnx"), [""; 0], "{flags}");
     }
+}
+
+/// The types of the constants behind DequantizeLinear.
+fn types(home: &Home, file: &str) -> BTreeSet<String> {
+    let graph = onnx::load(home.path(file)).expect("the file").graph;
+    let dq = graph.nodes().filter(|(_, n)| n.op.name() == "DequantizeLinear");
+    dq.filter_map(|(id, _)| Some(format!("{:?}", graph.const_input(id, 0)?.dtype()))).collect()
+}
+
+#[test]
+fn chooses_scales_anew_where_a_flag_changes_what_they_are_for() {
+    let home = quantized("digits-cnn", "");
+    let p = preprocess("digits-cnn");
+    // Weights need no samples; what was decided of activations stays.
+    for (flags, says) in [
+        ("--weights int4", "weights.type: int8 → int4"),
+        ("-w 4", "weights.bits: none → 4"),
+        ("--per-tensor", "weights.per-channel: true → false"),
+    ] {
+        let told = home.ok(&format!("{AGAIN} -c config.json {flags} -o other.onnx")).stdout;
+        assert!(told.contains(says), "{flags}: {told}");
+        home.ok("config other.onnx -o other.json");
+        let other: Value = serde_json::from_slice(&home.read("other.json")).expect("JSON");
+        let first = config(&home);
+        for (name, entry) in first["tensors"].as_object().expect("tensors") {
+            let weight = first["nodes"].as_array().expect("nodes").iter().any(|n| n["weight"] == **name);
+            assert_eq!(other["tensors"][name] != *entry, weight, "{flags} {name}");
+        }
+    }
+    home.ok(&format!("{AGAIN} -c config.json --weights int4 -o other.onnx"));
+    assert!(types(&home, "other.onnx").contains("I4"), "{:?}", types(&home, "other.onnx"));
+    // Activations do.
+    for (flags, says) in [
+        ("--activations int16", "activations.type: uint8 → int16"),
+        ("--method entropy", "method: auto → entropy"),
+        ("--scheme vitis-dpu", "would change them by half"),
+        ("--approach dynamic", "no use for"),
+    ] {
+        let refused = home.run(&format!("{AGAIN} -c config.json {flags} -o none.onnx")).expect(2).stderr;
+        assert!(refused.contains(says) && refused.contains("help: "), "{flags}: {refused}");
+    }
+    home.ok(&format!("{AGAIN} -c config.json --activations int16 --data calib.npz {p} -o other.onnx"));
+    home.ok(&format!("{AGAIN} --activations int16 --data calib.npz {p} -o plain.onnx"));
+    assert_eq!(changed(&home, "other.onnx", "plain.onnx"), [""; 0]);
+}
+
+#[test]
+fn chooses_scales_anew_where_a_setting_is_edited() {
+    let home = quantized("digits-cnn", "");
+    let mut all = config(&home);
+    all["weights"]["type"] = "int4".into();
+    home.write("edited.json", &all.to_string());
+    home.ok(&format!("{AGAIN} -c edited.json -o edited.onnx"));
+    home.ok(&format!("{AGAIN} -c config.json --weights int4 -o flag.onnx"));
+    assert_eq!(changed(&home, "edited.onnx", "flag.onnx"), [""; 0]);
+}
+
+#[test]
+fn refuses_entries_about_nothing() {
+    let home = quantized("digits-cnn", "");
+    let first = config(&home);
+    let mut all = first.clone();
+    all["tensors"]["no_such_tensor"] = serde_json::json!({"type": "int8", "scales": [0.5]});
+    home.write("edited.json", &all.to_string());
+    let refused = home.run(&format!("{AGAIN} -c edited.json -o none.onnx")).expect(2).stderr;
+    assert!(refused.contains("no_such_tensor") && refused.contains("no tensor of that name"), "{refused}");
+    let mut all = first.clone();
+    all["nodes"][0]["node"] = "no_such_node".into();
+    all["nodes"][0]["quantized"] = false.into();
+    home.write("edited.json", &all.to_string());
+    let refused = home.run(&format!("{AGAIN} -c edited.json -o none.onnx")).expect(2).stderr;
+    assert!(refused.contains("no node \"no_such_node\""), "{refused}");
+}
+
+#[test]
+fn lets_exceptions_name_a_part_of_a_types_settings() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    home.write("o.toml", "[[override]]\nop-type = \"Conv\"\nweights = { type = \"int4\" }\n");
+    let line = format!("{AGAIN} --data calib.npz {p} -c o.toml --per-tensor");
+    home.ok(&format!("{line} -o q.onnx"));
+    let found = types(&home, "q.onnx");
+    assert!(found.contains("I4") && found.contains("I8"), "{found:?}");
+    let shown: Value = home.json(&format!("{line} -o none.onnx --show-config"));
+    assert_eq!(shown["override"][0]["weights"]["per-channel"], false, "as the flag has it: {shown}");
+    home.write("o.toml", "[[override]]\nop-type = \"Conv\"\nweights = { typ = \"int4\" }\n");
+    assert!(home.run(&format!("{line} -o none.onnx")).expect(2).stderr.contains("typ"));
 }

@@ -85,7 +85,49 @@ fn writes_quant_info_as_vitis_does() {
     home.ok("export-encodings q.onnx --to vitis -o quant_info.json");
     let info: Value = serde_json::from_slice(&home.read("quant_info.json")).expect("JSON");
     let keys: Vec<&String> = info.as_object().expect("an object").keys().collect();
-    assert_eq!(keys, ["param", "output", "input", "fast_finetuned", "bias_corrected", "version", "graph_md5"]);
+    assert_eq!(keys, ["param", "output", "input", "fast_finetuned", "bias_corrected", "version"]);
     let (input, pair) = info["input"].as_object().and_then(|o| o.iter().next()).expect("an input");
     assert!(pair[0][0] == 8 && pair[0][1].is_i64(), "{input}: {pair}");
+}
+
+#[test]
+fn refuses_encodings_of_a_model_with_other_numbers() {
+    let home = Home::with_example("digits-cnn");
+    let p = preprocess("digits-cnn");
+    for (flags, format, told, says) in [
+        ("--scheme vitis-dpu", "vitis", "equalized", "--equalize"),
+        ("--scheme quantizeml", "aimet", "multiplied", "--cross-layer-equalization=no"),
+    ] {
+        home.ok(&format!("quantize model.onnx --data calib.npz {p} {flags} --no-check --measure=no -o q.onnx"));
+        let out = home.ok(&format!("export-encodings q.onnx --to {format} -o e.json")).stdout;
+        let named = String::from_utf8(home.read("e.json")).expect("text").contains("_equalized");
+        assert!(named && out.contains("warning: ") && out.contains(told), "{flags}: {out}");
+        let line = format!("quantize model.onnx --data calib.npz {p} --encodings e.json --no-check -o none.onnx");
+        let refused = home.run(&line).expect(2).stderr;
+        assert!(refused.contains(told) && refused.contains(says), "{flags}: {refused}");
+    }
+    let e: Value = {
+        home.ok(&format!("quantize model.onnx --data calib.npz {p} --scheme vitis-dpu --no-check -o q.onnx"));
+        home.ok("export-encodings q.onnx --to vitis -o e.json");
+        serde_json::from_slice(&home.read("e.json")).expect("JSON")
+    };
+    assert_eq!(e["bias_corrected"], true);
+}
+
+#[test]
+fn heeds_reduce_range_and_refuses_unknown_keys() {
+    let home = Home::with_example("diabetes-mlp");
+    let line = "quantize model.onnx --data calib.npz --no-check --measure=no -o q.onnx";
+    let scale = |entry: &str| {
+        home.write("e.json", &format!("{{\"/Div_output_0\": [{entry}]}}"));
+        let s = home.json(&format!("{line} --encodings e.json"));
+        let scales = points(&home, "q.onnx").into_iter().find(|(n, _)| n.starts_with("/Div_output_0_Quantize"));
+        (f64::from_bits(scales.expect("a scale").1[0]), s["encodings"].clone())
+    };
+    let range = r#""rmin": -1.0, "rmax": 1.0"#;
+    let (full, reduced) = (scale(&format!("{{{range}}}")).0, scale(&format!("{{{range}, \"reduce_range\": true}}")).0);
+    assert!(reduced > 1.9 * full, "{full} {reduced}");
+    let (_, told) = scale(r#"{"rmn": -1.0, "rmax": 1.0}"#);
+    assert_eq!(told["matched"], 0);
+    assert!(told["ignored"].to_string().contains("rmn"), "{told}");
 }

@@ -180,6 +180,16 @@ pub struct WeightOnlyOptions {
     pub accuracy_level: Option<i64>,
 }
 
+impl WeightOnlyOptions {
+    /// Takes another type, and its algorithm where the one of before belongs to another kind of types.
+    pub fn take_type(&mut self, codes: BlockType) {
+        if self.codes.usual_algorithm() != codes.usual_algorithm() {
+            self.algorithm = codes.usual_algorithm();
+        }
+        self.codes = codes;
+    }
+}
+
 /// [`WeightOnlyOptions`] as a file gives them: what is left out depends on the type.
 #[derive(Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]

@@ -152,6 +152,7 @@ fn tables(
         norms: Vec::new(),
         rates: Rates::new(),
         shifts: Default::default(),
+        kept_biases: BTreeMap::new(),
     };
     let opset = model.opset();
     Ok(qdq::insert(&mut model.graph, &plan, opset, exec)?)

@@ -3,12 +3,13 @@
 use narrowbit_ir::{Graph, NodeId, ValueId};
 use narrowbit_tensor::{DType, Tensor};
 
-use super::{Encoding, Encodings, EncodingsError, Given, Part};
+use super::{Encoding, Encodings, EncodingsError, Given, Part, qlinear};
 use crate::scheme::{NumberFormat, ScalePoint};
 
 impl Encodings {
-    /// Takes scales and zero points from the QuantizeLinear and DequantizeLinear of a graph: of activations under the name
-    /// of the value that is quantized, of weights under that of the constant without the ending `_quantized`. Biases (int32)
+    /// Takes scales and zero points from the QuantizeLinear and DequantizeLinear of a graph, and from QLinear operators: of
+    /// activations under the name of the value that is quantized, of weights under that of the constant, both without the
+    /// ending `_quantized`. Biases (int32)
     /// follow from the others, and are left out; scales that are no constants or stand for blocks are ignored with a reason.
     ///
     /// # Errors
@@ -26,10 +27,12 @@ impl Encodings {
                 }
                 _ => None,
             };
-            match entry {
-                Some((name, Ok(Some(e)))) => drop(found.tensors.entry(name).or_insert(e)),
-                Some((name, Err(why))) => found.ignored.push(format!("{name}: {why}")),
-                _ => {}
+            for entry in entry.into_iter().chain(qlinear::entries(graph, id)) {
+                match entry {
+                    (name, Ok(Some(e))) => drop(found.tensors.entry(name).or_insert(e)),
+                    (name, Err(why)) => found.ignored.push(format!("{name}: {why}")),
+                    _ => {}
+                }
             }
         }
         if found.tensors.is_empty() { Err(EncodingsError::Nothing) } else { Ok(found) }
@@ -50,10 +53,10 @@ impl Encodings {
             return Some(weight(graph, id, codes, constant).0).filter(|_| constant.dtype() != DType::I32);
         }
         let (maker, _) = graph.producer(v)?;
-        if graph.node(maker).op.name() != "QuantizeLinear" {
-            return None;
+        match graph.node(maker).op.name() {
+            "QuantizeLinear" => Encodings::name_of(graph, maker),
+            _ => qlinear::codes(graph, maker).map(|_| qlinear::plain_name(graph, v)),
         }
-        Encodings::name_of(graph, maker)
     }
 }
 
@@ -63,7 +66,7 @@ pub(super) fn table(graph: &Graph, rows: ValueId) -> Option<ValueId> {
     gather.input(0).filter(|&v| gather.op.name() == "Gather" && graph.constant(v).is_some())
 }
 
-type Entry = (String, Result<Option<Encoding>, String>);
+pub(super) type Entry = (String, Result<Option<Encoding>, String>);
 
 fn activation(graph: &Graph, id: NodeId, v: ValueId) -> Entry {
     let (v, bounds) = unlimited(graph, v);
@@ -76,7 +79,7 @@ fn activation(graph: &Graph, id: NodeId, v: ValueId) -> Entry {
 }
 
 /// The value before what limits it to fewer codes than the type has, and the bounds of its first channel: a Clip, or a Min
-/// by channel and perhaps a Max behind it.
+/// by channel and perhaps a Max behind it; before the Abs that fp8 has behind a Relu, too.
 fn unlimited(graph: &Graph, v: ValueId) -> (ValueId, Option<[Option<f32>; 2]>) {
     let limit = |v: ValueId, op: &str| {
         let (n, _) = graph.producer(v)?;
@@ -87,6 +90,9 @@ fn unlimited(graph: &Graph, v: ValueId) -> (ValueId, Option<[Option<f32>; 2]>) {
     };
     if let Some((x, bounds)) = limit(v, "Clip") {
         return (x, Some(bounds));
+    }
+    if let Some((x, _)) = limit(v, "Abs") {
+        return (x, None);
     }
     let (below, low) = limit(v, "Max").map_or((v, None), |(x, [low, _])| (x, low));
     match limit(below, "Min") {
@@ -100,6 +106,9 @@ fn original_name(graph: &Graph, quantize: NodeId, v: ValueId) -> String {
     let name = graph.value(v).name.clone();
     let Some(short) = name.strip_suffix("_float") else { return name };
     let codes = graph.node(quantize).output(0);
+    if codes.is_some_and(|c| graph.value(c).name == format!("{short}_quantized")) {
+        return short.to_owned();
+    }
     let made = codes.and_then(|c| graph.uses(c).first().and_then(|u| graph.node(u.node).output(0)));
     if made.is_some_and(|m| graph.value(m).name == short) { short.to_owned() } else { name }
 }
@@ -123,13 +132,22 @@ fn weight(graph: &Graph, id: NodeId, v: ValueId, codes: &Tensor) -> Entry {
 }
 
 fn points(graph: &Graph, id: NodeId, codes: Option<&Tensor>, part: Part) -> Result<Encoding, String> {
-    let node = graph.node(id);
-    let mut attrs = node.op.attrs();
+    let mut attrs = graph.node(id).op.attrs();
     if attrs.int_or("block_size", 0).is_ok_and(|b| b != 0) {
         return Err("scales of blocks have no place in such a file".into());
     }
     let scales = graph.const_input(id, 1).ok_or("its scale is found at run time")?;
-    let zeros = graph.const_input(id, 2);
+    of_constants((scales, graph.const_input(id, 2)), attrs.int_or("axis", 1).unwrap_or(1), codes, part)
+}
+
+/// What constant scales and zero points say of a tensor; `along` is the axis that several of them go along, `codes` those of
+/// a constant.
+pub(super) fn of_constants(
+    (scales, zeros): (&Tensor, Option<&Tensor>),
+    along: i64,
+    codes: Option<&Tensor>,
+    part: Part,
+) -> Result<Encoding, String> {
     let dtype = codes.or(zeros).map_or(DType::U8, Tensor::dtype);
     let format = NumberFormat::of_dtype(dtype).ok_or_else(|| format!("codes of {dtype} are not ours"))?;
     let list = scales.to_f32s().map_err(|e| e.to_string())?;
@@ -145,7 +163,7 @@ fn points(graph: &Graph, id: NodeId, codes: Option<&Tensor>, part: Part) -> Resu
     let axis = match scales.rank() {
         0 => None,
         _ if values.len() == 1 && codes.is_none() => None,
-        _ => Some(attrs.int_or("axis", 1).unwrap_or(1)),
+        _ => Some(along),
     };
     Ok(Encoding { axis, ..Encoding::new(Some(part), (format, None), values) })
 }

@@ -8,6 +8,8 @@ mod aimet;
 mod graph;
 mod overrides;
 mod own;
+mod own_bias;
+pub mod qlinear;
 mod vitis;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use own::Decided;
+pub use own_bias::KeptBias;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -85,6 +88,10 @@ pub struct Encodings {
     pub ignored: Vec<String>,
     /// Whether these are of our own configuration, whose formulas are those of the settings.
     pub own: bool,
+    /// Biases that took up the errors of rounding, by the product that they belong to; of our own configuration.
+    pub biases: BTreeMap<String, KeptBias>,
+    /// Whether biases of the model took up errors of rounding, for formats that say so.
+    pub bias_corrected: bool,
 }
 
 /// Why a file can't be read or written.
@@ -168,9 +175,9 @@ impl Encodings {
     ///
     /// # Errors
     /// When the format can't say what a tensor has.
-    pub fn write(&self, format: Format, graph_hash: &str) -> Result<String, EncodingsError> {
+    pub fn write(&self, format: Format) -> Result<String, EncodingsError> {
         let value = match format {
-            Format::Vitis => vitis::write(self, graph_hash)?,
+            Format::Vitis => vitis::write(self)?,
             Format::Aimet => aimet::write(self)?,
             Format::AimetV0 => aimet::write_v0(self)?,
             Format::Ort => overrides::write(self)?,
@@ -269,6 +276,7 @@ impl Encoding {
             (s.format, s.bits) = (format, self.bits);
         }
         s.symmetric = self.symmetric.unwrap_or(s.symmetric);
+        s.reduce_range = self.reduce_range.unwrap_or(s.reduce_range);
         let range = if own {
             own_activation(&mut s, before, found.value).map_err(|e| first_line(&e))?;
             s.format.type_range()

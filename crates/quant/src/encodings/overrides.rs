@@ -19,6 +19,9 @@ const TYPES: [(&str, NumberFormat); 8] = [
     ("QFLOAT8E5M2", NumberFormat::Fp8E5m2),
 ];
 
+/// What an object may say.
+const KEYS: [&str; 8] = ["quant_type", "scale", "zero_point", "rmin", "rmax", "symmetric", "reduce_range", "axis"];
+
 pub(super) fn read(all: &Map<String, Value>) -> Result<Encodings, String> {
     let mut found = Encodings::default();
     for (name, list) in all {
@@ -35,6 +38,11 @@ fn entry(list: &[Value]) -> Result<Encoding, String> {
     let first = list.first().ok_or("the list is empty")?;
     if first.get("convert").is_some() {
         return Err("\"convert\" (two types of one tensor) is not supported".into());
+    }
+    let known = |key: &String| KEYS.contains(&key.as_str());
+    let unknown = list.iter().filter_map(Value::as_object).flat_map(Map::keys).find(|k| !known(k));
+    if let Some(key) = unknown {
+        return Err(format!("\"{key}\" is no key of an override: those are {}", KEYS.join(", ")));
     }
     let format = match first.get("quant_type").and_then(Value::as_str) {
         None => None,
@@ -88,7 +96,8 @@ pub(super) fn write(e: &Encodings) -> Result<Value, EncodingsError> {
         if encoding.part != Some(Part::Param) && encoding.values.len() > 1 {
             // `quantize_static` takes a list of several only for initializers.
             let problem = "it has a scale per channel, which ONNX Runtime gives weights alone";
-            return Err(unwritable(problem, "quantize with --channel-activations=no"));
+            let help = "quantize with --channel-activations=no, or with --scheme quantizeml --per-tensor-activations";
+            return Err(unwritable(problem, help));
         }
         let format = encoding.format.filter(|_| encoding.bits.is_none());
         let known = TYPES.iter().find(|(_, f)| Some(*f) == format);

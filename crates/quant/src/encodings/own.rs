@@ -7,7 +7,7 @@ use narrowbit_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::graph::table;
-use super::{Encoding, Encodings, Given, Part, middle, scale};
+use super::{Encoding, Encodings, Given, Part, middle, qlinear, scale};
 use crate::options::QuantOptions;
 use crate::scheme::{NumberFormat, ScalePoint};
 
@@ -108,21 +108,28 @@ impl Encodings {
     pub fn decided(graph: &Graph, options: Option<&QuantOptions>) -> BTreeMap<String, Decided> {
         let mut found = Encodings::of_graph(graph).unwrap_or_default();
         let widths = options.map(widths).unwrap_or_default();
-        for (_, node) in graph.nodes().filter(|(_, n)| n.op.name() == "DequantizeLinear") {
-            let Some(v) = node.input(0).map(|v| table(graph, v).unwrap_or(v)) else { continue };
+        let narrow = |found: &mut Encodings, name: &str, codes: &Tensor| {
+            if let Some(entry) = found.tensors.get_mut(name).filter(|e| e.part == Some(Part::Param)) {
+                entry.bits = narrowed(codes, &widths);
+            }
+        };
+        for (id, node) in graph.nodes() {
+            for v in qlinear::codes(graph, id).map_or(Vec::new(), |(operands, _)| operands) {
+                if let Some(codes) = graph.constant(v) {
+                    narrow(&mut found, &qlinear::plain_name(graph, v), codes);
+                }
+            }
+            let dequantized = node.input(0).filter(|_| node.op.name() == "DequantizeLinear");
+            let Some(v) = dequantized.map(|v| table(graph, v).unwrap_or(v)) else { continue };
             let Some(codes) = graph.constant(v) else { continue };
-            let name = &graph.value(v).name;
-            let name = name.strip_suffix("_quantized").unwrap_or(name);
+            let name = &qlinear::plain_name(graph, v);
             // A dividend of a normalization: its numbers follow from the scale of the data.
             let divided = node.output(0).and_then(|v| graph.only_use(v)).map(|u| graph.node(u.node).op.name());
             if divided == Some("Div") {
                 found.tensors.remove(name);
                 continue;
             }
-            let param = found.tensors.get_mut(name).filter(|e| e.part == Some(Part::Param));
-            if let Some(entry) = param {
-                entry.bits = narrowed(codes, &widths);
-            }
+            narrow(&mut found, name, codes);
         }
         found.tensors.iter().filter_map(|(name, e)| Some((name.clone(), Decided::of(e)?))).collect()
     }

@@ -58,7 +58,7 @@ fn comes_back_from_every_format() {
         let held = Encodings::of_graph(&first.graph).unwrap();
         assert_eq!(held.tensors.keys().map(String::as_str).collect::<Vec<_>>(), ["h", "v", "w", "x"]);
         for &format in formats {
-            let read = parse(&held.write(format, "hash").unwrap()).unwrap();
+            let read = parse(&held.write(format).unwrap()).unwrap();
             // No ranges are needed.
             let (again, applied) = quantized(&Ranges::default(), &read, options);
             assert_eq!(applied, Applied { matched: 4, ..Applied::default() }, "{format:?}");
@@ -133,7 +133,7 @@ fn keeps_impossible_numbers_out() {
 fn says_what_a_format_can_not_hold() {
     let (m, _) = quantized(&ranges(&model()), &Encodings::default(), &QuantOptions::default());
     let held = Encodings::of_graph(&m.graph).unwrap();
-    let refused = held.write(Format::Vitis, "hash").unwrap_err().to_string();
+    let refused = held.write(Format::Vitis).unwrap_err().to_string();
     assert!(refused.contains("tensor \"h\"") && refused.contains("--scheme vitis-dpu"), "{refused}");
     assert!(matches!(Encodings::of_graph(&model().graph), Err(EncodingsError::Nothing)));
 }

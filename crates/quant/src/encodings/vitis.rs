@@ -37,7 +37,7 @@ fn entry(pairs: &Value, part: Part) -> Result<Encoding, String> {
     Ok(Encoding::new(Some(part), integer(bits, true, None)?, vec![Given::Point(point)]))
 }
 
-pub(super) fn write(e: &Encodings, graph_hash: &str) -> Result<Value, EncodingsError> {
+pub(super) fn write(e: &Encodings) -> Result<Value, EncodingsError> {
     let mut parts = [Map::new(), Map::new(), Map::new()];
     for (name, encoding) in &e.tensors {
         let at = PARTS.iter().position(|(_, p)| encoding.part == Some(*p)).unwrap_or(1);
@@ -49,9 +49,9 @@ pub(super) fn write(e: &Encodings, graph_hash: &str) -> Result<Value, EncodingsE
         "output": output,
         "input": input,
         "fast_finetuned": false,
-        "bias_corrected": false,
+        "bias_corrected": e.bias_corrected,
+        // No graph_md5: that is of Vitis' own graph.
         "version": concat!("narrowbit ", env!("CARGO_PKG_VERSION")),
-        "graph_md5": graph_hash,
     }))
 }
 

@@ -16,11 +16,12 @@ use super::{Kind, Layout, PlanError};
 use crate::calibrate::{ByChannel, ChannelAxis};
 use crate::observe::Stats;
 
-/// Gives each Conv and Gemm that computes on integers, with a constant weight, a bias of zeros where it has none. Nodes and
-/// values keep their ids.
-pub(crate) fn add_biases(graph: &mut Graph, layout: &Layout) -> Result<(), PatchError> {
+/// Gives each Conv and Gemm that computes on integers and is `wanted`, with a constant weight, a bias of zeros where it has
+/// none. Nodes and values keep their ids.
+pub(crate) fn add_biases(graph: &mut Graph, layout: &Layout, wanted: impl Fn(&Node) -> bool) -> Result<(), PatchError> {
     let mut patch = Patch::new(graph);
-    for (id, node) in graph.nodes().filter(|(id, _)| layout.kinds.get(id) == Some(&Kind::Product)) {
+    let product = |id: &NodeId, n: &Node| layout.kinds.get(id) == Some(&Kind::Product) && wanted(n);
+    for (id, node) in graph.nodes().filter(|(id, n)| product(id, n)) {
         let QuantRole::Weighted { weight, bias: Some(2), channel, .. } = node.op.quant() else { continue };
         let Some(w) = graph.const_input(id, weight).filter(|w| w.dtype() == DType::F32) else { continue };
         let n = match (node.op.name(), channel.resolve(w.rank())) {
@@ -224,10 +225,10 @@ mod tests {
         b.output(y);
         let mut graph = b.finish();
         let mut layout = Layout::default();
-        add_biases(&mut graph, &layout).unwrap();
+        add_biases(&mut graph, &layout, |_| true).unwrap();
         assert_eq!(graph.nodes().filter(|(_, n)| n.input(2).is_some()).count(), 1, "floats stay as they are");
         layout.kinds = graph.nodes().map(|(id, _)| (id, Kind::Product)).collect();
-        add_biases(&mut graph, &layout).unwrap();
+        add_biases(&mut graph, &layout, |_| true).unwrap();
         let biases: Vec<usize> = graph.nodes().map(|(id, _)| graph.const_input(id, 2).unwrap().len()).collect();
         assert_eq!(biases, [3, 2]);
         assert!(graph.value_named("c1").is_some(), "outputs keep their names");

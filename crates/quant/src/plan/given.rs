@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use narrowbit_ir::{Graph, ValueId};
+use narrowbit_ir::{Graph, QuantRole, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::Tensor;
 
@@ -26,9 +26,19 @@ impl<'a> Used<'a> {
     }
 
     /// What became of all entries.
-    pub fn finish(mut self) -> Applied {
+    pub fn finish(mut self, graph: &Graph) -> Applied {
+        let bias = |name: &str| {
+            let reads = |u: &narrowbit_ir::Use| match graph.node(u.node).op.quant() {
+                QuantRole::Weighted { bias, .. } => bias == Some(u.input),
+                _ => false,
+            };
+            graph.value_named(name).is_some_and(|v| graph.constant(v).is_some() && graph.uses(v).iter().any(reads))
+        };
         let idle = self.given.tensors.keys().filter(|n| !self.names.contains(n.as_str()));
-        self.applied.unmatched = idle.cloned().collect();
+        let (biases, unmatched): (Vec<&String>, Vec<&String>) = idle.partition(|n| bias(n));
+        let follow = |n: &String| format!("{n}: a bias, whose scale follows from those of the product");
+        self.applied.ignored.extend(biases.into_iter().map(follow));
+        self.applied.unmatched = unmatched.into_iter().cloned().collect();
         self.applied
     }
 
@@ -38,6 +48,28 @@ impl<'a> Used<'a> {
             Some(why) => Err(PlanError::Given(why.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Refuses names of a configuration that no tensor of the graph has; tensors that stay float may have an entry.
+    pub fn check_names(&self, graph: &Graph) -> Result<(), PlanError> {
+        let idle = |n: &&String| !self.names.contains(n.as_str()) && graph.value_named(n).is_none();
+        match self.given.tensors.keys().find(|n| self.given.own && idle(n)) {
+            Some(name) => Err(PlanError::Given(format!("\"{name}\": the cleaned model has no tensor of that name"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a file about an equalized model where this one is not: scales would go onto other numbers.
+    pub fn check_equalized(&self, graph: &Graph) -> Result<(), PlanError> {
+        let plain = |n: &String| graph.value_named(n.strip_suffix(equalize::SUFFIX)?);
+        let idle = |n: &&String| !self.given.own && !self.names.contains(n.as_str()) && graph.value_named(n).is_none();
+        let mut found = self.given.tensors.keys().filter(idle).filter_map(|n| Some((n, plain(n)?)));
+        let Some((name, v)) = found.clone().next() else { return Ok(()) };
+        let weights = graph.constant(v).is_some() && found.all(|(_, v)| graph.constant(v).is_some());
+        Err(match weights {
+            true => PlanError::Equalized(name.clone()),
+            false => PlanError::Multiplied(name.clone()),
+        })
     }
 
     /// The entry of a name. Other tools equalize weights, too, but under their own names.

@@ -11,10 +11,12 @@ pub(crate) mod correction;
 mod folded;
 pub mod functions;
 mod given;
+mod kept;
 mod layout;
 mod reason;
 mod rounding;
 mod shifts;
+mod stale;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,10 +33,12 @@ pub(crate) use layout::ARITHMETIC;
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
 pub use rounding::gain as rounding_gain;
+pub use stale::{Stale, take_stale};
+use weights::first_product;
 pub(crate) use weights::params as weight_params;
 pub use weights::{BiasParams, RoundedWeight, WeightError, WeightParams};
 
-use crate::encodings::{Applied, Encodings};
+use crate::encodings::{Applied, Encodings, KeptBias};
 use crate::fill::Rates;
 use crate::gptq::{Report, Rounder};
 use crate::mean_shift::{self, MeanShifts};
@@ -77,6 +81,8 @@ pub struct QuantPlan {
     pub rates: Rates,
     /// By how much rounding moves the means of what products read, where samples have told.
     pub shifts: MeanShifts,
+    /// Biases that a configuration holds, by the product's name: they are not corrected again.
+    pub kept_biases: BTreeMap<String, KeptBias>,
 }
 
 /// Why a plan could not be made.
@@ -116,6 +122,16 @@ pub enum PlanError {
         "tensors: {0}\nhelp: mend the entry in the configuration, or take it out to have its scales computed; tensors that share a scale have equal entries"
     )]
     Given(String),
+    /// Another tool's file is about a model whose weights were equalized.
+    #[error(
+        "the encodings are of a model whose weights were equalized (\"{0}\"), and this one's are not\nhelp: quantize with --scheme vitis-dpu, or with --equalize"
+    )]
+    Equalized(String),
+    /// Another tool's file is about a model whose activations were multiplied by what the file does not say.
+    #[error(
+        "the encodings are of a model whose values were multiplied (\"{0}\"), and do not say by what\nhelp: export them from a model that was quantized with --cross-layer-equalization=no, or take the file of `narrowbit config` (quantize -c)"
+    )]
+    Multiplied(String),
     /// Calibration saw nothing finite in a tensor.
     #[error(
         "calibration saw no finite value in tensor \"{0}\"\nhelp: check the model on these samples with `narrowbit run`"
@@ -213,13 +229,16 @@ impl QuantPlan {
             norms: Vec::new(),
             rates: Rates::new(),
             shifts: MeanShifts::new(),
+            kept_biases: given.biases.clone(),
         };
         channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
         channels::round(graph, stats, options, |v| fixed_values.contains(&v), &mut plan)?;
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
         functions::plan(graph, options, &mut plan);
         used.check()?;
-        Ok((plan, used.finish()))
+        used.check_names(graph)?;
+        used.check_equalized(graph)?;
+        Ok((plan, used.finish(graph)))
     }
 
     /// Measures on samples (the model's inputs of each run, and which of them is the mask) by how much rounding moves the means

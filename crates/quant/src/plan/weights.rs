@@ -5,6 +5,7 @@ use narrowbit_kernels::quantize::{QuantScales, Quantized, quantize};
 use narrowbit_kernels::{Exec, KernelError, calibrate};
 use narrowbit_tensor::{DType, Element, Tensor, TensorError, minifloat};
 
+use super::kept::Kept;
 use super::{Kind, Layout, PlanError, QuantPlan, Used, blocks, channels, correction, shifts};
 use crate::observe::{Range, Stats};
 use crate::options::{Matcher, QuantOptions};
@@ -135,6 +136,12 @@ fn plan_biases(
     for (key, b) in biases {
         let shift = shifts.get(&key.0).map(Vec::as_slice);
         let float = |w: &WeightParams| options.float_biases || w.scheme.format.is_float();
+        if plan.weights.get(key).is_some_and(float)
+            && let Some(Kept::Float(kept)) = plan.kept(graph, *key, b, &[], None)?
+        {
+            plan.float_biases.insert(b.key, kept);
+            continue;
+        }
         if let Some(weight) = plan.weights.get(key).filter(|w| float(w)) {
             if options.bias_correction || shift.is_some() {
                 let corrected = correction::bias(graph, *key, b, (weight, shift), means, exec)?;
@@ -144,6 +151,12 @@ fn plan_biases(
         }
         let cut = shifted.get(&key.0).copied();
         let inputs = input_scales(graph, plan, key.0, b.input);
+        if !inputs.is_empty()
+            && let Some(Kept::Codes(kept)) = plan.kept(graph, *key, b, &inputs, cut)?
+        {
+            plan.biases.insert(b.key, kept);
+            continue;
+        }
         let Some(weight) = plan.weights.get_mut(key).filter(|_| !inputs.is_empty()) else { continue };
         let (inputs, before) = (&inputs[..], weight.points.clone());
         let made = match options.bias_correction || shift.is_some() {
@@ -168,7 +181,7 @@ fn plan_biases(
 /// The scales, and where the scheme has its own way the codes, of a bias. `inputs` are the scales of the activation: one,
 /// or one per channel of a depthwise convolution. `cut` is by how many bits the sums of the
 /// product are shifted to become its output, where that is known.
-fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
+pub(super) fn bias(b: &Tensor, inputs: &[f32], weight: &mut WeightParams, cut: Option<i32>) -> BiasParams {
     let input = |i: usize| inputs.get(i).or(inputs.first()).copied().unwrap_or(1.0);
     let per_channel = weight.axis.is_some();
     let values = b.to_f32s().unwrap_or_default();
@@ -233,7 +246,8 @@ fn job<'a>(
         }
         (Kind::Product, QuantRole::Weighted { data, weight, bias, channel }) => {
             let tensor = graph.const_input(id, weight)?;
-            let bits = options.input_weight_bits.filter(|_| own.is_none() && first_product(graph, plan) == Some(id));
+            let bits =
+                options.input_weight_bits.filter(|_| own.is_none() && first_product(graph, &plan.layout) == Some(id));
             let scheme = WeightScheme { bits: bits.or(scheme.bits), ..scheme };
             // Channels of a transposed convolution repeat in each group; ONNX Runtime multiplies stacks of matrices by one scale
             // alone ("b zero point is not valid" when it runs them).
@@ -283,8 +297,8 @@ fn table_scheme(scheme: WeightScheme) -> WeightScheme {
 }
 
 /// The first product with a constant weight: QuantizeML's input layer.
-fn first_product(graph: &Graph, plan: &QuantPlan) -> Option<NodeId> {
-    let product = |id: &NodeId| plan.layout.kinds.get(id) == Some(&Kind::Product);
+pub(super) fn first_product(graph: &Graph, layout: &Layout) -> Option<NodeId> {
+    let product = |id: &NodeId| layout.kinds.get(id) == Some(&Kind::Product);
     let weighted = |id: &NodeId| match graph.node(*id).op.quant() {
         QuantRole::Weighted { weight, .. } => graph.const_input(*id, weight).is_some(),
         _ => false,

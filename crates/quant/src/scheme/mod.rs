@@ -20,7 +20,7 @@ use crate::observe::{Method, Range};
 
 /// How activations are represented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ActivationScheme {
     /// The element type.
     #[serde(rename = "type")]
@@ -30,10 +30,10 @@ pub struct ActivationScheme {
     /// Whether one bit less is used.
     pub reduce_range: bool,
     /// Bits of codes that are narrower than their type, the sign among them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
     /// Whose arithmetic gives scale and zero point.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub formula: Formula,
 }
 
@@ -52,7 +52,7 @@ impl Default for ActivationScheme {
 
 /// How weights are represented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct WeightScheme {
     /// The element type.
     #[serde(rename = "type")]
@@ -64,10 +64,10 @@ pub struct WeightScheme {
     /// Whether one bit less is used.
     pub reduce_range: bool,
     /// Bits of codes that are narrower than their type, the sign among them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
     /// Whose arithmetic gives scales, zero points and codes.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub formula: Formula,
 }
 

@@ -21,12 +21,13 @@ use narrowbit_quant::encodings::{Applied, Encoding, Encodings, Given};
 use narrowbit_quant::equalize::Equalized;
 use narrowbit_quant::fill::Rates;
 use narrowbit_quant::gptq::Report;
-use narrowbit_quant::options::{Matcher, QuantOptions};
-use narrowbit_quant::plan::Layout;
+use narrowbit_quant::options::{GraphForm, Matcher, QuantOptions};
+use narrowbit_quant::plan::{self, Layout, Stale};
 use narrowbit_quant::quantize::{self, NodeFate, Seen};
 use narrowbit_quant::ranges::Ranges;
 use narrowbit_quant::target::{self, Fitted};
 use narrowbit_tensor::Tensor;
+use scheme::Decided;
 pub use scheme::{SchemeArgs, repeated};
 use summary::{text, unasked};
 
@@ -102,6 +103,14 @@ pub enum Format {
 /// What an error of the check begins with.
 const UNCHECKED: &str = "the quantized model can't be compared with the float one, so it was not written (--no-check writes it all the same)";
 
+/// Scales and types from a file.
+#[derive(Default)]
+struct Taken {
+    given: Option<Encodings>,
+    /// What was chosen with other settings, and is not taken.
+    stale: Stale,
+}
+
 /// A quantized model with what the summary says of it.
 struct Made {
     fates: Vec<NodeFate>,
@@ -139,7 +148,7 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         let smoothed = model::prepare(&mut model, &options)?;
         let fitted = self.fit(&mut options, &model)?;
-        let unreadable = target::unreadable(&options, &model.graph, self.format == Some(Format::Qoperator));
+        let unreadable = target::unreadable(&options, &model.graph, is_qoperator(&options));
         // Before anything is written, so that who needs another runtime can stop here.
         unreadable.iter().for_each(|text| output::note(format_args!("warning: {text}")));
         let mut made = match options.approach.needs_ranges() {
@@ -182,7 +191,8 @@ impl Quantize {
 
     /// Makes the settings such that the target, if there is one, runs the file.
     fn fit(&self, options: &mut QuantOptions, model: &Model) -> Result<Fitted> {
-        let fitted = target::fit(options, &model.graph, self.format == Some(Format::Qoperator))?;
+        let qoperator = is_qoperator(options);
+        let fitted = target::fit(options, &model.graph, qoperator)?;
         if let Some(target) = options.target {
             target.check_opset(model.opset().max(quantize::opset(options)))?;
         }
@@ -190,21 +200,30 @@ impl Quantize {
     }
 
     /// Refuses early what could only fail after the calibration; `eight` is whether all types are integers of 8 bits.
-    fn check_form(&self, model: &Model, eight: bool, opset: i64) -> Result<()> {
-        if self.format == Some(Format::Qoperator) && !eight {
+    fn check_form(&self, model: &Model, options: &QuantOptions, eight: bool, opset: i64) -> Result<()> {
+        if is_qoperator(options) && !eight {
             bail!("--format qoperator has operators for int8 and uint8 only\nhelp: --format qdq holds every type");
         }
         model::check_opset(model, opset)
     }
 
     /// Scales and types of tensors from another tool's file, or from our own.
-    fn given(&self) -> Result<Option<Encodings>> {
-        match (&self.encodings, self.scheme.given()?) {
+    fn given(&self, model: &Model, layout: &Layout, options: &QuantOptions) -> Result<Taken> {
+        let decided = self.scheme.decided()?;
+        if let Some(decided) = &decided {
+            let named = || decided.path.display().to_string();
+            decided.decisions.check(&model.graph, layout).with_context(named)?;
+        }
+        match (&self.encodings, decided.filter(|d| !d.given.tensors.is_empty())) {
             (Some(_), Some(_)) => bail!(
                 "both --encodings and --config have scales of tensors\nhelp: take \"tensors\" out of the configuration, or leave --encodings away"
             ),
-            (Some(path), None) => Ok(Some(Encodings::load(path)?)),
-            (None, own) => Ok(own),
+            (Some(path), None) => Ok(Taken { given: Some(Encodings::load(path)?), ..Taken::default() }),
+            (None, Some(Decided { mut given, settings, .. })) => {
+                let stale = plan::take_stale(&mut given, (&model.graph, layout), &settings, options)?;
+                Ok(Taken { given: Some(given), stale })
+            }
+            (None, None) => Ok(Taken::default()),
         }
     }
 
@@ -218,9 +237,11 @@ impl Quantize {
             (_, None) => {}
             (Approach::WeightOnly, Some(Format::Matmulnbits)) => options.weight_only.format = BlockFormat::Matmulnbits,
             (Approach::WeightOnly, Some(Format::Qdq)) => options.weight_only.format = BlockFormat::Qdq,
-            (Approach::Static, Some(Format::Qdq)) => {}
+            (Approach::Static, Some(Format::Qdq)) => options.form = GraphForm::Qdq,
             // A QLinearConv makes integers.
-            (Approach::Static, Some(Format::Qoperator)) => options.float_outputs = false,
+            (Approach::Static, Some(Format::Qoperator)) => {
+                (options.form, options.float_outputs) = (GraphForm::Qoperator, false)
+            }
             (_, Some(_)) => bail!(
                 "--format has no such form for this approach\nhelp: qdq and qoperator are for static, qdq and matmulnbits for weight-only"
             ),
@@ -231,16 +252,21 @@ impl Quantize {
     fn with_ranges(&self, model: &mut Model, options: &QuantOptions) -> Result<Made> {
         let equalized = quantize::prepare(model, options)?;
         let layout = quantize::layout(model, options)?;
-        let given = self.given()?;
+        let Taken { given, stale } = self.given(model, &layout, options)?;
         let opset = options.least_opset().max(given.as_ref().map_or(0, Encodings::least_opset));
         let eight = options.is_8_bit_integer() && given.as_ref().is_none_or(Encodings::is_8_bit_integer);
-        self.check_form(model, eight, opset)?;
+        self.check_form(model, options, eight, opset)?;
         let rounds = self.rounds(options)?;
         let corrects = quantize::corrects_activations(&model.graph, &layout, options);
         let dataset = self.dataset(model, rounds, corrects)?;
         let runs = dataset.as_ref().map(|d| self.data.calibration_runs(&model.graph, d, options)).transpose()?;
-        let (ranges, check) =
-            self.ranges(model, &layout, options, given.as_ref(), dataset.as_ref().zip(runs.as_ref()))?;
+        let (ranges, check) = self.ranges(
+            model,
+            &layout,
+            options,
+            given.as_ref().zip(Some(&stale)),
+            dataset.as_ref().zip(runs.as_ref()),
+        )?;
         let mut warnings = unmatched(model, options)?;
         warnings.extend(rounding::unmet(options, rounds));
         warnings.extend(options.warnings().into_iter().map(str::to_owned));
@@ -261,20 +287,24 @@ impl Quantize {
         warnings.extend(warnings::first_float(&fates, options));
         warnings.extend(warnings::narrow_register(&model.graph, options));
         model::raise_opset(model, opset)?;
-        if self.format == Some(Format::Qoperator) {
+        if is_qoperator(options) {
             narrowbit_quant::qoperator::convert(model)?;
         }
-        if corrects && dataset.is_none() {
+        let kept = given.as_ref().is_some_and(|g| !g.biases.is_empty());
+        if corrects && dataset.is_none() && !kept {
             let help = "give samples (--data) beside them, or --correct-activations=no";
             let from = if self.ranges.is_some() { "ranges" } else { "scales" };
             warnings.push(format!(
                 "biases of convolutions do not take up what rounding activations adds in the mean, which {from} do not tell ({help})"
             ));
         }
-        if options.bias_correction && ranges.tensors.is_empty() {
-            let help = "give samples (--data) or ranges beside --encodings";
-            warnings.push(format!("biases are not corrected: that takes the means of samples ({help})"));
+        if options.bias_correction && ranges.tensors.is_empty() && !kept {
+            let file = if self.encodings.is_some() { "--encodings" } else { "--config" };
+            warnings.push(format!(
+                "biases are not corrected: that takes the means of samples (give samples (--data) or ranges beside {file})"
+            ));
         }
+        warnings.extend(chosen_anew(&stale));
         if ranges.repeated > 0 {
             warnings.push(repeated_text(ranges.repeated));
         }
@@ -285,7 +315,7 @@ impl Quantize {
             ranges,
             check,
             warnings,
-            encodings: given.map(|_| applied),
+            encodings: given.map(|_| without_stale(applied, &stale)),
             equalized,
             by_channel: plan.channel_scales.len(),
             rates: plan.rates,
@@ -316,11 +346,11 @@ impl Quantize {
         model: &Model,
         layout: &Layout,
         options: &QuantOptions,
-        given: Option<&Encodings>,
+        given: Option<(&Encodings, &Stale)>,
         samples: Option<(&Dataset, &Runs)>,
     ) -> Result<(Ranges, Option<Check>)> {
-        if let (Some(given), None, None) = (given, &self.ranges, samples) {
-            check_complete(model, layout, given)?;
+        if let (Some((given, stale)), None, None) = (given, &self.ranges, samples) {
+            check_complete(model, layout, given, stale)?;
             return Ok((Ranges::default(), None));
         }
         if let Some(path) = &self.ranges {
@@ -388,7 +418,7 @@ impl Quantize {
 }
 
 /// Checks that a file has an entry for all that would need samples otherwise.
-fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<()> {
+fn check_complete(model: &Model, layout: &Layout, given: &Encodings, stale: &Stale) -> Result<()> {
     let graph = &model.graph;
     let known = |e: &Encoding| !e.values.contains(&Given::Nothing);
     let has = |v: &ValueId| graph.constant(*v).is_some() || given.tensors.get(&graph.value(*v).name).is_some_and(known);
@@ -401,11 +431,40 @@ fn check_complete(model: &Model, layout: &Layout, given: &Encodings) -> Result<(
     if missing.is_empty() {
         return Ok(());
     }
-    let some = missing.iter().take(10).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
-    let more = missing.len().saturating_sub(10);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let names = listed(&missing);
+    if !stale.settings.is_empty() {
+        bail!(
+            "the scales that --config has for {names} were chosen with other settings ({})\nhelp: give samples for these (--data DATA), or ranges (--ranges), or leave the settings, and the flags that change them, as they were",
+            stale.settings.join(", ")
+        );
+    }
     let file = if given.own { "--config" } else { "--encodings" };
-    bail!("{file} has no scales for {some}{more}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
+    bail!("{file} has no scales for {names}\nhelp: give samples for these (--data DATA), or ranges (--ranges)")
+}
+
+/// Up to ten names.
+fn listed<T: AsRef<str>>(names: &[T]) -> String {
+    let some = names.iter().take(10).map(|n| format!("\"{}\"", n.as_ref())).collect::<Vec<_>>().join(", ");
+    let more = names.len().saturating_sub(10);
+    if more > 0 { format!("{some} and {more} more") } else { some }
+}
+
+/// Says which scales of a configuration were not taken, and why.
+fn chosen_anew(stale: &Stale) -> Option<String> {
+    let (names, settings) = (listed(&stale.tensors), stale.settings.join(", "));
+    let text = || format!("scales chosen anew, because settings of --config have changed ({settings}): {names}");
+    (!stale.tensors.is_empty()).then(text)
+}
+
+/// What became of entries, without those that are told of as stale.
+fn without_stale(mut applied: Applied, stale: &Stale) -> Applied {
+    applied.without.retain(|name| !stale.tensors.contains(name));
+    applied
+}
+
+/// Whether integers are written in operators of their own.
+fn is_qoperator(options: &QuantOptions) -> bool {
+    options.form == GraphForm::Qoperator
 }
 
 /// A warning for each exception that is about no node of the model.

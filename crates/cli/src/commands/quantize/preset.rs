@@ -363,6 +363,8 @@ impl PresetArgs {
         }
         if let Some(s) = self.cross_layer_equalization {
             o.cross_layer_equalization = s == Switch::Yes;
+            // Rates that a configuration has are those of the equalization.
+            o.rates = if s == Switch::Yes { std::mem::take(&mut o.rates) } else { Default::default() };
         }
         if let Some(s) = self.bias_correction {
             o.bias_correction = s == Switch::Yes;

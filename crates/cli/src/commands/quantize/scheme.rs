@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use narrowbit_quant::approach::{
-    Algorithm, Approach, AttentionProducts, BlockScales, BlockType, Compute, Granularity, WeightOnlyOptions,
-};
+use narrowbit_quant::approach::{Algorithm, Approach, AttentionProducts, BlockScales, Compute, Granularity};
 use narrowbit_quant::encodings::Encodings;
 use narrowbit_quant::observe::Method;
 use narrowbit_quant::options::{Override, QuantOptions, WeightRounding};
@@ -287,12 +285,24 @@ pub fn repeated(words: impl Iterator<Item = String>) -> String {
     out
 }
 
+/// What a file of `narrowbit config` holds beside settings.
+pub struct Decided {
+    /// The file.
+    pub path: PathBuf,
+    /// Of nodes and tensors.
+    pub decisions: Decisions,
+    /// Scales and types of tensors, and biases.
+    pub given: Encodings,
+    /// The settings that these were chosen with.
+    pub settings: QuantOptions,
+}
+
 impl SchemeArgs {
     /// Flags over the file over the preset over the defaults.
     pub fn resolve(&self) -> Result<QuantOptions> {
-        let mut o = match &self.config {
+        let (mut o, exceptions) = match &self.config {
             Some(path) => read_config(path, self.preset.preset())?,
-            None => self.preset.preset().map(Preset::options).unwrap_or_default(),
+            None => (self.preset.preset().map(Preset::options).unwrap_or_default(), Vec::new()),
         };
         if let Some(a) = self.approach {
             o.approach = a.into();
@@ -303,7 +313,7 @@ impl SchemeArgs {
             o.activations.format = t.into();
         }
         match self.weights {
-            Some(t) if o.approach == Approach::WeightOnly => set_codes(&mut o.weight_only, t.blocks()?),
+            Some(t) if o.approach == Approach::WeightOnly => o.weight_only.take_type(t.blocks()?),
             Some(t) => o.weights.format = t.format(o.approach)?,
             None => {}
         }
@@ -337,6 +347,7 @@ impl SchemeArgs {
             None => {}
         }
         o.method = self.method(o.method)?;
+        o.fill_overrides(&exceptions)?;
         o.overrides.extend(self.exclusions());
         self.preset.check_heeded(&o)?;
         Ok(o)
@@ -347,15 +358,19 @@ impl SchemeArgs {
         self.weight_rounding == Some(RoundingArg::Gptq)
     }
 
-    /// The scales and types of tensors that the file holds, if it was made by `narrowbit config`.
-    pub fn given(&self) -> Result<Option<Encodings>> {
+    /// What the file holds beside settings, if it was made by `narrowbit config`.
+    pub fn decided(&self) -> Result<Option<Decided>> {
         let json = |p: &&PathBuf| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
         let Some(path) = self.config.as_ref().filter(json) else { return Ok(None) };
         let named = || path.display().to_string();
         let mut all = serde_json::from_str(&std::fs::read_to_string(path).with_context(named)?).with_context(named)?;
         let Some(decisions) = Decisions::take(&mut all).with_context(named)? else { return Ok(None) };
         let given = decisions.encodings().with_context(named)?;
-        Ok(Some(given).filter(|g| !g.tensors.is_empty()))
+        let settings = match decisions.settings() {
+            Some(settings) => settings.clone(),
+            None => read_config(path, None)?.0,
+        };
+        Ok(Some(Decided { path: path.clone(), decisions, given, settings }))
     }
 
     /// Settings of one approach.
@@ -467,36 +482,49 @@ impl SchemeArgs {
     }
 }
 
-/// Takes another type, and its algorithm where the one of before belongs to another kind of types.
-fn set_codes(o: &mut WeightOnlyOptions, codes: BlockType) {
-    if o.codes.usual_algorithm() != codes.usual_algorithm() {
-        o.algorithm = codes.usual_algorithm();
-    }
-    o.codes = codes;
+/// Refuses a scheme beside decisions that were made with another one: the file has every setting, so that only what it leaves at
+/// its default would come of the scheme.
+fn refuse_other_scheme(all: &serde_json::Value, preset: Option<Preset>) -> Result<()> {
+    let own: Option<Preset> = all.get("scheme").cloned().map(serde_json::from_value).transpose()?;
+    let Some(asked) = preset.filter(|p| Some(*p) != own) else { return Ok(()) };
+    let name = |p: Preset| serde_json::to_value(p).ok().and_then(|v| Some(v.as_str()?.to_owned())).unwrap_or_default();
+    let own = own.map_or("without --scheme".to_owned(), |p| format!("with --scheme {}", name(p)));
+    bail!(
+        "these decisions were made {own}, and --scheme {} would change them by half\nhelp: leave --scheme away, or quantize without this file (with --data)",
+        name(asked)
+    )
 }
 
-fn read_config(path: &Path, preset: Option<Preset>) -> Result<QuantOptions> {
+/// The settings of a file, over a preset where there is one, and its exceptions as they stand there.
+fn read_config(path: &Path, preset: Option<Preset>) -> Result<(QuantOptions, Vec<serde_json::Value>)> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
-    // Once as it is, for errors that tell the line; again above the preset, where there is one.
-    let over = |preset: Preset, text: serde_json::Value| QuantOptions::from_json(text, Some(preset));
-    let read = || -> Result<QuantOptions> {
-        if json {
-            let mut all: serde_json::Value = serde_json::from_str(&text)?;
-            if let Some(decisions) = Decisions::take(&mut all)? {
-                let mut options = QuantOptions::from_json(all, preset)?;
-                options.overrides.extend(decisions.overrides());
-                return Ok(options);
-            }
-        }
-        let plain: QuantOptions = if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? };
-        let Some(preset) = preset.or(plain.scheme) else { return Ok(plain) };
-        Ok(over(preset, if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? })?)
+    let read = || -> Result<(QuantOptions, Vec<serde_json::Value>)> {
+        let mut all: serde_json::Value = if json { serde_json::from_str(&text)? } else { toml::from_str(&text)? };
+        let decisions = if json { Decisions::take(&mut all)? } else { None };
+        // As it is, for errors that tell the line, and for numbers that JSON does not have.
+        let plain: Option<QuantOptions> = match &decisions {
+            Some(_) => refuse_other_scheme(&all, preset).map(|()| None)?,
+            None if json => Some(serde_json::from_str(&text)?),
+            None => Some(toml::from_str(&text)?),
+        };
+        let exceptions = all.get("override").and_then(|o| o.as_array()).cloned().unwrap_or_default();
+        let mut options = match plain.filter(|p| preset.or(p.scheme).is_none()) {
+            Some(plain) => plain,
+            None => QuantOptions::from_json(all, preset)?,
+        };
+        options.overrides.extend(decisions.iter().flat_map(Decisions::overrides));
+        Ok((options, exceptions))
     };
     read().map_err(|e| {
         let problem = e.to_string();
         let (path, problem) = (path.display(), problem.trim_end());
-        anyhow!("{path}: {problem}\nhelp: `narrowbit quantize … --show-config` prints every setting")
+        let help = if problem.contains("\nhelp: ") {
+            ""
+        } else {
+            "\nhelp: `narrowbit quantize … --show-config` prints every setting"
+        };
+        anyhow!("{path}: {problem}{help}")
     })
 }
 

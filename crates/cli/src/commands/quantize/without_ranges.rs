@@ -23,6 +23,12 @@ impl Quantize {
         if self.encodings.is_some() {
             bail!("--encodings are for static quantization\nhelp: leave them out, or use --approach static");
         }
+        if let Some(decided) = self.scheme.decided()?.filter(|d| !d.given.tensors.is_empty()) {
+            bail!(
+                "{}: \"tensors\" has scales for static quantization, which this approach has no use for\nhelp: take \"nodes\", \"tensors\" and \"scales-for\" out, or leave --approach as the file has it",
+                decided.path.display()
+            );
+        }
         let rounds = self.rounds(options)?;
         let given = self.data.data.is_some() || self.data.random.is_some();
         let open = || self.data.open(&model.graph, Split::Calibration);
