@@ -480,6 +480,33 @@ def multi_head_attention(r):
     yield "causal_past", Case("MultiHeadAttention", [q, self_k, self_v, floats(r, 24), None, None] + past, 3, num_heads=2, unidirectional=1)
 
 
+@case
+def fourier(r):
+    axis = np.array(1, np.int64)
+
+    def dft(*inputs, op="DFT", opset=20, **attrs):
+        # ONNX Runtime transforms lengths other than powers of two in f32, with errors of 1e-5 of the largest number.
+        return Case(op, list(inputs), domain="", opset=opset, atol=1e-3, **attrs)
+
+    def number(n):
+        return np.array(n, np.int64)
+
+    for length in [1, 8, 12, 37, 60]:
+        real, whole = floats(r, 2, length, 3, 1), floats(r, 2, length, 3, 2)
+        yield f"real_{length}", dft(real, None, axis)
+        yield f"complex_{length}", dft(whole, None, axis)
+        yield f"onesided_{length}", dft(real, None, axis, onesided=1)
+        yield f"inverse_{length}", dft(whole, None, axis, inverse=1)
+        yield f"opset_17_{length}", dft(whole, opset=17, axis=1)
+    x = floats(r, 2, 10, 1)
+    yield "cut", dft(x, number(7), axis)
+    yield "filled", dft(x, number(16), axis)
+    signal, window = floats(r, 2, 50, 1), floats(r, 16)
+    yield "frames", dft(signal, number(5), window, op="STFT", opset=17, const=(1,))
+    yield "frames_twosided", dft(signal, number(5), window, number(16), op="STFT", opset=17, onesided=0)
+    yield "frames_without_window", dft(signal, number(7), None, number(12), op="STFT", opset=17)
+
+
 def run(model, feeds):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
