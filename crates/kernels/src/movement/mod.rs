@@ -1,4 +1,4 @@
-//! Data movement: permutation, strided copies, gathers, padding, resizing.
+//! Data movement: permutation, strided copies, gathers and scatters, padding, resizing.
 
 mod copy;
 mod join;
@@ -6,6 +6,7 @@ mod pad;
 mod permute;
 mod resample;
 mod resize;
+mod scatter;
 
 pub use copy::floats_of;
 pub use join::{concat, split};
@@ -13,6 +14,7 @@ pub use pad::{Padding, pad};
 pub use permute::{Element, copy_strided, gather_rows, permute};
 pub use resample::{Resample, Sample, Taps, resample};
 pub use resize::resize_nearest;
+pub use scatter::{Combine, combine_rows, overwrite_rows};
 
 #[cfg(test)]
 mod tests;
