@@ -10,7 +10,7 @@ mod scatter;
 
 pub use copy::floats_of;
 pub use join::{concat, split};
-pub use pad::{Padding, pad};
+pub use pad::{Padding, Places, pad, pick};
 pub use permute::{Element, copy_strided, gather_rows, permute};
 pub use resample::{Resample, Sample, Taps, resample};
 pub use resize::resize_nearest;
