@@ -480,6 +480,80 @@ def multi_head_attention(r):
     yield "causal_past", Case("MultiHeadAttention", [q, self_k, self_v, floats(r, 24), None, None] + past, 3, num_heads=2, unidirectional=1)
 
 
+@case
+def rotary_embedding(r):
+    half = np.arange(4) / 4
+    angles = np.outer(np.arange(9), 10.0**-half)
+    cos, sin = np.cos(angles).astype(F32), np.sin(angles).astype(F32)
+    ids = np.array([[3, 4, 5], [0, 8, 2]], np.int64)
+    first = np.array([2], np.int64)
+    for name, x in [("by_head", floats(r, 2, 5, 3, 8)), ("rows", floats(r, 2, 3, 40))]:
+        yield f"{name}_ids", Case("RotaryEmbedding", [x, ids, cos, sin], opset=17)
+        yield f"{name}_first", Case("RotaryEmbedding", [x, first, cos, sin], opset=17)
+        yield f"{name}_interleaved", Case("RotaryEmbedding", [x, ids, cos, sin], opset=17, interleaved=1)
+    x = floats(r, 2, 3, 48)
+    yield "part", Case("RotaryEmbedding", [x, first, cos, sin], opset=17, num_heads=4, rotary_embedding_dim=8)
+
+
+def grouped(r, batch, length, past, lengths, total, packed=False, rotary=False, bias=False, heads=4, kv=2, size=16):
+    """Inputs of GroupQueryAttention; `past` is the extent of the cache, or None."""
+    q, k, v = floats(r, batch, length, heads * size), floats(r, batch, length, kv * size), floats(r, batch, length, kv * size)
+    first = [np.concatenate([q, k, v], 2), None, None] if packed else [q, k, v]
+    cache = [None, None] if past is None else [floats(r, batch, kv, past, size), floats(r, batch, kv, past, size)]
+    angles = np.outer(np.arange(20), 10.0 ** -(np.arange(size // 2) / (size // 2)))
+    tables = [np.cos(angles).astype(F32), np.sin(angles).astype(F32)] if rotary else [None, None]
+    added = [None, floats(r, 1, heads, length, total)] if bias else []
+    return first + cache + [np.array(lengths, I32), np.array(total, I32)] + tables + added
+
+
+@case
+def group_query_attention(r):
+    def make(*args, attrs={}, **kwargs):
+        inputs = grouped(r, *args, **kwargs)
+        return Case("GroupQueryAttention", inputs, 3, opset=17, num_heads=4, kv_num_heads=2, do_rotary=int(kwargs.get("rotary", 0)), **attrs)
+
+    yield "prompt", make(2, 5, None, [4, 4], 5)
+    yield "prompt_packed_rotary", make(2, 5, None, [4, 4], 5, packed=True, rotary=True)
+    yield "prompt_past_of_length_0", make(1, 5, 0, [4], 5, rotary=True)
+    yield "step", make(2, 1, 7, [7, 7], 8)
+    yield "step_of_different_lengths", make(2, 1, 9, [7, 4], 8, packed=True, rotary=True)
+    yield "step_interleaved", make(1, 1, 7, [7], 8, rotary=True, attrs={"rotary_interleaved": 1})
+    yield "steps", make(1, 3, 7, [9], 10, rotary=True)
+    yield "scale", make(1, 3, 7, [9], 10, attrs={"scale": 0.1})
+    yield "softcap", make(1, 3, 7, [9], 10, attrs={"softcap": 0.5})
+    yield "window_of_a_prompt", make(1, 6, None, [5], 6, attrs={"local_window_size": 2})
+    yield "window_of_a_step", make(1, 1, 7, [7], 8, attrs={"local_window_size": 3})
+    yield "bias", make(1, 3, 7, [9], 10, bias=True)
+    yield "bias_softcap", make(1, 3, 7, [9], 10, bias=True, attrs={"softcap": 0.5})
+
+
+@case
+def fourier(r):
+    axis = np.array(1, np.int64)
+
+    def dft(*inputs, op="DFT", opset=20, **attrs):
+        # ONNX Runtime transforms lengths other than powers of two in f32, with errors of 1e-5 of the largest number.
+        return Case(op, list(inputs), domain="", opset=opset, atol=1e-3, **attrs)
+
+    def number(n):
+        return np.array(n, np.int64)
+
+    for length in [1, 8, 12, 37, 60]:
+        real, whole = floats(r, 2, length, 3, 1), floats(r, 2, length, 3, 2)
+        yield f"real_{length}", dft(real, None, axis)
+        yield f"complex_{length}", dft(whole, None, axis)
+        yield f"onesided_{length}", dft(real, None, axis, onesided=1)
+        yield f"inverse_{length}", dft(whole, None, axis, inverse=1)
+        yield f"opset_17_{length}", dft(whole, opset=17, axis=1)
+    x = floats(r, 2, 10, 1)
+    yield "cut", dft(x, number(7), axis)
+    yield "filled", dft(x, number(16), axis)
+    signal, window = floats(r, 2, 50, 1), floats(r, 16)
+    yield "frames", dft(signal, number(5), window, op="STFT", opset=17, const=(1,))
+    yield "frames_twosided", dft(signal, number(5), window, number(16), op="STFT", opset=17, onesided=0)
+    yield "frames_without_window", dft(signal, number(7), None, number(12), op="STFT", opset=17)
+
+
 def run(model, feeds):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

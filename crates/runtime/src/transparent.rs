@@ -113,15 +113,15 @@ fn requantized(graph: &Graph, node: &Node) -> Option<Patch> {
     Some(patch)
 }
 
-/// A QuantizeLinear with one scale for all goes before the operator that only gives its operand another order: bytes are
-/// moved instead of floats, and what is quantized in several shapes is quantized once.
+/// A QuantizeLinear with one scale for all goes before the operator that only gives its operand another order, or copies
+/// elements of it around it: bytes are moved instead of floats, and what is quantized in several shapes is quantized once.
 fn lifted(graph: &Graph, node: &Node) -> Option<Patch> {
     let (x, y) = (node.input(0)?, node.output(0)?);
     let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
     graph.only_use(x)?;
     let mover = graph.node(graph.producer(x)?.0);
     let orders = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"].contains(&mover.op.name());
-    let from = mover.input(0).filter(|&v| orders && graph.constant(v).is_none())?;
+    let from = mover.input(0).filter(|&v| (orders || copies(mover)) && graph.constant(v).is_none())?;
     if !single(node.input(1)?) || !node.input(2).is_none_or(single) || !mover.op.domain().is_empty() {
         return None;
     }
@@ -161,8 +161,16 @@ fn moved(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
     Some(behind(graph, id, inputs, s))
 }
 
-/// A Pad with zeros puts the zero point around integers.
+/// Whether a Pad copies elements of its input.
+fn copies(node: &Node) -> bool {
+    node.op.downcast::<Pad>().is_some_and(|op| op.mode != PadMode::Constant)
+}
+
+/// A Pad with zeros puts the zero point around integers; one that copies elements moves integers as well.
 fn padded(graph: &Graph, id: NodeId, node: &Node) -> Option<Patch> {
+    if copies(node) {
+        return moved(graph, id, node);
+    }
     let s = source(graph, node.input(0)?)?;
     let op = node.op.downcast::<Pad>().filter(|op| op.mode == PadMode::Constant && op.pads.attr().is_none())?;
     let is_zero = |v| graph.constant(v).is_some_and(|t| t.to_f64s().is_ok_and(|x| x == [0.0]));

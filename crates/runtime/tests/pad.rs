@@ -43,12 +43,35 @@ fn pads_with_any_value_on_chosen_axes() {
 }
 
 #[test]
-fn leaves_cuts_and_mirrors_to_the_reference() {
-    for (pads, mode) in [("[-1, 2]", "constant"), ("[1, 1]", "reflect"), ("[1, 1]", "edge")] {
-        let body =
-            format!("input %x: f32[4]\nconst %p: i64[2] = {pads}\n%y = Pad(%x, %p) {{mode=\"{mode}\"}}\noutput %y");
-        assert_eq!(kernels(&graph(&body)), ["reference"], "{body}");
+fn cuts_off_mirrors_repeats_and_wraps() {
+    for (pads, mode) in [("[-1, 2]", "constant"), ("[3, 1]", "reflect"), ("[9, 1]", "edge"), ("[5, -1]", "wrap")] {
+        for dtype in ["f32", "u8", "i64", "i16"] {
+            let body = format!(
+                "input %x: {dtype}[3, 4, 2]\nconst %p: i64[2] = {pads}\nconst %a: i64[1] = [1]\n\
+                 %y = Pad(%x, %p, _, %a) {{mode=\"{mode}\"}}\noutput %y"
+            );
+            assert_eq!(kernels(&graph(&body)), ["pad"], "{body}");
+        }
     }
+}
+
+#[test]
+fn reads_a_value_that_another_step_makes() {
+    let body = "input %x: f32[2, 3]\nconst %p: i64[4] = [0, 1, 0, 2]\nconst %o: i64[2] = [0, 1]\n\
+                %v = ReduceMax(%x, %o) {keepdims=0}\n%y = Pad(%x, %p, %v)\noutput %y";
+    assert!(kernels(&graph(body)).contains(&"pad".to_owned()));
+}
+
+/// Copies of codes are codes: nothing is dequantized on the way, and what is rounded behind a Pad is rounded before it.
+#[test]
+fn mirrors_codes_of_quantized_values() {
+    let head = "input %x: f32[1, 2, 9]\nconst %s: f32[] = [0.02]\nconst %z: u8[] = [100]\n\
+                const %p: i64[6] = [0, 0, 3, 0, 0, 2]\n";
+    let between = "%q = QuantizeLinear(%x, %s, %z)\n%d = DequantizeLinear(%q, %s, %z)\n\
+                   %a = Pad(%d, %p) {mode=\"reflect\"}\n%y = QuantizeLinear(%a, %s, %z)\noutput %y";
+    assert_eq!(kernels(&graph(&format!("{head}{between}"))), ["quantize_linear", "pad"]);
+    let behind = "%n = Neg(%x)\n%a = Pad(%n, %p) {mode=\"edge\"}\n%y = QuantizeLinear(%a, %s, %z)\noutput %y";
+    assert_eq!(kernels(&graph(&format!("{head}{behind}"))), ["unary_f32", "quantize_linear", "pad"]);
 }
 
 /// Zeros around quantized values are their zero point; another value need not be one of their codes.

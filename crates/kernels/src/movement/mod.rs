@@ -1,4 +1,4 @@
-//! Data movement: permutation, strided copies, gathers, padding, resizing.
+//! Data movement: permutation, strided copies, gathers and scatters, padding, resizing.
 
 mod copy;
 mod join;
@@ -6,13 +6,15 @@ mod pad;
 mod permute;
 mod resample;
 mod resize;
+mod scatter;
 
 pub use copy::floats_of;
 pub use join::{concat, split};
-pub use pad::{Padding, pad};
+pub use pad::{Padding, Places, pad, pick};
 pub use permute::{Element, copy_strided, gather_rows, permute};
 pub use resample::{Resample, Sample, Taps, resample};
 pub use resize::resize_nearest;
+pub use scatter::{Combine, combine_rows, overwrite_rows};
 
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,12 @@
 mod axis;
 mod norm;
 mod rows;
+mod running;
 mod softmax;
 
 pub use axis::{ReduceOp, reduce};
 pub use norm::{LayerNorm, LayerNormOutputs, batch_norm, group_norm, layer_norm, rms_norm};
+pub use running::{Running, running_sum, running_sum_in_place};
 pub use softmax::{log_softmax, softmax};
 
 pub(crate) use rows::{CHAINS, softmax_row, sum_of_chains};

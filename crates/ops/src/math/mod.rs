@@ -1,4 +1,4 @@
-//! Arithmetic, logic, reductions, matrix products, casts.
+//! Arithmetic, logic, reductions, matrix products, Fourier transforms, casts.
 
 pub mod activation;
 pub mod argmax;
@@ -12,7 +12,9 @@ pub mod clip;
 pub mod compare;
 pub mod cumulate;
 pub mod det;
+pub mod dft;
 pub mod einsum;
+pub(crate) mod fft;
 pub mod gelu;
 pub mod gemm;
 pub mod logic;
@@ -68,6 +70,7 @@ crate::registry::operators! {
     "Cosh" => |o, a| Unary::Cosh.build(o, a),
     "CumProd" => |o, a| Cumulate::build(true, o, a),
     "CumSum" => |o, a| Cumulate::build(false, o, a),
+    "DFT" => dft::build,
     "Det" => det::build,
     "Div" => |o, a| Arithmetic::Div.build(o, a),
     "Einsum" => einsum::build,
@@ -119,6 +122,7 @@ crate::registry::operators! {
     "ReduceSumSquare" => |o, a| Reduce::build(R::SumSquare, o, a),
     "Relu" => relu::build,
     "Round" => |o, a| Unary::Round.build(o, a),
+    "STFT" => dft::build_short_time,
     "Selu" => |o, a| Activation::build(A::Selu, o, a),
     "Shrink" => |o, a| Activation::build(A::Shrink, o, a),
     "Sigmoid" => |o, a| Unary::Sigmoid.build(o, a),

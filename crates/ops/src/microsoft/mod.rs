@@ -10,6 +10,7 @@ pub mod fused_gemm;
 pub mod fused_matmul;
 pub mod gather_block_quantized;
 pub mod gelu;
+pub mod group_query_attention;
 pub mod layer_norm;
 pub mod matmul_integer_to_float;
 pub mod matmul_nbits;
@@ -22,6 +23,7 @@ pub mod qlinear_softmax;
 pub mod qlinear_unary;
 pub mod qlinear_where;
 pub mod renamed;
+pub mod rotary_embedding;
 pub mod skip_layer_norm;
 pub(crate) mod support;
 
@@ -42,6 +44,7 @@ crate::registry::operators! { domain "com.microsoft":
     "FusedMatMul" => fused_matmul::build,
     "GatherBlockQuantized" => gather_block_quantized::build,
     "Gelu" => gelu::build,
+    "GroupQueryAttention" => group_query_attention::build,
     "LayerNormalization" => layer_norm::build,
     "MatMulIntegerToFloat" => matmul_integer_to_float::build,
     "MatMulNBits" => matmul_nbits::build,
@@ -62,6 +65,7 @@ crate::registry::operators! { domain "com.microsoft":
     "QLinearWhere" => qlinear_where::build,
     "QuantizeLinear" => quantize_linear::build_microsoft,
     "QuickGelu" => gelu::build_quick,
+    "RotaryEmbedding" => rotary_embedding::build,
     "SimplifiedLayerNormalization" => layer_norm::build_simplified,
     "SkipLayerNormalization" => skip_layer_norm::build,
     "SkipSimplifiedLayerNormalization" => skip_layer_norm::build_simplified,

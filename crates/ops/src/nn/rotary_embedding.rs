@@ -26,18 +26,23 @@ pub struct RotaryEmbedding {
 
 /// Makes a RotaryEmbedding.
 pub fn build(_opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
-    let mut count = |name: &str| -> Result<Option<usize>, OpError> {
-        match attrs.int(name)? {
-            None | Some(0) => Ok(None),
-            Some(n) if (1..=i64::from(u32::MAX)).contains(&n) => Ok(Some(n as usize)),
-            Some(n) => Err(OpError::attribute(name, format!("is {n}, must not be negative"))),
-        }
-    };
-    let (rotary_dim, num_heads) = (count("rotary_embedding_dim")?.unwrap_or(0), count("num_heads")?);
-    Ok(Arc::new(RotaryEmbedding { interleaved: attrs.flag("interleaved")?, rotary_dim, num_heads }))
+    Ok(Arc::new(RotaryEmbedding::take(attrs)?))
 }
 
 impl RotaryEmbedding {
+    /// Takes the attributes.
+    pub(crate) fn take(attrs: &mut AttrMap) -> Result<RotaryEmbedding, OpError> {
+        let mut count = |name: &str| -> Result<Option<usize>, OpError> {
+            match attrs.int(name)? {
+                None | Some(0) => Ok(None),
+                Some(n) if (1..=i64::from(u32::MAX)).contains(&n) => Ok(Some(n as usize)),
+                Some(n) => Err(OpError::attribute(name, format!("is {n}, must not be negative"))),
+            }
+        };
+        let (rotary_dim, num_heads) = (count("rotary_embedding_dim")?.unwrap_or(0), count("num_heads")?);
+        Ok(RotaryEmbedding { interleaved: attrs.flag("interleaved")?, rotary_dim, num_heads })
+    }
+
     /// Batch, heads, sequence, head size; and whether heads come before the sequence.
     fn extents(&self, x: &[usize]) -> Result<([usize; 4], bool), OpError> {
         match (x, self.num_heads) {

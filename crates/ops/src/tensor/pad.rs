@@ -33,8 +33,9 @@ impl PadMode {
         Self::NAMES.iter().find(|(_, m)| *m == self).map_or("constant", |(n, _)| n)
     }
 
-    /// The place in an axis of `n` elements (at least 1) that is seen at place `i`, which may lie outside.
-    fn index(self, i: i64, n: i64) -> Option<i64> {
+    /// The place in an axis of `n` elements (at least 1, unless constant) that is seen at place `i`, which may lie outside;
+    /// `None` for the constant.
+    pub fn place(self, i: i64, n: i64) -> Option<i64> {
         match self {
             PadMode::Constant => (0..n).contains(&i).then_some(i),
             PadMode::Edge => Some(i.clamp(0, n - 1)),
@@ -184,7 +185,7 @@ impl Op for Pad {
         let fill = self.fill(cx, x)?;
         let at = |a: usize, i: usize| {
             let place = (i as i64).saturating_sub(pads[a].0);
-            self.mode.index(place, x.shape()[a] as i64).map(|i| i as usize)
+            self.mode.place(place, x.shape()[a] as i64).map(|i| i as usize)
         };
         Ok(vec![moves::remap(x, &shape, at, Some(&fill))?])
     }

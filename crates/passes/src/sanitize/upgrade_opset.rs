@@ -173,6 +173,7 @@ const STEPS: &[(&str, i64, Step)] = &[
     ("ReduceLogSumExp", 18, |d, _| d.ints_to_input("axes", 1)),
     ("ReduceSumSquare", 18, |d, _| d.ints_to_input("axes", 1)),
     ("Split", 18, split_outputs),
+    ("DFT", 20, dft),
     ("GridSample", 20, grid_sample),
     ("GroupNormalization", 21, group_normalization),
 ];
@@ -386,6 +387,14 @@ fn split_outputs(d: &mut Draft, _: i64) -> Result<(), OpError> {
     if d.inputs.get(1).copied().flatten().is_none() {
         d.attrs.set("num_outputs", d.graph.node(d.id).outputs.len() as i64);
     }
+    Ok(())
+}
+
+/// The axis becomes an input, whose default is another one than the attribute's.
+fn dft(d: &mut Draft, _: i64) -> Result<(), OpError> {
+    let axis = d.attrs.int_or("axis", 1)?;
+    let axis = d.constant("axis", Tensor::scalar(axis));
+    d.set(2, axis);
     Ok(())
 }
 

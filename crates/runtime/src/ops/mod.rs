@@ -23,6 +23,7 @@ mod recurrent;
 mod reduce;
 mod reference;
 mod resize;
+mod scatter;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
@@ -81,6 +82,9 @@ fn fast(cx: &BuildCx) -> Maybe {
         | "LogSoftmax" => norm::build(cx),
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
+        "CumSum" => reduce::running(cx),
+        "ScatterElements" | "Scatter" | "ScatterND" => scatter::build(cx),
+        "GatherND" => scatter::gather(cx),
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Where" | "GatherElements" => {
             movement::build(cx)
         }

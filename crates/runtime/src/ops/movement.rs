@@ -1,7 +1,7 @@
 //! Operators that move whole elements, of any type of 1, 2, 4 or 8 bytes.
 
 use narrowbit_kernels::elementwise;
-use narrowbit_kernels::movement::{self, copy_strided, permute};
+use narrowbit_kernels::movement::{self, copy_strided, gather_rows, permute};
 use narrowbit_kernels::{Exec, Few};
 use narrowbit_tensor::{DType, shape};
 
@@ -188,7 +188,7 @@ fn gather(cx: &BuildCx) -> Option<Built> {
     let (rows, row) = (from.shape[axis], row_bytes(&from, axis));
     let outer: usize = from.shape[..axis].iter().product();
     let kernel = simple("gather", move |cx| {
-        let (x, index) = (cx.view(0)?.bytes, cx.view(1)?);
+        let (exec, x, index) = (cx.exec, cx.view(0)?.bytes, cx.view(1)?);
         let indices: Few<i64, 16> = match index.dtype {
             DType::I64 => index.slice::<i64>()?.iter().copied().collect(),
             _ => index.slice::<i32>()?.iter().map(|&i| i.into()).collect(),
@@ -201,6 +201,9 @@ fn gather(cx: &BuildCx) -> Option<Built> {
         let places = places.ok_or_else(|| {
             narrowbit_ir::OpError::Value(format!("an index is outside of [-{rows}, {rows}), the extent of axis {axis}"))
         })?;
+        if outer == 1 {
+            return Ok(gather_rows(exec, x, [rows, row], &places, y.bytes)?);
+        }
         for o in 0..outer {
             for (k, &i) in places.iter().enumerate() {
                 let (to, from) = ((o * places.len() + k) * row, (o * rows + i) * row);

@@ -1,10 +1,11 @@
-//! Reductions of floats along neighbouring axes.
+//! Reductions of floats along neighbouring axes, and running sums along one.
 
-use narrowbit_kernels::reduce::{ReduceOp, reduce};
+use narrowbit_kernels::reduce::{ReduceOp, Running, reduce, running_sum, running_sum_in_place};
+use narrowbit_ops::math::cumulate::Cumulate;
 use narrowbit_tensor::shape;
 
 use super::Maybe;
-use crate::kernel::{BuildCx, Built, simple};
+use crate::kernel::{BuildCx, Built, in_place, simple};
 
 /// The kernel of a reduction; axes that are not neighbours run on the reference.
 pub fn build(cx: &BuildCx) -> Maybe {
@@ -46,6 +47,31 @@ fn plan(cx: &BuildCx) -> Option<Built> {
     let kernel = simple("reduce_f32", move |cx| {
         let (exec, x) = (cx.exec, cx.f32s(0)?);
         Ok(reduce(exec, op, x, cx.out_f32s()?, split)?)
+    });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+/// The kernel of a CumSum of floats along a constant axis.
+pub fn running(cx: &BuildCx) -> Maybe {
+    Ok(running_sums(cx))
+}
+
+fn running_sums(cx: &BuildCx) -> Option<Built> {
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
+    cx.f32_out()?;
+    let op = cx.node.op.downcast::<Cumulate>().filter(|op| !op.product)?;
+    let &[axis] = cx.ints(1)?.as_slice() else { return None };
+    let axis = shape::axis(axis, dims.len())?;
+    let how = Running { exclusive: op.exclusive, reverse: op.reverse };
+    let product = |d: &[usize]| d.iter().product::<usize>();
+    let split = [product(&dims[..axis]), dims[axis], product(&dims[axis + 1..])];
+    let kernel = in_place("running_sum_f32", move |cx| {
+        let exec = cx.exec;
+        if cx.is_in_place(0) {
+            return Ok(running_sum_in_place(exec, how, cx.out_f32s()?, split)?);
+        }
+        let x = cx.f32s(0)?;
+        Ok(running_sum(exec, how, x, cx.out_f32s()?, split)?)
     });
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
 }
