@@ -357,7 +357,10 @@ fn reads_no_byte_beyond_the_rows() {
 fn multiplies_two_activations_as_plain_loops_on_every_tier() {
     use crate::gemm::BatchDim;
     let mut random = Random::new(23);
-    for (batches, [m, k, n]) in [(1, [5, 7, 3]), (2, [17, 64, 33]), (3, [1, 300, 40]), (4, [30, 16, 100])] {
+    let shapes = [(1, [5, 7, 3]), (2, [17, 64, 33]), (3, [1, 300, 40]), (4, [30, 16, 100])];
+    // Single columns, which are rows of the transposed product where their sums are short.
+    let columns = [(3, [70, 8, 1]), (2, [33, 61, 1]), (2, [9, 1, 1]), (1, [1, 5, 1]), (2, [15, 130, 1])];
+    for (batches, [m, k, n]) in shapes.into_iter().chain(columns) {
         let (a, b) = (bytes(&mut random, batches * m * k), bytes(&mut random, batches * k * n));
         let (sa, sb): (Vec<i8>, Vec<i8>) = (a.iter().map(|&x| x as i8).collect(), b.iter().map(|&x| x as i8).collect());
         let batch = [BatchDim { len: batches, a: m * k, b: k * n, c: m * n, bias: 0 }];
