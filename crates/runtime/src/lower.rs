@@ -200,7 +200,7 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
     let by_row = |q: &Quantized| q.runtime.is_some_and(|r| r.by_row);
     match node.op.name() {
         "Conv" if by_row(&x) => None,
-        "Conv" => ((3..=4).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
+        "Conv" => ((3..=5).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
         "ConvTranspose" => {
             let fits = (3..=4).contains(&rank) && weighted && constant(node.input(2)) && !by_row(&x);
             (fits && tiles(facts, node)).then(|| vec![Some(x), None])
@@ -273,7 +273,9 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
-            (3..=4).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
+            // Whole volumes are as simple as whole planes.
+            let most = if node.op.name() == "GlobalAveragePool" { 5 } else { 4 };
+            (3..=most).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
         }
         "Softmax" | "LayerNormalization" | "RMSNormalization" | "BatchNormalization" => {
             let plain = node.outputs.iter().flatten().count() == 1;

@@ -7,6 +7,7 @@ mod coded;
 mod conv;
 mod elementwise;
 mod finish;
+mod images;
 mod int_attention;
 mod int_transpose;
 mod integer;
