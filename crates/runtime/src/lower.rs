@@ -210,7 +210,8 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
             let rows = node.input(2).is_none_or(|c| bias_row(graph, facts, c, node));
             (plain && weighted && rows).then(|| vec![Some(x), None])
         }
-        "MatMul" if weighted => (rank >= 2 && w_rank == 2).then(|| vec![Some(x), None]),
+        // The rows of a stack's products have one format.
+        "MatMul" if weighted => (rank >= 2 && (w_rank == 2 || w_rank > 2 && !by_row(&x))).then(|| vec![Some(x), None]),
         "MatMul" => {
             let b = any_source(graph, facts, w).filter(|b| !by_row(b) && !by_row(&x))?;
             (rank >= 2 && w_rank >= 2).then(|| vec![Some(x), Some(b)])

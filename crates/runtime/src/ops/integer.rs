@@ -187,7 +187,7 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     };
     let (Some(dims), Some(shape)) = ((cx.types)(x.value), (cx.types)(w)) else { return Ok(None) };
     let transposed = cx.node.op.name() == "Gemm" && cx.int("transB", 0) != 0;
-    let &[w0, w1] = shape.shape.as_slice() else { return Ok(None) };
+    let &[w0, w1] = shape.shape.as_slice() else { return super::stack::integers(cx, f, ints) };
     let (k, n) = if transposed { (w1, w0) } else { (w0, w1) };
     let Some((&last, rows)) = dims.shape.split_last() else { return Ok(None) };
     let axis = lower::channel_axis(cx.node, 2);
@@ -196,11 +196,27 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     let packed = cx.weights.get(cx.id, "gemm-i8", || {
         panel_gemm_pack(cx.exec, (k, n), &loaded.data, transposed).map_err(StepError::from)
     })?;
-    let is_gemm = cx.node.op.name() == "Gemm";
-    let alpha = if is_gemm { cx.float("alpha", 1.0) } else { 1.0 };
-    let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (k, alpha));
+    let alpha = if cx.node.op.name() == "Gemm" { cx.float("alpha", 1.0) } else { 1.0 };
     let mut ins = vec![x.value];
-    finish.at_run_time(*x, &mut ins, packed.column_sums(), k);
+    let finish = finish_product(cx, (f, ints, *x), loaded, packed.column_sums(), (k, alpha), &mut ins);
+    let Some(finish) = finish else { return Ok(None) };
+    let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+}
+
+/// What happens to the sums of a product with weights, `k` deep and multiplied by `alpha`, behind it; adds the operands that this
+/// takes to `ins`, which holds the rows. `None` where a bias is no constant.
+pub(super) fn finish_product(
+    cx: &BuildCx,
+    (f, ints, x): (&Fusion, &Ints, Quantized),
+    weights: Loaded,
+    sums: &[i32],
+    (k, alpha): (usize, f32),
+    ins: &mut Vec<ValueId>,
+) -> Option<Finish> {
+    let is_gemm = cx.node.op.name() == "Gemm";
+    let mut finish = Finish::new(f, ints, x.params, weights, sums, (k, alpha));
+    finish.at_run_time(x, ins, sums, k);
     let row = |t: Tensor, beta: f32| Some(t.to_f32s().ok()?.iter().map(|v| v * beta).collect::<Vec<f32>>());
     let bias = match (f.bias, cx.node.input(2)) {
         (Some(v), _) => Some((v, 1.0)),
@@ -208,18 +224,17 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         _ => None,
     };
     if let Some((v, factor)) = bias
-        && let Some(steps) = bias_steps(cx, v, &finish, n).filter(|_| factor == 1.0)
+        && let Some(steps) = bias_steps(cx, v, &finish, sums.len()).filter(|_| factor == 1.0)
     {
         finish.add_steps(steps);
     } else if let Some((v, factor)) = bias {
-        let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
+        let bias = (cx.consts)(v).and_then(|t| row(t, factor))?;
         finish.add_bias(&bias);
     }
-    let Some(()) = finish.take_affine(cx, f) else { return Ok(None) };
-    finish.take_residual(f, ints, &mut ins, |v| v);
+    finish.take_affine(cx, f)?;
+    finish.take_residual(f, ints, ins, |v| v);
     finish.at_once();
-    let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
-    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+    Some(finish)
 }
 
 impl Kernel for Gemm {

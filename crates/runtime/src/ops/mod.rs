@@ -24,6 +24,7 @@ mod recurrent;
 mod reduce;
 mod reference;
 mod resize;
+mod stack;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};
