@@ -18,7 +18,9 @@ use narrowbit_kernels::elementwise::{BinaryOp, UnaryOp, binary, unary};
 use narrowbit_kernels::gemm::{Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
 use narrowbit_kernels::integer::{depthwise_nhwc, depthwise_nhwc_pack};
 use narrowbit_kernels::movement::permute;
-use narrowbit_kernels::panel::{Epilogue, Rows, Target, WinogradWeights, conv2d_nhwc, conv2d_nhwc_pack, winograd_nhwc};
+use narrowbit_kernels::panel::{
+    Epilogue, Pixels, Rows, Target, WinogradWeights, conv2d_nhwc, conv2d_nhwc_pack, winograd_nhwc,
+};
 use narrowbit_kernels::pooling::{Pool2dParams, max_pool2d};
 use narrowbit_kernels::reduce::{LayerNorm, LayerNormOutputs, layer_norm, softmax};
 use narrowbit_kernels::{Activation, Buffer, Exec, Isa, KernelError};
@@ -99,7 +101,9 @@ fn nhwc(exec: &Exec, n: &[usize], side: Option<usize>, dilation: usize) -> Resul
     let e = Epilogue { bias: &bias, activation: Activation::Relu, ..Epilogue::default() };
     if let Some(side) = side {
         let weights = WinogradWeights::pack(exec, &p, side, &weights)?;
-        return time(exec, || winograd_nhwc(exec, &p, &[Rows::F32(&x)], 0, &weights, &e, Target::F32(&mut y)));
+        return time(exec, || {
+            winograd_nhwc(exec, &p, Pixels::Parts(&[Rows::F32(&x)]), 0, &weights, &e, Target::F32(&mut y))
+        });
     }
     let weights = conv2d_nhwc_pack(exec, &p, &weights)?;
     time(exec, || conv2d_nhwc(exec, &p, Rows::F32(&x), 0, &weights, &e, Target::F32(&mut y)))
@@ -119,7 +123,9 @@ fn nhwc_ints(exec: &Exec, n: &[usize], tiles: bool) -> Result<(), KernelError> {
     if tiles {
         let weights = WinogradWeights::pack_ints(exec, &p, &weights)?;
         let e = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
-        return time(exec, || winograd_nhwc(exec, &p, &[Rows::U8(&x)], 3, &weights, &e, Target::U8(&mut y, 1.0, 3)));
+        return time(exec, || {
+            winograd_nhwc(exec, &p, Pixels::Parts(&[Rows::U8(&x)]), 3, &weights, &e, Target::U8(&mut y, 1.0, 3))
+        });
     }
     let weights = conv2d_nhwc_pack(exec, &p, &weights)?;
     let e = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };

@@ -50,6 +50,9 @@ fn names_what_is_wrong_with_a_product() {
     assert_eq!(reason("%y = MatMul(%w, %p) @\"node\" output %y"), "weight-not-constant");
     assert_eq!(reason("%y = Gemm(%x, %w) {transA=1} @\"node\" output %y"), "form");
     assert_eq!(reason("const %v: f32[8] = random(3) %y = MatMul(%x, %v) @\"node\" output %y"), "form");
+    let volume = "input %v: f32[n, 4, 4, 4, 4] const %k: f32[4, 4, 3, 3, 3] = random(3)";
+    assert_eq!(reason(&format!("{volume} %y = Conv(%v, %k) @\"node\" output %y")), "integer");
+    assert_eq!(reason(&format!("{volume} %y = ConvTranspose(%v, %k) @\"node\" output %y")), "form");
     let infinite =
         "const %u: f32[2, 1] = [1, inf] %s = MatMul(%x, %w) %y = MatMul(%t, %u) @\"node\" output %y output %s";
     assert_eq!(reason(&format!("input %t: f32[n, 2] {infinite}")), "weight-not-finite");

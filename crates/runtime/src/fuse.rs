@@ -145,7 +145,7 @@ impl<'a> Finder<'a> {
             out = y;
         }
         if node.op.name() != "ConvTranspose"
-            && self.facts.shape(out).is_some_and(|s| s.len() <= 4)
+            && self.facts.shape(out).is_some_and(|s| s.len() <= 5)
             && let Some((id, residual, y)) = self.residual(out)
         {
             f.nodes.push(id);

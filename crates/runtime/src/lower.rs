@@ -200,7 +200,7 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
     let by_row = |q: &Quantized| q.runtime.is_some_and(|r| r.by_row);
     match node.op.name() {
         "Conv" if by_row(&x) => None,
-        "Conv" => ((3..=4).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
+        "Conv" => ((3..=5).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
         "ConvTranspose" => {
             let fits = (3..=4).contains(&rank) && weighted && constant(node.input(2)) && !by_row(&x);
             (fits && tiles(facts, node)).then(|| vec![Some(x), None])
@@ -210,7 +210,8 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
             let rows = node.input(2).is_none_or(|c| bias_row(graph, facts, c, node));
             (plain && weighted && rows).then(|| vec![Some(x), None])
         }
-        "MatMul" if weighted => (rank >= 2 && w_rank == 2).then(|| vec![Some(x), None]),
+        // The rows of a stack's products have one format.
+        "MatMul" if weighted => (rank >= 2 && (w_rank == 2 || w_rank > 2 && !by_row(&x))).then(|| vec![Some(x), None]),
         "MatMul" => {
             let b = any_source(graph, facts, w).filter(|b| !by_row(b) && !by_row(&x))?;
             (rank >= 2 && w_rank >= 2).then(|| vec![Some(x), Some(b)])
@@ -273,7 +274,9 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
-            (3..=4).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
+            // Whole volumes are as simple as whole planes.
+            let most = if node.op.name() == "GlobalAveragePool" { 5 } else { 4 };
+            (3..=most).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
         }
         "Softmax" | "LayerNormalization" | "RMSNormalization" | "BatchNormalization" => {
             let plain = node.outputs.iter().flatten().count() == 1;

@@ -1,5 +1,6 @@
 use std::any::Any;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use narrowbit_ir::NodeId;
@@ -12,17 +13,26 @@ pub struct Form {
     name: &'static str,
     /// The part of a window that it holds, where that depends on the image.
     taps: Option<Taps>,
+    /// The planes of a window over volumes, likewise.
+    planes: Option<Range<usize>>,
+}
+
+impl Form {
+    /// Of some taps of a window, and of some planes of it where it has others, too.
+    pub fn of(name: &'static str, taps: &Taps, planes: Option<&Range<usize>>) -> Form {
+        Form { name, taps: (!taps.are_all()).then(|| taps.clone()), planes: planes.cloned() }
+    }
 }
 
 impl From<&'static str> for Form {
     fn from(name: &'static str) -> Form {
-        Form { name, taps: None }
+        Form { name, taps: None, planes: None }
     }
 }
 
 impl From<(&'static str, &Taps)> for Form {
     fn from((name, taps): (&'static str, &Taps)) -> Form {
-        Form { name, taps: (!taps.are_all()).then(|| taps.clone()) }
+        Form::of(name, taps, None)
     }
 }
 

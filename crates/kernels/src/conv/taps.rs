@@ -91,7 +91,7 @@ impl Axis {
 
     /// The taps from the first to the last that meet the image, and the padding after the image that they need; `None` where none
     /// can be taken off.
-    fn seen(&self) -> Option<(Range<usize>, usize)> {
+    pub fn seen(&self) -> Option<(Range<usize>, usize)> {
         let first = (0..self.window).find(|&tap| self.sees(tap))?;
         let last = (0..self.window).rfind(|&tap| self.sees(tap))?;
         // The first tap starts at the image or before it: there is no negative padding.

@@ -1,9 +1,15 @@
 //! 3-D convolution as a sum of 2-D ones over the window's depth.
 
-use super::{Conv2dParams, ConvEpilogue, ConvWeights, NAME, conv2d_run, window_count};
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::{Axis, Conv2dParams, ConvEpilogue, ConvWeights, NAME, conv2d_run, window_count};
 use crate::activation::Activation;
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+
+/// Output channels of a group for which a panel's columns are well filled.
+const FULL: usize = 16;
 
 /// Shape of a 3-D convolution: `slice` describes one plane of depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +39,80 @@ impl Conv3dParams {
         product(NAME, &[self.slice.n, self.slice.c, self.d, self.slice.h, self.slice.w])?;
         product(NAME, &[self.slice.n, self.slice.oc, od, oh, ow])?;
         Ok([od, oh, ow])
+    }
+
+    /// The same results as those of a convolution of images: one for each depth of the result, whose channels are, group by
+    /// group, those of the planes that the window meets there, one plane behind another. [`Conv3dParams::by_plane`] has its
+    /// weights. Where windows have several planes, groups of few output channels are multiplied together: an infinity in one of
+    /// them may become NaN in the others.
+    ///
+    /// # Errors
+    /// As [`Conv2dParams::output`]; or there are no channels.
+    pub fn planes(&self) -> Result<Conv2dParams> {
+        let ([od, ..], s) = (self.output()?, self.slice);
+        require(NAME, s.c > 0 && s.oc > 0, "there are no channels")?;
+        let (n, c, groups) = (product(NAME, &[s.n, od])?, product(NAME, &[s.c, self.kd])?, self.groups());
+        let planes = Conv2dParams { n, c, groups, ..s };
+        planes.output()?;
+        Ok(planes)
+    }
+
+    /// The groups of [`Conv3dParams::planes`].
+    pub(crate) fn groups(&self) -> usize {
+        self.slice.groups / self.merged(self.kd)
+    }
+
+    /// How many groups are multiplied together where windows have so many planes.
+    fn merged(&self, planes: usize) -> usize {
+        let s = &self.slice;
+        let each = s.oc / s.groups;
+        let fits = |&r: &usize| s.groups.is_multiple_of(r) && r * each <= FULL;
+        if planes == 1 { 1 } else { (1..=FULL).rev().find(fits).unwrap_or(1) }
+    }
+
+    /// The convolution without the outer planes of its window that meet the volume nowhere, with as much less padding, and the
+    /// planes that are left: as [`Conv2dParams::seen_taps`].
+    pub fn seen_planes(&self) -> (Conv3dParams, Range<usize>) {
+        let Ok([out, ..]) = self.output() else { return (*self, 0..self.kd) };
+        let (stride, dilation) = (self.stride, self.dilation);
+        let axis = Axis { len: self.d, out, before: self.pads[0], window: self.kd, stride, dilation };
+        let Some((seen, after)) = axis.seen() else { return (*self, 0..self.kd) };
+        let pads = [self.pads[0] - seen.start * dilation, after];
+        (Conv3dParams { kd: seen.len(), pads, ..*self }, seen)
+    }
+
+    /// The weights of some planes of the window, `[oc, planes · c / groups, kh, kw]` with the groups of
+    /// [`Conv3dParams::planes`], of all of them, `[oc, c / groups, kd, kh, kw]` (ONNX `Conv`). `none` is the weight of an output
+    /// channel for what another group reads.
+    ///
+    /// # Errors
+    /// The parameters are invalid, `w` has another length, or the window has other planes.
+    pub fn by_plane<'a, T: Copy>(
+        &self,
+        w: &'a [T],
+        planes: &Range<usize>,
+        none: impl Fn(usize) -> T,
+    ) -> Result<Cow<'a, [T]>> {
+        let s = &self.slice;
+        let (one, channels) = (s.weight_len()?, s.c / s.groups);
+        exact(NAME, "weights", w.len(), product(NAME, &[one, self.kd])?)?;
+        require(NAME, planes.end <= self.kd, "the window has fewer planes")?;
+        if self.kd == 1 && planes.len() == 1 || one == 0 {
+            return Ok(Cow::Borrowed(w));
+        }
+        let (taps, merged) = (s.kh * s.kw, self.merged(planes.len()));
+        let mut out = Vec::with_capacity(product(NAME, &[one, planes.len(), merged])?);
+        for (channel, of_channels) in w.chunks_exact(channels * self.kd * taps).enumerate() {
+            let before = channel / (s.oc / s.groups) % merged;
+            let fill = |groups: usize| std::iter::repeat_n(none(channel), groups * channels * taps);
+            for plane in planes.clone() {
+                out.extend(fill(before));
+                let windows = of_channels.chunks_exact(self.kd * taps);
+                windows.for_each(|window| out.extend_from_slice(&window[plane * taps..][..taps]));
+                out.extend(fill(merged - 1 - before));
+            }
+        }
+        Ok(Cow::Owned(out))
     }
 }
 

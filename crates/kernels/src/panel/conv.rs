@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::drive::{CHUNK, Lines, Rows, SERIAL, Sweep, Walk, flat, part, parts};
 use super::epilogue::Epilogue;
 use super::gather::{self, JoinedWindows, Windows};
-use super::image::Image;
+use super::image::{Image, Pixels};
 use super::lines::{Copying, SLACK, spread};
 use super::pack::{ByColumn, PanelElement, Panels, Part};
 use super::seen;
@@ -120,18 +120,17 @@ pub fn conv2d_nhwc(
     epilogue: &Epilogue<'_>,
     y: Target<'_>,
 ) -> Result {
-    conv2d_nhwc_parts(exec, p, &[x], pad, weights, epilogue, y)
+    conv2d_nhwc_pixels(exec, p, Pixels::Parts(&[x]), pad, weights, epilogue, y)
 }
 
-/// As [`conv2d_nhwc`], of an image whose channels stand in several tensors, one behind another: what a `Concat` would
-/// join. All are `[n, h, w, channels of its own]`, of one type, with the same quantization.
+/// As [`conv2d_nhwc`], of an image whose channels stand apart: in several tensors, or in the planes of a volume.
 ///
 /// # Errors
-/// As [`conv2d_nhwc`]; or the parts differ in type, or there are several and groups.
-pub fn conv2d_nhwc_parts(
+/// As [`conv2d_nhwc`]; or the parts differ in type, there are several and groups, or `p` is no convolution of these planes.
+pub fn conv2d_nhwc_pixels(
     exec: &Exec,
     p: &Conv2dParams,
-    all: &[Rows<'_>],
+    image: Pixels<'_>,
     pad: i32,
     weights: &Panels,
     epilogue: &Epilogue<'_>,
@@ -139,11 +138,12 @@ pub fn conv2d_nhwc_parts(
 ) -> Result {
     let [oh, ow] = p.output()?;
     let pixels = product(NAME, &[p.n, oh, ow])?;
-    let (image_pixels, _) = (product(NAME, &[p.n, p.h, p.w])?, product(NAME, &[p.n, p.h, p.w, p.c])?);
+    product(NAME, &[p.n, p.h, p.w, p.c])?;
+    let all = image.rows();
     let x = *all.first().ok_or(KernelError::Invalid { kernel: NAME, what: "the image has no part" })?;
     require(NAME, all.len() == 1 || p.groups == 1, "an image in parts has no groups")?;
     let copy = x.copying(weights.kernel, weights.size);
-    let image = Image::new(exec.isa(), all, (image_pixels, p.c), (copy, weights.size))?;
+    let image = Image::of(exec.isa(), p, &image, (copy, weights.size))?;
     exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
     let packed = (weights.groups, weights.columns.n, weights.runs, weights.run_len);
     let (runs, run_len) = runs_of(p, weights.kernel, weights.size);
@@ -156,7 +156,7 @@ pub fn conv2d_nhwc_parts(
     if pixels == 0 {
         return Ok(());
     }
-    if (p.kh, p.kw, p.groups, p.pads) == (1, 1, 1, [0; 4]) && all.len() == 1 {
+    if (p.kh, p.kw, p.groups, p.pads) == (1, 1, 1, [0; 4]) && image.dense().is_some() {
         let [sh, sw] = p.strides;
         let start = |i: usize| ((i / (oh * ow) * p.h + i / ow % oh * sh) * p.w + i % ow * sw) * p.c;
         let dense = (sh, sw) == (1, 1);
@@ -188,7 +188,14 @@ struct Conv<'a> {
 }
 
 impl<'a> Conv<'a> {
-    fn new(p: &'a Conv2dParams, x: Rows<'_>, image: Image, pad: i32, out: [usize; 2], weights: &Panels) -> Conv<'a> {
+    fn new(
+        p: &'a Conv2dParams,
+        x: Rows<'_>,
+        mut image: Image,
+        pad: i32,
+        out: [usize; 2],
+        weights: &Panels,
+    ) -> Conv<'a> {
         let (size, kernel, copy) = (weights.size, weights.kernel, image.copy);
         let reach = |i: usize, k: usize| (out[i] - 1) * p.strides[i] + (k - 1) * p.dilations[i] + 1;
         let reach = [reach(0, p.kh), reach(1, p.kw)];
@@ -208,6 +215,7 @@ impl<'a> Conv<'a> {
             Copying::Flip(flip) if x.ints() => (pad as u8) ^ flip,
             _ => 0,
         };
+        image.fill = fill;
         let geometry = Geometry { pixel, pitch: width * pixel, reach };
         Conv { p, out, image, fill, copies, gathers, geometry }
     }
@@ -374,7 +382,9 @@ impl<'a> Conv<'a> {
                         let y = |i: usize| (band.start * p.strides[0] + i).saturating_sub(p.pads[0]).min(p.h);
                         let (from, to) = (y(copied), y(reach(next + few)));
                         let pixels = ((image * p.h + from) * p.w, (to - from) * p.w);
-                        self.image.places(pixels.0, pixels.1).for_each(|(at, bytes)| walk.fetch(at, bytes));
+                        for (at, bytes) in self.image.places(pixels.0, pixels.1) {
+                            at.into_iter().for_each(|at| walk.fetch(at, bytes));
+                        }
                     }
                     tiles(walk, base, done..next);
                     done = next;

@@ -11,11 +11,16 @@ use crate::activation::Activation;
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, exact, product, product_of, require, span_of};
 use crate::exec::Exec;
+use crate::few::Few;
 use crate::gemm::BatchDim;
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "panel matmul";
+
+/// Depth up to which a product with one column is computed as one with one row: then to pack all rows takes less time than to
+/// finish them one by one.
+const MOST_TURNED: usize = 64;
 
 /// `activation((a − a_zero) · (b − b_zero) · scale)` over batches of row-major matrices.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +39,19 @@ pub struct IntMatMul<'a> {
     pub activation: Activation,
 }
 
-impl IntMatMul<'_> {
+impl<'a> IntMatMul<'a> {
+    /// The transposed product, whose right matrices are the left ones as they are, a column where a row was: for single columns of
+    /// short sums, of which a tile has many side by side. A tile of one column finishes its rows one by one.
+    fn turned(&self, dims: &'a mut Few<BatchDim, 8>) -> Option<IntMatMul<'a>> {
+        let [m, k, 1] = self.shape else { return None };
+        if k > MOST_TURNED || m == 1 {
+            return None;
+        }
+        let swapped = self.batch.iter().map(|dim| BatchDim { a: dim.b, b: dim.a, ..*dim });
+        swapped.for_each(|dim| dims.push(dim));
+        Some(IntMatMul { a: self.b, b: self.a, shape: [1, k, m], batch: &*dims, ..*self })
+    }
+
     fn check(&self, y: usize) -> Result<usize> {
         let [m, k, n] = self.shape;
         require(NAME, self.a.0.ints() && self.b.0.ints(), "the operands are not integers")?;
@@ -66,7 +83,16 @@ impl IntMatMul<'_> {
 ///
 /// # Errors
 /// The operands are floats, a dimension is 0, or a slice is too short.
-pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result {
+pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, y: Target<'_>) -> Result {
+    let mut dims = Few::new();
+    match p.turned(&mut dims) {
+        Some(turned) => multiply(exec, &turned, true, y),
+        None => multiply(exec, p, false, y),
+    }
+}
+
+/// With right matrices `n × k` where they stand `by_column`.
+fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) -> Result {
     let batches = p.check(y.len())?;
     if batches == 0 {
         return Ok(());
@@ -104,12 +130,16 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
         exec.pool().run_if(work >= SERIAL, batches * columns.count(), &|task| {
             let (index, panel) = (task / columns.count(), task % columns.count());
             let (width, valid) = (columns.width(panel), columns.valid(panel));
-            let source = b.ptr().wrapping_add(p.starts(index).1 + panel * columns.nr);
+            let first = panel * columns.nr * if by_column { k } else { 1 };
+            let source = b.ptr().wrapping_add(p.starts(index).1 + first);
             // SAFETY: each task has a panel and its sums; `check` covered the operand.
             unsafe {
                 let words = to.slice(index * per_matrix + panel * columns.nr * steps, width * steps);
                 let sums = sums.slice(index * n + panel * columns.nr, valid);
-                exec.isa().dispatch(Interleave { source, ld: n, k, valid, width, flip: b_flip, words });
+                match by_column {
+                    true => columns_of(source, (k, valid), width, b_flip, words),
+                    false => exec.isa().dispatch(Interleave { source, ld: n, k, valid, width, flip: b_flip, words }),
+                }
                 column_sums(exec.isa(), kernel, words, width, sums);
                 let whole = (k as i32).wrapping_mul(sum_zero).wrapping_mul(b_zero);
                 sums.iter_mut().for_each(|s| *s = whole.wrapping_sub(a_zero.wrapping_mul(*s)));
@@ -162,6 +192,31 @@ pub fn panel_matmul(exec: &Exec, p: &IntMatMul<'_>, mut y: Target<'_>) -> Result
 pub(super) fn integers(words: &mut [f32]) -> &mut [i32] {
     // SAFETY: both have the size and alignment of a word, and all bits mean a number of either.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
+}
+
+/// Dense columns of `k` bytes, each combined with `flip`, into the words of a panel.
+///
+/// # Safety
+/// There are `valid` columns.
+unsafe fn columns_of(source: *const u8, (k, valid): (usize, usize), width: usize, flip: u8, words: &mut [f32]) {
+    for (step, line) in words.chunks_exact_mut(width).enumerate() {
+        let bytes = k.saturating_sub(step * 4).min(4);
+        let (line, rest) = line.split_at_mut(valid);
+        for (column, word) in line.iter_mut().enumerate() {
+            let from = source.wrapping_add(column * k + step * 4);
+            // Rows beyond the last are zero after the flip.
+            let mut four = [flip; 4];
+            // SAFETY: the caller vouches for the column.
+            let from = unsafe { std::slice::from_raw_parts(from, bytes) };
+            // Whole words are one load.
+            match <[u8; 4]>::try_from(from) {
+                Ok(whole) => four = whole,
+                Err(_) => four[..bytes].copy_from_slice(from),
+            }
+            *word = f32::from_bits(u32::from_le_bytes(four) ^ u32::from_le_bytes([flip; 4]));
+        }
+        rest.fill(0.0);
+    }
 }
 
 /// Four rows of bytes at a time into the words of a panel.

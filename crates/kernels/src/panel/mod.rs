@@ -37,11 +37,12 @@ pub use attention::{
     int_attention,
 };
 pub use coded::{BlockScale, CodedPanels, CodedWeights, coded_conv2d_nhwc, coded_gemm};
-pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16, conv2d_nhwc_parts};
+pub use conv::{conv2d_nhwc, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pack_bf16, conv2d_nhwc_pixels};
 pub use drive::{Rows, panel_gemm};
 pub(crate) use epilogue::load_bf16;
 pub use epilogue::{Epilogue, Residual, RowParams};
 pub use float_matmul::{FloatMatMul, panel_float_matmul};
+pub use image::Pixels;
 pub use matmul::{IntMatMul, panel_matmul};
 pub use pack::{PanelElement, Panels};
 pub use packing::Elements;
@@ -97,3 +98,5 @@ fn rounded(w: &[f32]) -> Vec<half::bf16> {
 mod epilogue_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod volume_tests;

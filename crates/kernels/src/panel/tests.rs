@@ -128,7 +128,8 @@ fn convolves_images_in_parts_as_the_joined_image_on_every_tier() {
                     (Rows::I8(&signed(&joined)), signed_parts.each_ref().map(|x| Rows::I8(x))),
                 ] {
                     conv2d_nhwc(&exec, &p, x, zero, &weights, &epilogue, Target::I32(&mut want)).unwrap();
-                    conv2d_nhwc_parts(&exec, &p, &all, zero, &weights, &epilogue, Target::I32(&mut y)).unwrap();
+                    conv2d_nhwc_pixels(&exec, &p, Pixels::Parts(&all), zero, &weights, &epilogue, Target::I32(&mut y))
+                        .unwrap();
                     assert_eq!(y, want, "{p:?} {widths:?} {}", weights.kernel().name);
                 }
                 let weights = conv2d_nhwc_pack(&exec, &p, &fw).unwrap();
@@ -136,7 +137,7 @@ fn convolves_images_in_parts_as_the_joined_image_on_every_tier() {
                 let plain = Epilogue::default();
                 conv2d_nhwc(&exec, &p, Rows::F32(&whole), 0, &weights, &plain, Target::F32(&mut want)).unwrap();
                 let all = apart.each_ref().map(|x| Rows::F32(x));
-                conv2d_nhwc_parts(&exec, &p, &all, 0, &weights, &plain, Target::F32(&mut y)).unwrap();
+                conv2d_nhwc_pixels(&exec, &p, Pixels::Parts(&all), 0, &weights, &plain, Target::F32(&mut y)).unwrap();
                 assert_close(&y, &want, 1e-6, weights.kernel().name);
             }
         }
@@ -152,7 +153,7 @@ fn refuses_parts_that_are_no_image() {
     let epilogue = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
     let mut y = vec![0i32; p.n * p.oc * p.output().unwrap().iter().product::<usize>()];
     let mut run = |p: &Conv2dParams, all: &[Rows<'_>]| {
-        conv2d_nhwc_parts(exec, p, all, 0, &weights, &epilogue, Target::I32(&mut y))
+        conv2d_nhwc_pixels(exec, p, Pixels::Parts(all), 0, &weights, &epilogue, Target::I32(&mut y))
     };
     assert!(run(&p, &[Rows::U8(&x[..pixels]), Rows::U8(&x[pixels..])]).is_ok());
     assert!(run(&p, &[]).is_err());
@@ -357,7 +358,10 @@ fn reads_no_byte_beyond_the_rows() {
 fn multiplies_two_activations_as_plain_loops_on_every_tier() {
     use crate::gemm::BatchDim;
     let mut random = Random::new(23);
-    for (batches, [m, k, n]) in [(1, [5, 7, 3]), (2, [17, 64, 33]), (3, [1, 300, 40]), (4, [30, 16, 100])] {
+    let shapes = [(1, [5, 7, 3]), (2, [17, 64, 33]), (3, [1, 300, 40]), (4, [30, 16, 100])];
+    // Single columns, which are rows of the transposed product where their sums are short.
+    let columns = [(3, [70, 8, 1]), (2, [33, 61, 1]), (2, [9, 1, 1]), (1, [1, 5, 1]), (2, [15, 130, 1])];
+    for (batches, [m, k, n]) in shapes.into_iter().chain(columns) {
         let (a, b) = (bytes(&mut random, batches * m * k), bytes(&mut random, batches * k * n));
         let (sa, sb): (Vec<i8>, Vec<i8>) = (a.iter().map(|&x| x as i8).collect(), b.iter().map(|&x| x as i8).collect());
         let batch = [BatchDim { len: batches, a: m * k, b: k * n, c: m * n, bias: 0 }];

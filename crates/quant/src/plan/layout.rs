@@ -198,9 +198,16 @@ impl Planner<'_> {
                     && (one(&mut attrs, "beta") || !has_c)
                     && c_is_row
             }
+            "Conv" | "ConvTranspose" => self.is_of_images(node),
             _ => true,
         };
         if ok { Ok(()) } else { Err(Reason::Form) }
+    }
+
+    /// Whether a convolution is one of images, or of volumes whose planes are such.
+    fn is_of_images(&self, node: &Node) -> bool {
+        let Some(w) = node.input(1).and_then(|v| self.graph.constant(v)) else { return true };
+        w.rank() <= if node.op.name() == "Conv" { 5 } else { 4 }
     }
 
     pub(super) fn check_options(&self, node: &Node) -> Result<(), Reason> {

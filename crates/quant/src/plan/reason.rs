@@ -100,7 +100,7 @@ impl fmt::Display for Reason {
             Reason::Depthwise => "a depthwise convolution, kept float by an option",
             Reason::WeightNotConstant => "its weight, the second operand, is not a constant",
             Reason::WeightNotFinite => "the weight or bias holds NaN or infinity",
-            Reason::Form => "a form without integer kernel (transposed A, alpha, beta, a bias that is no constant row, a weight vector)",
+            Reason::Form => "a form without integer kernel (transposed A, alpha, beta, a bias that is no constant row, a weight vector, transposed volumes)",
             Reason::Table => "a table that is small, has other readers, or is not read along axis 0",
             Reason::FloatInput => "an input is not integer already: quantizing would add a conversion",
             Reason::FloatConsumer => "no integer node reads its output",

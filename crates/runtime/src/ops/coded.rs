@@ -14,7 +14,7 @@ use narrowbit_kernels::panel::{
 };
 use narrowbit_tensor::{DType, Tensor, shape};
 
-use super::conv::plane;
+use super::images::plane;
 use super::{Maybe, matmul};
 use crate::error::StepError;
 use crate::fuse::Fusion;

@@ -1,11 +1,11 @@
-//! Conv and ConvTranspose of floats: 1-D and 2-D; others run on the reference.
+//! Conv of floats over one to three axes and ConvTranspose over up to two; others run on the reference.
 
 use std::sync::Arc;
 
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::Few;
 use narrowbit_kernels::conv::{
-    Conv2dParams, ConvEpilogue, ConvTranspose2dParams, ConvTransposeWeights, ConvWeights, Taps,
+    Conv2dParams, Conv3dParams, ConvEpilogue, ConvTranspose2dParams, ConvTransposeWeights, ConvWeights,
     conv_transpose2d_prepack, conv_transpose2d_run, conv2d_prepack, conv2d_run,
 };
 
@@ -13,128 +13,75 @@ use narrowbit_kernels::integer::{DepthwiseWeights, depthwise_nhwc, depthwise_nhw
 use narrowbit_kernels::panel::{
     Epilogue, Panels, Residual, Rows, Target, WinogradWeights, conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits,
     conv_transpose2d_nhwc_pack, conv_transpose2d_nhwc_pack_bf16, conv2d_nhwc_fits, conv2d_nhwc_pack,
-    conv2d_nhwc_pack_bf16, conv2d_nhwc_parts, conv2d_nhwc_skips_padding, winograd_nhwc, winograd_side,
+    conv2d_nhwc_pack_bf16, conv2d_nhwc_pixels, conv2d_nhwc_skips_padding, winograd_nhwc, winograd_side,
 };
 
 use narrowbit_tensor::DType;
 
 use super::Maybe;
+use super::images::{Images, Window, pixels, plane, window};
 use crate::error::StepError;
 use crate::fuse::Fusion;
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
 use crate::view::View;
 
-/// A window over up to two dimensions, completed with a first one of extent 1.
-pub(super) struct Window {
-    pub kernel: [usize; 2],
-    pub strides: [usize; 2],
-    pub dilations: [usize; 2],
-    /// Top, left, bottom, right.
-    pub pads: [usize; 4],
-}
-
 /// The kernel of a convolution with its epilogue.
 pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let (Some(x), Some(w), Some(out)) = (cx.f32_shape(0), cx.f32_shape(1), f.output) else { return Ok(None) };
     let Some(y) = cx.out(0).map(|t| t.shape) else { return Ok(None) };
-    let ranks_fit = (3..=4).contains(&x.len()) && w.len() == x.len() && y.len() == x.len();
+    let transposed = cx.node.op.name() == "ConvTranspose";
+    let most = if transposed { 4 } else { 5 };
+    let ranks_fit = (3..=most).contains(&x.len()) && w.len() == x.len() && y.len() == x.len();
     if !ranks_fit || !cx.is_constant(1) || cx.node.input(2).is_some() && cx.floats(2).is_none() {
         return Ok(None);
     }
-    let transposed = cx.node.op.name() == "ConvTranspose";
-    let Some(window) = window(cx, &x, &w, &y, transposed) else { return Ok(None) };
+    if !transposed {
+        return images(cx, f, (&x, &w, &y));
+    }
+    let Some(window) = window(cx, &x, &w, &y, true) else { return Ok(None) };
     let bias = cx.floats(2);
+    let p = transposed_params(cx, &window, &x, &w, &y);
+    if let (Some(x), true) = (cx.node.input(0), conv_transpose2d_nhwc_fits(&p) && f.residual.is_none()) {
+        let pack = |w: &[f32]| match cx.exec.bf16() {
+            true => conv_transpose2d_nhwc_pack_bf16(cx.exec, &p, w),
+            false => conv_transpose2d_nhwc_pack(cx.exec, &p, w),
+        };
+        let weights = cx.packed("conv-transpose-nhwc", pack)?;
+        // A column for each place of the window and output channel.
+        let bias = bias.unwrap_or_default().repeat(p.kh * p.kw);
+        let kernel = Tiling { p, weights, bias, activation: f.activation };
+        let (ins, outs) = (vec![(cx.channels_last)(x)], vec![(cx.channels_last)(out)]);
+        return Ok(Some(Built { kernel: Box::new(kernel), ins, outs }));
+    }
+    let weights = cx.packed("conv-transpose", |w| conv_transpose2d_prepack(cx.exec, &p, w))?;
+    let kernel = Box::new(Transposed { p, weights, bias, activation: f.activation });
+    Ok(Some(Built { kernel, ins: operands(cx, f), outs: vec![out] }))
+}
+
+/// The kernel of a Conv.
+fn images(cx: &BuildCx, f: &Fusion, (x, w, y): (&[usize], &[usize], &[usize])) -> Maybe {
+    let (Some(images), Some(out)) = (Images::of(cx, x, w, y), f.output) else { return Ok(None) };
+    let (p, taps) = (images.p, &images.taps);
+    if images.volumes().is_none()
+        && let Some(built) = super::coded::conv(cx, f, (&p, taps), y)?
+    {
+        return Ok(Some(built));
+    }
+    if let Some(built) = channels_last(cx, f, &images)? {
+        return Ok(Some(built));
+    }
+    if images.volumes().is_some() {
+        return Ok(None);
+    }
+    let weights = cx.packed(("conv", taps), |w| conv2d_prepack(cx.exec, &p, &taps.cut(w)))?;
     let residual = f.residual.is_some();
-    let mut ins = vec![cx.node.inputs[0].unwrap_or(out)];
-    ins.extend(f.residual);
-    let (p, taps) = params(cx, &window, &x, &w).seen_taps();
-    if !transposed && let Some(built) = super::coded::conv(cx, f, (&p, &taps), &y)? {
-        return Ok(Some(built));
-    }
-    if !transposed && let Some(built) = channels_last(cx, f, (&p, &taps), &y)? {
-        return Ok(Some(built));
-    }
-    let kernel: Box<dyn Kernel> = if transposed {
-        let p = transposed_params(cx, &window, &x, &w, &y);
-        if let (Some(x), true) = (cx.node.input(0), conv_transpose2d_nhwc_fits(&p) && !residual) {
-            let pack = |w: &[f32]| match cx.exec.bf16() {
-                true => conv_transpose2d_nhwc_pack_bf16(cx.exec, &p, w),
-                false => conv_transpose2d_nhwc_pack(cx.exec, &p, w),
-            };
-            let weights = cx.packed("conv-transpose-nhwc", pack)?;
-            // A column for each place of the window and output channel.
-            let bias = bias.unwrap_or_default().repeat(p.kh * p.kw);
-            let kernel = Tiling { p, weights, bias, activation: f.activation };
-            let (ins, outs) = (vec![(cx.channels_last)(x)], vec![(cx.channels_last)(out)]);
-            return Ok(Some(Built { kernel: Box::new(kernel), ins, outs }));
-        }
-        let weights = cx.packed("conv-transpose", |w| conv_transpose2d_prepack(cx.exec, &p, w))?;
-        Box::new(Transposed { p, weights, bias, activation: f.activation })
-    } else {
-        let [oh, ow] = p.output()?;
-        if [oh, ow] != plane(&y) {
-            return Ok(None);
-        }
-        let weights = cx.packed(("conv", &taps), |w| conv2d_prepack(cx.exec, &p, &taps.cut(w)))?;
-        Box::new(Conv { p, weights, bias, residual, activation: f.activation })
-    };
-    Ok(Some(Built { kernel, ins, outs: vec![out] }))
+    let kernel = Box::new(Conv { p, weights, bias: cx.floats(2), residual, activation: f.activation });
+    Ok(Some(Built { kernel, ins: operands(cx, f), outs: vec![out] }))
 }
 
-pub(super) fn plane(shape: &[usize]) -> [usize; 2] {
-    match shape {
-        [_, _, w] => [1, *w],
-        [_, _, h, w] => [*h, *w],
-        _ => [0, 0],
-    }
-}
-
-pub(super) fn window(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transposed: bool) -> Option<Window> {
-    let (input, output, kernel) = (plane(x), plane(y), plane(w));
-    let n = x.len() - 2;
-    let pair = |v: Option<Vec<i64>>| -> Option<[usize; 2]> {
-        let v = v.unwrap_or_else(|| vec![1; n]);
-        let at = |i: usize| usize::try_from(*v.get(i)?).ok();
-        if n == 1 { Some([1, at(0)?]) } else { Some([at(0)?, at(1)?]) }
-    };
-    let (strides, dilations) = (pair(cx.list("strides"))?, pair(cx.list("dilations"))?);
-    let auto = cx.node.op.attrs().string("auto_pad").ok()?.unwrap_or_default();
-    let pads = match auto.as_str() {
-        "" | "NOTSET" => {
-            let v = cx.list("pads").unwrap_or_else(|| vec![0; 2 * n]);
-            let at = |i: usize| usize::try_from(*v.get(i)?).ok();
-            if n == 1 { [0, at(0)?, 0, at(1)?] } else { [at(0)?, at(1)?, at(2)?, at(3)?] }
-        }
-        "VALID" => [0; 4],
-        // With the output known, the padding is what the last window lacks.
-        same if !transposed => {
-            let total = |i: usize| {
-                let reach = (output[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1;
-                reach.saturating_sub(input[i])
-            };
-            let begin = |i: usize| if same == "SAME_LOWER" { total(i).div_ceil(2) } else { total(i) / 2 };
-            [begin(0), begin(1), total(0) - begin(0), total(1) - begin(1)]
-        }
-        _ => return None,
-    };
-    Some(Window { kernel, strides, dilations, pads })
-}
-
-pub(super) fn params(cx: &BuildCx, window: &Window, x: &[usize], w: &[usize]) -> Conv2dParams {
-    let [h, wd] = plane(x);
-    Conv2dParams {
-        n: x[0],
-        c: x[1],
-        h,
-        w: wd,
-        oc: w[0],
-        kh: window.kernel[0],
-        kw: window.kernel[1],
-        strides: window.strides,
-        pads: window.pads,
-        dilations: window.dilations,
-        groups: cx.int("group", 1).max(1) as usize,
-    }
+/// The image and the residual.
+fn operands(cx: &BuildCx, f: &Fusion) -> Vec<ValueId> {
+    cx.node.input(0).into_iter().chain(f.residual).collect()
 }
 
 pub(super) fn transposed_params(
@@ -235,6 +182,8 @@ enum NhwcWeights {
 
 struct Nhwc {
     p: Conv2dParams,
+    /// Set where the image's channels are planes of volumes.
+    volumes: Option<Conv3dParams>,
     weights: NhwcWeights,
     /// Operands that are the image: what a Concat would join.
     parts: usize,
@@ -251,32 +200,38 @@ pub(super) fn image(cx: &BuildCx, p: &Conv2dParams, x: ValueId, alone: bool) -> 
 }
 
 /// A convolution that reads its image in place, with the channels last.
-fn channels_last(cx: &BuildCx, f: &Fusion, (p, taps): (&Conv2dParams, &Taps), y: &[usize]) -> Maybe {
+fn channels_last(cx: &BuildCx, f: &Fusion, images: &Images) -> Maybe {
     let (Some(x), Some(out)) = (cx.node.input(0), f.output) else { return Ok(None) };
+    let (p, volumes) = (&images.p, images.volumes());
     let deep = p.c / p.groups * p.kh * p.kw > DEEPEST;
-    let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c;
+    let depthwise = p.groups > 1 && p.groups == p.c && p.oc == p.c && images.stand_in_place();
     let winograd = winograd_side(cx.exec, p);
     // Few output channels leave most of a vector empty, which costs less than another layout of the image.
     let narrow = p.oc / p.groups < 8 && (p.groups > 1 || !cx.is_channels_last(x));
     let panels = !narrow && (!deep || winograd.is_some() || conv2d_nhwc_skips_padding(p) && !cx.exec.bf16());
-    if !depthwise && !panels || p.output()? != plane(y) || !conv2d_nhwc_fits(p, 4) {
+    // Volumes have no other kernel.
+    let panels = panels || volumes.is_some();
+    if !depthwise && !panels || !conv2d_nhwc_fits(p, 4) {
         return Ok(None);
     }
     let weights = if depthwise {
-        let pack = |w: &[f32]| depthwise_nhwc_pack(cx.exec, p, &taps.cut(w), &[]);
-        NhwcWeights::Depthwise(cx.packed(("depthwise-nhwc", taps), pack)?)
+        let pack = |w: &[f32]| depthwise_nhwc_pack(cx.exec, p, &images.cut(w, |_| 0.0)?, &[]);
+        NhwcWeights::Depthwise(cx.packed(images.form("depthwise-nhwc"), pack)?)
     } else if let Some(side) = winograd {
         let form = if side == 2 { "conv-winograd-2" } else { "conv-winograd-4" };
-        NhwcWeights::Winograd(cx.packed((form, taps), |w| WinogradWeights::pack(cx.exec, p, side, &taps.cut(w)))?)
+        let pack = |w: &[f32]| WinogradWeights::pack(cx.exec, p, side, &images.cut(w, |_| 0.0)?);
+        NhwcWeights::Winograd(cx.packed(images.form(form), pack)?)
     } else {
         let pack = if cx.exec.bf16() { conv2d_nhwc_pack_bf16 } else { conv2d_nhwc_pack::<f32> };
-        NhwcWeights::Panels(cx.packed(("conv-nhwc", taps), |w| pack(cx.exec, p, &taps.cut(w)))?)
+        NhwcWeights::Panels(cx.packed(images.form("conv-nhwc"), |w| pack(cx.exec, p, &images.cut(w, |_| 0.0)?))?)
     };
-    let mut ins = image(cx, p, x, cx.graph.only_use(x).is_some());
+    let alone = volumes.is_none() && cx.graph.only_use(x).is_some();
+    let mut ins = image(cx, p, x, alone);
     let parts = ins.len();
     ins.extend(f.residual.map(cx.channels_last));
     let bias = cx.floats(2).unwrap_or_default();
-    let kernel = Nhwc { p: *p, weights, parts, bias, residual: f.residual.is_some(), activation: f.activation };
+    let (residual, activation) = (f.residual.is_some(), f.activation);
+    let kernel = Nhwc { p: *p, volumes, weights, parts, bias, residual, activation };
     Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![(cx.channels_last)(out)] }))
 }
 
@@ -313,7 +268,7 @@ impl Kernel for Nhwc {
     fn window(&self) -> Option<&Conv2dParams> {
         // Tiles of Winograd's algorithm begin at the image's first row, and their sums are not those of other tiles.
         let anywhere = !matches!(self.weights, NhwcWeights::Winograd(_));
-        Some(&self.p).filter(|_| anywhere && self.parts == 1)
+        Some(&self.p).filter(|_| anywhere && self.parts == 1 && self.volumes.is_none())
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
@@ -334,9 +289,10 @@ impl Kernel for Nhwc {
             DType::Bf16 => Target::Bf16(y.slice()?),
             _ => Target::F32(y.slice()?),
         };
+        let image = pixels(&x, self.volumes.as_ref());
         let done = match &self.weights {
-            NhwcWeights::Panels(w) => conv2d_nhwc_parts(exec, p, &x, 0, w, &epilogue, y),
-            NhwcWeights::Winograd(w) => winograd_nhwc(exec, p, &x, 0, w, &epilogue, y),
+            NhwcWeights::Panels(w) => conv2d_nhwc_pixels(exec, p, image, 0, w, &epilogue, y),
+            NhwcWeights::Winograd(w) => winograd_nhwc(exec, p, image, 0, w, &epilogue, y),
             NhwcWeights::Depthwise(w) => depthwise_nhwc(exec, p, x[0], 0, w, &epilogue, y),
         };
         Ok(done?)

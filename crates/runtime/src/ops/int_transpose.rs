@@ -6,8 +6,9 @@ use narrowbit_kernels::conv::ConvTranspose2dParams;
 use narrowbit_kernels::panel::{Panels, conv_transpose2d_nhwc, conv_transpose2d_nhwc_fits, conv_transpose2d_nhwc_pack};
 
 use super::Maybe;
-use super::conv::{transposed_params, window};
+use super::conv::transposed_params;
 use super::finish::{Finish, Loaded, load, rows};
+use super::images::window;
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};

@@ -5,21 +5,22 @@ use std::sync::Arc;
 
 use narrowbit_ir::ValueId;
 use narrowbit_kernels::Few;
-use narrowbit_kernels::conv::{Conv2dParams, Taps};
+use narrowbit_kernels::conv::{Conv2dParams, Conv3dParams};
 use narrowbit_kernels::integer::{
     DepthwiseWeights, PoolNhwcParams, Quant, RowNorm, affine, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack,
     layer_norm_rows, softmax_columns, softmax_rows, unary_rows,
 };
 use narrowbit_kernels::panel::{
-    IntMatMul, Panels, Rows, WinogradWeights, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_parts, panel_gemm,
+    IntMatMul, Panels, Rows, WinogradWeights, conv2d_nhwc_fits, conv2d_nhwc_pack, conv2d_nhwc_pixels, panel_gemm,
     panel_gemm_pack, panel_matmul, winograd_nhwc, winograd_pays,
 };
 use narrowbit_tensor::{DType, Tensor};
 
-use super::conv::{image, params, plane, window};
+use super::conv::image;
 use super::finish::{
     Codes, Finish, Loaded, bias_steps, in_steps, load, push_format, rows, rows_at, runtime_params, target,
 };
+use super::images::{Images, pixels};
 use super::norm::Affine;
 use super::{Maybe, integer_binary};
 use crate::error::StepError;
@@ -47,6 +48,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
 
 struct Conv {
     p: Conv2dParams,
+    /// Set where the image's channels are planes of volumes.
+    volumes: Option<Conv3dParams>,
     input: QParams,
     /// Operands that are the image: what a Concat would join.
     parts: usize,
@@ -61,20 +64,23 @@ enum ConvWeights {
 }
 
 impl ConvWeights {
-    fn new(cx: &BuildCx, (p, taps): (&Conv2dParams, &Taps), w: &mut Loaded) -> Result<ConvWeights, StepError> {
-        if p.groups > 1 && p.groups == p.c && p.oc == p.c {
-            let pack = || depthwise_nhwc_pack(cx.exec, p, &taps.cut(&w.data), &w.zeros).map_err(StepError::from);
-            let packed = cx.weights.get(cx.id, ("depthwise-i8", taps), pack)?;
+    fn new(cx: &BuildCx, images: &Images, w: &mut Loaded) -> Result<ConvWeights, StepError> {
+        let p = &images.p;
+        // The zero point, with which a product is 0; it fits, as it did before it was moved with its codes.
+        let none = |channel: usize| w.zeros.get(channel).map_or(0, |&zero| zero as i8);
+        if p.groups > 1 && p.groups == p.c && p.oc == p.c && images.stand_in_place() {
+            let pack = || Ok::<_, StepError>(depthwise_nhwc_pack(cx.exec, p, &images.cut(&w.data, none)?, &w.zeros)?);
+            let packed = cx.weights.get(cx.id, images.form("depthwise-i8"), pack)?;
             // They were taken off when the weights were packed.
             w.zeros.clear();
             return Ok(ConvWeights::Depthwise(packed));
         }
         if w.zeros.is_empty() && winograd_pays(cx.exec.isa(), p) {
-            let pack = || WinogradWeights::pack_ints(cx.exec, p, &taps.cut(&w.data)).map_err(StepError::from);
-            return Ok(ConvWeights::Winograd(cx.weights.get(cx.id, ("conv-winograd-i8", taps), pack)?));
+            let pack = || Ok::<_, StepError>(WinogradWeights::pack_ints(cx.exec, p, &images.cut(&w.data, none)?)?);
+            return Ok(ConvWeights::Winograd(cx.weights.get(cx.id, images.form("conv-winograd-i8"), pack)?));
         }
-        let pack = || conv2d_nhwc_pack(cx.exec, p, &taps.cut(&w.data)).map_err(StepError::from);
-        Ok(ConvWeights::Panels(cx.weights.get(cx.id, ("conv-i8", taps), pack)?))
+        let pack = || Ok::<_, StepError>(conv2d_nhwc_pack(cx.exec, p, &images.cut(&w.data, none)?)?);
+        Ok(ConvWeights::Panels(cx.weights.get(cx.id, images.form("conv-i8"), pack)?))
     }
 
     fn column_sums(&self) -> &[i32] {
@@ -98,17 +104,14 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     else {
         return Ok(None);
     };
-    let Some(window) = window(cx, &dims, &w, &y, false) else { return Ok(None) };
-    let (p, taps) = params(cx, &window, &dims, &w).seen_taps();
-    if p.output()? != plane(&y) || !conv2d_nhwc_fits(&p, 1) {
-        return Ok(None);
-    }
+    let Some(images) = Images::of(cx, &dims, &w, &y).filter(|i| conv2d_nhwc_fits(&i.p, 1)) else { return Ok(None) };
+    let (p, volumes) = (images.p, images.volumes());
     let Some(weights) = cx.node.input(1).and_then(|v| cx.int_weights(v, 0)) else { return Ok(None) };
     let Some(mut loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
-    let packed = ConvWeights::new(cx, (&p, &taps), &mut loaded)?;
+    let packed = ConvWeights::new(cx, &images, &mut loaded)?;
     let depth = p.c / p.groups * p.kh * p.kw;
     let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (depth, 1.0));
-    let mut ins = image(cx, &p, x.value, is_read_alone(cx, x.value));
+    let mut ins = image(cx, &p, x.value, volumes.is_none() && is_read_alone(cx, x.value));
     let parts = ins.len();
     finish.at_run_time(*x, &mut ins, packed.column_sums(), depth);
     if let Some(v) = cx.node.input(2) {
@@ -123,7 +126,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     finish.take_residual(f, ints, &mut ins, cx.channels_last);
     finish.at_once();
     let out = (cx.channels_last)(out);
-    Ok(Some((Conv { p, input: x.params, parts, weights: packed, finish }, ins, out)))
+    Ok(Some((Conv { p, volumes, input: x.params, parts, weights: packed, finish }, ins, out)))
 }
 
 /// Whether the node alone reads codes, through a DequantizeLinear.
@@ -147,7 +150,8 @@ impl Kernel for Conv {
 
     fn window(&self) -> Option<&Conv2dParams> {
         let anywhere = !matches!(self.weights, ConvWeights::Winograd(_));
-        Some(&self.p).filter(|_| anywhere && self.parts == 1 && !self.finish.is_at_run_time())
+        let images = self.parts == 1 && self.volumes.is_none();
+        Some(&self.p).filter(|_| anywhere && images && !self.finish.is_at_run_time())
     }
 
     fn run(&self, cx: &mut RunCx) -> Result<(), StepError> {
@@ -159,9 +163,10 @@ impl Kernel for Conv {
         let x = (0..self.parts).map(|i| rows_at(cx, i, self.input.dtype)).collect::<Result<Few<Rows, 8>, _>>()?;
         let (exec, epilogue) = (cx.exec, self.finish.epilogue(cx, &format)?);
         let (y, zero) = (self.finish.target(cx)?, format.as_ref().map_or(self.input.zero, |f| f.zero));
+        let image = pixels(&x, self.volumes.as_ref());
         let done = match &self.weights {
-            ConvWeights::Panels(w) => conv2d_nhwc_parts(exec, p, &x, zero, w, &epilogue, y),
-            ConvWeights::Winograd(w) => winograd_nhwc(exec, p, &x, zero, w, &epilogue, y),
+            ConvWeights::Panels(w) => conv2d_nhwc_pixels(exec, p, image, zero, w, &epilogue, y),
+            ConvWeights::Winograd(w) => winograd_nhwc(exec, p, image, zero, w, &epilogue, y),
             ConvWeights::Depthwise(w) => depthwise_nhwc(exec, p, x[0], zero, w, &epilogue, y),
         };
         Ok(done?)
@@ -182,7 +187,7 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     };
     let (Some(dims), Some(shape)) = ((cx.types)(x.value), (cx.types)(w)) else { return Ok(None) };
     let transposed = cx.node.op.name() == "Gemm" && cx.int("transB", 0) != 0;
-    let &[w0, w1] = shape.shape.as_slice() else { return Ok(None) };
+    let &[w0, w1] = shape.shape.as_slice() else { return super::stack::integers(cx, f, ints) };
     let (k, n) = if transposed { (w1, w0) } else { (w0, w1) };
     let Some((&last, rows)) = dims.shape.split_last() else { return Ok(None) };
     let axis = lower::channel_axis(cx.node, 2);
@@ -191,11 +196,27 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     let packed = cx.weights.get(cx.id, "gemm-i8", || {
         panel_gemm_pack(cx.exec, (k, n), &loaded.data, transposed).map_err(StepError::from)
     })?;
-    let is_gemm = cx.node.op.name() == "Gemm";
-    let alpha = if is_gemm { cx.float("alpha", 1.0) } else { 1.0 };
-    let mut finish = Finish::new(f, ints, x.params, loaded, packed.column_sums(), (k, alpha));
+    let alpha = if cx.node.op.name() == "Gemm" { cx.float("alpha", 1.0) } else { 1.0 };
     let mut ins = vec![x.value];
-    finish.at_run_time(*x, &mut ins, packed.column_sums(), k);
+    let finish = finish_product(cx, (f, ints, *x), loaded, packed.column_sums(), (k, alpha), &mut ins);
+    let Some(finish) = finish else { return Ok(None) };
+    let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
+    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+}
+
+/// What happens to the sums of a product with weights, `k` deep and multiplied by `alpha`, behind it; adds the operands that this
+/// takes to `ins`, which holds the rows. `None` where a bias is no constant.
+pub(super) fn finish_product(
+    cx: &BuildCx,
+    (f, ints, x): (&Fusion, &Ints, Quantized),
+    weights: Loaded,
+    sums: &[i32],
+    (k, alpha): (usize, f32),
+    ins: &mut Vec<ValueId>,
+) -> Option<Finish> {
+    let is_gemm = cx.node.op.name() == "Gemm";
+    let mut finish = Finish::new(f, ints, x.params, weights, sums, (k, alpha));
+    finish.at_run_time(x, ins, sums, k);
     let row = |t: Tensor, beta: f32| Some(t.to_f32s().ok()?.iter().map(|v| v * beta).collect::<Vec<f32>>());
     let bias = match (f.bias, cx.node.input(2)) {
         (Some(v), _) => Some((v, 1.0)),
@@ -203,18 +224,17 @@ fn gemm(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         _ => None,
     };
     if let Some((v, factor)) = bias
-        && let Some(steps) = bias_steps(cx, v, &finish, n).filter(|_| factor == 1.0)
+        && let Some(steps) = bias_steps(cx, v, &finish, sums.len()).filter(|_| factor == 1.0)
     {
         finish.add_steps(steps);
     } else if let Some((v, factor)) = bias {
-        let Some(bias) = (cx.consts)(v).and_then(|t| row(t, factor)) else { return Ok(None) };
+        let bias = (cx.consts)(v).and_then(|t| row(t, factor))?;
         finish.add_bias(&bias);
     }
-    let Some(()) = finish.take_affine(cx, f) else { return Ok(None) };
-    finish.take_residual(f, ints, &mut ins, |v| v);
+    finish.take_affine(cx, f)?;
+    finish.take_residual(f, ints, ins, |v| v);
     finish.at_once();
-    let kernel = Gemm { m: rows.iter().product(), k, input: x.params, weights: packed, finish };
-    Ok(Some(Built { kernel: Box::new(kernel), ins, outs: vec![out] }))
+    Some(finish)
 }
 
 impl Kernel for Gemm {

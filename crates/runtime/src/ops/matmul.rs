@@ -10,6 +10,7 @@ use narrowbit_kernels::{Activation, KernelError};
 use narrowbit_tensor::{DType, Tensor, shape};
 
 use super::Maybe;
+use super::stack::{self, Stack};
 use crate::error::StepError;
 use crate::fuse::Fusion;
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
@@ -35,6 +36,8 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     }
     if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
         p.packed = Some(p.pack(cx)?);
+    } else if let Some(stack) = p.stack(&b).filter(|_| cx.is_constant(1)) {
+        p.packed = Some(p.pack_stack(cx, stack)?);
     } else {
         p.b_at = ins.len();
         ins.push(cx.node.inputs[1].unwrap_or(out));
@@ -52,6 +55,8 @@ enum Packed {
     Panels(Arc<Panels>),
     /// For rows that are packed too; both in blocks of the depth.
     Blocks(Arc<PackedB>),
+    /// Several matrices, for rows read in place.
+    Stack(Stack, Arc<Vec<Panels>>),
 }
 
 /// Up to this depth a panel, the one behind it and the rows of a task fit into the L2 cache.
@@ -105,6 +110,31 @@ impl Product {
         }
         let packed = cx.packed("b", |w| PackedB::new(cx.exec, view(w, self.trans_b, k, n), (k, n), (1, 0)))?;
         Ok(Packed::Blocks(packed))
+    }
+
+    /// The products with a right operand of shape `b` as those with a stack of matrices, if it may be one. Deep ones stay as
+    /// they are.
+    fn stack(&self, b: &[usize]) -> Option<Stack> {
+        let plain = !self.trans_a && !self.trans_b && self.alpha == 1.0 && self.bias_at.is_none();
+        let matrices = b[..b.len().saturating_sub(2)].iter().product();
+        Stack::new([self.m, self.k, self.n], &self.batch, matrices)
+            .filter(|_| plain && b.len() > 2 && self.k <= DEEPEST)
+    }
+
+    fn pack_stack(&self, cx: &BuildCx, stack: Stack) -> Result<Packed, StepError> {
+        let shape = (self.k, self.n);
+        let one = |w: &[f32]| match cx.exec.bf16() {
+            true => panel_gemm_pack_bf16(cx.exec, shape, w, false),
+            false => panel_gemm_pack(cx.exec, shape, w, false),
+        };
+        Ok(Packed::Stack(stack, cx.packed("stack", |w| stack::pack(w, shape, one))?))
+    }
+
+    /// What follows the sums of panels.
+    fn epilogue<'a>(&'a self, cx: &RunCx<'a>) -> Result<Epilogue<'a>, StepError> {
+        let bias = self.bias.as_deref().unwrap_or_default();
+        let residual = self.residual_at.map(|i| cx.f32s(i)).transpose()?.map_or(Residual::None, Residual::F32);
+        Ok(Epilogue { bias, residual, activation: self.activation, ..Epilogue::default() })
     }
 
     /// Takes the bias from Gemm's third input or the fusion; false where its form has no kernel.
@@ -187,6 +217,7 @@ impl Kernel for Product {
         match &self.packed {
             Some(Packed::Blocks(b)) => b.kernel().name,
             Some(Packed::Panels(b)) => b.kernel().name,
+            Some(Packed::Stack(_, all)) => all.first().map_or("panel", |b| b.kernel().name),
             None => "gemm_f32_unpacked",
         }
     }
@@ -195,11 +226,13 @@ impl Kernel for Product {
         let x = cx.f32s(0)?;
         let b = match &self.packed {
             Some(Packed::Panels(w)) => {
-                let bias = self.bias.as_deref().unwrap_or_default();
-                let residual = self.residual_at.map(|i| cx.f32s(i)).transpose()?.map_or(Residual::None, Residual::F32);
-                let epilogue = Epilogue { bias, residual, activation: self.activation, ..Epilogue::default() };
-                let (exec, shape) = (cx.exec, (self.m, self.k, self.k));
+                let (exec, shape, epilogue) = (cx.exec, (self.m, self.k, self.k), self.epilogue(cx)?);
                 return Ok(panel_gemm(exec, Rows::F32(x), shape, w, &epilogue, Target::F32(cx.out_f32s()?))?);
+            }
+            Some(Packed::Stack(stack, all)) => {
+                let (exec, epilogue) = (cx.exec, self.epilogue(cx)?);
+                let matrix = |i: usize| Some((all.get(i)?, epilogue));
+                return stack.run(exec, Rows::F32(x), matrix, Target::F32(cx.out_f32s()?));
             }
             Some(Packed::Blocks(p)) => Rhs::Packed(p),
             None => Rhs::View(view(cx.f32s(self.b_at)?, self.trans_b, self.k, self.n)),

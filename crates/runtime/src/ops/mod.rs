@@ -7,6 +7,7 @@ mod coded;
 mod conv;
 mod elementwise;
 mod finish;
+mod images;
 mod int_attention;
 mod int_transpose;
 mod integer;
@@ -24,6 +25,7 @@ mod reduce;
 mod reference;
 mod resize;
 mod scatter;
+mod stack;
 mod table;
 
 pub use layout::{LAYOUT_CHANGE, change_layout};

@@ -9,7 +9,7 @@ use narrowbit_kernels::pooling::{Pool2dParams, average_pool2d, global_average_po
 use narrowbit_tensor::DType;
 
 use super::Maybe;
-use super::conv::{Window, plane, window};
+use super::images::{Window, plane, window};
 use crate::kernel::{BuildCx, Built, simple};
 
 /// The kernel of a pooling.

@@ -18,7 +18,7 @@ use grid::Grid;
 use super::drive::{CHUNK, Rows, SERIAL, Sweep, part, parts};
 use super::epilogue::Epilogue;
 use super::finish::Finish;
-use super::image::Image;
+use super::image::{Image, Pixels};
 use super::lines::{Copying, spread};
 use super::pack::{PanelElement, Panels};
 use super::seen;
@@ -178,35 +178,35 @@ fn transformed<F: Form<M, N>, W: Weight, T: PanelElement, const M: usize, const 
     Ok(panels)
 }
 
-/// As [`super::conv2d_nhwc_parts`], with weights of [`WinogradWeights::pack`] and an image of floats, or those of
+/// As [`super::conv2d_nhwc_pixels`], with weights of [`WinogradWeights::pack`] and an image of floats, or those of
 /// [`WinogradWeights::pack_ints`] and one of integers.
 ///
 /// A result of floats differs from the plain sum by some roundings more; infinities become NaN in all results of a tile.
 ///
 /// # Errors
-/// As [`super::conv2d_nhwc_parts`]; or the steps are not 1, weights have zero points, or rows have formats of their own.
+/// As [`super::conv2d_nhwc_pixels`]; or the steps are not 1, weights have zero points, or rows have formats of their own.
 pub fn winograd_nhwc(
     exec: &Exec,
     p: &Conv2dParams,
-    all: &[Rows<'_>],
+    image: Pixels<'_>,
     pad: i32,
     weights: &WinogradWeights,
     epilogue: &Epilogue<'_>,
     y: Target<'_>,
 ) -> Result {
-    let signed = all.first().is_some_and(Rows::signed);
+    let signed = image.rows().first().is_some_and(Rows::signed);
     match weights.side {
-        2 => run::<Two, 2, 4>(exec, p, (all, 0), weights, epilogue, y),
-        4 => run::<Four, 4, 6>(exec, p, (all, 0), weights, epilogue, y),
-        _ if signed => run::<Three<true>, 3, 5>(exec, p, (all, pad), weights, epilogue, y),
-        _ => run::<Three<false>, 3, 5>(exec, p, (all, pad), weights, epilogue, y),
+        2 => run::<Two, 2, 4>(exec, p, (image, 0), weights, epilogue, y),
+        4 => run::<Four, 4, 6>(exec, p, (image, 0), weights, epilogue, y),
+        _ if signed => run::<Three<true>, 3, 5>(exec, p, (image, pad), weights, epilogue, y),
+        _ => run::<Three<false>, 3, 5>(exec, p, (image, pad), weights, epilogue, y),
     }
 }
 
 fn run<F: Form<M, N>, const M: usize, const N: usize>(
     exec: &Exec,
     p: &Conv2dParams,
-    (all, pad): (&[Rows<'_>], i32),
+    (image, pad): (Pixels<'_>, i32),
     weights: &WinogradWeights,
     epilogue: &Epilogue<'_>,
     mut y: Target<'_>,
@@ -215,8 +215,8 @@ fn run<F: Form<M, N>, const M: usize, const N: usize>(
     let pixels = product(NAME, &[p.n, oh, ow])?;
     require(NAME, fits(p), "the window is not 3 × 3, there are groups, or the steps are not 1")?;
     let of_type = |x: &Rows<'_>| if F::INTS { x.ints() } else { matches!(x, Rows::F32(_)) };
-    require(NAME, all.iter().all(of_type), "image and weights have different types")?;
-    let image = Image::new(exec.isa(), all, (product(NAME, &[p.n, p.h, p.w])?, p.c), (Copying::Flip(0), F::PIXEL))?;
+    require(NAME, image.rows().iter().all(of_type), "image and weights have different types")?;
+    let image = Image::of(exec.isa(), p, &image, (Copying::Flip(0), F::PIXEL))?;
     exact(NAME, "y", y.len(), product(NAME, &[pixels, p.oc])?)?;
     let weights = &weights.panels;
     let packed = (weights.groups, weights.columns.n, weights.run_len);
@@ -320,13 +320,13 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
         let inside = |i: usize, from: usize, len: usize| from < len && from + (N - 1) * p.dilations[i] < len;
         let (mut to, apart) = (scratch.points.wrapping_add(at * self.pitch), scratch.apart[0]);
         let whole = inside(0, top, p.h) && inside(1, left, p.w);
-        let corner = if whole { (image * p.h + top) * p.w + left } else { 0 };
+        let corner = image * p.h * p.w + if whole { top * p.w + left } else { 0 };
         for (from, pixel) in self.image.places(corner, 1) {
-            let (from, line, step) = match whole {
-                true => (from, p.dilations[0] * p.w * pixel, p.dilations[1] * pixel),
-                false => {
+            let (from, line, step) = match from.filter(|_| whole) {
+                Some(from) => (from, p.dilations[0] * p.w * pixel, p.dilations[1] * pixel),
+                None => {
                     // SAFETY: the patch has N² pixels, the image those that are copied.
-                    unsafe { self.patch(from, pixel, (image, top, left), scratch.patch) };
+                    unsafe { self.patch(from, pixel, (top, left), scratch.patch) };
                     (scratch.patch.cast_const(), N * pixel, pixel)
                 }
             };
@@ -336,23 +336,21 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
         }
     }
 
-    /// Copies the pixels of a tile of an image, each of so many bytes, with padding around the image.
+    /// Copies the pixels of a tile of an image, each of so many bytes, with padding around the image, or in its place.
     ///
     /// # Safety
     /// `first` is the image's first pixel, and `to` covers N² of them.
-    unsafe fn patch(&self, first: *const u8, bytes: usize, place: (usize, usize, usize), to: *mut u8) {
-        let (p, (image, top, left)) = (self.p, place);
+    unsafe fn patch(&self, first: Option<*const u8>, bytes: usize, (top, left): (usize, usize), to: *mut u8) {
+        let p = self.p;
         for i in 0..N * N {
             let (down, across) = (i / N * p.dilations[0], i % N * p.dilations[1]);
             let (y, x) = (top.wrapping_add(down), left.wrapping_add(across));
             // SAFETY: the caller vouches for both.
             unsafe {
                 let to = to.add(i * bytes);
-                if y < p.h && x < p.w {
-                    let from = first.add(((image * p.h + y) * p.w + x) * bytes);
-                    std::ptr::copy_nonoverlapping(from, to, bytes);
-                } else {
-                    to.write_bytes(self.pad, bytes);
+                match first.filter(|_| y < p.h && x < p.w) {
+                    Some(first) => std::ptr::copy_nonoverlapping(first.add((y * p.w + x) * bytes), to, bytes),
+                    None => to.write_bytes(self.pad, bytes),
                 }
             }
         }

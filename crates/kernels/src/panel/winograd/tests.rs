@@ -55,7 +55,7 @@ fn convolves_nearly_as_plain_sums() {
             let weights = WinogradWeights::pack(exec, &p, side, &w).unwrap();
             let e = Epilogue { bias: &bias, ..Epilogue::default() };
             let mut y = vec![9f32; want.len()];
-            winograd_nhwc(exec, &p, &[Rows::F32(&x)], 0, &weights, &e, Target::F32(&mut y)).unwrap();
+            winograd_nhwc(exec, &p, Pixels::Parts(&[Rows::F32(&x)]), 0, &weights, &e, Target::F32(&mut y)).unwrap();
             let worst = y.iter().zip(&want).map(|(y, want)| (y - want).abs()).fold(0f32, f32::max);
             assert!(worst <= 2e-5 * size, "{p:?} side {side} {exec:?}: {worst} of {size}");
         }
@@ -85,7 +85,7 @@ fn gives_the_same_bits_everywhere_in_parts_and_in_batches() {
                 let weights = WinogradWeights::pack(exec, &p, side, &w).unwrap();
                 let residual = Residual::F32(added.get());
                 let e = Epilogue { bias: bias.get(), residual, activation: Activation::Relu, ..Epilogue::default() };
-                winograd_nhwc(exec, &p, all, 0, &weights, &e, Target::F32(y.get())).unwrap();
+                winograd_nhwc(exec, &p, Pixels::Parts(all), 0, &weights, &e, Target::F32(y.get())).unwrap();
                 bits(y.get())
             });
         }
@@ -99,7 +99,8 @@ fn plain(p: &Conv2dParams, x: &[f32], side: usize, w: &[f32]) -> Vec<f32> {
     let exec = &execs()[0];
     let weights = WinogradWeights::pack(exec, p, side, w).unwrap();
     let mut y = vec![0f32; p.n * p.oc * p.output().unwrap().iter().product::<usize>()];
-    winograd_nhwc(exec, p, &[Rows::F32(x)], 0, &weights, &Epilogue::default(), Target::F32(&mut y)).unwrap();
+    winograd_nhwc(exec, p, Pixels::Parts(&[Rows::F32(x)]), 0, &weights, &Epilogue::default(), Target::F32(&mut y))
+        .unwrap();
     y
 }
 
@@ -134,7 +135,7 @@ fn gives_the_integers_of_plain_sums_on_every_tier() {
                     let (mut want, mut y) = (vec![0i32; len], vec![1i32; len]);
                     super::super::conv2d_nhwc(&exec, &p, whole, pad, &plain, &e, Target::I32(&mut want)).unwrap();
                     for image in [&[whole][..], &apart[..]] {
-                        winograd_nhwc(&exec, &p, image, pad, &weights, &e, Target::I32(&mut y)).unwrap();
+                        winograd_nhwc(&exec, &p, Pixels::Parts(image), pad, &weights, &e, Target::I32(&mut y)).unwrap();
                         assert_eq!(y, want, "{p:?} {exec:?} pad {pad} in {} parts", image.len());
                     }
                 }
@@ -156,7 +157,8 @@ fn reads_and_writes_no_integers_beside_the_operands() {
             let weights = WinogradWeights::pack_ints(exec, &p, &w).unwrap();
             let scales = vec![2e-4; p.oc];
             let e = Epilogue { offsets: weights.column_sums(), scales: &scales, ..Epilogue::default() };
-            winograd_nhwc(exec, &p, &[Rows::U8(x.get())], 3, &weights, &e, Target::U8(y.get(), 1.0, 90)).unwrap();
+            winograd_nhwc(exec, &p, Pixels::Parts(&[Rows::U8(x.get())]), 3, &weights, &e, Target::U8(y.get(), 1.0, 90))
+                .unwrap();
             y.get().iter().map(|&code| u32::from(code)).collect()
         });
     }
@@ -232,7 +234,7 @@ fn refuses_what_is_no_such_convolution() {
     let weights = WinogradWeights::pack(exec, &p, 2, &w).unwrap();
     let mut y = vec![0f32; p.h * p.w * p.oc];
     let mut run = |p: &Conv2dParams, x: Rows<'_>| {
-        winograd_nhwc(exec, p, &[x], 0, &weights, &Epilogue::default(), Target::F32(&mut y)).is_ok()
+        winograd_nhwc(exec, p, Pixels::Parts(&[x]), 0, &weights, &Epilogue::default(), Target::F32(&mut y)).is_ok()
     };
     assert!(run(&p, Rows::F32(&x)));
     assert!(!run(&p, Rows::F32(&x[1..])));
