@@ -1,12 +1,15 @@
 //! Why a tensor has the scale that it has, what that costs, and what other choices would give.
 
+mod formula;
+
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor, minifloat};
 use serde::Serialize;
 
 use crate::observe::{Loss, Method, Range, Stats};
 use crate::plan::{WeightError, WeightParams};
-use crate::scheme::{ActivationScheme, Formula, NumberFormat, ScalePoint, Statistic, WeightScheme};
+use crate::scheme::{ActivationScheme, NumberFormat, ScalePoint, Statistic, WeightScheme};
+use formula::Case;
 
 /// One way to represent a tensor, and what it costs on the recorded values.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -63,7 +66,10 @@ fn method_name(method: Method) -> String {
     match (method, METHODS.iter().find(|(m, _)| *m == method)) {
         (_, Some((_, name))) => (*name).to_owned(),
         (Method::Percentile(p), _) => format!("percentile {p}"),
-        (other, _) => format!("{other:?}").to_lowercase(),
+        (Method::MovingPeak, _) => "moving-peak".to_owned(),
+        (Method::Distribution, _) => "distribution".to_owned(),
+        (Method::Diffs, _) => "diffs".to_owned(),
+        (_, None) => "auto".to_owned(),
     }
 }
 
@@ -98,14 +104,16 @@ pub fn activation(
     };
     let scheme = scheme.of_tensor(stats.range(method, &scheme, statistic, search)?, false);
     let first = of(scheme, method, true)?;
-    let formula = formula(
-        scheme.formula,
-        scheme.format,
-        scheme.symmetric,
-        scheme.code_range(),
-        first.range,
-        scheme.qparams(first.range),
-    );
+    let case = Case {
+        formula: scheme.formula,
+        format: scheme.format,
+        symmetric: scheme.symmetric,
+        codes: scheme.code_range(),
+        range: first.range,
+        point: scheme.qparams(first.range),
+        weight: false,
+    };
+    let formula = case.lines();
     let mut choices = vec![first];
     let same = METHODS.iter().filter(|(m, _)| *m != method).filter_map(|(m, _)| of(scheme, *m, false));
     choices.extend(same);
@@ -163,7 +171,8 @@ pub fn weight(
         if i == 0 {
             let part = channel_range(&values, w.shape(), axis);
             let point = params.points.first().copied().unwrap_or(ScalePoint { scale: 1.0, zero_point: 0 });
-            formula_lines = formula(s.formula, s.format, s.symmetric, s.code_range(), part, point);
+            let (formula, format, symmetric, codes) = (s.formula, s.format, s.symmetric, s.code_range());
+            formula_lines = Case { formula, format, symmetric, codes, range: part, point, weight: true }.lines();
             if params.points.len() > 1 {
                 formula_lines.insert(0, format!("of channel 0 of {}:", params.points.len()));
             }
@@ -243,57 +252,6 @@ fn named(format: NumberFormat, bits: Option<u8>) -> String {
     }
 }
 
-/// The formula with its numbers. Tools that have one of their own are named; their result stands there.
-fn formula(
-    formula: Formula,
-    format: NumberFormat,
-    symmetric: bool,
-    (lo, hi): (i32, i32),
-    range: Range,
-    point: ScalePoint,
-) -> Vec<String> {
-    let ScalePoint { scale, zero_point } = point;
-    let Range { min, max } = range;
-    let absmax = min.abs().max(max.abs());
-    let dequantized = match format.is_float() {
-        true => "x ≈ code · scale".to_owned(),
-        false => format!("x ≈ (code − {zero_point}) · {scale:e}"),
-    };
-    let codes = match format.is_float() {
-        true => format!("code = {}(x / scale), the nearest, ties to even", format.name()),
-        false => format!("code = clamp(round_half_even(x / scale) + zero_point, {lo}, {hi})"),
-    };
-    let mut lines = match formula {
-        Formula::Narrowbit if format.is_float() => {
-            let most = format.float_max().unwrap_or(1.0);
-            vec![format!("scale = max(|min|, |max|) / {most} = {absmax:.6} / {most} = {scale:e}")]
-        }
-        Formula::Narrowbit if symmetric => {
-            // Half of the codes, the middle one not counted where that has no partner: 127, or 7.5 for −8 … 7.
-            let half = (absmax / f64::from(scale) * 1000.0).round() / 1000.0;
-            let (below, above) = (min.abs(), max.abs());
-            vec![
-                format!("scale = max(|min|, |max|) / {half} = max({below:.6}, {above:.6}) / {half} = {scale:e}"),
-                format!("zero_point = {zero_point}, the code in the middle"),
-            ]
-        }
-        Formula::Narrowbit => {
-            let (low, high) = (min.min(0.0), max.max(0.0));
-            vec![
-                format!(
-                    "scale = (max − min) / (qmax − qmin) = ({high:.6} − {low:.6}) / ({hi} − {lo}) = {scale:e}, the range widened to hold 0"
-                ),
-                format!("zero_point = round(qmin − min / scale) = round({lo} − {low:.6} / {scale:e}) = {zero_point}"),
-            ]
-        }
-        other => vec![format!(
-            "scale = {scale:e}, zero_point = {zero_point}: the formula of {other:?} for {min:.6} … {max:.6}"
-        )],
-    };
-    lines.extend([codes, dequantized]);
-    lines
-}
-
 impl crate::observe::Histogram {
     /// What quantizing the recorded values with a scale and zero point costs; the values of a bin count at its middle, and
     /// vary by `width² / 12` within it where the bin is narrower than a step.
@@ -340,6 +298,28 @@ mod tests {
         let mut s = Stats::new(true);
         s.add_sample(values);
         s
+    }
+
+    #[test]
+    fn shows_each_formula_with_its_numbers() {
+        let lines = |scheme: ActivationScheme, weight| {
+            let range = Range { min: -0.5, max: 1.5 };
+            let (formula, format, symmetric, codes) =
+                (scheme.formula, scheme.format, scheme.symmetric, scheme.code_range());
+            Case { formula, format, symmetric, codes, range, point: scheme.qparams(range), weight }.lines().join("\n")
+        };
+        for preset in crate::scheme::Preset::ALL {
+            let scheme = preset.options().activations;
+            let text = lines(scheme, false);
+            let point = scheme.qparams(Range { min: -0.5, max: 1.5 });
+            assert!(text.contains(&format!("{:e}", point.scale)), "{preset:?}: {text}");
+            assert!(scheme.format.is_float() || text.contains("zero_point"), "{preset:?}: {text}");
+        }
+        let pytorch = crate::scheme::Preset::Pytorch.options();
+        assert!(lines(pytorch.activations, false).contains("qmin − round(min / scale)"));
+        assert!(lines(pytorch.activations, true).contains("round_half_even(x · (1 / scale))"));
+        let vitis = lines(crate::scheme::Preset::VitisDpu.options().activations, true);
+        assert!(vitis.contains("scale = 2^-6 = ") && vitis.contains("round_half_away"), "{vitis}");
     }
 
     #[test]
