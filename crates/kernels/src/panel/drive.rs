@@ -274,7 +274,8 @@ impl<'a> Sweep<'a> {
             let to = at + from * self.ld + p * columns.nr;
             let end = self.end((column, n), to).filter(|_| n == width);
             let ends = end.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            let tile = Tile { a, stride, runs: runs.as_ptr(), n_runs, steps, b, ahead, out, end: ends };
+            let (runs, limits) = (runs.as_ptr(), panels.limits(group, p));
+            let tile = Tile { a, stride, runs, n_runs, steps, b, limits, ahead, out, end: ends };
             let residual = match self.epilogue.residual {
                 Residual::F32(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast::<u8>()),
                 Residual::Bf16(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast()),

@@ -167,7 +167,7 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
                 shifts: &[],
                 rows: None,
             };
-            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts };
+            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts, limits: &[] };
             let (isa, epilogue) = (exec.isa(), &epilogue);
             let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: true, signed, out, ld: n };
             let first = |i: usize| a.ptr().wrapping_add(p.starts(index).0 + (rows.start + i) * k);
@@ -282,6 +282,7 @@ pub(super) unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], 
             runs: runs.as_ptr(),
             n_runs: block.len() / width,
             steps: 1,
+            limits: std::ptr::null(),
             ahead: std::ptr::null(),
             b: block.as_ptr().cast(),
             out: out.as_mut_ptr(),

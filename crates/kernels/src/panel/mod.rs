@@ -10,6 +10,8 @@ pub(crate) mod amx;
 #[cfg(target_arch = "aarch64")]
 mod arm;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod coded;
 mod conv;
 mod drive;

@@ -6,6 +6,9 @@ use super::table::PanelKernel;
 use crate::buffer::Buffer;
 use crate::error::{Result, product};
 use crate::exec::Exec;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Avx2;
+use crate::isa::Isa;
 
 const NAME: &str = "panel weights";
 
@@ -104,6 +107,8 @@ pub(crate) struct PanelsView<'a> {
     pub data: &'a [f32],
     /// See [`Panels::starts`]; none where the kernel takes no i8 rows.
     pub starts: &'a [i32],
+    /// See [`Panels::limits`]; none where nobody knows them.
+    pub limits: &'a [u8],
 }
 
 impl PanelsView<'_> {
@@ -113,6 +118,13 @@ impl PanelsView<'_> {
         let per_panel = self.runs * self.steps;
         let start = (group * self.columns.padded() + p * self.columns.nr) * per_panel;
         &self.data[start..start + self.columns.width(p) * per_panel]
+    }
+
+    /// The limits of panel `p` of a group, for a tile of it; null where there are none.
+    #[inline]
+    pub fn limits(&self, group: usize, p: usize) -> *const u8 {
+        let at = (group * self.columns.count() + p) * self.runs * blocks(self.steps);
+        self.limits.get(at).map_or(std::ptr::null(), std::ptr::from_ref)
     }
 
     /// What the sums of i8 rows start from, so that they are those of the rows with 128 added: a number for each column
@@ -140,6 +152,8 @@ pub struct Panels {
     sums: Vec<i32>,
     /// 128 times the sums of the columns in memory, for kernels that take i8 rows.
     starts: Vec<i32>,
+    /// How high rows can be (`avx2::limits`), by group, panel, run and block of steps: for bounded kernels.
+    limits: Vec<u8>,
 }
 
 impl Panels {
@@ -156,6 +170,9 @@ impl Panels {
         let Panels { kernel, columns, steps, .. } = panels;
         let out = crate::buffer::SharedMut::new(&mut panels.data);
         let per_panel = runs * steps;
+        let per_panel_limits = if kernel.bounded() && T::PER_STEP == 4 { runs * blocks(steps) } else { 0 };
+        panels.limits.resize(groups * columns.count() * per_panel_limits, 0);
+        let limits = crate::buffer::SharedMut::new(&mut panels.limits);
         let all_sums = crate::buffer::SharedMut::new(&mut panels.sums);
         exec.split(groups * columns.count(), 1, &|range| {
             for task in range {
@@ -168,6 +185,9 @@ impl Panels {
                     let part = Part { group, first: p * kernel.nr, valid, run, run_len };
                     lines.fill(part, width, block);
                 }
+                // SAFETY: each task has limits of its own.
+                let limits = unsafe { limits.slice(task * per_panel_limits, per_panel_limits) };
+                find_limits(exec.isa(), panel, (steps, width), limits);
                 if T::PER_STEP == 4 {
                     // SAFETY: each task has columns of its own.
                     column_sums(panel, width, unsafe { all_sums.slice(group * n + p * kernel.nr, valid) });
@@ -197,8 +217,8 @@ impl Panels {
         let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
         let data = Buffer::lasting(product(NAME, &[groups, runs, steps, columns.padded()])?);
         let sums = vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }];
-        let (size, starts) = (4 / T::PER_STEP, Vec::new());
-        Ok(Panels { kernel, columns, groups, runs, run_len, steps, size, data, sums, starts })
+        let (size, starts, limits) = (4 / T::PER_STEP, Vec::new(), Vec::new());
+        Ok(Panels { kernel, columns, groups, runs, run_len, steps, size, data, sums, starts, limits })
     }
 
     /// The words of all panels; panel `p` of a group begins at `(group · columns in memory + first column) · runs · steps`.
@@ -208,7 +228,8 @@ impl Panels {
 
     pub(crate) fn view(&self) -> PanelsView<'_> {
         let Panels { kernel, columns, runs, run_len, steps, .. } = *self;
-        PanelsView { kernel, columns, runs, run_len, steps, data: &self.data, starts: &self.starts }
+        let (data, starts, limits) = (&self.data, &self.starts, &self.limits);
+        PanelsView { kernel, columns, runs, run_len, steps, data, starts, limits }
     }
 
     /// The sum of each column of integer weights, groups one after another.
@@ -228,7 +249,27 @@ impl Panels {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.data.len() * 4
+        self.data.len() * 4 + self.limits.len()
+    }
+}
+
+/// Steps of a run that share a limit.
+#[cfg(target_arch = "x86_64")]
+pub(crate) use super::avx2::blocks;
+/// No other kernels are bounded.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn blocks(_: usize) -> usize {
+    0
+}
+
+/// Finds the limits of a panel with so many steps in a run and columns in memory; none are asked for where the kernel is
+/// not bounded.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub(crate) fn find_limits(isa: Isa, panel: &[f32], shape: (usize, usize), to: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if !to.is_empty() && Avx2::new(isa).is_some() {
+        // SAFETY: the token says that the CPU has AVX2; panels of its kernels are whole vectors.
+        unsafe { super::avx2::limits(panel, shape, to) };
     }
 }
 

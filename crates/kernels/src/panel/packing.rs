@@ -146,7 +146,7 @@ impl Packing {
     /// Panels that were filled.
     pub fn view<'a>(&self, data: &'a [f32]) -> PanelsView<'a> {
         let Packing { kernel, columns, k, steps, .. } = *self;
-        PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts: &[] }
+        PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts: &[], limits: &[] }
     }
 
     /// `out[at + i · ld + j] = epilogue(rows · panels)` for `m` rows that start where `start` says, of elements of `form`.

@@ -3,6 +3,8 @@
 use super::amx::{self, Unit};
 #[cfg(target_arch = "aarch64")]
 use super::arm;
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::tile::{Ends, Floats, PortableBf16, PortableInts, PortableShorts, Tile, TileFn, run_tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -34,6 +36,8 @@ pub struct PanelKernel {
 pub(crate) enum Body {
     /// Functions, indexed by `(rows − 1) · nr / lanes + vectors − 1`.
     Vectors(&'static [TileFn]),
+    /// As those, and faster where limits say that no sum of two products leaves 16 bits.
+    Bounded(&'static [TileFn]),
     /// Blocks of tiles.
     Tiles(Unit),
 }
@@ -43,7 +47,7 @@ impl PanelKernel {
     #[inline]
     pub(crate) fn tile(&self, rows: usize, width: usize) -> TileFn {
         match self.body {
-            Body::Vectors(tiles) => tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1],
+            Body::Vectors(tiles) | Body::Bounded(tiles) => tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1],
             // `Sweep::walk` sends blocks of tiles elsewhere.
             Body::Tiles(_) => no_tile,
         }
@@ -56,7 +60,7 @@ impl PanelKernel {
 
     /// The best kernel of `isa` in a table that multiplies by vectors and reads panels of this kernel.
     pub(crate) fn by_vectors(&self, table: &'static [PanelKernel], isa: Isa) -> Option<&'static PanelKernel> {
-        let alike = |k: &PanelKernel| (k.nr, k.lanes) == (self.nr, self.lanes) && matches!(k.body, Body::Vectors(_));
+        let alike = |k: &PanelKernel| (k.nr, k.lanes) == (self.nr, self.lanes) && !matches!(k.body, Body::Tiles(_));
         table.iter().find(|kernel| kernel.runs_on(isa) && alike(kernel))
     }
 
@@ -65,6 +69,11 @@ impl PanelKernel {
             Body::Tiles(Unit::Emulated) => isa.emulates_tiles(),
             _ => isa.tier().includes(self.tier) && self.bf16 <= isa.bf16(),
         }
+    }
+
+    /// Whether limits make it faster.
+    pub(crate) fn bounded(&self) -> bool {
+        matches!(self.body, Body::Bounded(_))
     }
 
     /// Whether i8 rows are read as they are.
@@ -81,7 +90,6 @@ impl PanelKernel {
 #[cfg(target_arch = "x86_64")]
 mod avx {
     use super::*;
-    use crate::isa::Avx2;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2,popcnt")]
     pub unsafe fn ints512<const MR: usize, const NV: usize>(t: &Tile) {
@@ -95,12 +103,6 @@ mod avx {
         unsafe { run_tile::<_, MR, NV>(x86::Bytes256::assume(), 8, t) }
     }
 
-    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    pub unsafe fn ints256<const MR: usize, const NV: usize>(t: &Tile) {
-        // SAFETY: the caller vouches for the tier and the tile.
-        unsafe { run_tile::<_, MR, NV>(x86::Pairs256::assume(), 8, t) }
-    }
-
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi2,popcnt")]
     pub unsafe fn shorts512<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
@@ -111,18 +113,6 @@ mod avx {
     pub unsafe fn dots256<const MR: usize, const NV: usize>(t: &Tile) {
         // SAFETY: the caller vouches for the tier and the tile.
         unsafe { run_tile::<_, MR, NV>(x86::Dots256::assume(), 8, t) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    pub unsafe fn shorts256<const MR: usize, const NV: usize>(t: &Tile) {
-        // SAFETY: the caller vouches for the tier and the tile.
-        unsafe { run_tile::<_, MR, NV>(x86::Shorts256::assume(), 8, t) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
-    pub unsafe fn floats256<const MR: usize, const NV: usize>(t: &Tile) {
-        // SAFETY: the caller vouches for the tier and the tile.
-        unsafe { run_tile::<_, MR, NV>(Floats(Avx2::assume()), 8, t) }
     }
 }
 
@@ -256,7 +246,7 @@ pub static INT_KERNELS: &[PanelKernel] = &[
         depth: 4,
         bf16: Bf16::None,
         ends: Ends::None,
-        body: Body::Vectors(family!(avx::ints256, 2, [1 2 3 4])),
+        body: Body::Bounded(avx2::bytes::TILES),
     },
     #[cfg(target_arch = "aarch64")]
     PanelKernel {
@@ -355,7 +345,7 @@ pub static SHORT_KERNELS: &[PanelKernel] = &[
         depth: 4,
         bf16: Bf16::None,
         ends: Ends::None,
-        body: Body::Vectors(family!(avx::shorts256, 2, [1 2 3 4 5 6])),
+        body: Body::Vectors(avx2::shorts::TILES),
     },
     #[cfg(target_arch = "aarch64")]
     PanelKernel {
@@ -406,7 +396,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         depth: 4,
         bf16: Bf16::None,
         ends: Ends::None,
-        body: Body::Vectors(family!(avx::floats256, 2, [1 2 3 4 5 6])),
+        body: Body::Vectors(avx2::floats::TILES),
     },
     #[cfg(target_arch = "aarch64")]
     PanelKernel {

@@ -333,11 +333,6 @@ dots256!(
     Dots256,
     _mm256_dpwssd_avx_epi32
 );
-dots256!(
-    /// Two 16-bit integers, AVX2.
-    Shorts256,
-    |acc, a, b| _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
-);
 dots!(
     /// Two 16-bit integers, AVX-512.
     Shorts512,
@@ -406,22 +401,6 @@ macro_rules! pairs {
     };
 }
 
-pairs!(
-    Pairs256,
-    __m256i,
-    "avx2",
-    _mm256_setzero_si256,
-    _mm256_set1_epi32,
-    _mm256_loadu_si256,
-    _mm256_storeu_si256,
-    _mm256_slli_epi16,
-    _mm256_srai_epi16,
-    _mm256_srli_epi16,
-    _mm256_madd_epi16,
-    _mm256_add_epi32,
-    _mm256_set1_epi16(0xff),
-    _mm256_and_si256
-);
 pairs!(
     Pairs512,
     __m512i,

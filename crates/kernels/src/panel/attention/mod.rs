@@ -316,7 +316,7 @@ impl<'a> Plan<'a> {
     }
 
     fn panels<'s>(&self, columns: Columns, run_len: usize, steps: usize, data: &'s [f32]) -> PanelsView<'s> {
-        PanelsView { kernel: self.kernel, columns, runs: 1, run_len, steps, data, starts: &[] }
+        PanelsView { kernel: self.kernel, columns, runs: 1, run_len, steps, data, starts: &[], limits: &[] }
     }
 }
 
