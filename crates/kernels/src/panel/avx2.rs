@@ -1,53 +1,53 @@
 //! Tiles of AVX2 in assembly: twelve accumulators leave four registers, and a compiler that moves loads ahead of their use
 //! spills some in every step.
 //!
-//! Products of bytes are exact. `vpmaddubsw` adds two of them in 16 bits and saturates, which `a₀w₀ + a₁w₁` of u8 and i8 can
-//! reach; where it cannot is known before the products are made: the weights' packing keeps, for each [`BLOCK`] steps of
-//! a panel, the highest `a` for which none can ([`limits`]), and a tile compares its rows with that, block by block. A block
-//! with a higher one is multiplied as 16-bit numbers, even and odd bytes apart, in about one and a half times the time.
+//! Products of bytes are exact. `vpmaddubsw` adds two neighbours' in 16 bits and saturates, which `a₀w₀ + a₁w₁` of u8 and i8
+//! can reach. Where it cannot is known before the products are made: the weights' packing keeps, for each two rows of a
+//! panel, the highest `a` for which no column's sum does ([`limits`]), and a tile compares its own rows with that, sixteen
+//! steps at a time. Steps with a higher one are multiplied as 16-bit numbers, even and odd bytes apart, in about one and a
+//! half times the time. Large weights side by side are rare, and so are activations near 255: most steps pass.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::tile::Tile;
 
-/// Steps of a run that share a limit. Short ones are compared more often, long ones fail more often.
-pub(crate) const BLOCK: usize = 16;
+/// By the greatest sum of two neighbours, of the positive or of the negative weights, how high `a` can be: at most 255.
+static HIGHEST: [u8; 257] = {
+    let mut table = [255; 257];
+    let mut sum = 129;
+    while sum < table.len() {
+        table[sum] = (32767 / sum) as u8;
+        sum += 1;
+    }
+    table
+};
 
-/// The limits of a panel's runs of `steps` steps each, in the order of its words: one for each [`BLOCK`] steps of a run.
-///
-/// Rows that are no higher than a limit `m` reach at most `m · p`, where p is the highest sum of the positive weights, or of
-/// the negative ones, among the even and odd neighbours of the block: `m = ⌊32767 / p⌋`, at most 255.
+/// How high the bytes of each step of rows can be, for a panel of so many columns in memory.
 ///
 /// # Safety
-/// The CPU has AVX2; `width` is a multiple of 8.
+/// The CPU has AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn limits(panel: &[f32], (steps, width): (usize, usize), to: &mut [u8]) {
+pub(crate) unsafe fn limits(panel: &[f32], width: usize, to: &mut [u8]) {
     let zero = _mm256_setzero_si256();
     let ones = _mm256_set1_epi8(1);
-    let blocks = panel.chunks_exact(steps * width).flat_map(|run| run.chunks(BLOCK * width));
-    for (block, to) in blocks.zip(to) {
+    for (words, to) in panel.chunks_exact(width).zip(to.chunks_exact_mut(4)) {
         let mut most = zero;
-        for words in block.chunks_exact(8) {
+        for words in words.chunks_exact(8) {
             // SAFETY: eight words.
             let w = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
             let positive = _mm256_max_epi8(w, zero);
-            // Of i8, −128 becomes 128 as u8.
+            // 128 as u8 where w is −128.
             let negative = _mm256_sub_epi8(zero, _mm256_min_epi8(w, zero));
-            let sums = |bytes| _mm256_maddubs_epi16(bytes, ones);
-            most = _mm256_max_epi16(most, _mm256_max_epi16(sums(positive), sums(negative)));
+            let sums = _mm256_max_epi16(_mm256_maddubs_epi16(positive, ones), _mm256_maddubs_epi16(negative, ones));
+            most = _mm256_max_epi16(most, sums);
         }
-        let mut lanes = [0i16; 16];
-        // SAFETY: sixteen lanes.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), most) };
-        let most = lanes.iter().fold(0, |most, &x| most.max(x));
-        *to = (32767 / i32::from(most).max(1)).min(255) as u8;
+        let most = _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+        let most = _mm_max_epi16(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
+        let most = _mm_cvtsi128_si32(_mm_max_epi16(most, _mm_shuffle_epi32::<0b10_11_00_01>(most))) as usize;
+        let (low, high) = (HIGHEST[(most & 0xffff).min(256)], HIGHEST[(most >> 16 & 0xffff).min(256)]);
+        to.copy_from_slice(&[low, low, high, high]);
     }
-}
-
-/// Blocks with a limit in a run of so many steps.
-pub(crate) fn blocks(steps: usize) -> usize {
-    steps.div_ceil(BLOCK)
 }
 
 /// The address of row `i`: r8 is row 0, r11 the stride, rax three times and r10 five times that.
@@ -76,8 +76,18 @@ macro_rules! row {
 macro_rules! columns {
     (2, $lo:literal, $hi:literal, $b0:literal, $b1:literal) => {
         concat!(
-            "vmovups ymm", $lo, ", [rdx+", $b0, "]\nvmovups ymm", $hi, ", [rdx+", $b1, "]\n",
-            "prefetcht0 [rdx+4096+", $b0, "]\n"
+            "vmovups ymm",
+            $lo,
+            ", [rdx+",
+            $b0,
+            "]\nvmovups ymm",
+            $hi,
+            ", [rdx+",
+            $b1,
+            "]\n",
+            "prefetcht0 [rdx+4096+",
+            $b0,
+            "]\n"
         )
     };
     (1, $lo:literal, $hi:literal, $b0:literal, $b1:literal) => {
@@ -194,22 +204,25 @@ macro_rules! stores {
     (1, $($i:tt $lo:literal $hi:literal)*) => { concat!($("vmovups [r13], ymm", $lo, "\nadd r13, 32\n",)*) };
 }
 
-/// The bytes of all rows at r10 (and at r8), the greatest of each place in ymm8.
-macro_rules! greatest {
-    (@$at:literal $($i:tt $lo:literal $hi:literal)*) => { concat!($(greatest!(@one $at, $i),)*) };
-    (@one $at:literal, 0) => { concat!("vpmaxub ymm8, ymm8, [", $at, "]\n") };
-    (@one $at:literal, 1) => { concat!("vpmaxub ymm8, ymm8, [", $at, "+r11]\n") };
-    (@one $at:literal, 2) => { concat!("vpmaxub ymm8, ymm8, [", $at, "+2*r11]\n") };
-    (@one $at:literal, 3) => { concat!("vpmaxub ymm8, ymm8, [", $at, "+rax]\n") };
+/// The greatest bytes of all rows at an address, less the limits at another, in a register.
+macro_rules! higher {
+    ($to:literal, $at:literal, $limits:literal, $($i:tt $lo:literal $hi:literal)*) => { concat!(
+        "vpxor ", $to, ", ", $to, ", ", $to, "\n", $(higher!(@row $to, $at, $i),)*
+        "vpsubusb ", $to, ", ", $to, ", [", $limits, "]\n"
+    ) };
+    (@row $to:literal, $at:literal, 0) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "]\n") };
+    (@row $to:literal, $at:literal, 1) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "+r11]\n") };
+    (@row $to:literal, $at:literal, 2) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "+2*r11]\n") };
+    (@row $to:literal, $at:literal, 3) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "+rax]\n") };
 }
 
-/// Doublings that make bytes of a run's steps.
-macro_rules! shift {
+/// Bytes of words of a panel in r10, as bytes of limits: a column has one in four words, and all columns have the same.
+macro_rules! limits_of {
     (2) => {
-        "shl r9, 6"
+        "shr r10, 4"
     };
     (1) => {
-        "shl r9, 5"
+        "shr r10, 3"
     };
 }
 
@@ -269,7 +282,7 @@ macro_rules! exact {
     ($name:ident, $dot:tt, $nv:tt, $($rows:tt)*) => {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn $name(t: &Tile) {
-            // SAFETY: as for the others; the limits cover the blocks of the panel.
+            // SAFETY: as for the others; the limits cover the steps of the panel.
             unsafe {
                 asm!(
                     zeros!($nv, $($rows)*),
@@ -281,21 +294,13 @@ macro_rules! exact {
                     "add r8, r12",
                     "add rdx, r10",
                     // Runs that are passed over have limits, too.
-                    "test r10, r10",
-                    "jz 4f",
                     "test r15, r15",
                     "jz 4f",
-                    "mov r9, r14",
-                    shift!($nv),
-                    "lea rcx, [r14+15]",
-                    "shr rcx, 4",
-                    "3:",
-                    "add r15, rcx",
-                    "sub r10, r9",
-                    "ja 3b",
+                    limits_of!($nv),
+                    "add r15, r10",
                     "4:",
                     "mov rcx, r14",
-                    // A block of r9 steps.
+                    // The next r9 steps.
                     "5:",
                     "mov r9d, 16",
                     "cmp rcx, r9",
@@ -303,21 +308,20 @@ macro_rules! exact {
                     "sub rcx, r9",
                     "test r15, r15",
                     "jz 22f",
-                    "vpbroadcastb ymm9, byte ptr [r15]",
-                    "inc r15",
-                    // The last 32 bytes of the block, or of the run where that is less, and the first 32 bytes.
                     "cmp r14, 8",
-                    "jb 22f",
+                    "jb 25f",
+                    // Their last 32 bytes, or the run's where they are fewer, and the first 32.
                     "lea r10, [r8+4*r9-32]",
-                    "vpxor xmm8, xmm8, xmm8",
-                    greatest!(@"r10" $($rows)*),
+                    higher!("ymm8", "r10", "r15+4*r9-32", $($rows)*),
                     "cmp r9, 8",
                     "jbe 6f",
-                    greatest!(@"r8" $($rows)*),
+                    higher!("ymm9", "r8", "r15", $($rows)*),
+                    "vpor ymm8, ymm8, ymm9",
                     "6:",
-                    "vpsubusb ymm8, ymm8, ymm9",
+                    "lea r15, [r15+4*r9]",
                     "vptest ymm8, ymm8",
                     "jnz 22f",
+                    "26:",
                     "vpcmpeqw ymm15, ymm15, ymm15",
                     "vpsrlw ymm15, ymm15, 15",
                     "sub r9, 4",
@@ -341,6 +345,22 @@ macro_rules! exact {
                     one!($nv, halves, $($rows)*),
                     "dec r9",
                     "jnz 23b",
+                    "jmp 24f",
+                    // Short runs.
+                    "25:",
+                    "cmp r14, 4",
+                    "jb 27f",
+                    "lea r10, [r8+4*r9-16]",
+                    higher!("xmm8", "r10", "r15+4*r9-16", $($rows)*),
+                    higher!("xmm9", "r8", "r15", $($rows)*),
+                    "vpor xmm8, xmm8, xmm9",
+                    "lea r15, [r15+4*r9]",
+                    "vptest xmm8, xmm8",
+                    "jz 26b",
+                    "jmp 22b",
+                    "27:",
+                    "lea r15, [r15+4*r9]",
+                    "jmp 22b",
                     "24:",
                     "test rcx, rcx",
                     "jnz 5b",
@@ -410,4 +430,62 @@ tiles! { bytes, exact, bytes,
     r3w2 2 [0 0 1 1 2 3 2 4 5];
     r4w1 1 [0 0 1 1 2 3 2 4 5 3 6 7];
     r4w2 2 [0 0 1 1 2 3 2 4 5 3 6 7];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Avx2, Isa};
+    use crate::panel::{Epilogue, Rows, Target, panel_gemm, panel_gemm_pack};
+    use crate::testing::{Random, execs};
+
+    #[test]
+    fn limits_are_the_highest_that_saturate_nothing() {
+        if Avx2::new(Isa::detect()).is_none() {
+            return;
+        }
+        for w in [[127, 127], [127, 1], [127, 2], [-128, -128], [-128, 0], [-128, -1], [100, -128], [64, 65], [0, 0]] {
+            // In the last column of two vectors, and in the second pair.
+            let mut panel = [0f32; 16];
+            let [a, b] = w.map(|w: i32| w as i8 as u8);
+            panel[15] = f32::from_bits(u32::from_le_bytes([0, 0, a, b]));
+            let mut limits = [0; 4];
+            // SAFETY: the CPU has AVX2.
+            unsafe { super::limits(&panel, 16, &mut limits) };
+            assert_eq!(limits[..2], [255; 2]);
+            let m = i32::from(limits[2]);
+            let fits =
+                |m: i32| [[m, m], [m, 0], [0, m]].iter().all(|a| i16::try_from(a[0] * w[0] + a[1] * w[1]).is_ok());
+            assert!(fits(m), "{w:?}: {m}");
+            // One less than could be where the sum is the least number of 16 bits.
+            assert!(m == 255 || !fits(m + 2), "{w:?}: {m}");
+        }
+    }
+
+    #[test]
+    fn multiplies_rows_around_the_limits_exactly() {
+        let mut random = Random::new(5);
+        for (m, k, n) in
+            [(1, 3, 1), (2, 16, 8), (3, 20, 16), (4, 30, 17), (5, 36, 24), (9, 64, 9), (7, 100, 40), (6, 200, 16)]
+        {
+            for high in [100, 128, 129, 140, 180, 254, 255] {
+                // Few are high, so that some steps pass and others don't, and the highest weights stand side by side.
+                let value = |random: &mut Random| {
+                    if random.below(40) == 0 { high + random.below(256 - high) } else { random.below(high) }
+                };
+                let x: Vec<u8> = (0..m * k).map(|_| value(&mut random) as u8).collect();
+                let weight = |random: &mut Random| [-128, -127, -64, 0, 1, 64, 126, 127][random.below(8)];
+                let w: Vec<i8> = (0..k * n).map(|_| weight(&mut random)).collect();
+                let dot = |i: usize, j: usize| (0..k).map(|q| i32::from(x[i * k + q]) * i32::from(w[q * n + j])).sum();
+                let want: Vec<i32> = (0..m * n).map(|at| dot(at / n, at % n)).collect();
+                for exec in execs() {
+                    let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
+                    let (offsets, scales, mut y) = (vec![0; n], vec![1.0; n], vec![0; m * n]);
+                    let epilogue = Epilogue { offsets: &offsets, scales: &scales, ..Epilogue::default() };
+                    panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, &epilogue, Target::I32(&mut y)).unwrap();
+                    assert_eq!(y, want, "{m}×{k}×{n} up to {high}, {}", weights.kernel().name);
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::drive::{Lines, Rows, SERIAL, Source, Sweep, part};
 use super::epilogue::{Epilogue, Residual};
 use super::lines::{Copying, Placed};
-use super::pack::{Columns, PanelsView};
+use super::pack::{Columns, PanelsView, find_limits, limit_bytes, limit_bytes_mut, limit_words};
 use super::table::{INT_KERNELS, PanelKernel};
 use super::target::Target;
 use super::tile::{Run, Tile};
@@ -101,7 +101,9 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
     let kernel = PanelKernel::best(INT_KERNELS, exec.isa());
     let columns = Columns { n, nr: kernel.nr, lanes: kernel.lanes };
     let steps = k.div_ceil(4).next_multiple_of(kernel.depth / 4);
-    let per_matrix = steps * columns.padded();
+    let per_panels = steps * columns.padded();
+    // Behind the panels come their limits.
+    let per_matrix = per_panels + limit_words(kernel, columns.count(), steps);
     let (a, b) = (Source(p.a.0.ptr()), Source(p.b.0.ptr()));
     let work = batches * m * n * steps;
     // Most kernels see i8 rows with 128 added, and all see u8 columns with 128 taken off.
@@ -141,6 +143,9 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
                     false => exec.isa().dispatch(Interleave { source, ld: n, k, valid, width, flip: b_flip, words }),
                 }
                 column_sums(exec.isa(), kernel, words, width, sums);
+                let len = limit_words(kernel, 1, steps);
+                let limits = to.slice(index * per_matrix + per_panels + panel * len, len);
+                find_limits(exec.isa(), words, width, limit_bytes_mut(limits));
                 let whole = (k as i32).wrapping_mul(sum_zero).wrapping_mul(b_zero);
                 sums.iter_mut().for_each(|s| *s = whole.wrapping_sub(a_zero.wrapping_mul(*s)));
             }
@@ -152,7 +157,8 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
         exec.pool().run_if(work >= SERIAL, batches * parts, &|task| {
             let (index, rows) = (task / parts, part(m, parts, task % parts));
             // SAFETY: packed above; tasks only read.
-            let data = unsafe { &*to.slice(index * per_matrix, per_matrix) };
+            let (data, limits) = unsafe { &*to.slice(index * per_matrix, per_matrix) }.split_at(per_panels);
+            let limits = limit_bytes(limits);
             // SAFETY: as above.
             let offsets = unsafe { &*sums.slice(index * n, n) };
             let epilogue = Epilogue {
@@ -167,7 +173,7 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
                 shifts: &[],
                 rows: None,
             };
-            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts, limits: &[] };
+            let panels = PanelsView { kernel, columns, runs: 1, run_len: k, steps, data, starts, limits };
             let (isa, epilogue) = (exec.isa(), &epilogue);
             let sweep = Sweep { isa, panels, runs: &[0], epilogue, ints: true, signed, out, ld: n };
             let first = |i: usize| a.ptr().wrapping_add(p.starts(index).0 + (rows.start + i) * k);

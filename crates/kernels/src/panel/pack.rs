@@ -123,7 +123,7 @@ impl PanelsView<'_> {
     /// The limits of panel `p` of a group, for a tile of it; null where there are none.
     #[inline]
     pub fn limits(&self, group: usize, p: usize) -> *const u8 {
-        let at = (group * self.columns.count() + p) * self.runs * blocks(self.steps);
+        let at = (group * self.columns.count() + p) * self.runs * self.steps * 4;
         self.limits.get(at).map_or(std::ptr::null(), std::ptr::from_ref)
     }
 
@@ -152,7 +152,7 @@ pub struct Panels {
     sums: Vec<i32>,
     /// 128 times the sums of the columns in memory, for kernels that take i8 rows.
     starts: Vec<i32>,
-    /// How high rows can be (`avx2::limits`), by group, panel, run and block of steps: for bounded kernels.
+    /// How high the bytes of rows can be (`avx2::limits`), by group, panel, run and step: for bounded kernels.
     limits: Vec<u8>,
 }
 
@@ -170,7 +170,7 @@ impl Panels {
         let Panels { kernel, columns, steps, .. } = panels;
         let out = crate::buffer::SharedMut::new(&mut panels.data);
         let per_panel = runs * steps;
-        let per_panel_limits = if kernel.bounded() && T::PER_STEP == 4 { runs * blocks(steps) } else { 0 };
+        let per_panel_limits = if T::PER_STEP == 4 { 4 * limit_words(kernel, runs, steps) } else { 0 };
         panels.limits.resize(groups * columns.count() * per_panel_limits, 0);
         let limits = crate::buffer::SharedMut::new(&mut panels.limits);
         let all_sums = crate::buffer::SharedMut::new(&mut panels.sums);
@@ -187,7 +187,7 @@ impl Panels {
                 }
                 // SAFETY: each task has limits of its own.
                 let limits = unsafe { limits.slice(task * per_panel_limits, per_panel_limits) };
-                find_limits(exec.isa(), panel, (steps, width), limits);
+                find_limits(exec.isa(), panel, width, limits);
                 if T::PER_STEP == 4 {
                     // SAFETY: each task has columns of its own.
                     column_sums(panel, width, unsafe { all_sums.slice(group * n + p * kernel.nr, valid) });
@@ -253,23 +253,30 @@ impl Panels {
     }
 }
 
-/// Steps of a run that share a limit.
-#[cfg(target_arch = "x86_64")]
-pub(crate) use super::avx2::blocks;
-/// No other kernels are bounded.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn blocks(_: usize) -> usize {
-    0
+/// Words of the limits of so many panels and steps: a byte for each of a step's rows.
+pub(crate) fn limit_words(kernel: &PanelKernel, panels: usize, steps: usize) -> usize {
+    if kernel.bounded() { panels * steps } else { 0 }
 }
 
-/// Finds the limits of a panel with so many steps in a run and columns in memory; none are asked for where the kernel is
-/// not bounded.
+/// Limits as they lie in words.
+pub(crate) fn limit_bytes(words: &[f32]) -> &[u8] {
+    // SAFETY: a word is four bytes, of any value.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 4) }
+}
+
+/// As [`limit_bytes`], to be found.
+pub(crate) fn limit_bytes_mut(words: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() * 4) }
+}
+
+/// Finds the limits of a panel of so many columns in memory; none are asked for where the kernel is not bounded.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-pub(crate) fn find_limits(isa: Isa, panel: &[f32], shape: (usize, usize), to: &mut [u8]) {
+pub(crate) fn find_limits(isa: Isa, panel: &[f32], width: usize, to: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if !to.is_empty() && Avx2::new(isa).is_some() {
         // SAFETY: the token says that the CPU has AVX2; panels of its kernels are whole vectors.
-        unsafe { super::avx2::limits(panel, shape, to) };
+        unsafe { super::avx2::limits(panel, width, to) };
     }
 }
 

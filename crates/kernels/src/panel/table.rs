@@ -47,7 +47,9 @@ impl PanelKernel {
     #[inline]
     pub(crate) fn tile(&self, rows: usize, width: usize) -> TileFn {
         match self.body {
-            Body::Vectors(tiles) | Body::Bounded(tiles) => tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1],
+            Body::Vectors(tiles) | Body::Bounded(tiles) => {
+                tiles[(rows - 1) * (self.nr / self.lanes) + width / self.lanes - 1]
+            }
             // `Sweep::walk` sends blocks of tiles elsewhere.
             Body::Tiles(_) => no_tile,
         }

@@ -147,7 +147,7 @@ impl Head<'_> {
                 n_runs: 1,
                 steps: plan.key_steps,
                 b,
-                limits: std::ptr::null(),
+                limits: panels.limits(0, panel),
                 ahead: ahead(b, plan.key_steps, width, 0),
                 out: scores.wrapping_add(rows * panel * plan.keys.nr).cast(),
                 end: std::ptr::null(),

@@ -12,7 +12,7 @@ mod weights;
 use super::Rows;
 use super::drive::{SERIAL, Source, part};
 use super::matmul::integers;
-use super::pack::{Columns, PanelsView};
+use super::pack::{Columns, PanelsView, limit_bytes, limit_words};
 use super::packing::Packing;
 use super::table::{INT_KERNELS, PanelKernel};
 use super::target::Target;
@@ -266,12 +266,24 @@ impl<'a> Plan<'a> {
         Shared { none, scales, ones }
     }
 
-    /// Words of the panels and offsets of keys, then of values.
+    /// Words of the panels of keys, and of values of integers.
+    fn key_words(&self) -> usize {
+        self.key_steps * self.keys.padded()
+    }
+
+    fn value_words(&self) -> usize {
+        self.value_steps * self.values.padded()
+    }
+
+    /// Words of the panels and their limits, and of the offsets, of keys, then of values.
     fn lens(&self) -> [usize; 4] {
-        let keys = self.key_steps * self.keys.padded();
+        let keys = self.key_words() + limit_words(self.kernel, self.keys.count(), self.key_steps);
         let (values, offsets) = match &self.floats {
             Some(packing) => (packing.words(), 0),
-            None => (self.value_steps * self.values.padded(), self.values.padded()),
+            None => {
+                let limits = limit_words(self.kernel, self.values.count(), self.value_steps);
+                (self.value_words() + limits, self.values.padded())
+            }
         };
         [keys, self.keys.padded(), values, offsets].map(|len| len.next_multiple_of(LINE))
     }
@@ -315,8 +327,11 @@ impl<'a> Plan<'a> {
         if heads.data.signed() { (0, heads.zero) } else { (0x80, heads.zero - 128) }
     }
 
-    fn panels<'s>(&self, columns: Columns, run_len: usize, steps: usize, data: &'s [f32]) -> PanelsView<'s> {
-        PanelsView { kernel: self.kernel, columns, runs: 1, run_len, steps, data, starts: &[], limits: &[] }
+    /// Panels with their limits behind them.
+    fn panels<'s>(&self, columns: Columns, run_len: usize, steps: usize, packed: &'s [f32]) -> PanelsView<'s> {
+        let (data, limits) = packed.split_at(steps * columns.padded());
+        let limits = limit_bytes(&limits[..limit_words(self.kernel, columns.count(), steps)]);
+        PanelsView { kernel: self.kernel, columns, runs: 1, run_len, steps, data, starts: &[], limits }
     }
 }
 

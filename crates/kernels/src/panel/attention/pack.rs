@@ -2,6 +2,7 @@
 
 use super::{Plan, ValueHeads};
 use crate::panel::matmul::{Interleave, column_sums, integers};
+use crate::panel::pack::{find_limits, limit_bytes_mut, limit_words};
 use crate::panel::packing::{Dense, Form};
 use crate::simd::{Kernel, Simd};
 
@@ -10,6 +11,7 @@ impl Plan<'_> {
         let (p, isa) = (self.p, self.exec.isa());
         let ((flip, zero), offsets) = (self.column(&p.kt), integers(offsets));
         offsets.fill(0);
+        let (panels, limits) = panels.split_at_mut(self.key_words());
         for panel in 0..self.keys.count() {
             let (width, valid, first) = (self.keys.width(panel), self.keys.valid(panel), panel * self.keys.nr);
             let words = &mut panels[first * self.key_steps..][..width * self.key_steps];
@@ -20,6 +22,7 @@ impl Plan<'_> {
             } else {
                 isa.dispatch(Gather { source, stride: column, depth: p.depth, valid, width, flip, words });
             }
+            self.find_limits(words, width, panel, limits);
             self.offsets(words, width, (p.depth, self.row_zero(), zero), &mut offsets[first..first + valid]);
         }
     }
@@ -32,13 +35,21 @@ impl Plan<'_> {
         };
         let ((flip, zero), offsets) = (self.column(v), integers(offsets));
         let [batch, step, row, _] = v.strides;
+        let (panels, limits) = panels.split_at_mut(self.value_words());
         for panel in 0..self.values.count() {
             let (width, valid, first) = (self.values.width(panel), self.values.valid(panel), panel * self.values.nr);
             let words = &mut panels[first * self.value_steps..][..width * self.value_steps];
             let source = self.sources[2].ptr().wrapping_add(self.skip([batch, step], head) + first);
             isa.dispatch(Interleave { source, ld: row, k: p.keys, valid, width, flip, words });
+            self.find_limits(words, width, panel, limits);
             self.offsets(words, width, (p.keys, self.weight_zero(), zero), &mut offsets[first..first + valid]);
         }
+    }
+
+    /// Finds the limits of panel `panel` among those of an operand, if the kernel has any.
+    fn find_limits(&self, words: &[f32], width: usize, panel: usize, limits: &mut [f32]) {
+        let len = limit_words(self.kernel, 1, words.len() / width);
+        find_limits(self.exec.isa(), words, width, limit_bytes_mut(&mut limits[panel * len..][..len]));
     }
 
     fn pack_floats(&self, head: usize, [batch, step, stride]: [usize; 3], panels: &mut [f32]) {
