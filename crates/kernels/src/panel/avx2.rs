@@ -3,14 +3,21 @@
 //!
 //! Products of bytes are exact. `vpmaddubsw` adds two neighbours' in 16 bits and saturates, which `a₀w₀ + a₁w₁` of u8 and i8
 //! can reach. Where it cannot is known before the products are made: the weights' packing keeps, for each two rows of a
-//! panel, the highest `a` for which no column's sum does ([`limits`]), and a tile compares its own rows with that, sixteen
-//! steps at a time. Steps with a higher one are multiplied as 16-bit numbers, even and odd bytes apart, in about one and a
-//! half times the time. Large weights side by side are rare, and so are activations near 255: most steps pass.
+//! panel, the highest `a` for which no column's sum does ([`find_limits`]), and a tile compares its own rows with that, sixteen
+//! steps at a time. Where a row is higher, the weights' magnitudes are multiplied with `a − 128`, whose bits are turned where
+//! the weight is negative: `|w| · ~x = w · x + w` for `w < 0`. No sum of two leaves 16 bits then; what is too much or too
+//! little is the same for all rows, and packing keeps it, too. This takes 1.3 times as long. Large weights side by side are
+//! rare in trained models, and so are activations near 255: most steps pass.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::tile::Tile;
+
+/// Steps that are compared at a time.
+pub(crate) const BLOCK: usize = 16;
+/// Words that packing keeps for a block: limits of its rows as bytes, then corrections of its columns.
+pub(crate) const BLOCK_WORDS: usize = 2 * BLOCK;
 
 /// By the greatest sum of two neighbours, of the positive or of the negative weights, how high `a` can be: at most 255.
 static HIGHEST: [u8; 257] = {
@@ -23,31 +30,70 @@ static HIGHEST: [u8; 257] = {
     table
 };
 
-/// How high the bytes of each step of rows can be, for a panel of so many columns in memory.
+/// What takes 128 off a byte.
+static FLIP: [u8; 32] = [0x80; 32];
+
+/// Fills [`BLOCK_WORDS`] for each block of a panel whose runs have so many steps, with 8 or 16 columns in memory.
 ///
 /// # Safety
 /// The CPU has AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn limits(panel: &[f32], width: usize, to: &mut [u8]) {
+pub(crate) unsafe fn find_limits(panel: &[f32], (steps, width): (usize, usize), to: &mut [f32]) {
     let zero = _mm256_setzero_si256();
     let ones = _mm256_set1_epi8(1);
-    for (words, to) in panel.chunks_exact(width).zip(to.chunks_exact_mut(4)) {
-        let mut most = zero;
-        for words in words.chunks_exact(8) {
+    let blocks = panel.chunks_exact(steps * width).flat_map(|run| run.chunks(BLOCK * width));
+    for (block, to) in blocks.zip(to.chunks_exact_mut(BLOCK_WORDS)) {
+        let (limits, corrections) = to.split_at_mut(BLOCK);
+        let mut sums = [zero; 2];
+        for (words, limit) in block.chunks_exact(width).zip(limits) {
+            let mut most = zero;
+            for (words, sum) in words.chunks_exact(8).zip(&mut sums) {
+                // SAFETY: eight words.
+                let w = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
+                let negative = _mm256_min_epi8(w, zero);
+                // Pairs of the positive ones, and of the negative ones, as 16-bit numbers.
+                let highs = _mm256_maddubs_epi16(ones, _mm256_max_epi8(w, zero));
+                let lows = _mm256_maddubs_epi16(ones, negative);
+                most = _mm256_max_epi16(most, _mm256_max_epi16(highs, _mm256_sub_epi16(zero, lows)));
+                // 128 times all, less the negative ones.
+                let part = |times| _mm256_set1_epi16(times);
+                let all = _mm256_add_epi32(_mm256_madd_epi16(highs, part(128)), _mm256_madd_epi16(lows, part(127)));
+                *sum = _mm256_add_epi32(*sum, all);
+            }
+            let most = _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+            let most = _mm_max_epi16(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
+            let most = _mm_cvtsi128_si32(_mm_max_epi16(most, _mm_shuffle_epi32::<0b10_11_00_01>(most))) as usize;
+            let (low, high) = (HIGHEST[(most & 0xffff).min(256)], HIGHEST[(most >> 16 & 0xffff).min(256)]);
+            *limit = f32::from_bits(u32::from_le_bytes([low, low, high, high]));
+        }
+        for (to, sum) in corrections.chunks_exact_mut(8).zip(sums) {
+            // SAFETY: eight words.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), sum) };
+        }
+    }
+}
+
+/// The sums of a panel's columns.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn column_sums(panel: &[f32], width: usize, to: &mut [i32]) {
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for words in panel.chunks_exact(width) {
+        for (words, sum) in words.chunks_exact(8).zip(&mut sums) {
             // SAFETY: eight words.
             let w = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
-            let positive = _mm256_max_epi8(w, zero);
-            // 128 as u8 where w is −128.
-            let negative = _mm256_sub_epi8(zero, _mm256_min_epi8(w, zero));
-            let sums = _mm256_max_epi16(_mm256_maddubs_epi16(positive, ones), _mm256_maddubs_epi16(negative, ones));
-            most = _mm256_max_epi16(most, sums);
+            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), w);
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
         }
-        let most = _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
-        let most = _mm_max_epi16(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-        let most = _mm_cvtsi128_si32(_mm_max_epi16(most, _mm_shuffle_epi32::<0b10_11_00_01>(most))) as usize;
-        let (low, high) = (HIGHEST[(most & 0xffff).min(256)], HIGHEST[(most >> 16 & 0xffff).min(256)]);
-        to.copy_from_slice(&[low, low, high, high]);
     }
+    let mut lanes = [0i32; 16];
+    for (lanes, sum) in lanes.chunks_exact_mut(8).zip(sums) {
+        // SAFETY: eight words.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
+    }
+    to.copy_from_slice(&lanes[..to.len()]);
 }
 
 /// The address of row `i`: r8 is row 0, r11 the stride, rax three times and r10 five times that.
@@ -121,7 +167,7 @@ macro_rules! step {
     (@shorts 1, $lo:literal, $hi:literal) => {
         concat!("vpmaddwd ymm15, ymm14, ymm12\nvpaddd ymm", $lo, ", ymm", $lo, ", ymm15\n")
     };
-    // Bytes that do not saturate; ymm15 has ones of 16 bits.
+    // Bytes that do not saturate. In both forms of bytes, ymm15 has ones of 16 bits.
     ($nv:tt, bytes, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
         concat!(columns!($nv, 8, 9, $b0, $b1), $(
             "vpbroadcastd ymm10, dword ptr [", row!($i), "+", $da, "]\n", step!(@bytes $nv, $lo, $hi),
@@ -140,36 +186,37 @@ macro_rules! step {
             "vpaddd ymm", $lo, ", ymm", $lo, ", ymm11\n"
         )
     };
-    // Even bytes and odd bytes, widened; ymm15 has 0x00ff.
-    ($nv:tt, halves, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
-        concat!(step!(@spread $nv, $b0, $b1), $(
-            "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $da, "]\n",
-            "vpsrlw ymm13, ymm12, 8\nvpand ymm12, ymm12, ymm15\n", step!(@halves $nv, $lo, $hi),
+    // Magnitudes by bytes less 128, turned by the signs.
+    ($nv:tt, signs, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
+        concat!(step!(@split $nv, $b0, $b1), $(
+            "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $da, "]\n", step!(@signs $nv, $lo, $hi),
         )*)
     };
-    (@spread 2, $b0:literal, $b1:literal) => {
+    (@split 2, $b0:literal, $b1:literal) => {
         concat!(
-            columns!(2, 10, 11, $b0, $b1), "vpsllw ymm8, ymm10, 8\nvpsllw ymm9, ymm11, 8\nvpsraw ymm8, ymm8, 8\n",
-            "vpsraw ymm9, ymm9, 8\nvpsraw ymm10, ymm10, 8\nvpsraw ymm11, ymm11, 8\n"
+            columns!(2, 8, 9, $b0, $b1), "vpxor xmm10, xmm10, xmm10\nvpcmpgtb ymm11, ymm10, ymm9\n",
+            "vpcmpgtb ymm10, ymm10, ymm8\nvpabsb ymm8, ymm8\nvpabsb ymm9, ymm9\n",
+            "vpxor ymm10, ymm10, [rip+{flip}]\nvpxor ymm11, ymm11, [rip+{flip}]\n"
         )
     };
-    (@spread 1, $b0:literal, $b1:literal) => {
+    (@split 1, $b0:literal, $b1:literal) => {
         concat!(
-            columns!(1, 10, 11, $b0, $b1), "vpsllw ymm8, ymm10, 8\nvpsraw ymm8, ymm8, 8\nvpsraw ymm10, ymm10, 8\n"
+            columns!(1, 8, 9, $b0, $b1), "vpxor xmm10, xmm10, xmm10\nvpcmpgtb ymm10, ymm10, ymm8\n",
+            "vpabsb ymm8, ymm8\nvpxor ymm10, ymm10, [rip+{flip}]\n"
         )
     };
-    (@halves 2, $lo:literal, $hi:literal) => {
+    (@signs 2, $lo:literal, $hi:literal) => {
         concat!(
-            "vpmaddwd ymm14, ymm12, ymm8\nvpaddd ymm", $lo, ", ymm", $lo, ", ymm14\n",
-            "vpmaddwd ymm12, ymm12, ymm9\nvpaddd ymm", $hi, ", ymm", $hi, ", ymm12\n",
-            "vpmaddwd ymm14, ymm13, ymm10\nvpaddd ymm", $lo, ", ymm", $lo, ", ymm14\n",
-            "vpmaddwd ymm13, ymm13, ymm11\nvpaddd ymm", $hi, ", ymm", $hi, ", ymm13\n"
+            "vpxor ymm13, ymm12, ymm10\nvpxor ymm14, ymm12, ymm11\n",
+            "vpmaddubsw ymm13, ymm8, ymm13\nvpmaddubsw ymm14, ymm9, ymm14\n",
+            "vpmaddwd ymm13, ymm13, ymm15\nvpmaddwd ymm14, ymm14, ymm15\n",
+            "vpaddd ymm", $lo, ", ymm", $lo, ", ymm13\nvpaddd ymm", $hi, ", ymm", $hi, ", ymm14\n"
         )
     };
-    (@halves 1, $lo:literal, $hi:literal) => {
+    (@signs 1, $lo:literal, $hi:literal) => {
         concat!(
-            "vpmaddwd ymm14, ymm12, ymm8\nvpaddd ymm", $lo, ", ymm", $lo, ", ymm14\n",
-            "vpmaddwd ymm13, ymm13, ymm10\nvpaddd ymm", $lo, ", ymm", $lo, ", ymm13\n"
+            "vpxor ymm13, ymm12, ymm10\nvpmaddubsw ymm13, ymm8, ymm13\nvpmaddwd ymm13, ymm13, ymm15\n",
+            "vpaddd ymm", $lo, ", ymm", $lo, ", ymm13\n"
         )
     };
 }
@@ -216,13 +263,16 @@ macro_rules! higher {
     (@row $to:literal, $at:literal, 3) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "+rax]\n") };
 }
 
-/// Bytes of words of a panel in r10, as bytes of limits: a column has one in four words, and all columns have the same.
-macro_rules! limits_of {
-    (2) => {
-        "shr r10, 4"
+/// Adds a block's corrections to each row.
+macro_rules! correct {
+    (2, $($i:tt $lo:literal $hi:literal)*) => {
+        concat!(
+            "vmovups ymm8, [r15+64]\nvmovups ymm9, [r15+96]\n",
+            $("vpaddd ymm", $lo, ", ymm", $lo, ", ymm8\nvpaddd ymm", $hi, ", ymm", $hi, ", ymm9\n",)*
+        )
     };
-    (1) => {
-        "shr r10, 3"
+    (1, $($i:tt $lo:literal $hi:literal)*) => {
+        concat!("vmovups ymm8, [r15+64]\n", $("vpaddd ymm", $lo, ", ymm", $lo, ", ymm8\n",)*)
     };
 }
 
@@ -282,92 +332,76 @@ macro_rules! exact {
     ($name:ident, $dot:tt, $nv:tt, $($rows:tt)*) => {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn $name(t: &Tile) {
-            // SAFETY: as for the others; the limits cover the steps of the panel.
+            // SAFETY: as for the others; the limits cover the steps of all runs, which pass nothing over.
             unsafe {
                 asm!(
                     zeros!($nv, $($rows)*),
+                    "vpcmpeqw ymm15, ymm15, ymm15",
+                    "vpsrlw ymm15, ymm15, 15",
                     "lea rax, [r11+2*r11]",
                     "2:",
                     "mov r8, [rsi]",
-                    "mov r10, [rsi+8]",
                     "add rsi, 16",
                     "add r8, r12",
-                    "add rdx, r10",
-                    // Runs that are passed over have limits, too.
-                    "test r15, r15",
-                    "jz 4f",
-                    limits_of!($nv),
-                    "add r15, r10",
-                    "4:",
                     "mov rcx, r14",
                     // The next r9 steps.
-                    "5:",
+                    "3:",
                     "mov r9d, 16",
                     "cmp rcx, r9",
                     "cmovb r9, rcx",
                     "sub rcx, r9",
-                    "test r15, r15",
-                    "jz 22f",
-                    "cmp r14, 8",
-                    "jb 25f",
-                    // Their last 32 bytes, or the run's where they are fewer, and the first 32.
-                    "lea r10, [r8+4*r9-32]",
-                    higher!("ymm8", "r10", "r15+4*r9-32", $($rows)*),
                     "cmp r9, 8",
-                    "jbe 6f",
-                    higher!("ymm9", "r8", "r15", $($rows)*),
+                    "jb 23f",
+                    // Vectors leave the flags alone.
+                    higher!("ymm8", "r8", "r15", $($rows)*),
+                    "je 4f",
+                    "lea r10, [r8+4*r9-32]",
+                    higher!("ymm9", "r10", "r15+4*r9-32", $($rows)*),
                     "vpor ymm8, ymm8, ymm9",
-                    "6:",
-                    "lea r15, [r15+4*r9]",
+                    "4:",
                     "vptest ymm8, ymm8",
-                    "jnz 22f",
-                    "26:",
-                    "vpcmpeqw ymm15, ymm15, ymm15",
-                    "vpsrlw ymm15, ymm15, 15",
+                    "jnz 24f",
+                    "5:",
                     "sub r9, 4",
-                    "jb 8f",
-                    "7:",
+                    "jb 7f",
+                    "6:",
                     four!($nv, $dot, $($rows)*),
                     "sub r9, 4",
-                    "jae 7b",
-                    "8:",
+                    "jae 6b",
+                    "7:",
                     "add r9, 4",
-                    "jz 24f",
-                    "9:",
+                    "jz 9f",
+                    "8:",
                     one!($nv, $dot, $($rows)*),
                     "dec r9",
-                    "jnz 9b",
-                    "jmp 24f",
-                    "22:",
-                    "vpcmpeqw ymm15, ymm15, ymm15",
-                    "vpsrlw ymm15, ymm15, 8",
-                    "23:",
-                    one!($nv, halves, $($rows)*),
-                    "dec r9",
-                    "jnz 23b",
-                    "jmp 24f",
-                    // Short runs.
-                    "25:",
-                    "cmp r14, 4",
-                    "jb 27f",
-                    "lea r10, [r8+4*r9-16]",
-                    higher!("xmm8", "r10", "r15+4*r9-16", $($rows)*),
-                    higher!("xmm9", "r8", "r15", $($rows)*),
-                    "vpor xmm8, xmm8, xmm9",
-                    "lea r15, [r15+4*r9]",
-                    "vptest xmm8, xmm8",
-                    "jz 26b",
-                    "jmp 22b",
-                    "27:",
-                    "lea r15, [r15+4*r9]",
-                    "jmp 22b",
-                    "24:",
+                    "jnz 8b",
+                    "9:",
+                    "sub r15, -128",
                     "test rcx, rcx",
-                    "jnz 5b",
+                    "jnz 3b",
                     "dec rdi",
                     "jnz 2b",
+                    "jmp 26f",
+                    // Few steps.
+                    "23:",
+                    "cmp r9, 4",
+                    "jb 24f",
+                    "lea r10, [r8+4*r9-16]",
+                    higher!("xmm8", "r8", "r15", $($rows)*),
+                    higher!("xmm9", "r10", "r15+4*r9-16", $($rows)*),
+                    "vpor xmm8, xmm8, xmm9",
+                    "vptest xmm8, xmm8",
+                    "jz 5b",
+                    "24:",
+                    one!($nv, signs, $($rows)*),
+                    "dec r9",
+                    "jnz 24b",
+                    correct!($nv, $($rows)*),
+                    "jmp 9b",
+                    "26:",
                     stores!($nv, $($rows)*),
                     "vzeroupper",
+                    flip = sym FLIP,
                     in("r12") t.a,
                     in("r11") t.stride,
                     in("r14") t.steps,
@@ -449,9 +483,10 @@ mod tests {
             let mut panel = [0f32; 16];
             let [a, b] = w.map(|w: i32| w as i8 as u8);
             panel[15] = f32::from_bits(u32::from_le_bytes([0, 0, a, b]));
-            let mut limits = [0; 4];
+            let mut kept = [0f32; BLOCK_WORDS];
             // SAFETY: the CPU has AVX2.
-            unsafe { super::limits(&panel, 16, &mut limits) };
+            unsafe { find_limits(&panel, (1, 16), &mut kept) };
+            let limits = kept[0].to_bits().to_le_bytes();
             assert_eq!(limits[..2], [255; 2]);
             let m = i32::from(limits[2]);
             let fits =

@@ -3,7 +3,7 @@
 use super::drive::{Lines, Rows, SERIAL, Source, Sweep, part};
 use super::epilogue::{Epilogue, Residual};
 use super::lines::{Copying, Placed};
-use super::pack::{Columns, PanelsView, find_limits, limit_bytes, limit_bytes_mut, limit_words};
+use super::pack::{Columns, PanelsView, find_limits, limit_words};
 use super::table::{INT_KERNELS, PanelKernel};
 use super::target::Target;
 use super::tile::{Run, Tile};
@@ -103,7 +103,7 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
     let steps = k.div_ceil(4).next_multiple_of(kernel.depth / 4);
     let per_panels = steps * columns.padded();
     // Behind the panels come their limits.
-    let per_matrix = per_panels + limit_words(kernel, columns.count(), steps);
+    let per_matrix = per_panels + limit_words(kernel, columns.count(), (1, steps));
     let (a, b) = (Source(p.a.0.ptr()), Source(p.b.0.ptr()));
     let work = batches * m * n * steps;
     // Most kernels see i8 rows with 128 added, and all see u8 columns with 128 taken off.
@@ -143,9 +143,9 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
                     false => exec.isa().dispatch(Interleave { source, ld: n, k, valid, width, flip: b_flip, words }),
                 }
                 column_sums(exec.isa(), kernel, words, width, sums);
-                let len = limit_words(kernel, 1, steps);
+                let len = limit_words(kernel, 1, (1, steps));
                 let limits = to.slice(index * per_matrix + per_panels + panel * len, len);
-                find_limits(exec.isa(), words, width, limit_bytes_mut(limits));
+                find_limits(exec.isa(), words, (steps, width), limits);
                 let whole = (k as i32).wrapping_mul(sum_zero).wrapping_mul(b_zero);
                 sums.iter_mut().for_each(|s| *s = whole.wrapping_sub(a_zero.wrapping_mul(*s)));
             }
@@ -158,7 +158,6 @@ fn multiply(exec: &Exec, p: &IntMatMul<'_>, by_column: bool, mut y: Target<'_>) 
             let (index, rows) = (task / parts, part(m, parts, task % parts));
             // SAFETY: packed above; tasks only read.
             let (data, limits) = unsafe { &*to.slice(index * per_matrix, per_matrix) }.split_at(per_panels);
-            let limits = limit_bytes(limits);
             // SAFETY: as above.
             let offsets = unsafe { &*sums.slice(index * n, n) };
             let epilogue = Epilogue {
@@ -272,6 +271,11 @@ impl Kernel for Interleave<'_> {
 /// # Safety
 /// The tier of `isa` is that of the machine.
 pub(super) unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], width: usize, sums: &mut [i32]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.bounded() {
+        // SAFETY: the caller vouches for the tier.
+        return unsafe { super::avx2::column_sums(words, width, sums) };
+    }
     let mut total = [0i32; 64];
     let Some(kernel) = kernel.by_vectors(INT_KERNELS, isa) else {
         super::pack::column_sums(words, width, &mut total[..width]);

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::table::PanelKernel;
 use crate::buffer::Buffer;
 use crate::error::{Result, product};
@@ -107,8 +109,8 @@ pub(crate) struct PanelsView<'a> {
     pub data: &'a [f32],
     /// See [`Panels::starts`]; none where the kernel takes no i8 rows.
     pub starts: &'a [i32],
-    /// See [`Panels::limits`]; none where nobody knows them.
-    pub limits: &'a [u8],
+    /// See [`Panels::limits`].
+    pub limits: &'a [f32],
 }
 
 impl PanelsView<'_> {
@@ -120,10 +122,10 @@ impl PanelsView<'_> {
         &self.data[start..start + self.columns.width(p) * per_panel]
     }
 
-    /// The limits of panel `p` of a group, for a tile of it; null where there are none.
+    /// The limits of panel `p` of a group, for a tile of it; null where its kernel takes none.
     #[inline]
-    pub fn limits(&self, group: usize, p: usize) -> *const u8 {
-        let at = (group * self.columns.count() + p) * self.runs * self.steps * 4;
+    pub fn limits(&self, group: usize, p: usize) -> *const f32 {
+        let at = (group * self.columns.count() + p) * limit_words(self.kernel, 1, (self.runs, self.steps));
         self.limits.get(at).map_or(std::ptr::null(), std::ptr::from_ref)
     }
 
@@ -152,8 +154,8 @@ pub struct Panels {
     sums: Vec<i32>,
     /// 128 times the sums of the columns in memory, for kernels that take i8 rows.
     starts: Vec<i32>,
-    /// How high the bytes of rows can be (`avx2::limits`), by group, panel, run and step: for bounded kernels.
-    limits: Vec<u8>,
+    /// What `avx2::find_limits` finds, by group and panel: for bounded kernels.
+    limits: Buffer,
 }
 
 impl Panels {
@@ -170,8 +172,8 @@ impl Panels {
         let Panels { kernel, columns, steps, .. } = panels;
         let out = crate::buffer::SharedMut::new(&mut panels.data);
         let per_panel = runs * steps;
-        let per_panel_limits = if T::PER_STEP == 4 { 4 * limit_words(kernel, runs, steps) } else { 0 };
-        panels.limits.resize(groups * columns.count() * per_panel_limits, 0);
+        let per_panel_limits = if T::PER_STEP == 4 { limit_words(kernel, 1, (runs, steps)) } else { 0 };
+        panels.limits = Buffer::lasting(groups * columns.count() * per_panel_limits);
         let limits = crate::buffer::SharedMut::new(&mut panels.limits);
         let all_sums = crate::buffer::SharedMut::new(&mut panels.sums);
         exec.split(groups * columns.count(), 1, &|range| {
@@ -187,7 +189,7 @@ impl Panels {
                 }
                 // SAFETY: each task has limits of its own.
                 let limits = unsafe { limits.slice(task * per_panel_limits, per_panel_limits) };
-                find_limits(exec.isa(), panel, width, limits);
+                find_limits(exec.isa(), panel, (steps, width), limits);
                 if T::PER_STEP == 4 {
                     // SAFETY: each task has columns of its own.
                     column_sums(panel, width, unsafe { all_sums.slice(group * n + p * kernel.nr, valid) });
@@ -217,7 +219,7 @@ impl Panels {
         let steps = run_len.div_ceil(T::PER_STEP).next_multiple_of(kernel.depth / 4);
         let data = Buffer::lasting(product(NAME, &[groups, runs, steps, columns.padded()])?);
         let sums = vec![0i32; if T::PER_STEP == 4 { groups * n } else { 0 }];
-        let (size, starts, limits) = (4 / T::PER_STEP, Vec::new(), Vec::new());
+        let (size, starts, limits) = (4 / T::PER_STEP, Vec::new(), Buffer::lasting(0));
         Ok(Panels { kernel, columns, groups, runs, run_len, steps, size, data, sums, starts, limits })
     }
 
@@ -249,34 +251,28 @@ impl Panels {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.data.len() * 4 + self.limits.len()
+        4 * (self.data.len() + self.limits.len())
     }
 }
 
-/// Words of the limits of so many panels and steps: a byte for each of a step's rows.
-pub(crate) fn limit_words(kernel: &PanelKernel, panels: usize, steps: usize) -> usize {
-    if kernel.bounded() { panels * steps } else { 0 }
-}
-
-/// Limits as they lie in words.
-pub(crate) fn limit_bytes(words: &[f32]) -> &[u8] {
-    // SAFETY: a word is four bytes, of any value.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 4) }
-}
-
-/// As [`limit_bytes`], to be found.
-pub(crate) fn limit_bytes_mut(words: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as above.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() * 4) }
-}
-
-/// Finds the limits of a panel of so many columns in memory; none are asked for where the kernel is not bounded.
+/// Words of the limits of so many panels, whose runs have so many steps.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-pub(crate) fn find_limits(isa: Isa, panel: &[f32], width: usize, to: &mut [u8]) {
+pub(crate) fn limit_words(kernel: &PanelKernel, panels: usize, (runs, steps): (usize, usize)) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.bounded() {
+        return panels * runs * steps.div_ceil(avx2::BLOCK) * avx2::BLOCK_WORDS;
+    }
+    0
+}
+
+/// Finds the limits of a panel with so many steps in a run and columns in memory; none are asked for where the kernel is
+/// not bounded.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub(crate) fn find_limits(isa: Isa, panel: &[f32], shape: (usize, usize), to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if !to.is_empty() && Avx2::new(isa).is_some() {
-        // SAFETY: the token says that the CPU has AVX2; panels of its kernels are whole vectors.
-        unsafe { super::avx2::limits(panel, width, to) };
+        // SAFETY: the token says that the CPU has AVX2; panels of bounded kernels have one or two vectors of columns.
+        unsafe { avx2::find_limits(panel, shape, to) };
     }
 }
 

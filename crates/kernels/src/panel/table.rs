@@ -36,7 +36,7 @@ pub struct PanelKernel {
 pub(crate) enum Body {
     /// Functions, indexed by `(rows − 1) · nr / lanes + vectors − 1`.
     Vectors(&'static [TileFn]),
-    /// As those, and faster where limits say that no sum of two products leaves 16 bits.
+    /// As those, with limits that tell where no sum of two products leaves 16 bits.
     Bounded(&'static [TileFn]),
     /// Blocks of tiles.
     Tiles(Unit),
@@ -73,7 +73,7 @@ impl PanelKernel {
         }
     }
 
-    /// Whether limits make it faster.
+    /// Whether its tiles take limits.
     pub(crate) fn bounded(&self) -> bool {
         matches!(self.body, Body::Bounded(_))
     }

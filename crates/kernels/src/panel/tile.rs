@@ -29,9 +29,8 @@ pub(crate) struct Tile {
     pub steps: usize,
     /// The panel: runs × steps × width words, and what runs pass over.
     pub b: *const u32,
-    /// Where the kernel is bounded: how high the bytes of each step of the panel can be
-    /// (`avx2::limits`), or null where nobody knows.
-    pub limits: *const u8,
+    /// Where the kernel is bounded, what packing keeps of the panel (`avx2::find_limits`).
+    pub limits: *const f32,
     /// Where memory lies that is wanted next: twice 64 bytes of it are fetched into the L2 cache in each 4 steps. Need not
     /// be valid.
     pub ahead: *const u32,

@@ -12,7 +12,7 @@ mod weights;
 use super::Rows;
 use super::drive::{SERIAL, Source, part};
 use super::matmul::integers;
-use super::pack::{Columns, PanelsView, limit_bytes, limit_words};
+use super::pack::{Columns, PanelsView, limit_words};
 use super::packing::Packing;
 use super::table::{INT_KERNELS, PanelKernel};
 use super::target::Target;
@@ -277,11 +277,11 @@ impl<'a> Plan<'a> {
 
     /// Words of the panels and their limits, and of the offsets, of keys, then of values.
     fn lens(&self) -> [usize; 4] {
-        let keys = self.key_words() + limit_words(self.kernel, self.keys.count(), self.key_steps);
+        let keys = self.key_words() + limit_words(self.kernel, self.keys.count(), (1, self.key_steps));
         let (values, offsets) = match &self.floats {
             Some(packing) => (packing.words(), 0),
             None => {
-                let limits = limit_words(self.kernel, self.values.count(), self.value_steps);
+                let limits = limit_words(self.kernel, self.values.count(), (1, self.value_steps));
                 (self.value_words() + limits, self.values.padded())
             }
         };
@@ -330,7 +330,7 @@ impl<'a> Plan<'a> {
     /// Panels with their limits behind them.
     fn panels<'s>(&self, columns: Columns, run_len: usize, steps: usize, packed: &'s [f32]) -> PanelsView<'s> {
         let (data, limits) = packed.split_at(steps * columns.padded());
-        let limits = limit_bytes(&limits[..limit_words(self.kernel, columns.count(), steps)]);
+        let limits = &limits[..limit_words(self.kernel, columns.count(), (1, steps))];
         PanelsView { kernel: self.kernel, columns, runs: 1, run_len, steps, data, starts: &[], limits }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Plan, ValueHeads};
 use crate::panel::matmul::{Interleave, column_sums, integers};
-use crate::panel::pack::{find_limits, limit_bytes_mut, limit_words};
+use crate::panel::pack::{find_limits, limit_words};
 use crate::panel::packing::{Dense, Form};
 use crate::simd::{Kernel, Simd};
 
@@ -48,8 +48,9 @@ impl Plan<'_> {
 
     /// Finds the limits of panel `panel` among those of an operand, if the kernel has any.
     fn find_limits(&self, words: &[f32], width: usize, panel: usize, limits: &mut [f32]) {
-        let len = limit_words(self.kernel, 1, words.len() / width);
-        find_limits(self.exec.isa(), words, width, limit_bytes_mut(&mut limits[panel * len..][..len]));
+        let steps = words.len() / width;
+        let len = limit_words(self.kernel, 1, (1, steps));
+        find_limits(self.exec.isa(), words, (steps, width), &mut limits[panel * len..][..len]);
     }
 
     fn pack_floats(&self, head: usize, [batch, step, stride]: [usize; 3], panels: &mut [f32]) {
