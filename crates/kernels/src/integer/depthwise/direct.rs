@@ -1,4 +1,4 @@
-//! Windows of 3 × 3, 5 × 5 and 7 × 7 on 8-bit integers with AVX-512 VNNI, from the image to the codes of the result.
+//! Windows of 3 × 3, 5 × 5 and 7 × 7 on 8-bit integers with AVX-512 VNNI or AVX2, from the image to the codes of the result.
 //!
 //! As in [`super::ints`], a word holds four rows of a channel, and a column of a window of three is a dot product of four bytes;
 //! larger windows have two words in a column. The words of a column of the image are made once and kept for all windows that
@@ -7,17 +7,18 @@
 //! Weights are packed in that order, and packing the results to bytes undoes it.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::NAME;
 use super::finish::is_plain;
 use super::ints::Image;
-use super::vectors::Vector;
+use super::vectors::{Dots, Signs, Tier, Vector};
 use crate::buffer::Buffer;
 use crate::conv::Conv2dParams;
 use crate::error::{Result, product};
 use crate::exec::Exec;
-use crate::isa::Vnni;
+use crate::isa::{Avx2, Isa, Vnni};
 use crate::panel::{Epilogue, IntFormat, Out};
 
 /// Multiply-adds that one task takes at least.
@@ -28,6 +29,54 @@ const WIDE: usize = 64;
 const NARROW: usize = 16;
 /// Columns of words that are kept: those of the widest window, as a power of two.
 const RING: usize = 8;
+
+/// An instruction set that multiplies here.
+#[derive(Clone, Copy)]
+pub(super) enum Set {
+    Vnni(Vnni),
+    Avx2(Avx2),
+}
+
+impl Set {
+    /// The best one of `isa`, if there is any.
+    pub fn of(isa: Isa) -> Option<Set> {
+        // AVX-VNNI has its own dot products, in `ints`.
+        let avx2 = || Avx2::new(isa).filter(|_| !super::ints::multiplies_bytes(isa));
+        Vnni::new(isa).map(Set::Vnni).or_else(|| avx2().map(Set::Avx2))
+    }
+
+    /// Channels of its widest vectors.
+    fn widest(self) -> usize {
+        match self {
+            Set::Vnni(_) => WIDE,
+            Set::Avx2(_) => WIDE / 2,
+        }
+    }
+
+    /// Planes of words that hold its weights: the bytes, or their magnitudes and what bytes of the image are combined with.
+    pub fn planes(self) -> usize {
+        match self {
+            Set::Vnni(_) => 1,
+            Set::Avx2(_) => 2,
+        }
+    }
+}
+
+/// Packed weights.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    /// The planes, one after another.
+    words: Buffer,
+    /// By channel, what dot products of magnitudes lack; empty where weights are multiplied as they are.
+    corrections: Vec<i32>,
+}
+
+impl Packed {
+    /// Words in memory.
+    pub fn len(&self) -> usize {
+        self.words.len() + self.corrections.len()
+    }
+}
 
 /// Whether windows are of the shape that is multiplied here.
 pub(super) fn takes(p: &Conv2dParams) -> bool {
@@ -63,11 +112,12 @@ struct Piece {
 }
 
 /// The channels by the widest vectors that they fill.
-fn pieces(c: usize) -> impl Iterator<Item = Piece> {
+fn pieces(c: usize, widest: usize) -> impl Iterator<Item = Piece> {
     let mut first = 0;
     std::iter::from_fn(move || {
         let left = c - first;
-        let width = [WIDE, WIDE / 2].into_iter().find(|&width| width <= left).unwrap_or(NARROW);
+        let wide = [WIDE, WIDE / 2].into_iter().find(|&width| width <= left.min(widest));
+        let width = wide.unwrap_or(NARROW);
         let channels = left.min(width);
         let piece = Piece { first, channels, width };
         first += channels;
@@ -75,13 +125,17 @@ fn pieces(c: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// The weights by piece, row of the result, column of the window and word. `at(c, t)` is tap `t` of channel `c`, which is an i8.
-pub(super) fn pack(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Buffer> {
+/// The weights by plane, piece, row of the result, column of the window and word. `at(c, t)` is tap `t` of channel `c`, which
+/// is an i8.
+pub(super) fn pack(set: Set, p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Packed> {
     let (window, quads) = (p.kh, quads(p));
     let count = rows_together(p) * window * quads;
-    let mut data = Buffer::lasting(product(NAME, &[count, p.c.next_multiple_of(NARROW)])?);
-    for piece in pieces(p.c) {
-        let words = &mut data[piece.first * count..][..piece.width * count];
+    let plane = product(NAME, &[count, p.c.next_multiple_of(NARROW)])?;
+    let mut data = Buffer::lasting(product(NAME, &[plane, set.planes()])?);
+    let (first, second) = data.split_at_mut(plane);
+    for piece in pieces(p.c, set.widest()) {
+        let range = piece.first * count..(piece.first + piece.width) * count;
+        let words = &mut first[range.clone()];
         for (index, words) in words.chunks_exact_mut(piece.width).enumerate() {
             let (row, kx, quad) = (index / quads / window, index / quads % window, index % quads);
             for c in 0..piece.channels {
@@ -92,8 +146,17 @@ pub(super) fn pack(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result
                 words[place(c, piece.width)] = f32::from_bits(u32::from_le_bytes([0, 1, 2, 3].map(byte)));
             }
         }
+        if set.planes() == 2 {
+            for (size, turn) in words.iter_mut().zip(&mut second[range]) {
+                let bytes = size.to_bits().to_le_bytes().map(|b| b as i8);
+                *turn = f32::from_bits(u32::from_le_bytes(bytes.map(|w| if w < 0 { 0x7f } else { 0x80 })));
+                *size = f32::from_bits(u32::from_le_bytes(bytes.map(i8::unsigned_abs)));
+            }
+        }
     }
-    Ok(data)
+    let correction = |c| (0..window * window).map(|t| 128 * at(c, t) - at(c, t).min(0)).sum();
+    let corrections = if set.planes() == 2 { (0..p.c).map(correction).collect() } else { Vec::new() };
+    Ok(Packed { words: data, corrections })
 }
 
 /// Where the word of channel `c` of a piece stands.
@@ -102,23 +165,30 @@ fn place(c: usize, width: usize) -> usize {
 }
 
 /// Convolves `image`; [`takes`] and [`finishes`] have accepted it, and `weights` are those of [`pack`].
-pub(super) fn run(exec: &Exec, vnni: Vnni, image: &Image<'_>, weights: &[f32], epilogue: &Epilogue<'_>, out: Out) {
+pub(super) fn run(exec: &Exec, set: Set, image: &Image<'_>, weights: &Packed, epilogue: &Epilogue<'_>, out: Out) {
     let Some(format) = out.int_format() else { return };
     let (p, [oh, ow]) = (image.p, image.out);
     let rows = rows_together(p);
     let down = p.n * oh.div_ceil(rows);
     let work = (rows * ow * WIDE.min(p.c)).saturating_mul(p.kh * p.kw);
     // The rows of a piece follow each other: they share its constants and rows of the image.
-    exec.split(pieces(p.c).count() * down, GRAIN / work.max(1) + 1, &|range| {
-        for (i, piece) in pieces(p.c).enumerate() {
+    exec.split(pieces(p.c, set.widest()).count() * down, GRAIN / work.max(1) + 1, &|range| {
+        for (i, piece) in pieces(p.c, set.widest()).enumerate() {
             let groups = range.start.max(i * down)..range.end.min((i + 1) * down);
             if groups.is_empty() {
                 continue;
             }
             let groups = groups.start - i * down..groups.end - i * down;
-            let job = Job { image, weights, epilogue, out, format, piece, groups };
-            // SAFETY: the token proves the features; other tasks write other rows or channels.
-            unsafe { by_shape(vnni, &job) };
+            let (plane, corrections) = (weights.words.len() / set.planes(), &weights.corrections);
+            let weights = &weights.words;
+            let job = Job { image, weights, plane, corrections, epilogue, out, format, piece, groups };
+            // SAFETY: the tokens prove the features; other tasks write other rows or channels.
+            unsafe {
+                match set {
+                    Set::Vnni(token) => by_vnni(token, &job),
+                    Set::Avx2(token) => by_avx2(token, &job),
+                }
+            }
         }
     });
 }
@@ -127,6 +197,9 @@ pub(super) fn run(exec: &Exec, vnni: Vnni, image: &Image<'_>, weights: &[f32], e
 struct Job<'a> {
     image: &'a Image<'a>,
     weights: &'a [f32],
+    /// Words between its planes.
+    plane: usize,
+    corrections: &'a [i32],
     epilogue: &'a Epilogue<'a>,
     out: Out,
     format: IntFormat,
@@ -137,13 +210,26 @@ struct Job<'a> {
 /// # Safety
 /// As [`Job::run`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx2,fma,f16c,bmi2,popcnt")]
-unsafe fn by_shape(_: Vnni, job: &Job<'_>) {
+unsafe fn by_vnni(_: Vnni, job: &Job<'_>) {
     // SAFETY: passed on to the caller.
     unsafe {
         match job.piece.width {
-            WIDE => job.by_strides::<__m512i>(),
-            NARROW => job.by_strides::<__m128i>(),
-            _ => job.by_strides::<__m256i>(),
+            WIDE => job.by_strides::<__m512i, Dots>(),
+            NARROW => job.by_strides::<__m128i, Dots>(),
+            _ => job.by_strides::<__m256i, Dots>(),
+        }
+    }
+}
+
+/// # Safety
+/// As [`Job::run`].
+#[target_feature(enable = "avx2,fma,f16c,bmi2,popcnt")]
+unsafe fn by_avx2(_: Avx2, job: &Job<'_>) {
+    // SAFETY: passed on to the caller; no piece is wider.
+    unsafe {
+        match job.piece.width {
+            NARROW => job.by_strides::<__m128i, Signs>(),
+            _ => job.by_strides::<__m256i, Signs>(),
         }
     }
 }
@@ -170,17 +256,17 @@ impl Job<'_> {
     /// # Safety
     /// As [`Job::run`].
     #[inline(always)]
-    unsafe fn by_strides<V: Vector>(&self) {
+    unsafe fn by_strides<V: Vector, T: Tier<V>>(&self) {
         // SAFETY: passed on to the caller.
         unsafe {
             match (self.image.p.kh, rows_together(self.image.p)) {
-                (3, 2) => self.by_stride::<V, 3, 1, 2>(),
-                (3, _) => self.by_stride::<V, 3, 1, 1>(),
-                (5, 4) => self.by_stride::<V, 5, 2, 4>(),
-                (5, 2) => self.by_stride::<V, 5, 2, 2>(),
-                (5, _) => self.by_stride::<V, 5, 2, 1>(),
-                (_, 2) => self.by_stride::<V, 7, 2, 2>(),
-                _ => self.by_stride::<V, 7, 2, 1>(),
+                (3, 2) => self.by_stride::<V, T, 3, 1, 2>(),
+                (3, _) => self.by_stride::<V, T, 3, 1, 1>(),
+                (5, 4) => self.by_stride::<V, T, 5, 2, 4>(),
+                (5, 2) => self.by_stride::<V, T, 5, 2, 2>(),
+                (5, _) => self.by_stride::<V, T, 5, 2, 1>(),
+                (_, 2) => self.by_stride::<V, T, 7, 2, 2>(),
+                _ => self.by_stride::<V, T, 7, 2, 1>(),
             }
         }
     }
@@ -188,12 +274,12 @@ impl Job<'_> {
     /// # Safety
     /// As [`Job::run`].
     #[inline(always)]
-    unsafe fn by_stride<V: Vector, const WINDOW: usize, const QUADS: usize, const ROWS: usize>(&self) {
+    unsafe fn by_stride<V: Vector, T: Tier<V>, const WINDOW: usize, const QUADS: usize, const ROWS: usize>(&self) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self.image.p.strides[1] {
-                1 => self.run::<V, WINDOW, QUADS, ROWS, 1>(),
-                _ => self.run::<V, WINDOW, QUADS, ROWS, 2>(),
+                1 => self.run::<V, T, WINDOW, QUADS, ROWS, 1>(),
+                _ => self.run::<V, T, WINDOW, QUADS, ROWS, 2>(),
             }
         }
     }
@@ -202,9 +288,18 @@ impl Job<'_> {
     /// `WINDOW` rows and columns, with `QUADS` words in a column.
     ///
     /// # Safety
-    /// The processor has AVX-512 with VNNI, and nobody else uses these results.
+    /// The processor has the instruction set, and nobody else uses these results.
     #[inline(always)]
-    unsafe fn run<V: Vector, const WINDOW: usize, const QUADS: usize, const ROWS: usize, const STRIDE: usize>(&self) {
+    unsafe fn run<
+        V: Vector,
+        T: Tier<V>,
+        const WINDOW: usize,
+        const QUADS: usize,
+        const ROWS: usize,
+        const STRIDE: usize,
+    >(
+        &self,
+    ) {
         let p = self.image.p;
         let [oh, _] = self.image.out;
         let down = oh.div_ceil(ROWS);
@@ -217,8 +312,8 @@ impl Job<'_> {
                 let at = (n * oh + oy) * self.image.out[1] * p.c + self.piece.first;
                 let (out, count) = (self.out.data.wrapping_add(at), ROWS.min(oh - oy));
                 match QUADS {
-                    1 => self.row::<V, ROWS, STRIDE>(&constants, &lines[0], out, count),
-                    _ => self.wide_row::<V, WINDOW, QUADS, ROWS, STRIDE>(&constants, &lines, out, count),
+                    1 => self.row::<V, T, ROWS, STRIDE>(&constants, &lines[0], out, count),
+                    _ => self.wide_row::<V, T, WINDOW, QUADS, ROWS, STRIDE>(&constants, &lines, out, count),
                 }
             }
         }
@@ -245,7 +340,12 @@ impl Job<'_> {
     unsafe fn constants<V: Vector>(&self) -> Constants<V> {
         let (e, format) = (self.epilogue, self.format);
         let range = self.piece.first..self.piece.first + self.piece.channels;
-        let (offset, scale) = (spread(&e.offsets[range.clone()], V::BYTES), spread(&e.scales[range.clone()], V::BYTES));
+        let (mut offset, scale) =
+            (spread(&e.offsets[range.clone()], V::BYTES), spread(&e.scales[range.clone()], V::BYTES));
+        if let Some(corrections) = self.corrections.get(range.clone()) {
+            let corrections = spread(corrections, V::BYTES);
+            offset.iter_mut().zip(corrections).for_each(|(offset, c)| *offset = offset.wrapping_add(c));
+        }
         let (low, high) = e.activation.bounds();
         let bias = (!e.bias.is_empty()).then(|| spread(&e.bias[range], V::BYTES));
         // SAFETY: four vectors of floats or words each.
@@ -276,7 +376,7 @@ impl Job<'_> {
     /// # Safety
     /// The lines lie in the image, and `count` rows of results from `out` on are ours.
     #[inline(always)]
-    unsafe fn row<V: Vector, const ROWS: usize, const STRIDE: usize>(
+    unsafe fn row<V: Vector, T: Tier<V>, const ROWS: usize, const STRIDE: usize>(
         &self,
         constants: &Constants<V>,
         lines: &Lines,
@@ -287,7 +387,7 @@ impl Job<'_> {
         let weights = self.weights[self.piece.first * ROWS * 3..].as_ptr().cast::<u32>();
         // SAFETY: passed on to the caller; the weights were packed for these rows.
         unsafe {
-            let columns = self.columns::<V>(lines);
+            let columns = self.columns::<V, T>(lines);
             let padding = columns.padding;
             let mut words = [padding, padding, columns.at(0)];
             if STRIDE == 1 {
@@ -303,12 +403,12 @@ impl Job<'_> {
                     for (kx, words) in words.iter().enumerate() {
                         let w = weights.add((row * 3 + kx) * V::BYTES);
                         for (j, sum) in sums.iter_mut().enumerate() {
-                            *sum = V::dot(*sum, words[j], V::words(w.add(j * V::BYTES / 4)));
+                            *sum = T::dot(*sum, words[j], T::weights(w.add(j * V::BYTES / 4), self.plane));
                         }
                     }
                     let codes = self.codes(constants, sums);
                     if row < count {
-                        V::store(out.wrapping_add((row * ow + x) * p.c), codes, self.piece.channels);
+                        T::store(out.wrapping_add((row * ow + x) * p.c), codes, self.piece.channels);
                     }
                 }
             }
@@ -320,7 +420,14 @@ impl Job<'_> {
     /// # Safety
     /// The lines lie in the image, and `count` rows of results from `out` on are ours.
     #[inline(always)]
-    unsafe fn wide_row<V: Vector, const WINDOW: usize, const QUADS: usize, const ROWS: usize, const STRIDE: usize>(
+    unsafe fn wide_row<
+        V: Vector,
+        T: Tier<V>,
+        const WINDOW: usize,
+        const QUADS: usize,
+        const ROWS: usize,
+        const STRIDE: usize,
+    >(
         &self,
         constants: &Constants<V>,
         lines: &[Lines; QUADS],
@@ -331,13 +438,13 @@ impl Job<'_> {
         let weights = self.weights[self.piece.first * ROWS * WINDOW * QUADS..].as_ptr().cast::<u32>();
         // SAFETY: passed on to the caller; the weights were packed for these rows.
         unsafe {
-            let padding = self.columns::<V>(&lines[0]).padding;
+            let padding = self.columns::<V, T>(&lines[0]).padding;
             let mut ring: [Words<V, QUADS>; RING] = [[padding; QUADS]; RING];
             let mut made = 0;
             for x in 0..ow {
                 while made < x * STRIDE + WINDOW {
                     for (quad, lines) in lines.iter().enumerate() {
-                        ring[made % RING][quad] = self.columns::<V>(lines).at(made);
+                        ring[made % RING][quad] = self.columns::<V, T>(lines).at(made);
                     }
                     made += 1;
                 }
@@ -348,7 +455,7 @@ impl Job<'_> {
                         for (j, &word) in words.iter().enumerate() {
                             for (row, sums) in sums.iter_mut().enumerate() {
                                 let at = ((row * WINDOW + kx) * QUADS + quad) * V::BYTES + j * V::BYTES / 4;
-                                sums[j] = V::dot(sums[j], word, V::words(weights.add(at)));
+                                sums[j] = T::dot(sums[j], word, T::weights(weights.add(at), self.plane));
                             }
                         }
                     }
@@ -356,7 +463,7 @@ impl Job<'_> {
                 for (row, &sums) in sums.iter().enumerate() {
                     let codes = self.codes(constants, sums);
                     if row < count {
-                        V::store(out.wrapping_add((row * ow + x) * p.c), codes, self.piece.channels);
+                        T::store(out.wrapping_add((row * ow + x) * p.c), codes, self.piece.channels);
                     }
                 }
             }
@@ -366,23 +473,31 @@ impl Job<'_> {
     /// The columns of four rows.
     ///
     /// # Safety
-    /// The processor has AVX-512.
+    /// The processor has the instruction set.
     #[inline(always)]
-    unsafe fn columns<'l, V: Vector>(&self, lines: &'l Lines) -> Columns<'l, V> {
+    unsafe fn columns<'l, V: Vector, T: Tier<V>>(&self, lines: &'l Lines) -> Columns<'l, V, T> {
         let (image, p) = (self.image, self.image.p);
         // SAFETY: passed on to the caller.
         unsafe {
             let flip = V::splat(image.flip);
             let filled = V::xor(V::splat(image.pad[0]), flip);
             let padding = V::zip([filled, filled, filled, filled]);
-            Columns { lines, flip, padding, left: p.pads[1], width: p.w, channels: self.piece.channels }
+            Columns {
+                lines,
+                flip,
+                padding,
+                left: p.pads[1],
+                width: p.w,
+                channels: self.piece.channels,
+                tier: PhantomData,
+            }
         }
     }
 
     /// Scales, clamps and rounds a vector of channels.
     ///
     /// # Safety
-    /// The processor has AVX-512.
+    /// The processor has the instruction set.
     #[inline(always)]
     unsafe fn codes<V: Vector>(&self, c: &Constants<V>, sums: [V; 4]) -> V {
         let mut rounded = sums;
@@ -404,7 +519,7 @@ impl Job<'_> {
 /// The words of a column of four rows. Columns count from the padding on the left.
 ///
 /// No closures here: they would be compiled without the features.
-struct Columns<'a, V: Vector> {
+struct Columns<'a, V: Vector, T: Tier<V>> {
     lines: &'a Lines,
     /// Combined with all bytes.
     flip: V,
@@ -412,9 +527,10 @@ struct Columns<'a, V: Vector> {
     left: usize,
     width: usize,
     channels: usize,
+    tier: PhantomData<T>,
 }
 
-impl<V: Vector> Columns<'_, V> {
+impl<V: Vector, T: Tier<V>> Columns<'_, V, T> {
     /// # Safety
     /// The lines have the columns.
     #[inline(always)]
@@ -433,7 +549,7 @@ impl<V: Vector> Columns<'_, V> {
     unsafe fn bytes(&self, k: usize, x: usize) -> V {
         let (line, step) = self.lines[k];
         // SAFETY: passed on to the caller.
-        unsafe { V::xor(V::load(line.wrapping_add(x * step), self.channels), self.flip) }
+        unsafe { V::xor(T::load(line.wrapping_add(x * step), self.channels), self.flip) }
     }
 }
 
@@ -453,9 +569,10 @@ mod tests {
 
     #[test]
     fn covers_each_channel_once() {
-        for c in 1..300 {
+        for (c, widest) in (1..300).flat_map(|c| [(c, WIDE), (c, WIDE / 2)]) {
             let mut next = 0;
-            for piece in pieces(c) {
+            for piece in pieces(c, widest) {
+                assert!(piece.width <= widest);
                 assert_eq!(piece.first, next, "{c}");
                 assert!(piece.width == piece.channels || piece.width == NARROW && piece.channels < NARROW, "{c}");
                 next += piece.channels;

@@ -56,7 +56,8 @@ pub struct DepthwiseWeights {
     form: Form,
     data: Buffer,
     /// The same in the order of `direct`, where that multiplies them.
-    direct: Option<Buffer>,
+    #[cfg(target_arch = "x86_64")]
+    direct: Option<direct::Packed>,
     sums: Vec<i32>,
 }
 
@@ -76,7 +77,11 @@ impl DepthwiseWeights {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        4 * (self.data.len() + self.direct.as_ref().map_or(0, |direct| direct.len()))
+        #[cfg(target_arch = "x86_64")]
+        let direct = self.direct.as_ref().map_or(0, |direct| direct.len());
+        #[cfg(not(target_arch = "x86_64"))]
+        let direct = 0;
+        4 * (self.data.len() + direct)
     }
 }
 
@@ -114,7 +119,14 @@ pub fn depthwise_nhwc_pack<T: DepthwiseElement>(
                 *value = w[c * window + t].float();
             }
         }
-        return Ok(DepthwiseWeights { shape, form: Form::Floats, data, direct: None, sums: Vec::new() });
+        return Ok(DepthwiseWeights {
+            shape,
+            form: Form::Floats,
+            data,
+            #[cfg(target_arch = "x86_64")]
+            direct: None,
+            sums: Vec::new(),
+        });
     }
     let at = |c: usize, t: usize| w[c * window + t].float() as i32 - zeros.get(c).copied().unwrap_or(0);
     let narrow = (0..p.c).all(|c| (0..window).all(|t| i8::try_from(at(c, t)).is_ok()));
@@ -122,18 +134,17 @@ pub fn depthwise_nhwc_pack<T: DepthwiseElement>(
     let bytes = narrow && ints::multiplies_bytes(exec.isa());
     let plan = ints::Plan::new(p);
     let data = plan.pack(p, padded, bytes, &at)?;
-    let direct = if bytes { pack_direct(p, &at)? } else { None };
-    Ok(DepthwiseWeights { shape, form: Form::Words { plan, bytes }, data, direct, sums })
-}
-
-/// The weights for `direct`, if it takes such windows.
-fn pack_direct(p: &Conv2dParams, at: &dyn Fn(usize, usize) -> i32) -> Result<Option<Buffer>> {
-    #[cfg(target_arch = "x86_64")]
-    if direct::takes(p) {
-        return direct::pack(p, at).map(Some);
-    }
-    let _ = (p, at);
-    Ok(None)
+    Ok(DepthwiseWeights {
+        shape,
+        form: Form::Words { plan, bytes },
+        data,
+        #[cfg(target_arch = "x86_64")]
+        direct: match direct::Set::of(exec.isa()) {
+            Some(set) if narrow && direct::takes(p) => Some(direct::pack(set, p, &at)?),
+            _ => None,
+        },
+        sums,
+    })
 }
 
 /// `y = epilogue(conv(x, w))` for NHWC `x` and `y`, each channel with its own window;
@@ -177,11 +188,11 @@ pub fn depthwise_nhwc(
             require(NAME, tier, "the weights were packed for another instruction set")?;
             let image = ints::Image::new(p, [oh, ow], &x, pad)?;
             #[cfg(target_arch = "x86_64")]
-            if let (Some(vnni), Some(weights)) = (crate::isa::Vnni::new(exec.isa()), &weights.direct)
+            if let (Some(set), Some(weights)) = (direct::Set::of(exec.isa()), &weights.direct)
                 && direct::takes(p)
                 && direct::finishes(epilogue, &out)
             {
-                direct::run(exec, vnni, &image, weights, epilogue, out);
+                direct::run(exec, set, &image, weights, epilogue, out);
                 return Ok(());
             }
             ints::run(exec, &image, (plan, bytes), &weights.data, epilogue, out);
