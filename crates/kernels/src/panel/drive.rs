@@ -33,6 +33,8 @@ const FAR: usize = 1 << 20;
 const LINE: usize = 64;
 /// Words of the largest tile.
 const TILE_WORDS: usize = 14 * 32;
+/// Most rows whose results are made together.
+const MOST_ROWS: usize = 64;
 
 /// Added to the sums of a tile, they change nothing: no zero's sign either.
 static NOTHING: [f32; 32] = [-0.0; 32];
@@ -260,11 +262,13 @@ impl<'a> Sweep<'a> {
         let b = panels.panel(group, p).as_ptr().cast();
         let (width, n, column) = (columns.width(p), columns.valid(p), group * columns.n + p * columns.nr);
         let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); TILE_WORDS]);
-        let out = acc.0.as_mut_ptr().cast::<u32>();
-        let mut sums = [0i32; 14];
+        let acc = acc.0.as_mut_ptr().cast::<u32>();
+        let mut sums = [0i32; MOST_ROWS];
         let tiles = count.div_ceil(panels.kernel.mr);
         let (even, longer) = (count / tiles, count % tiles);
-        let mut from = 0;
+        // Results of small tiles are made together: what is done once for them takes as long as a tile.
+        let together = (TILE_WORDS / width).min(MOST_ROWS) / panels.kernel.mr;
+        let (mut first, mut from) = (0, 0);
         for t in 0..tiles {
             let rows = even + usize::from(t < longer);
             let a = a.wrapping_add(from * stride);
@@ -275,6 +279,7 @@ impl<'a> Sweep<'a> {
             let end = self.end((column, n), to).filter(|_| n == width);
             let ends = end.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
             let (runs, limits) = (runs.as_ptr(), panels.limits(group, p));
+            let out = acc.wrapping_add((from - first) * width);
             let tile = Tile { a, stride, runs, n_runs, steps, b, limits, ahead, out, end: ends };
             let residual = match self.epilogue.residual {
                 Residual::F32(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast::<u8>()),
@@ -289,30 +294,33 @@ impl<'a> Sweep<'a> {
             // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
             // tier was proven when it was chosen.
             unsafe { panels.kernel.tile(rows, width)(&tile) };
-            if end.is_some() {
-                from += rows;
-                continue;
-            }
-            if !self.epilogue.weight_zeros.is_empty() {
+            if !self.epilogue.weight_zeros.is_empty() && end.is_none() {
                 // SAFETY: as above.
-                unsafe { self.row_sums(a, stride, &mut sums[..rows]) };
+                unsafe { self.row_sums(a, stride, &mut sums[from - first..][..rows]) };
+            }
+            from += rows;
+            if end.is_some() {
+                first = from;
+            }
+            if from == first || (t + 1) % together.max(1) != 0 && t + 1 < tiles {
+                continue;
             }
             let finish = Finish {
                 epilogue: self.epilogue,
                 ints: self.ints,
-                acc: out,
-                rows,
+                acc,
+                rows: from - first,
                 width,
                 n,
-                row: at / self.ld.max(1) + from,
+                row: at / self.ld.max(1) + first,
                 column,
                 row_sums: sums.as_ptr(),
                 out: self.out,
-                at: to,
+                at: at + first * self.ld + p * columns.nr,
                 ld: self.ld,
             };
             finish.run(self.isa);
-            from += rows;
+            first = from;
         }
     }
 

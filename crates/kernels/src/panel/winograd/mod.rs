@@ -93,7 +93,7 @@ pub fn winograd_pays(isa: Isa, p: &Conv2dParams) -> bool {
     let (product, transform, read) = match (Vnni::new(isa).is_some(), AvxVnni::new(isa).is_some()) {
         (true, _) => (2.0, 45.0, 700.0),
         (_, true) => (2.1, 45.0, 350.0),
-        _ => (0.8, 15.0, 150.0),
+        _ => (1.1, 22.0, 220.0),
     };
     let deep = 0.5 * (p.c as f64 / 512.0).powi(2);
     let tiles = Grid::new(p, [oh, ow], 3).tiles() as f64;
