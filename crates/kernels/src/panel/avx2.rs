@@ -30,8 +30,11 @@ static HIGHEST: [u8; 257] = {
     table
 };
 
-/// What takes 128 off a byte.
-static FLIP: [u8; 32] = [0x80; 32];
+/// What takes 128 off bytes, in one line of the cache.
+#[repr(align(32))]
+struct Flip(#[allow(dead_code)] [u8; 32]); // Assembly reads it.
+
+static FLIP: Flip = Flip([0x80; 32]);
 
 /// Fills [`BLOCK_WORDS`] for each block of a panel whose runs have so many steps, with 8 or 16 columns in memory.
 ///

@@ -37,6 +37,7 @@ pub(crate) enum Body {
     /// Functions, indexed by `(rows − 1) · nr / lanes + vectors − 1`.
     Vectors(&'static [TileFn]),
     /// As those, with limits that tell where no sum of two products leaves 16 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // AVX2 alone has any.
     Bounded(&'static [TileFn]),
     /// Blocks of tiles.
     Tiles(Unit),

@@ -344,76 +344,54 @@ dots!(
     |acc, a, b| _mm512_add_epi32(acc, _mm512_madd_epi16(a, b))
 );
 
-/// Exact dot products of 8-bit integers without VNNI: even and odd bytes apart, as 16-bit
-/// pairs, because `vpmaddubsw` saturates.
-macro_rules! pairs {
-    ($name:ident, $vector:ty, $features:literal, $zero:ident, $splat:ident, $load:ident, $store:ident, $shl:ident,
-     $sar:ident, $shr:ident, $madd:ident, $add:ident, $mask:expr, $and:ident) => {
-        #[derive(Clone, Copy)]
-        pub(crate) struct $name(());
+/// Exact dot products of 8-bit integers, AVX-512 without VNNI: even and odd bytes apart, as 16-bit pairs, because `vpmaddubsw`
+/// saturates.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs512(());
 
-        impl $name {
-            /// # Safety
-            /// The CPU has the tier.
-            #[inline(always)]
-            pub(crate) unsafe fn assume() -> Self {
-                $name(())
-            }
-        }
-
-        impl Dot for $name {
-            type Acc = $vector;
-            /// Even bytes and odd bytes, as 16-bit numbers.
-            type A = [$vector; 2];
-            type B = [$vector; 2];
-            #[inline(always)]
-            fn zero(self) -> $vector {
-                // SAFETY: `assume` vouches for the tier.
-                unsafe { $zero() }
-            }
-            #[inline(always)]
-            unsafe fn row(self, p: *const u8) -> [$vector; 2] {
-                // SAFETY: the caller vouches for 4 bytes.
-                unsafe {
-                    let x = $splat(p.cast::<i32>().read_unaligned());
-                    [$and(x, $mask), $shr::<8>(x)]
-                }
-            }
-            #[inline(always)]
-            unsafe fn column(self, p: *const u32) -> [$vector; 2] {
-                // SAFETY: the caller vouches for a vector.
-                unsafe {
-                    let x = $load(p.cast());
-                    [$sar::<8>($shl::<8>(x)), $sar::<8>(x)]
-                }
-            }
-            #[inline(always)]
-            fn dot(self, acc: $vector, a: [$vector; 2], b: [$vector; 2]) -> $vector {
-                // SAFETY: `assume` vouches for the tier.
-                unsafe { $add(acc, $add($madd(a[0], b[0]), $madd(a[1], b[1]))) }
-            }
-            #[inline(always)]
-            unsafe fn store(self, p: *mut u32, acc: $vector) {
-                // SAFETY: the caller vouches for a vector.
-                unsafe { $store(p.cast(), acc) }
-            }
-        }
-    };
+impl Pairs512 {
+    /// # Safety
+    /// The CPU has the tier.
+    #[inline(always)]
+    pub(crate) unsafe fn assume() -> Self {
+        Pairs512(())
+    }
 }
 
-pairs!(
-    Pairs512,
-    __m512i,
-    "avx512bw",
-    _mm512_setzero_si512,
-    _mm512_set1_epi32,
-    _mm512_loadu_si512,
-    _mm512_storeu_si512,
-    _mm512_slli_epi16,
-    _mm512_srai_epi16,
-    _mm512_srli_epi16,
-    _mm512_madd_epi16,
-    _mm512_add_epi32,
-    _mm512_set1_epi16(0xff),
-    _mm512_and_si512
-);
+impl Dot for Pairs512 {
+    type Acc = __m512i;
+    /// Even bytes and odd bytes, as 16-bit numbers.
+    type A = [__m512i; 2];
+    type B = [__m512i; 2];
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: `assume` vouches for the tier.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn row(self, p: *const u8) -> [__m512i; 2] {
+        // SAFETY: the caller vouches for 4 bytes.
+        unsafe {
+            let x = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
+            [_mm512_and_si512(x, _mm512_set1_epi16(0xff)), _mm512_srli_epi16::<8>(x)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn column(self, p: *const u32) -> [__m512i; 2] {
+        // SAFETY: the caller vouches for a vector.
+        unsafe {
+            let x = _mm512_loadu_si512(p.cast());
+            [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)), _mm512_srai_epi16::<8>(x)]
+        }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, a: [__m512i; 2], b: [__m512i; 2]) -> __m512i {
+        // SAFETY: `assume` vouches for the tier.
+        unsafe { _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_madd_epi16(a[0], b[0]), _mm512_madd_epi16(a[1], b[1]))) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u32, acc: __m512i) {
+        // SAFETY: the caller vouches for a vector.
+        unsafe { _mm512_storeu_si512(p.cast(), acc) }
+    }
+}
