@@ -3,101 +3,25 @@
 //!
 //! Products of bytes are exact. `vpmaddubsw` adds two neighbours' in 16 bits and saturates, which `a₀w₀ + a₁w₁` of u8 and i8
 //! can reach. Where it cannot is known before the products are made: the weights' packing keeps, for each two rows of a
-//! panel, the highest `a` for which no column's sum does ([`find_limits`]), and a tile compares its own rows with that, sixteen
+//! panel, the highest `a` for which no column's sum does ([`super::limits`]), and a tile compares its own rows with that, sixteen
 //! steps at a time. Where a row is higher, the weights' magnitudes are multiplied with `a − 128`, whose bits are turned where
 //! the weight is negative: `|w| · ~x = w · x + w` for `w < 0`. No sum of two leaves 16 bits then; what is too much or too
 //! little is the same for all rows, and packing keeps it, too. This takes 1.3 times as long. Large weights side by side are
 //! rare in trained models, and so are activations near 255: most steps pass.
 
 use std::arch::asm;
-use std::arch::x86_64::*;
 
+use super::limits::{BLOCK, BLOCK_WORDS};
 use super::tile::Tile;
 
-/// Steps that are compared at a time.
-pub(crate) const BLOCK: usize = 16;
-/// Words that packing keeps for a block: limits of its rows as bytes, then corrections of its columns.
-pub(crate) const BLOCK_WORDS: usize = 2 * BLOCK;
-
-/// By the greatest sum of two neighbours, of the positive or of the negative weights, how high `a` can be: at most 255.
-static HIGHEST: [u8; 257] = {
-    let mut table = [255; 257];
-    let mut sum = 129;
-    while sum < table.len() {
-        table[sum] = (32767 / sum) as u8;
-        sum += 1;
-    }
-    table
-};
+// The assembly has these numbers in it.
+const _: () = assert!(BLOCK == 16 && BLOCK_WORDS == 32);
 
 /// What takes 128 off bytes, in one line of the cache.
 #[repr(align(32))]
 struct Flip(#[allow(dead_code)] [u8; 32]); // Assembly reads it.
 
 static FLIP: Flip = Flip([0x80; 32]);
-
-/// Fills [`BLOCK_WORDS`] for each block of a panel whose runs have so many steps, with 8 or 16 columns in memory.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn find_limits(panel: &[f32], (steps, width): (usize, usize), to: &mut [f32]) {
-    let zero = _mm256_setzero_si256();
-    let ones = _mm256_set1_epi8(1);
-    let blocks = panel.chunks_exact(steps * width).flat_map(|run| run.chunks(BLOCK * width));
-    for (block, to) in blocks.zip(to.chunks_exact_mut(BLOCK_WORDS)) {
-        let (limits, corrections) = to.split_at_mut(BLOCK);
-        let mut sums = [zero; 2];
-        for (words, limit) in block.chunks_exact(width).zip(limits) {
-            let mut most = zero;
-            for (words, sum) in words.chunks_exact(8).zip(&mut sums) {
-                // SAFETY: eight words.
-                let w = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
-                let negative = _mm256_min_epi8(w, zero);
-                // Pairs of the positive ones, and of the negative ones, as 16-bit numbers.
-                let highs = _mm256_maddubs_epi16(ones, _mm256_max_epi8(w, zero));
-                let lows = _mm256_maddubs_epi16(ones, negative);
-                most = _mm256_max_epi16(most, _mm256_max_epi16(highs, _mm256_sub_epi16(zero, lows)));
-                // 128 times all, less the negative ones.
-                let part = |times| _mm256_set1_epi16(times);
-                let all = _mm256_add_epi32(_mm256_madd_epi16(highs, part(128)), _mm256_madd_epi16(lows, part(127)));
-                *sum = _mm256_add_epi32(*sum, all);
-            }
-            let most = _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
-            let most = _mm_max_epi16(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-            let most = _mm_cvtsi128_si32(_mm_max_epi16(most, _mm_shuffle_epi32::<0b10_11_00_01>(most))) as usize;
-            let (low, high) = (HIGHEST[(most & 0xffff).min(256)], HIGHEST[(most >> 16 & 0xffff).min(256)]);
-            *limit = f32::from_bits(u32::from_le_bytes([low, low, high, high]));
-        }
-        for (to, sum) in corrections.chunks_exact_mut(8).zip(sums) {
-            // SAFETY: eight words.
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), sum) };
-        }
-    }
-}
-
-/// The sums of a panel's columns.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn column_sums(panel: &[f32], width: usize, to: &mut [i32]) {
-    let mut sums = [_mm256_setzero_si256(); 2];
-    for words in panel.chunks_exact(width) {
-        for (words, sum) in words.chunks_exact(8).zip(&mut sums) {
-            // SAFETY: eight words.
-            let w = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
-            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), w);
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-        }
-    }
-    let mut lanes = [0i32; 16];
-    for (lanes, sum) in lanes.chunks_exact_mut(8).zip(sums) {
-        // SAFETY: eight words.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
-    }
-    to.copy_from_slice(&lanes[..to.len()]);
-}
 
 /// The address of row `i`: r8 is row 0, r11 the stride, rax three times and r10 five times that.
 macro_rules! row {
@@ -254,6 +178,30 @@ macro_rules! stores {
     (1, $($i:tt $lo:literal $hi:literal)*) => { concat!($("vmovups [r13], ymm", $lo, "\nadd r13, 32\n",)*) };
 }
 
+/// Makes the results of each row from its accumulators, as [`super::tile::End`] says: r13 is its address, and 1. NaN passes:
+/// the instructions give their second operand then.
+macro_rules! ends {
+    (floats, 2, $($i:tt $lo:literal $hi:literal)*) => { concat!(
+        ends!(@constants), "vmovups ymm13, [r10+32]\n", $(
+            ends!(@clamp $lo, 12), ends!(@clamp $hi, 13),
+            "vmovups [r8], ymm", $lo, "\nvmovups [r8+32], ymm", $hi, "\nadd r8, rcx\n",
+        )*
+    ) };
+    (floats, 1, $($i:tt $lo:literal $hi:literal)*) => { concat!(
+        ends!(@constants), $(ends!(@clamp $lo, 12), "vmovups [r8], ymm", $lo, "\nadd r8, rcx\n",)*
+    ) };
+    (@constants) => {
+        "dec r13\nmov r8, [r13]\nmov rcx, [r13+8]\nmov r10, [r13+16]\nvbroadcastss ymm14, dword ptr [r13+24]\n\
+         vbroadcastss ymm15, dword ptr [r13+28]\nvmovups ymm12, [r10]\n"
+    };
+    (@clamp $acc:literal, $bias:literal) => { concat!(
+        "vaddps ymm", $acc, ", ymm", $acc, ", ymm", $bias, "\nvmaxps ymm", $acc, ", ymm14, ymm", $acc,
+        "\nvminps ymm", $acc, ", ymm15, ymm", $acc, "\n"
+    ) };
+    // Integers have none.
+    (shorts, $($rest:tt)*) => { "" };
+}
+
 /// The greatest bytes of all rows at an address, less the limits at another, in a register.
 macro_rules! higher {
     ($to:literal, $at:literal, $limits:literal, $($i:tt $lo:literal $hi:literal)*) => { concat!(
@@ -311,7 +259,13 @@ macro_rules! plain {
                     "6:",
                     "dec rdi",
                     "jnz 2b",
+                    "test r13, 1",
+                    "jnz 7f",
                     stores!($nv, $($rows)*),
+                    "jmp 8f",
+                    "7:",
+                    ends!($dot, $nv, $($rows)*),
+                    "8:",
                     "vzeroupper",
                     in("r12") t.a,
                     in("r11") t.stride,
@@ -319,7 +273,7 @@ macro_rules! plain {
                     inout("rsi") t.runs => _,
                     inout("rdi") t.n_runs => _,
                     inout("rdx") t.b => _,
-                    inout("r13") t.out => _,
+                    inout("r13") t.destination() => _,
                     out("rax") _, out("rcx") _, out("r8") _, out("r10") _,
                     out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
                     out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
@@ -471,34 +425,8 @@ tiles! { bytes, exact, bytes,
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::isa::{Avx2, Isa};
     use crate::panel::{Epilogue, Rows, Target, panel_gemm, panel_gemm_pack};
     use crate::testing::{Random, execs};
-
-    #[test]
-    fn limits_are_the_highest_that_saturate_nothing() {
-        if Avx2::new(Isa::detect()).is_none() {
-            return;
-        }
-        for w in [[127, 127], [127, 1], [127, 2], [-128, -128], [-128, 0], [-128, -1], [100, -128], [64, 65], [0, 0]] {
-            // In the last column of two vectors, and in the second pair.
-            let mut panel = [0f32; 16];
-            let [a, b] = w.map(|w: i32| w as i8 as u8);
-            panel[15] = f32::from_bits(u32::from_le_bytes([0, 0, a, b]));
-            let mut kept = [0f32; BLOCK_WORDS];
-            // SAFETY: the CPU has AVX2.
-            unsafe { find_limits(&panel, (1, 16), &mut kept) };
-            let limits = kept[0].to_bits().to_le_bytes();
-            assert_eq!(limits[..2], [255; 2]);
-            let m = i32::from(limits[2]);
-            let fits =
-                |m: i32| [[m, m], [m, 0], [0, m]].iter().all(|a| i16::try_from(a[0] * w[0] + a[1] * w[1]).is_ok());
-            assert!(fits(m), "{w:?}: {m}");
-            // One less than could be where the sum is the least number of 16 bits.
-            assert!(m == 255 || !fits(m + 2), "{w:?}: {m}");
-        }
-    }
 
     #[test]
     fn multiplies_rows_around_the_limits_exactly() {

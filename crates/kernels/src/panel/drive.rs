@@ -192,7 +192,8 @@ impl Walk<'_, '_> {
     /// # Safety
     /// As [`Walk::rows`]; `runs`, at least one, lie in the panel and pass over its other words.
     pub unsafe fn rows_of(&mut self, runs: &[Run], lines: Lines, (group, p): (usize, usize), at: usize) {
-        debug_assert!(matches!(self, Walk::Vectors(..)));
+        // Bounded kernels go over all words of a panel.
+        debug_assert!(matches!(self, Walk::Vectors(sweep, ..) if !sweep.panels.kernel.bounded()));
         if let (Walk::Vectors(sweep, _, later), 1..) = (self, lines.count) {
             // SAFETY: passed on to the caller.
             unsafe { sweep.vector_rows((lines, runs), (group, p), at, later) };
@@ -279,6 +280,7 @@ impl<'a> Sweep<'a> {
             let end = self.end((column, n), to).filter(|_| n == width);
             let ends = end.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
             let (runs, limits) = (runs.as_ptr(), panels.limits(group, p));
+            debug_assert!(!panels.kernel.bounded() || !limits.is_null());
             let out = acc.wrapping_add((from - first) * width);
             let tile = Tile { a, stride, runs, n_runs, steps, b, limits, ahead, out, end: ends };
             let residual = match self.epilogue.residual {

@@ -274,7 +274,7 @@ pub(super) unsafe fn column_sums(isa: Isa, kernel: &PanelKernel, words: &[f32], 
     #[cfg(target_arch = "x86_64")]
     if kernel.bounded() {
         // SAFETY: the caller vouches for the tier.
-        return unsafe { super::avx2::column_sums(words, width, sums) };
+        return unsafe { super::limits::column_sums(words, width, sums) };
     }
     let mut total = [0i32; 64];
     let Some(kernel) = kernel.by_vectors(INT_KERNELS, isa) else {

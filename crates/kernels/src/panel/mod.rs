@@ -20,6 +20,8 @@ mod finish;
 mod float_matmul;
 mod gather;
 mod image;
+#[cfg(target_arch = "x86_64")]
+mod limits;
 mod lines;
 mod matmul;
 mod pack;

@@ -3,7 +3,7 @@
 use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
+use super::limits;
 use super::table::PanelKernel;
 use crate::buffer::Buffer;
 use crate::error::{Result, product};
@@ -154,7 +154,7 @@ pub struct Panels {
     sums: Vec<i32>,
     /// 128 times the sums of the columns in memory, for kernels that take i8 rows.
     starts: Vec<i32>,
-    /// What `avx2::find_limits` finds, by group and panel: for bounded kernels.
+    /// What `limits::find_limits` finds, by group and panel: for bounded kernels.
     limits: Buffer,
 }
 
@@ -260,7 +260,7 @@ impl Panels {
 pub(crate) fn limit_words(kernel: &PanelKernel, panels: usize, (runs, steps): (usize, usize)) -> usize {
     #[cfg(target_arch = "x86_64")]
     if kernel.bounded() {
-        return panels * runs * steps.div_ceil(avx2::BLOCK) * avx2::BLOCK_WORDS;
+        return panels * runs * steps.div_ceil(limits::BLOCK) * limits::BLOCK_WORDS;
     }
     0
 }
@@ -272,7 +272,7 @@ pub(crate) fn find_limits(isa: Isa, panel: &[f32], shape: (usize, usize), to: &m
     #[cfg(target_arch = "x86_64")]
     if !to.is_empty() && Avx2::new(isa).is_some() {
         // SAFETY: the token says that the CPU has AVX2; panels of bounded kernels have one or two vectors of columns.
-        unsafe { avx2::find_limits(panel, shape, to) };
+        unsafe { limits::find_limits(panel, shape, to) };
     }
 }
 

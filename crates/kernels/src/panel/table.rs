@@ -398,7 +398,7 @@ pub static FLOAT_KERNELS: &[PanelKernel] = &[
         lanes: 8,
         depth: 4,
         bf16: Bf16::None,
-        ends: Ends::None,
+        ends: Ends::Floats,
         body: Body::Vectors(avx2::floats::TILES),
     },
     #[cfg(target_arch = "aarch64")]

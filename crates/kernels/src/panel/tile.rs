@@ -29,7 +29,7 @@ pub(crate) struct Tile {
     pub steps: usize,
     /// The panel: runs × steps × width words, and what runs pass over.
     pub b: *const u32,
-    /// Where the kernel is bounded, what packing keeps of the panel (`avx2::find_limits`).
+    /// Where the kernel is bounded, what packing keeps of the panel (`limits::find_limits`).
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub limits: *const f32,
     /// Where memory lies that is wanted next: twice 64 bytes of it are fetched into the L2 cache in each 4 steps. Need not
