@@ -43,6 +43,17 @@ pub fn python() -> Option<PathBuf> {
     found(venv.join(python), "run `cargo xtask fixtures`, or set NARROWBIT_VENV")
 }
 
+/// Whether ONNX Runtime and OpenVINO add products of u8 and i8 in 16 bits that saturate, as they do on processors without VNNI:
+/// their results are not those of the model then. Says on stderr that a test is skipped.
+pub fn peers_saturate() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if !is_x86_feature_detected!("avx512vnni") && !is_x86_feature_detected!("avxvnni") {
+        eprintln!("SKIPPED: the peers' sums of integers saturate on this processor, which has no VNNI");
+        return true;
+    }
+    false
+}
+
 fn found(path: PathBuf, help: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
