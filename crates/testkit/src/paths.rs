@@ -44,7 +44,7 @@ pub fn python() -> Option<PathBuf> {
 }
 
 /// Whether ONNX Runtime and OpenVINO add products of u8 and i8 in 16 bits that saturate, as they do on processors without VNNI:
-/// their results are not those of the model then. Says on stderr that a test is skipped.
+/// their results are not those of the model then. Says on stderr that such comparisons are skipped.
 pub fn peers_saturate() -> bool {
     #[cfg(target_arch = "x86_64")]
     if !is_x86_feature_detected!("avx512vnni") && !is_x86_feature_detected!("avxvnni") {
