@@ -4,24 +4,33 @@
 //! Products of bytes are exact. `vpmaddubsw` adds two neighbours' in 16 bits and saturates, which `a₀w₀ + a₁w₁` of u8 and i8
 //! can reach. Where it cannot is known before the products are made: the weights' packing keeps, for each two rows of a
 //! panel, the highest `a` for which no column's sum does ([`super::limits`]), and a tile compares its own rows with that, sixteen
-//! steps at a time. Where a row is higher, the weights' magnitudes are multiplied with `a − 128`, whose bits are turned where
+//! steps at a time. In most steps even the sums of two steps fit, which then are widened together: three multiplications
+//! in the place of four. Where a row is higher, the weights' magnitudes are multiplied with `a − 128`, whose bits are turned where
 //! the weight is negative: `|w| · ~x = w · x + w` for `w < 0`. No sum of two leaves 16 bits then; what is too much or too
-//! little is the same for all rows, and packing keeps it, too. This takes 1.3 times as long. Large weights side by side are
-//! rare in trained models, and so are activations near 255: most steps pass.
+//! little is the same for all rows, and packing keeps it, too. This takes 1.3 times as long, most of it for magnitudes and
+//! signs: a panel in which many steps are so is taken apart once for all its tiles ([`super::vectors`]). Large weights side
+//! by side are rare in transformers, and so are activations near 255: most steps pass. Behind a clamp they don't.
 
 use std::arch::asm;
+use std::mem::offset_of;
 
 use super::limits::{BLOCK, BLOCK_WORDS};
 use super::tile::Tile;
 
 // The assembly has these numbers in it.
-const _: () = assert!(BLOCK == 16 && BLOCK_WORDS == 32);
+const _: () = assert!(BLOCK == 16 && BLOCK_WORDS == 48);
 
 /// What takes 128 off bytes, in one line of the cache.
 #[repr(align(32))]
 struct Flip(#[allow(dead_code)] [u8; 32]); // Assembly reads it.
 
 static FLIP: Flip = Flip([0x80; 32]);
+
+/// Ones of 16 bits.
+#[repr(align(32))]
+struct Ones(#[allow(dead_code)] [u16; 16]);
+
+static ONES: Ones = Ones([1; 16]);
 
 /// The address of row `i`: r8 is row 0, r11 the stride, rax three times and r10 five times that.
 macro_rules! row {
@@ -119,6 +128,22 @@ macro_rules! step {
             "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $da, "]\n", step!(@signs $nv, $lo, $hi),
         )*)
     };
+    // Weights that were taken apart before, at r13 and twice rdx.
+    (2, apart, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
+        concat!(
+            "vmovups ymm8, [r13+2*rdx+2*", $b0, "]\nvmovups ymm9, [r13+2*rdx+2*", $b0, "+32]\n",
+            "vmovups ymm10, [r13+2*rdx+2*", $b0, "+64]\nvmovups ymm11, [r13+2*rdx+2*", $b0, "+96]\n",
+            "prefetcht0 [rdx+4096+", $b0, "]\n",
+            $("vpbroadcastd ymm12, dword ptr [", row!($i), "+", $da, "]\n", step!(@signs 2, $lo, $hi),)*
+        )
+    };
+    (1, apart, $da:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => {
+        concat!(
+            "vmovups ymm8, [r13+2*rdx+2*", $b0, "]\nvmovups ymm10, [r13+2*rdx+2*", $b0, "+32]\n",
+            "prefetcht0 [rdx+4096+", $b0, "]\n",
+            $("vpbroadcastd ymm12, dword ptr [", row!($i), "+", $da, "]\n", step!(@signs 1, $lo, $hi),)*
+        )
+    };
     (@split 2, $b0:literal, $b1:literal) => {
         concat!(
             columns!(2, 8, 9, $b0, $b1), "vpxor xmm10, xmm10, xmm10\nvpcmpgtb ymm11, ymm10, ymm9\n",
@@ -146,6 +171,45 @@ macro_rules! step {
             "vpaddd ymm", $lo, ", ymm", $lo, ", ymm13\n"
         )
     };
+}
+
+/// Two steps of all rows, whose products are added in 16 bits: `$d0` and `$d1` bytes into the rows, from `$b0` and `$b1` on
+/// in the panel.
+macro_rules! pair {
+    (2, $d0:literal, $d1:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => { concat!(
+        "vmovups ymm8, [rdx+", $b0, "]\nvmovups ymm9, [rdx+", $b0, "+32]\nprefetcht0 [rdx+4096+", $b0, "]\n",
+        "vmovups ymm10, [rdx+", $b1, "]\nvmovups ymm11, [rdx+", $b1, "+32]\nprefetcht0 [rdx+4096+", $b1, "]\n",
+        $(
+            "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $d0, "]\n",
+            "vpmaddubsw ymm13, ymm12, ymm8\nvpmaddubsw ymm14, ymm12, ymm9\n",
+            "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $d1, "]\n",
+            "vpmaddubsw ymm15, ymm12, ymm10\nvpmaddubsw ymm12, ymm12, ymm11\n",
+            "vpaddw ymm13, ymm13, ymm15\nvpaddw ymm14, ymm14, ymm12\n",
+            "vpmaddwd ymm13, ymm13, [rip+{ones}]\nvpmaddwd ymm14, ymm14, [rip+{ones}]\n",
+            "vpaddd ymm", $lo, ", ymm", $lo, ", ymm13\nvpaddd ymm", $hi, ", ymm", $hi, ", ymm14\n",
+        )*
+    ) };
+    (1, $d0:literal, $d1:literal, $b0:literal, $b1:literal, $($i:tt $lo:literal $hi:literal)*) => { concat!(
+        "vmovups ymm8, [rdx+", $b0, "]\nvmovups ymm10, [rdx+", $b1, "]\nprefetcht0 [rdx+4096+", $b0, "]\n",
+        $(
+            "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $d0, "]\nvpmaddubsw ymm13, ymm12, ymm8\n",
+            "vpbroadcastd ymm12, dword ptr [", row!($i), "+", $d1, "]\nvpmaddubsw ymm12, ymm12, ymm10\n",
+            "vpaddw ymm13, ymm13, ymm12\nvpmaddwd ymm13, ymm13, [rip+{ones}]\n",
+            "vpaddd ymm", $lo, ", ymm", $lo, ", ymm13\n",
+        )*
+    ) };
+}
+
+/// Four and two steps by pairs.
+macro_rules! pairs {
+    (4, 2, $($rows:tt)*) => {
+        concat!(pair!(2, 0, 4, 0, 64, $($rows)*), pair!(2, 8, 12, 128, 192, $($rows)*), "add r8, 16\nadd rdx, 256\n")
+    };
+    (4, 1, $($rows:tt)*) => {
+        concat!(pair!(1, 0, 4, 0, 32, $($rows)*), pair!(1, 8, 12, 64, 96, $($rows)*), "add r8, 16\nadd rdx, 128\n")
+    };
+    (2, 2, $($rows:tt)*) => { concat!(pair!(2, 0, 4, 0, 64, $($rows)*), "add r8, 8\nadd rdx, 128\n") };
+    (2, 1, $($rows:tt)*) => { concat!(pair!(1, 0, 4, 0, 32, $($rows)*), "add r8, 8\nadd rdx, 64\n") };
 }
 
 /// Four steps at once (their offsets into a panel of 16 or 8 columns).
@@ -202,11 +266,10 @@ macro_rules! ends {
     (shorts, $($rest:tt)*) => { "" };
 }
 
-/// The greatest bytes of all rows at an address, less the limits at another, in a register.
-macro_rules! higher {
-    ($to:literal, $at:literal, $limits:literal, $($i:tt $lo:literal $hi:literal)*) => { concat!(
-        "vpxor ", $to, ", ", $to, ", ", $to, "\n", $(higher!(@row $to, $at, $i),)*
-        "vpsubusb ", $to, ", ", $to, ", [", $limits, "]\n"
+/// The greatest bytes of all rows at an address, in a register.
+macro_rules! highest {
+    ($to:literal, $at:literal, $($i:tt $lo:literal $hi:literal)*) => { concat!(
+        "vpxor ", $to, ", ", $to, ", ", $to, "\n", $(highest!(@row $to, $at, $i),)*
     ) };
     (@row $to:literal, $at:literal, 0) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "]\n") };
     (@row $to:literal, $at:literal, 1) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "+r11]\n") };
@@ -214,16 +277,35 @@ macro_rules! higher {
     (@row $to:literal, $at:literal, 3) => { concat!("vpmaxub ", $to, ", ", $to, ", [", $at, "+rax]\n") };
 }
 
+/// Compares the greatest bytes of a block of r9 steps with its limits: goes to 40 where two steps may be added, to 5 where
+/// one, and else to 24. Vectors of `$bytes` bytes, of which two cover the block; 8, 9, 10 and 11 in registers so named.
+macro_rules! compare {
+    ($bytes:literal, $a:literal, $b:literal, $c:literal, $d:literal, $($rows:tt)*) => { concat!(
+        "lea r10, [r8+4*r9-", $bytes, "]\n", highest!($a, "r8", $($rows)*), highest!($b, "r10", $($rows)*),
+        "vpsubusb ", $c, ", ", $a, ", [r15+64]\nvpsubusb ", $d, ", ", $b, ", [r15+4*r9+64-", $bytes, "]\n",
+        "vpor ", $c, ", ", $c, ", ", $d, "\nvptest ", $c, ", ", $c, "\njz 40f\n",
+        "vpsubusb ", $a, ", ", $a, ", [r15]\nvpsubusb ", $b, ", ", $b, ", [r15+4*r9-", $bytes, "]\n",
+        "vpor ", $a, ", ", $a, ", ", $b, "\nvptest ", $a, ", ", $a, "\n",
+    ) };
+}
+
+/// Ones of 16 bits in ymm15.
+macro_rules! ones {
+    () => {
+        "vpcmpeqw ymm15, ymm15, ymm15\nvpsrlw ymm15, ymm15, 15\n"
+    };
+}
+
 /// Adds a block's corrections to each row.
 macro_rules! correct {
     (2, $($i:tt $lo:literal $hi:literal)*) => {
         concat!(
-            "vmovups ymm8, [r15+64]\nvmovups ymm9, [r15+96]\n",
+            "vmovups ymm8, [r15+128]\nvmovups ymm9, [r15+160]\n",
             $("vpaddd ymm", $lo, ", ymm", $lo, ", ymm8\nvpaddd ymm", $hi, ", ymm", $hi, ", ymm9\n",)*
         )
     };
     (1, $($i:tt $lo:literal $hi:literal)*) => {
-        concat!("vmovups ymm8, [r15+64]\n", $("vpaddd ymm", $lo, ", ymm", $lo, ", ymm8\n",)*)
+        concat!("vmovups ymm8, [r15+128]\n", $("vpaddd ymm", $lo, ", ymm", $lo, ", ymm8\n",)*)
     };
 }
 
@@ -289,18 +371,20 @@ macro_rules! exact {
     ($name:ident, $dot:tt, $nv:tt, $($rows:tt)*) => {
         #[target_feature(enable = "avx2,fma")]
         unsafe fn $name(t: &Tile) {
+            // What twice the place in the panel is added to.
+            let apart = if t.apart.is_null() { 0 } else { (t.apart as usize).wrapping_sub(2 * t.b as usize) };
+            let slow: usize;
             // SAFETY: as for the others; the limits cover the steps of all runs, which pass nothing over.
             unsafe {
                 asm!(
                     zeros!($nv, $($rows)*),
-                    "vpcmpeqw ymm15, ymm15, ymm15",
-                    "vpsrlw ymm15, ymm15, 15",
                     "lea rax, [r11+2*r11]",
+                    "xor r14d, r14d",
                     "2:",
                     "mov r8, [rsi]",
                     "add rsi, 16",
-                    "add r8, r12",
-                    "mov rcx, r14",
+                    "add r8, [r12+{a}]",
+                    "mov rcx, [r12+{steps}]",
                     // The next r9 steps.
                     "3:",
                     "mov r9d, 16",
@@ -309,16 +393,11 @@ macro_rules! exact {
                     "sub rcx, r9",
                     "cmp r9, 8",
                     "jb 23f",
-                    // Vectors leave the flags alone.
-                    higher!("ymm8", "r8", "r15", $($rows)*),
-                    "je 4f",
-                    "lea r10, [r8+4*r9-32]",
-                    higher!("ymm9", "r10", "r15+4*r9-32", $($rows)*),
-                    "vpor ymm8, ymm8, ymm9",
-                    "4:",
-                    "vptest ymm8, ymm8",
+                    compare!("32", "ymm8", "ymm9", "ymm10", "ymm11", $($rows)*),
                     "jnz 24f",
+                    // Sums of two products fit.
                     "5:",
+                    ones!(),
                     "sub r9, 4",
                     "jb 7f",
                     "6:",
@@ -333,40 +412,80 @@ macro_rules! exact {
                     "dec r9",
                     "jnz 8b",
                     "9:",
-                    "sub r15, -128",
+                    "add r15, 192",
                     "test rcx, rcx",
                     "jnz 3b",
                     "dec rdi",
                     "jnz 2b",
-                    "jmp 26f",
+                    "jmp 60f",
                     // Few steps.
                     "23:",
                     "cmp r9, 4",
                     "jb 24f",
-                    "lea r10, [r8+4*r9-16]",
-                    higher!("xmm8", "r8", "r15", $($rows)*),
-                    higher!("xmm9", "r10", "r15+4*r9-16", $($rows)*),
-                    "vpor xmm8, xmm8, xmm9",
-                    "vptest xmm8, xmm8",
+                    compare!("16", "xmm8", "xmm9", "xmm10", "xmm11", $($rows)*),
                     "jz 5b",
+                    // They do not.
                     "24:",
-                    one!($nv, signs, $($rows)*),
+                    "inc r14",
+                    ones!(),
+                    "test r13, r13",
+                    "jz 29f",
+                    "sub r9, 4",
+                    "jb 26f",
+                    "25:",
+                    four!($nv, apart, $($rows)*),
+                    "sub r9, 4",
+                    "jae 25b",
+                    "26:",
+                    "add r9, 4",
+                    "jz 28f",
+                    "27:",
+                    one!($nv, apart, $($rows)*),
                     "dec r9",
-                    "jnz 24b",
+                    "jnz 27b",
+                    "28:",
                     correct!($nv, $($rows)*),
                     "jmp 9b",
-                    "26:",
+                    "29:",
+                    one!($nv, signs, $($rows)*),
+                    "dec r9",
+                    "jnz 29b",
+                    "jmp 28b",
+                    // Sums of four fit.
+                    "40:",
+                    "sub r9, 4",
+                    "jb 42f",
+                    "41:",
+                    pairs!(4, $nv, $($rows)*),
+                    "sub r9, 4",
+                    "jae 41b",
+                    "42:",
+                    "test r9, 2",
+                    "jz 43f",
+                    pairs!(2, $nv, $($rows)*),
+                    "43:",
+                    "test r9, 1",
+                    "jz 9b",
+                    ones!(),
+                    one!($nv, $dot, $($rows)*),
+                    "jmp 9b",
+                    "60:",
+                    "mov r13, [r12+{out}]",
                     stores!($nv, $($rows)*),
                     "vzeroupper",
+                    ones = sym ONES,
                     flip = sym FLIP,
-                    in("r12") t.a,
+                    a = const offset_of!(Tile, a),
+                    steps = const offset_of!(Tile, steps),
+                    out = const offset_of!(Tile, out),
+                    in("r12") t,
                     in("r11") t.stride,
-                    in("r14") t.steps,
                     inout("rsi") t.runs => _,
                     inout("rdi") t.n_runs => _,
                     inout("rdx") t.b => _,
-                    inout("r13") t.out => _,
+                    inout("r13") apart => _,
                     inout("r15") t.limits => _,
+                    out("r14") slow,
                     out("rax") _, out("rcx") _, out("r8") _, out("r9") _, out("r10") _,
                     out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
                     out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
@@ -374,6 +493,7 @@ macro_rules! exact {
                     options(nostack),
                 );
             }
+            t.slow.set(slow);
         }
     };
 }
@@ -431,16 +551,26 @@ mod tests {
     #[test]
     fn multiplies_rows_around_the_limits_exactly() {
         let mut random = Random::new(5);
-        for (m, k, n) in
-            [(1, 3, 1), (2, 16, 8), (3, 20, 16), (4, 30, 17), (5, 36, 24), (9, 64, 9), (7, 100, 40), (6, 200, 16)]
-        {
-            for high in [100, 128, 129, 140, 180, 254, 255] {
+        for (m, k, n) in [
+            (1, 3, 1),
+            (2, 16, 8),
+            (3, 20, 16),
+            (4, 30, 17),
+            (9, 64, 9),
+            (7, 100, 40),
+            (6, 200, 16),
+            (70, 9, 9),
+            (61, 130, 40),
+        ] {
+            // With the second weights, four at a time fit up to 125 at the least.
+            let weights: [[i32; 8]; 2] = [[-128, -127, -64, 0, 1, 64, 126, 127], [-65, -40, -3, 0, 1, 9, 40, 65]];
+            for (high, weights) in [100, 128, 129, 140, 180, 254, 255].iter().flat_map(|&h| weights.map(|w| (h, w))) {
                 // Few are high, so that some steps pass and others don't, and the highest weights stand side by side.
                 let value = |random: &mut Random| {
                     if random.below(40) == 0 { high + random.below(256 - high) } else { random.below(high) }
                 };
                 let x: Vec<u8> = (0..m * k).map(|_| value(&mut random) as u8).collect();
-                let weight = |random: &mut Random| [-128, -127, -64, 0, 1, 64, 126, 127][random.below(8)];
+                let weight = |random: &mut Random| weights[random.below(8)] as i8;
                 let w: Vec<i8> = (0..k * n).map(|_| weight(&mut random)).collect();
                 let dot = |i: usize, j: usize| (0..k).map(|q| i32::from(x[i * k + q]) * i32::from(w[q * n + j])).sum();
                 let want: Vec<i32> = (0..m * n).map(|at| dot(at / n, at % n)).collect();

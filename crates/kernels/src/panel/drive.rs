@@ -5,19 +5,18 @@ use std::ops::Range;
 use half::bf16;
 
 use super::amx::{self, Unit};
-use super::epilogue::{Epilogue, Residual};
-use super::finish::Finish;
+use super::epilogue::Epilogue;
 use super::lines::{Copying, Placed, byte_sum};
 use super::pack::{Panels, PanelsView};
 use super::table::Body;
-use super::target::{Kind, Out, Target};
-use super::tile::{End, Ends, Run, Tile};
+use super::target::{Out, Target};
+use super::tile::Run;
+use super::vectors::Vectors;
 use crate::buffer::with_scratch;
 use crate::error::{Result, at_least, exact, product, require, span};
 use crate::exec::Exec;
 use crate::few::Few;
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "panel product";
 
@@ -27,17 +26,6 @@ pub(crate) const CHUNK: usize = 448 << 10;
 const SMALL: usize = CHUNK / 4;
 /// Multiply-adds below which a second thread costs more than it brings.
 pub(crate) const SERIAL: usize = 1 << 19;
-/// Bytes of a residual beyond which it is not expected in the second cache.
-const FAR: usize = 1 << 20;
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
-/// Words of the largest tile.
-const TILE_WORDS: usize = 14 * 32;
-/// Most rows whose results are made together.
-const MOST_ROWS: usize = 64;
-
-/// Added to the sums of a tile, they change nothing: no zero's sign either.
-static NOTHING: [f32; 32] = [-0.0; 32];
 
 /// The left operand: activations in memory.
 #[derive(Clone, Copy, Debug)]
@@ -146,32 +134,10 @@ pub(crate) struct Lines {
     pub tail: *const u8,
 }
 
-/// Memory that the tiles of a walk bring into the second cache for a later one, in the place of weights that are there
-/// already.
-#[derive(Default)]
-pub(crate) struct Later(Few<(Source, usize), 4>);
-
-impl Later {
-    /// What the next tile fetches: `bytes` bytes, or the last ones and what follows them.
-    fn next(&mut self, bytes: usize) -> Option<*const u32> {
-        let last = self.0.last_mut()?;
-        let from = last.0.ptr();
-        let left = last.1.saturating_sub(bytes);
-        *last = (Source(from.wrapping_add(bytes)), left);
-        if left == 0 {
-            self.0.pop();
-        }
-        Some(from.cast())
-    }
-}
-
-#[repr(align(64))]
-struct Accumulators([std::mem::MaybeUninit<u32>; TILE_WORDS]);
-
 /// What multiplies rows by panels on one thread.
 pub(crate) enum Walk<'s, 'a> {
     /// Vectors, with all runs of the sweep.
-    Vectors(&'s Sweep<'a>, &'s [Run], Later),
+    Vectors(&'s [Run], Vectors<'s, 'a>),
     /// The processor's tiles.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Hardware(&'s Sweep<'a>, &'s mut amx::State<'a>, amx::hardware::Hardware),
@@ -182,8 +148,8 @@ pub(crate) enum Walk<'s, 'a> {
 impl Walk<'_, '_> {
     /// Lets the next tiles of vectors fetch memory that is copied soon; it is only a hint.
     pub fn fetch(&mut self, from: *const u8, bytes: usize) {
-        if let (Walk::Vectors(_, _, later), 1..) = (self, bytes) {
-            later.0.push((Source(from), bytes));
+        if let (Walk::Vectors(_, vectors), 1..) = (self, bytes) {
+            vectors.fetch(from, bytes);
         }
     }
 
@@ -193,10 +159,10 @@ impl Walk<'_, '_> {
     /// As [`Walk::rows`]; `runs`, at least one, lie in the panel and pass over its other words.
     pub unsafe fn rows_of(&mut self, runs: &[Run], lines: Lines, (group, p): (usize, usize), at: usize) {
         // Bounded kernels go over all words of a panel.
-        debug_assert!(matches!(self, Walk::Vectors(sweep, ..) if !sweep.panels.kernel.bounded()));
-        if let (Walk::Vectors(sweep, _, later), 1..) = (self, lines.count) {
+        if let (Walk::Vectors(_, vectors), 1..) = (self, lines.count) {
+            debug_assert!(!vectors.bounded());
             // SAFETY: passed on to the caller.
-            unsafe { sweep.vector_rows((lines, runs), (group, p), at, later) };
+            unsafe { vectors.rows((lines, runs), (group, p), at) };
         }
     }
 
@@ -211,7 +177,7 @@ impl Walk<'_, '_> {
         }
         match self {
             // SAFETY: passed on to the caller.
-            Walk::Vectors(sweep, runs, later) => unsafe { sweep.vector_rows((lines, runs), (group, p), at, later) },
+            Walk::Vectors(runs, vectors) => unsafe { vectors.rows((lines, runs), (group, p), at) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Walk::Hardware(sweep, state, tiles) => {
                 let work = amx::Work { sweep, tiles, state, lines, group, panel: p, at };
@@ -232,7 +198,7 @@ impl<'a> Sweep<'a> {
     pub fn walk(&self, body: impl FnOnce(&mut Walk<'_, 'a>)) {
         let Body::Tiles(unit) = self.panels.kernel.body else {
             let runs: Few<Run, 64> = self.runs.iter().map(|&at| Run { at, skip: 0 }).collect();
-            return body(&mut Walk::Vectors(self, &runs, Later::default()));
+            return Vectors::with(self, |vectors| body(&mut Walk::Vectors(&runs, vectors)));
         };
         with_scratch(amx::State::WORDS, |sums| {
             // SAFETY: the scratch is ours in here.
@@ -248,95 +214,6 @@ impl<'a> Sweep<'a> {
             }
             state.flush();
         });
-    }
-
-    /// Splits rows into tiles of even height.
-    unsafe fn vector_rows(
-        &self,
-        (lines, runs): (Lines, &[Run]),
-        (group, p): (usize, usize),
-        at: usize,
-        later: &mut Later,
-    ) {
-        let Lines { a, stride, count, .. } = lines;
-        let (panels, columns) = (self.panels, &self.panels.columns);
-        let b = panels.panel(group, p).as_ptr().cast();
-        let (width, n, column) = (columns.width(p), columns.valid(p), group * columns.n + p * columns.nr);
-        let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); TILE_WORDS]);
-        let acc = acc.0.as_mut_ptr().cast::<u32>();
-        let mut sums = [0i32; MOST_ROWS];
-        let tiles = count.div_ceil(panels.kernel.mr);
-        let (even, longer) = (count / tiles, count % tiles);
-        // Results of small tiles are made together: what is done once for them takes as long as a tile.
-        let together = (TILE_WORDS / width).min(MOST_ROWS) / panels.kernel.mr;
-        let (mut first, mut from) = (0, 0);
-        for t in 0..tiles {
-            let rows = even + usize::from(t < longer);
-            let a = a.wrapping_add(from * stride);
-            let (n_runs, steps) = (runs.len(), panels.steps);
-            let next = later.next(fetched(n_runs * steps));
-            let ahead = next.unwrap_or_else(|| ahead(b, panels.runs * steps, width, t));
-            let to = at + from * self.ld + p * columns.nr;
-            let end = self.end((column, n), to).filter(|_| n == width);
-            let ends = end.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            let (runs, limits) = (runs.as_ptr(), panels.limits(group, p));
-            debug_assert!(!panels.kernel.bounded() || !limits.is_null());
-            let out = acc.wrapping_add((from - first) * width);
-            let tile = Tile { a, stride, runs, n_runs, steps, b, limits, ahead, out, end: ends };
-            let residual = match self.epilogue.residual {
-                Residual::F32(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast::<u8>()),
-                Residual::Bf16(r) if size_of_val(r) > FAR => Some(r.as_ptr().cast()),
-                _ => None,
-            };
-            if let Some(r) = residual {
-                let size = self.epilogue.residual.size();
-                let from = r.wrapping_add(to * size);
-                self.isa.dispatch(Fetch { from, rows, ld: self.ld * size, width: width * size });
-            }
-            // SAFETY: the caller vouches for the rows, `panel` for the columns; the kernel's
-            // tier was proven when it was chosen.
-            unsafe { panels.kernel.tile(rows, width)(&tile) };
-            if !self.epilogue.weight_zeros.is_empty() && end.is_none() {
-                // SAFETY: as above.
-                unsafe { self.row_sums(a, stride, &mut sums[from - first..][..rows]) };
-            }
-            from += rows;
-            if end.is_some() {
-                first = from;
-            }
-            if from == first || (t + 1) % together.max(1) != 0 && t + 1 < tiles {
-                continue;
-            }
-            let finish = Finish {
-                epilogue: self.epilogue,
-                ints: self.ints,
-                acc,
-                rows: from - first,
-                width,
-                n,
-                row: at / self.ld.max(1) + first,
-                column,
-                row_sums: sums.as_ptr(),
-                out: self.out,
-                at: at + first * self.ld + p * columns.nr,
-                ld: self.ld,
-            };
-            finish.run(self.isa);
-            first = from;
-        }
-    }
-
-    /// What makes `n` columns' results from element `to` on in the tile itself, where its kernel does.
-    fn end(&self, (column, n): (usize, usize), to: usize) -> Option<End> {
-        let half = self.out.kind == Kind::Bf16;
-        let makes = self.panels.kernel.ends >= if half { Ends::Halves } else { Ends::Floats };
-        if !makes || !(half || self.out.kind == Kind::F32) || !self.epilogue.only_clamps() {
-            return None;
-        }
-        let (low, high) = self.epilogue.activation.bounds();
-        let bias = self.epilogue.bias.get(column..column + n).unwrap_or(&NOTHING).as_ptr();
-        let size = self.out.size();
-        Some(End { out: self.out.data.wrapping_add(to * size), ld: self.ld * size, bias, low, high, half })
     }
 
     /// The sums of the rows' elements, 128 added to signed ones.
@@ -355,43 +232,6 @@ impl<'a> Sweep<'a> {
             }
         }
     }
-}
-
-/// Brings a tile's part of a residual, which lies in short pieces of its rows, into the caches while the tile is made.
-struct Fetch {
-    from: *const u8,
-    rows: usize,
-    /// Bytes between rows, and of a row.
-    ld: usize,
-    width: usize,
-}
-
-impl Kernel for Fetch {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for row in 0..self.rows {
-            for column in (0..self.width).step_by(LINE) {
-                // SAFETY: a prefetch is a hint and reads nothing.
-                unsafe { s.prefetch(self.from.wrapping_add(row * self.ld + column).cast()) };
-            }
-        }
-    }
-}
-
-/// What tile `t` of a panel of `steps` steps fetches ahead: its part of the panel behind this one.
-///
-/// Weights come from memory, which takes longer than the first tile has; all tiles of a panel have the time. What is
-/// fetched by the first four tiles is a whole panel; the others go over their own panel again, which costs nothing.
-pub(super) fn ahead(panel: *const u32, steps: usize, width: usize, t: usize) -> *const u32 {
-    let (words, part) = (steps * width, fetched(steps) / 4);
-    if t * part < words { panel.wrapping_add(words + t * part) } else { panel }
-}
-
-/// Bytes that a tile of so many steps fetches: two lines of the cache each four steps.
-fn fetched(steps: usize) -> usize {
-    steps / 4 * 128
 }
 
 /// How rows and panels divide into tasks: parts of the rows, parts of the panels.

@@ -18,6 +18,7 @@ mod drive;
 mod epilogue;
 mod finish;
 mod float_matmul;
+mod forms;
 mod gather;
 mod image;
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +33,7 @@ mod table;
 mod target;
 mod tile;
 mod transpose;
+mod vectors;
 mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -65,6 +67,15 @@ pub use winograd::{WinogradWeights, winograd_nhwc, winograd_pays, winograd_side}
 use crate::error::{Result, exact};
 use crate::exec::Exec;
 use pack::{ByColumn, RowMajor};
+
+/// Bytes of a panel of floats that is as fast as blocks of its depth: it, rows of a task and some of the panel behind it
+/// are in the second cache.
+const DEEP_PANEL: usize = 256 << 10;
+
+/// The depth up to which products of floats on `exec` are fastest by [`panel_gemm`]; [`crate::gemm`] cuts deeper ones into blocks.
+pub fn panel_gemm_deepest(exec: &Exec) -> usize {
+    DEEP_PANEL / (size_of::<f32>() * PanelKernel::best(FLOAT_KERNELS, exec.isa()).nr)
+}
 
 /// Packs a `k × n` matrix for [`panel_gemm`]: row-major, or column-major when `transposed`.
 ///

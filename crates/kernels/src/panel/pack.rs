@@ -255,12 +255,15 @@ impl Panels {
     }
 }
 
+/// Steps whose rows bounded kernels compare with limits at a time.
+pub(crate) const BLOCK: usize = 16;
+
 /// Words of the limits of so many panels, whose runs have so many steps.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub(crate) fn limit_words(kernel: &PanelKernel, panels: usize, (runs, steps): (usize, usize)) -> usize {
     #[cfg(target_arch = "x86_64")]
     if kernel.bounded() {
-        return panels * runs * steps.div_ceil(limits::BLOCK) * limits::BLOCK_WORDS;
+        return panels * runs * steps.div_ceil(BLOCK) * limits::BLOCK_WORDS;
     }
     0
 }
@@ -273,6 +276,16 @@ pub(crate) fn find_limits(isa: Isa, panel: &[f32], shape: (usize, usize), to: &m
     if !to.is_empty() && Avx2::new(isa).is_some() {
         // SAFETY: the token says that the CPU has AVX2; panels of bounded kernels have one or two vectors of columns.
         unsafe { limits::find_limits(panel, shape, to) };
+    }
+}
+
+/// Takes the weights of a panel for bounded kernels apart, which takes twice its words.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+pub(crate) fn take_apart(isa: Isa, panel: &[f32], width: usize, to: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Avx2::new(isa).is_some() {
+        // SAFETY: the token says that the CPU has AVX2; panels of bounded kernels have one or two vectors of columns.
+        unsafe { limits::take_apart(panel, width, to) };
     }
 }
 

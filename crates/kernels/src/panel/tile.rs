@@ -3,6 +3,8 @@
 //! A step takes 4 bytes of each row (four 8-bit integers or one float) and a word of each
 //! column, so that both element types share the walk over memory.
 
+use std::cell::Cell;
+
 use crate::simd::Simd;
 
 /// A run of a tile: elements that lie side by side in each row, and their words in the panel.
@@ -32,6 +34,11 @@ pub(crate) struct Tile {
     /// Where the kernel is bounded, what packing keeps of the panel (`limits::find_limits`).
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub limits: *const f32,
+    /// Where not null, the panel's weights taken apart (`limits::take_apart`), so that a bounded kernel need not do it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub apart: *const u32,
+    /// Receives the blocks of steps in which a bounded kernel took weights apart, or would have.
+    pub slow: Cell<usize>,
     /// Where memory lies that is wanted next: twice 64 bytes of it are fetched into the L2 cache in each 4 steps. Need not
     /// be valid.
     pub ahead: *const u32,
@@ -44,8 +51,8 @@ pub(crate) struct Tile {
 /// The results of a tile of floats: `min(high, max(low, accumulator + bias))`, NaN where that is the sum.
 #[repr(C, align(8))]
 pub(crate) struct End {
-    /// The first result, f32 or bfloat16, and bytes between rows.
-    pub out: *mut u8,
+    /// The first result, f32 or bfloat16, and bytes between rows. The next tile goes on behind.
+    pub out: Cell<*mut u8>,
     pub ld: usize,
     /// As many floats as the tile has columns.
     pub bias: *const f32,

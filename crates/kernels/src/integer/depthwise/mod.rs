@@ -6,6 +6,8 @@ mod finish;
 mod floats;
 mod ints;
 #[cfg(target_arch = "x86_64")]
+mod packed;
+#[cfg(target_arch = "x86_64")]
 mod vectors;
 
 use crate::buffer::Buffer;
@@ -57,7 +59,7 @@ pub struct DepthwiseWeights {
     data: Buffer,
     /// The same in the order of `direct`, where that multiplies them.
     #[cfg(target_arch = "x86_64")]
-    direct: Option<direct::Packed>,
+    direct: Option<packed::Packed>,
     sums: Vec<i32>,
 }
 
@@ -139,8 +141,8 @@ pub fn depthwise_nhwc_pack<T: DepthwiseElement>(
         form: Form::Words { plan, bytes },
         data,
         #[cfg(target_arch = "x86_64")]
-        direct: match direct::Set::of(exec.isa()) {
-            Some(set) if narrow && direct::takes(p) => Some(direct::pack(set, p, &at)?),
+        direct: match packed::Set::of(exec.isa()) {
+            Some(set) if narrow && direct::takes(p) => Some(packed::pack(set, p, &at)?),
             _ => None,
         },
         sums,
@@ -188,7 +190,7 @@ pub fn depthwise_nhwc(
             require(NAME, tier, "the weights were packed for another instruction set")?;
             let image = ints::Image::new(p, [oh, ow], &x, pad)?;
             #[cfg(target_arch = "x86_64")]
-            if let (Some(set), Some(weights)) = (direct::Set::of(exec.isa()), &weights.direct)
+            if let (Some(set), Some(weights)) = (packed::Set::of(exec.isa()), &weights.direct)
                 && direct::takes(p)
                 && direct::finishes(epilogue, &out)
             {

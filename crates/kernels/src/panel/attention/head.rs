@@ -4,7 +4,7 @@ use super::coded::{self, Coded};
 use super::weights::{Scores, Soften};
 use super::{LINE, Plan, Shared, ValueHeads, Weights, weights};
 use crate::buffer::with_scratch;
-use crate::panel::drive::{Lines, Sweep, ahead, part};
+use crate::panel::drive::{Lines, Sweep, part};
 use crate::panel::epilogue::{Epilogue, RowParams};
 use crate::panel::lines::{ByteSum, SLACK, copy_flipped, spread};
 use crate::panel::matmul::integers;
@@ -13,6 +13,7 @@ use crate::panel::packing::{Form, Packing};
 use crate::panel::table::Body;
 use crate::panel::target::Out;
 use crate::panel::tile::{Run, Tile};
+use crate::panel::vectors::ahead;
 use crate::simd::{Kernel, Simd};
 
 /// One head, with its packed keys and values.
@@ -148,6 +149,8 @@ impl Head<'_> {
                 steps: plan.key_steps,
                 b,
                 limits: panels.limits(0, panel),
+                apart: std::ptr::null(),
+                slow: 0.into(),
                 ahead: ahead(b, plan.key_steps, width, 0),
                 out: scores.wrapping_add(rows * panel * plan.keys.nr).cast(),
                 end: std::ptr::null(),

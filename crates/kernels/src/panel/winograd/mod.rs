@@ -384,6 +384,8 @@ impl<F: Form<M, N>, const M: usize, const N: usize> Job<'_, F, M, N> {
                     steps: panels.steps,
                     b: b.as_ptr().cast(),
                     limits: std::ptr::null(),
+                    apart: std::ptr::null(),
+                    slow: 0.into(),
                     ahead: next.as_ptr().wrapping_add(block % 4 * panels.steps * 8).cast(),
                     out: out.wrapping_add(rows.start * width).cast(),
                     end: std::ptr::null(),
