@@ -1,5 +1,7 @@
 //! The register tile: `MR × NV` vectors of C, one packed panel of A and of B.
 
+use std::mem::MaybeUninit;
+
 use crate::activation::Activation;
 use crate::simd::{Simd, low_bits};
 
@@ -44,31 +46,40 @@ pub(crate) type TileFn = unsafe fn(&Tile);
 /// The tile's pointers cover `k`, `MR`, `n` and the leading dimensions.
 #[inline(always)]
 pub(crate) unsafe fn run_tile<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Tile) {
-    let mut buffer = TileBuffer([0.0; TILE_FLOATS]);
+    let width = NV * S::LANES;
     // SAFETY: the caller's contract; the buffer holds MR · NV · LANES floats.
     unsafe {
-        multiply::<S, MR, NV>(s, t, buffer.0.as_mut_ptr());
-        let width = NV * S::LANES;
+        let acc = multiply::<S, MR, NV>(s, t);
+        if t.n == width {
+            return end_whole(s, t, acc);
+        }
+        let mut buffer = TileBuffer([MaybeUninit::uninit(); TILE_FLOATS]);
+        let out = buffer.0.as_mut_ptr().cast::<f32>();
+        for (i, line) in acc.iter().enumerate() {
+            for (v, &c) in line.iter().enumerate() {
+                s.store(out.add(i * width + v * S::LANES), c);
+            }
+        }
         if t.last {
-            finish(s, t, MR, width, buffer.0.as_ptr());
+            finish(s, t, MR, width, out);
         } else {
-            accumulate(s, t, MR, width, buffer.0.as_ptr());
+            accumulate(s, t, MR, width, out);
         }
     }
 }
 
 #[repr(align(64))]
-struct TileBuffer([f32; TILE_FLOATS]);
+struct TileBuffer([MaybeUninit<f32>; TILE_FLOATS]);
 
-/// `out = A · B` over this block of K.
+/// `A · B` over this block of K.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Tile, out: *mut f32) {
+unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Tile) -> [[S::F; NV]; MR] {
     let width = NV * S::LANES;
     let mut acc = [[s.splat(0.0); NV]; MR];
     let (mut a, mut b) = (t.a, t.b);
-    // SAFETY: each step reads one column of the A panel and one row of the B panel.
-    unsafe {
-        for _ in 0..t.k {
+    for _ in 0..t.k {
+        // SAFETY: each step reads one column of the A panel and one row of the B panel.
+        unsafe {
             // The next rows of B come from L2 or further: ask early.
             for v in 0..NV {
                 s.prefetch(b.wrapping_add(8 * width + v * S::LANES));
@@ -86,10 +97,43 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Tile, ou
             a = a.add(MR);
             b = b.add(width);
         }
-        for (i, line) in acc.iter().enumerate() {
-            for (v, &c) in line.iter().enumerate() {
-                s.store(out.add(i * width + v * S::LANES), c);
+    }
+    acc
+}
+
+/// As [`accumulate`] or [`finish`] for a tile all of whose columns count: from registers, and without masks.
+#[inline(always)]
+unsafe fn end_whole<S: Simd, const MR: usize, const NV: usize>(s: S, t: &Tile, acc: [[S::F; NV]; MR]) {
+    let alpha = s.splat(t.alpha);
+    let keep = s.splat(if t.first { t.beta } else { 1.0 });
+    let reads_c = !t.first || t.beta != 0.0;
+    let (low, high) = t.activation.bounds();
+    let (low, high) = (s.splat(low), s.splat(high));
+    // SAFETY: all rows and columns are in the tile, and in the operands of the last block.
+    unsafe {
+        for (i, line) in acc.into_iter().enumerate() {
+            let row = t.c.add(i * t.ldc);
+            let bias = if t.last && !t.bias_row.is_null() { *t.bias_row.add(i) } else { 0.0 };
+            for (v, x) in line.into_iter().enumerate() {
+                let j = v * S::LANES;
+                let mut x = if t.last { s.mul_add(alpha, x, s.splat(bias)) } else { s.mul(alpha, x) };
+                if reads_c {
+                    x = s.mul_add(keep, s.load(row.add(j)), x);
+                }
+                if t.last {
+                    if !t.bias_col.is_null() {
+                        x = s.add(x, s.load(t.bias_col.add(j)));
+                    }
+                    if !t.residual.is_null() {
+                        x = s.add(x, s.load(t.residual.add(i * t.ld_residual + j)));
+                    }
+                    x = s.min(high, s.max(low, x));
+                }
+                s.store(row.add(j), x);
             }
+        }
+        if t.last && t.activation.needs_pass() {
+            pass(s, t, MR);
         }
     }
 }
@@ -157,18 +201,25 @@ unsafe fn finish<S: Simd>(s: S, t: &Tile, rows: usize, width: usize, out: *const
         }
     }
     if t.activation.needs_pass() {
-        for i in 0..rows {
-            let mut j = 0;
-            while j < t.n {
-                let bits = low_bits((t.n - j).min(S::LANES));
-                // SAFETY: as above.
-                unsafe {
-                    let c = t.c.add(i * t.ldc + j);
-                    let x = t.activation.apply(s, s.load_bits(c, bits));
-                    s.store_bits(c, x, bits);
-                }
-                j += S::LANES;
+        // SAFETY: passed on to the caller.
+        unsafe { pass(s, t, rows) };
+    }
+}
+
+/// The activation, where it is more than a clamp.
+#[inline(always)]
+unsafe fn pass<S: Simd>(s: S, t: &Tile, rows: usize) {
+    for i in 0..rows {
+        let mut j = 0;
+        while j < t.n {
+            let bits = low_bits((t.n - j).min(S::LANES));
+            // SAFETY: row `i`, columns `j..` within `n`, are in the tile.
+            unsafe {
+                let c = t.c.add(i * t.ldc + j);
+                let x = t.activation.apply(s, s.load_bits(c, bits));
+                s.store_bits(c, x, bits);
             }
+            j += S::LANES;
         }
     }
 }

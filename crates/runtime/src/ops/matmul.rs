@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use narrowbit_kernels::gemm::{BatchDim, Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
 use narrowbit_kernels::panel::{
-    Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_pack, panel_gemm_pack_bf16,
+    Epilogue, Panels, Residual, Rows, Target, panel_gemm, panel_gemm_deepest, panel_gemm_pack, panel_gemm_pack_bf16,
 };
-use narrowbit_kernels::{Activation, KernelError};
+use narrowbit_kernels::{Activation, Exec, KernelError};
 use narrowbit_tensor::{DType, Tensor, shape};
 
 use super::Maybe;
@@ -36,7 +36,7 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     }
     if cx.is_constant(1) && p.batch.iter().all(|d| d.b == 0) {
         p.packed = Some(p.pack(cx)?);
-    } else if let Some(stack) = p.stack(&b).filter(|_| cx.is_constant(1)) {
+    } else if let Some(stack) = p.stack(cx.exec, &b).filter(|_| cx.is_constant(1)) {
         p.packed = Some(p.pack_stack(cx, stack)?);
     } else {
         p.b_at = ins.len();
@@ -58,9 +58,6 @@ enum Packed {
     /// Several matrices, for rows read in place.
     Stack(Stack, Arc<Vec<Panels>>),
 }
-
-/// Up to this depth a panel, the one behind it and the rows of a task fit into the L2 cache.
-const DEEPEST: usize = 2048;
 
 struct Product {
     m: usize,
@@ -104,7 +101,7 @@ impl Product {
             let packed = cx.packed("panels", |w| panel_gemm_pack_bf16(cx.exec, (k, n), w, self.trans_b))?;
             return Ok(Packed::Panels(packed));
         }
-        if plain && (1..=DEEPEST).contains(&k) && n > 0 {
+        if plain && (1..=panel_gemm_deepest(cx.exec)).contains(&k) && n > 0 {
             let packed = cx.packed("panels", |w| panel_gemm_pack(cx.exec, (k, n), w, self.trans_b))?;
             return Ok(Packed::Panels(packed));
         }
@@ -114,11 +111,11 @@ impl Product {
 
     /// The products with a right operand of shape `b` as those with a stack of matrices, if it may be one. Deep ones stay as
     /// they are.
-    fn stack(&self, b: &[usize]) -> Option<Stack> {
+    fn stack(&self, exec: &Exec, b: &[usize]) -> Option<Stack> {
         let plain = !self.trans_a && !self.trans_b && self.alpha == 1.0 && self.bias_at.is_none();
         let matrices = b[..b.len().saturating_sub(2)].iter().product();
         Stack::new([self.m, self.k, self.n], &self.batch, matrices)
-            .filter(|_| plain && b.len() > 2 && self.k <= DEEPEST)
+            .filter(|_| plain && b.len() > 2 && self.k <= panel_gemm_deepest(exec))
     }
 
     fn pack_stack(&self, cx: &BuildCx, stack: Stack) -> Result<Packed, StepError> {
