@@ -64,6 +64,12 @@ impl Weights {
         *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Whether an operand of a node is packed already, in any form.
+    pub fn has(&self, node: NodeId) -> bool {
+        let map = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        map.keys().any(|(n, _)| *n == node)
+    }
+
     /// The packed operand of a node, made by `pack` the first time.
     pub fn get<T, E>(
         &self,
