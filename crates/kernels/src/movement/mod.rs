@@ -1,6 +1,7 @@
 //! Data movement: permutation, strided copies, gathers and scatters, padding, resizing.
 
 mod copy;
+mod interleave;
 mod join;
 mod pad;
 mod permute;
@@ -9,6 +10,7 @@ mod resize;
 mod scatter;
 
 pub use copy::floats_of;
+pub use interleave::{Interleave, interleave, pick_interleaved};
 pub use join::{concat, split};
 pub use pad::{Padding, Places, pad, pick};
 pub use permute::{Element, copy_strided, gather_rows, permute};

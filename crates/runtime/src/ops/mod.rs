@@ -17,6 +17,7 @@ mod matmul;
 mod movement;
 mod norm;
 mod pad;
+mod phases;
 mod pool;
 mod qlinear;
 mod quantize;
