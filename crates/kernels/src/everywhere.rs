@@ -14,7 +14,7 @@ use crate::conv::{
 };
 use crate::gemm::{Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
 use crate::integer::{
-    Divisor, PoolNhwcParams, Quant, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack, max_pool2d_nhwc,
+    Divisor, PoolDepth, PoolNhwcParams, Quant, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack, max_pool2d_nhwc,
 };
 use crate::panel::{
     Elements, Epilogue, FloatMatMul, Residual, Rows, Target, conv_transpose2d_nhwc, conv_transpose2d_nhwc_pack,
@@ -236,7 +236,8 @@ fn pools_to_the_same_bits_everywhere() {
         let x = r.vec(2 * c * h * w);
         let (window, strides, pads, dilations) = ([window; 2], [stride; 2], [pad; 4], [1, 1]);
         let p = Pool2dParams { planes: 2 * c, h, w, window, strides, pads, dilations, out };
-        let last = PoolNhwcParams { n: 2, h, w, c, window, strides, pads, dilations, out };
+        let depth = PoolDepth::ONE;
+        let last = PoolNhwcParams { n: 2, h, w, c, window, strides, pads, dilations, out, depth };
         for max in [false, true] {
             assert_same_everywhere(&format!("{p:?} max {max}"), &|exec, edge| {
                 let (mut x, len) = (Guarded::at(edge, &x), 2 * c * out[0] * out[1]);

@@ -271,9 +271,7 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
-            // Whole volumes are as simple as whole planes.
-            let most = if node.op.name() == "GlobalAveragePool" { 5 } else { 4 };
-            (3..=most).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
+            (3..=5).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
         }
         "Softmax" | "LayerNormalization" | "RMSNormalization" | "BatchNormalization" => {
             let plain = node.outputs.iter().flatten().count() == 1;

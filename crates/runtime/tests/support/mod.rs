@@ -109,3 +109,28 @@ pub fn assert_same_codes(graph: &Graph, expected: &[&str]) {
     let distinct: std::collections::BTreeSet<u8> = got.bytes().iter().copied().collect();
     assert!(distinct.len() > 8, "the test data exercises only {} codes", distinct.len());
 }
+
+/// Asserts `|got − want| ≤ tolerance · max(1, |want|)`, and NaN in the same places.
+#[track_caller]
+pub fn assert_close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
+    assert_eq!(got.shape(), want.shape(), "{what}");
+    let (got, want) = (got.to_f32s().expect("floats"), want.to_f32s().expect("floats"));
+    let near = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= tolerance * b.abs().max(1.0);
+    let far = got.iter().zip(want.iter()).position(|(&a, &b)| !near(a, b));
+    assert!(far.is_none(), "{what}: {:?}", far.map(|i| (i, got[i], want[i])));
+}
+
+/// Runs on all outputs, with each of some numbers of threads, on a kernel of that name.
+#[track_caller]
+pub fn check(graph: &Graph, inputs: &[Tensor], kernel: &str, tolerance: f32, what: &str) {
+    let (_, profile) = session(graph, 1).profile(inputs).expect("it runs");
+    let kernels: Vec<&str> = profile.rows.iter().map(|r| r.kernel.as_str()).collect();
+    assert!(kernels.contains(&kernel) && !kernels.contains(&"reference"), "{what}: {kernels:?}");
+    let want = interp::run_tensors(graph, inputs).expect("it runs on the interpreter");
+    let one = session(graph, 1).run(inputs).expect("it runs");
+    let three = session(graph, 3).run(inputs).expect("it runs");
+    for ((a, b), want) in one.iter().zip(&three).zip(&want) {
+        assert_close(a, want, tolerance, what);
+        assert_eq!(a.bytes(), b.bytes(), "{what}: threads");
+    }
+}
