@@ -7,6 +7,7 @@ mod coded;
 mod conv;
 mod elementwise;
 mod finish;
+mod grid_sample;
 mod images;
 mod int_attention;
 mod int_transpose;
@@ -94,6 +95,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
+        "GridSample" => grid_sample::build(cx),
         "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
         "DynamicQuantizeRows" => quantize::dynamic_rows(cx),
