@@ -1,6 +1,8 @@
 //! Fused attention: `softmax(q · kᵀ · scale + mask) · v`, one block of query rows at a
 //! time, so that the scores stay in cache.
 
+mod few;
+
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, product, require, span};
 use crate::exec::Exec;
@@ -14,6 +16,9 @@ use crate::simd::{Kernel, Simd};
 const NAME: &str = "attention";
 /// Floats of scores that one block may take: half of an L2 cache of 1 MiB.
 const SCORES: usize = 1 << 17;
+
+/// Products of an attention of few queries below which one thread computes it.
+const FEW_SERIAL: usize = 1 << 16;
 
 /// A tensor of `[batch, heads, rows, columns]` in any order of the first three; columns
 /// are contiguous.
@@ -76,6 +81,15 @@ pub fn attention(
         return Ok(());
     }
     require(NAME, p.keys > 0, "there must be at least one key")?;
+    if p.queries <= few::MOST_QUERIES && !exec.bf16() {
+        let (out, weights) = (SharedMut::new(out), weights.map(SharedMut::new));
+        let job = Head { exec, p, q, k, v, mask, weights, out, out_strides, rows: p.queries };
+        let work = p.batch * p.heads * p.queries * p.keys * (p.depth + p.value_depth);
+        exec.pool().run_if(work >= FEW_SERIAL, p.batch * p.kv_heads, &|task| {
+            job.run_few(task / p.kv_heads, task % p.kv_heads);
+        });
+        return Ok(());
+    }
     // Enough rows to use packed keys well, few enough to keep their scores in cache.
     let rows = (SCORES / p.keys).clamp(14, 112).min(p.queries);
     let blocks = p.queries.div_ceil(rows);

@@ -275,6 +275,8 @@ fn attends_to_the_same_bits_everywhere() {
         base,
         AttentionParams { kv_heads: 2, keys: 50, depth: 7, value_depth: 33, ..base },
         AttentionParams { causal: true, keys: 45, ..base },
+        AttentionParams { queries: 1, depth: 70, value_depth: 130, kv_heads: 1, ..base },
+        AttentionParams { queries: 2, causal: true, depth: 64, value_depth: 64, kv_heads: 2, ..base },
         AttentionParams { batch: 1, heads: 1, kv_heads: 1, queries: 150, keys: 700, depth: 64, ..base },
     ] {
         let q = r.vec(p.batch * p.heads * p.queries * p.depth);

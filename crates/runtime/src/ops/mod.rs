@@ -8,6 +8,7 @@ mod conv;
 mod elementwise;
 mod finish;
 mod grid_sample;
+mod group_attention;
 mod images;
 mod int_attention;
 mod int_transpose;
@@ -26,6 +27,7 @@ mod recurrent;
 mod reduce;
 mod reference;
 mod resize;
+mod rotary;
 mod scatter;
 mod stack;
 mod table;
@@ -96,6 +98,8 @@ fn fast(cx: &BuildCx) -> Maybe {
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
         "GridSample" => grid_sample::build(cx),
+        "RotaryEmbedding" => rotary::build(cx),
+        "GroupQueryAttention" => group_attention::build(cx),
         "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
         "DynamicQuantizeRows" => quantize::dynamic_rows(cx),
