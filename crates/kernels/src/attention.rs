@@ -81,15 +81,6 @@ pub fn attention(
         return Ok(());
     }
     require(NAME, p.keys > 0, "there must be at least one key")?;
-    if p.queries <= few::MOST_QUERIES && !exec.bf16() {
-        let (out, weights) = (SharedMut::new(out), weights.map(SharedMut::new));
-        let job = Head { exec, p, q, k, v, mask, weights, out, out_strides, rows: p.queries };
-        let work = p.batch * p.heads * p.queries * p.keys * (p.depth + p.value_depth);
-        exec.pool().run_if(work >= FEW_SERIAL, p.batch * p.kv_heads, &|task| {
-            job.run_few(task / p.kv_heads, task % p.kv_heads);
-        });
-        return Ok(());
-    }
     // Enough rows to use packed keys well, few enough to keep their scores in cache.
     let rows = (SCORES / p.keys).clamp(14, 112).min(p.queries);
     let blocks = p.queries.div_ceil(rows);
@@ -111,6 +102,33 @@ pub fn attention(
         }
     });
     error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// As [`attention`] without weights, of few queries, as where a text grows by one token: keys and values are read where they
+/// stand, once for all heads that share them, instead of being packed for a product. Sums are added up in another order, so that
+/// the bits of a row are not those of [`attention`]; they are the same on every tier.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_of_few(
+    exec: &Exec,
+    p: &AttentionParams,
+    [q, k, v]: [HeadView<'_>; 3],
+    mask: Option<HeadView<'_>>,
+    out: &mut [f32],
+    out_strides: [usize; 3],
+) -> Result {
+    check(p, [q, k, v], mask, out, out_strides)?;
+    if p.batch * p.heads * p.queries == 0 || p.value_depth == 0 {
+        return Ok(());
+    }
+    require(NAME, p.keys > 0, "there must be at least one key")?;
+    let work = (p.batch * p.heads * p.queries * p.keys).saturating_mul(p.depth + p.value_depth);
+    let job = Head { exec, p, q, k, v, mask, weights: None, out: SharedMut::new(out), out_strides, rows: p.queries };
+    exec.pool().run_if(work >= FEW_SERIAL, p.batch * p.kv_heads, &|task| {
+        job.run_few(task / p.kv_heads, task % p.kv_heads);
+    });
+    Ok(())
 }
 
 fn check(

@@ -50,9 +50,8 @@ pub fn rotate(
     require_apart(NAME, [p.batch, p.heads, p.rows, p.size], p.to)?;
     require(NAME, p.pairs <= p.size / 2, "rows have fewer pairs")?;
     let all = product(NAME, &[p.batch, p.heads, p.rows, p.size])?;
-    if p.pairs > 0 {
+    if let Some(most) = cos.len().min(sin.len()).checked_div(p.pairs) {
         exact(NAME, "positions", positions.len(), p.batch * p.rows)?;
-        let most = cos.len().min(sin.len()) / p.pairs;
         require(NAME, positions.iter().all(|&at| at < most), "a position is not in the caches")?;
     }
     if all == 0 {

@@ -230,8 +230,7 @@ fn has_phases(facts: &Facts, node: &Node) -> bool {
     };
     let strides = node.op.attrs().ints("strides").ok().flatten().unwrap_or_default();
     let count = strides.iter().try_fold(1i64, |all, &s| all.checked_mul(s));
-    let windows =
-        node.input(1).and_then(|w| facts.shape(w)).and_then(|w| w[2..].iter().map(|d| d.as_usize()).collect());
+    let windows = node.input(1).and_then(|w| facts.shape(w)?.get(2..)?.iter().map(|d| d.as_usize()).collect());
     let tiles = windows.is_some_and(|w: Vec<usize>| w.iter().map(|&k| k as i64).eq(strides.iter().copied()));
     let few = count.is_some_and(|n| n <= MOST_PHASES as i64);
     known(node.input(0)) && known(node.input(1)) && known(node.output(0)) && (tiles || few)

@@ -28,7 +28,7 @@ fn rotates_heads_as_both_operators() {
         let mut data = samples(&graph);
         data[3] = if each { ints(&[2, 5], (0..10).map(|i| i * 7 % 9)) } else { ints(&[1], [3].into_iter()) };
         check(&graph, &data, "rotate_f32", 5e-7, call);
-        data[3] = if each { ints(&[2, 5], (0..10).map(|i| i)) } else { ints(&[1], [5].into_iter()) };
+        data[3] = if each { ints(&[2, 5], 0..10) } else { ints(&[1], [5].into_iter()) };
         let error = session(&graph, 1).run(&data).expect_err("the caches have nine positions").to_string();
         assert!(error.contains("position_ids has 9"), "{error}");
     }

@@ -29,7 +29,7 @@ fn save_doubling(home: &Home, times: usize, counted: bool) {
         y = g.named(&format!("double_{i}"), "", "Concat", &[y, y], axis).expect("Concat");
     }
     g.output(y);
-    onnx::save(&g.model(), &home.path("model.onnx"), &SaveOptions::default()).expect("the model is saved");
+    onnx::save(&g.model(), home.path("model.onnx"), &SaveOptions::default()).expect("the model is saved");
     let x = Tensor::new([1, 4], vec![1f32; 4]).expect("a tensor");
     models::save_arrays(&home.path("x.npz"), &[("x", x)]);
 }
@@ -60,7 +60,7 @@ fn names_the_node_whose_weights_can_not_be_packed() {
     let w = g.constant("w", weight);
     let y = g.named("product", "", "MatMul", &[x, w], AttrMap::default()).expect("MatMul");
     g.output(y);
-    onnx::save(&g.model(), &home.path("model.onnx"), &SaveOptions::default()).expect("the model is saved");
+    onnx::save(&g.model(), home.path("model.onnx"), &SaveOptions::default()).expect("the model is saved");
     let x = Tensor::new([1, 4000], vec![1f32; 4000]).expect("a tensor");
     models::save_arrays(&home.path("x.npz"), &[("x", x)]);
     let (code, stderr) = run_within(&home, 230_000, "run model.onnx --threads 1 --data x.npz -o y.npz");

@@ -6,8 +6,6 @@ use crate::buffer::with_scratch;
 use crate::reduce::sum_of_chains;
 use crate::simd::{Kernel, Simd, low_bits};
 
-/// Query rows of a head for which packing would take longer than the products.
-pub(super) const MOST_QUERIES: usize = 2;
 /// Chains of a dot product: so many lanes have the widest vectors.
 const CHAINS: usize = 16;
 /// Columns of the values that are summed up at a time.
@@ -20,14 +18,9 @@ impl Head<'_> {
         with_scratch(group * self.p.queries * self.p.keys, |scores| {
             let heads = kv_head * group..(kv_head + 1) * group;
             self.exec.isa().dispatch(Scores { head: self, batch, kv_head, scores });
-            for (i, head) in heads.clone().enumerate() {
+            for (i, head) in heads.enumerate() {
                 let rows = &mut scores[i * self.p.queries * self.p.keys..][..self.p.queries * self.p.keys];
                 self.soften(batch, head, 0, rows);
-                if let Some(weights) = self.weights {
-                    let at = (batch * self.p.heads + head) * rows.len();
-                    // SAFETY: the rows of a head are one task's; `attention` made sure that all of them are in bounds.
-                    unsafe { weights.slice(at, rows.len()).copy_from_slice(rows) };
-                }
             }
             self.exec.isa().dispatch(Sums { head: self, batch, kv_head, weights: scores });
         });

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{Op, OpError};
-use narrowbit_kernels::attention::{AttentionParams, HeadView, attention};
+use narrowbit_kernels::attention::{AttentionParams, HeadView, attention, attention_of_few};
 use narrowbit_kernels::rotate::{RotateParams, rotate};
 use narrowbit_kernels::{Exec, Few, with_scratch_bytes};
 use narrowbit_ops::microsoft::group_query_attention::{Cache, GroupQueryAttention};
@@ -13,6 +13,9 @@ use super::Maybe;
 use super::rotary::{by_head, positions};
 use crate::error::StepError;
 use crate::kernel::{BuildCx, Built, Kernel, RunCx};
+
+/// New rows for which packing the cache would take longer than the products.
+const FEW: usize = 2;
 
 struct GroupAttention {
     op: Arc<dyn Op>,
@@ -244,7 +247,11 @@ impl GroupAttention {
                 let entry = kv * self.total * size;
                 let of_cache = |x| HeadView { data: x, strides: [entry, self.total * size, size] };
                 let kv = [of_cache(&k[b * entry..]), of_cache(&v[b * entry..])];
-                attention(run.exec, &p, [q, kv[0], kv[1]], mask, None, y, [row, size, heads * size])?;
+                let (views, to) = ([q, kv[0], kv[1]], [row, size, heads * size]);
+                match self.length <= FEW && !run.exec.bf16() {
+                    true => attention_of_few(run.exec, &p, views, mask, y, to)?,
+                    false => attention(run.exec, &p, views, mask, None, y, to)?,
+                }
             }
             Ok(())
         })

@@ -61,7 +61,10 @@ pub fn samples(graph: &Graph) -> Vec<Tensor> {
         match dtype {
             DType::F32 => Tensor::new(shape, (0..len).map(|_| random.unit()).collect::<Vec<f32>>()),
             DType::Bool => Tensor::from_bools(shape, (0..len).map(|_| random.next() < 1 << 30).collect()),
-            _ => Tensor::from_bytes(dtype, shape, (0..len).map(|_| random.next() as u8).collect::<Vec<u8>>()),
+            _ => {
+                let bytes = dtype.byte_len(len).expect("it fits");
+                Tensor::from_bytes(dtype, shape, (0..bytes).map(|_| random.next() as u8).collect::<Vec<u8>>())
+            }
         }
         .expect("the length fits")
     };
