@@ -130,7 +130,9 @@ fn fold(node: &Node, ins: &[Option<&Fact>], outs: &[Fact], max: usize) -> Option
         .collect();
     let data = data?;
     let refs: Vec<Option<&Datum>> = data.iter().map(Option::as_ref).collect();
-    node.op.eval(&EvalCx::new(&refs, node.outputs.len())).ok()
+    let cx = EvalCx::new(&refs, node.outputs.len());
+    cx.check_memory().ok()?;
+    node.op.eval(&cx).ok()
 }
 
 /// The inferred fact, completed from what the file states where inference knows less.

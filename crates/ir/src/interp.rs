@@ -94,7 +94,9 @@ impl<'a> State<'a> {
         let node = self.graph.node(id);
         let data: Vec<Option<Datum>> = node.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
         let refs: Vec<Option<&Datum>> = data.iter().map(Option::as_ref).collect();
-        node.op.eval_data(&EvalCx::new(&refs, node.outputs.len()))
+        let cx = EvalCx::new(&refs, node.outputs.len());
+        cx.check_memory()?;
+        node.op.eval_data(&cx)
     }
 
     /// Frees what the node was the last to read.

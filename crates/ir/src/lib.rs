@@ -28,6 +28,8 @@ pub use fact::{Fact, TensorType, ValueType};
 pub use graph::{Def, Graph, Node, Use, Value, ValueNote};
 pub use ids::{ConstId, NodeId, ValueId};
 pub use model::{Function, Model};
-pub use op::{Body, ChannelAxis, EvalCx, InferCx, NodeError, Op, OpError, OpSource, Opaque, QuantRole, check_size};
+pub use op::{
+    Body, ChannelAxis, EvalCx, InferCx, NodeError, Op, OpError, OpSource, Opaque, QuantRole, check_limit, check_size,
+};
 pub use patch::{Patch, PatchError};
 pub use verify::VerifyError;

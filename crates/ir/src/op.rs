@@ -2,7 +2,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use narrowbit_tensor::{DType, Tensor, TensorError, shape};
+use narrowbit_tensor::{DType, Tensor, TensorError, memory, shape};
 
 use crate::{AttrMap, Datum, Dim, Fact, Graph};
 
@@ -233,16 +233,35 @@ pub struct NodeError {
 /// No single tensor that an operator makes may take more bytes than this: a bound
 /// on what a hostile model can ask for.
 pub(crate) const MAX_BYTES: usize = 1 << 33;
+/// Bytes for each element that reference operators need for a copy in 64 bits while they run.
+const WORKING: usize = 8;
 
-/// Checks that an output of this type and shape may be made, and gives its element count.
+/// Checks that an output of this type and shape may be made and that there is memory for it, and gives its element
+/// count: for who allocates it next. Reference operators collect it in steps or in 64 bits, and there must be room for
+/// that, too.
+///
+/// # Errors
+/// When it would take more memory than narrowbit allows, or than is left.
+pub fn check_size(dtype: DType, out: &[usize]) -> Result<usize, OpError> {
+    let n = check_limit(dtype, out)?;
+    let bytes = byte_len(dtype, n).unwrap_or(0);
+    memory::check(bytes, n.saturating_mul(WORKING).max(bytes.saturating_mul(2)))?;
+    Ok(n)
+}
+
+/// As [`check_size`], for who allocates nothing yet: whatever memory there is.
 ///
 /// # Errors
 /// When it would take more memory than narrowbit allows.
-pub fn check_size(dtype: DType, out: &[usize]) -> Result<usize, OpError> {
+pub fn check_limit(dtype: DType, out: &[usize]) -> Result<usize, OpError> {
     let too_large = || OpError::TooLarge { dtype, shape: out.to_vec() };
     let n = shape::count(out).map_err(|_| too_large())?;
-    let bytes = if dtype == DType::String { n.checked_mul(24) } else { dtype.byte_len(n) };
-    bytes.filter(|&b| b <= MAX_BYTES).map(|_| n).ok_or_else(too_large)
+    byte_len(dtype, n).filter(|&b| b <= MAX_BYTES).map(|_| n).ok_or_else(too_large)
+}
+
+/// Bytes of so many elements; of strings, those of the list.
+fn byte_len(dtype: DType, n: usize) -> Option<usize> {
+    if dtype == DType::String { n.checked_mul(size_of::<String>()) } else { dtype.byte_len(n) }
 }
 
 /// What an operator sees when types are inferred.
@@ -360,6 +379,18 @@ impl<'a> EvalCx<'a> {
             Some(Datum::Tensor(t)) => Ok(t),
             Some(other) => Err(OpError::input(i, other.kind(), "a tensor")),
         }
+    }
+
+    /// Checks that there is memory for the copies of the inputs that reference operators make to compute in one type, and
+    /// for what they make of them there:
+    /// what runs an operator asks first. For the outputs [`check_size`] does.
+    ///
+    /// # Errors
+    /// When there is not.
+    pub fn check_memory(&self) -> Result<(), OpError> {
+        let tensors = self.ins.iter().flatten().filter_map(|d| d.tensor());
+        let elements = tensors.fold(0usize, |n, t| n.saturating_add(t.len()));
+        Ok(memory::check(0, elements.saturating_mul(2 * WORKING))?)
     }
 
     /// All inputs as tensors.

@@ -128,6 +128,7 @@ fn pools(exec: &Exec) -> Result<(), KernelError> {
         pads: [1; 4],
         dilations: [1; 2],
         out: [56; 2],
+        depth: PoolDepth::ONE,
     };
     let (x, mut y) = (vec![7u8; h * h * c], vec![0u8; 56 * 56 * c]);
     let floats = vec![1f32; x.len()];

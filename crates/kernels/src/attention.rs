@@ -1,6 +1,8 @@
 //! Fused attention: `softmax(q · kᵀ · scale + mask) · v`, one block of query rows at a
 //! time, so that the scores stay in cache.
 
+mod few;
+
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, at_least, product, require, span};
 use crate::exec::Exec;
@@ -14,6 +16,9 @@ use crate::simd::{Kernel, Simd};
 const NAME: &str = "attention";
 /// Floats of scores that one block may take: half of an L2 cache of 1 MiB.
 const SCORES: usize = 1 << 17;
+
+/// Products of an attention of few queries below which one thread computes it.
+const FEW_SERIAL: usize = 1 << 16;
 
 /// A tensor of `[batch, heads, rows, columns]` in any order of the first three; columns
 /// are contiguous.
@@ -97,6 +102,33 @@ pub fn attention(
         }
     });
     error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// As [`attention`] without weights, of few queries, as where a text grows by one token: keys and values are read where they
+/// stand, once for all heads that share them, instead of being packed for a product. Sums are added up in another order, so that
+/// the bits of a row are not those of [`attention`]; they are the same on every tier.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_of_few(
+    exec: &Exec,
+    p: &AttentionParams,
+    [q, k, v]: [HeadView<'_>; 3],
+    mask: Option<HeadView<'_>>,
+    out: &mut [f32],
+    out_strides: [usize; 3],
+) -> Result {
+    check(p, [q, k, v], mask, out, out_strides)?;
+    if p.batch * p.heads * p.queries == 0 || p.value_depth == 0 {
+        return Ok(());
+    }
+    require(NAME, p.keys > 0, "there must be at least one key")?;
+    let work = (p.batch * p.heads * p.queries * p.keys).saturating_mul(p.depth + p.value_depth);
+    let job = Head { exec, p, q, k, v, mask, weights: None, out: SharedMut::new(out), out_strides, rows: p.queries };
+    exec.pool().run_if(work >= FEW_SERIAL, p.batch * p.kv_heads, &|task| {
+        job.run_few(task / p.kv_heads, task % p.kv_heads);
+    });
+    Ok(())
 }
 
 fn check(

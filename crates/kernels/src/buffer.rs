@@ -44,6 +44,11 @@ impl Buffer {
     /// `len` zeros. Aborts, like `Vec`, when the system has no memory left. Large buffers start at different places of a
     /// page: what reads one and writes another in step would have each load wait for a store.
     pub fn new(len: usize) -> Buffer {
+        Self::try_new(len).unwrap_or_else(|| handle_alloc_error(Self::asked_for(len)))
+    }
+
+    /// As [`Buffer::new`]; `None` when the system has no memory left.
+    pub fn try_new(len: usize) -> Option<Buffer> {
         static BUFFERS: AtomicUsize = AtomicUsize::new(0);
         let before = match len.saturating_mul(size_of::<f32>()) {
             ..STAGGERED => 0,
@@ -55,41 +60,50 @@ impl Buffer {
     /// As [`Buffer::new`], for contents that stay as long as a model: small ones share huge pages, so that reading one
     /// after the other does not miss the TLB at each.
     pub(crate) fn lasting(len: usize) -> Buffer {
-        Self::within(len, 0, pages::shared)
+        Self::within(len, 0, pages::shared).unwrap_or_else(|| handle_alloc_error(Self::asked_for(len)))
     }
 
-    fn within(len: usize, before: usize, pages: impl FnOnce(usize) -> Option<(NonNull<u8>, Arc<Pages>)>) -> Buffer {
+    /// So many zeros; `None` when the system has no memory left.
+    fn within(
+        len: usize,
+        before: usize,
+        pages: impl FnOnce(usize) -> Option<(NonNull<u8>, Arc<Pages>)>,
+    ) -> Option<Buffer> {
         if len == 0 {
-            return Buffer { data: NonNull::dangling(), len, home: Home::Heap { before: 0 } };
+            return Some(Buffer { data: NonNull::dangling(), len, home: Home::Heap { before: 0 } });
         }
-        let layout = Self::layout(len, before);
+        let layout = Self::layout(len, before)?;
         if let Some((start, kept)) = pages(layout.size()) {
             // SAFETY: `before` is less than the size.
             let data = unsafe { start.add(before) }.cast();
-            return Buffer { data, len, home: Home::Pages { _kept: kept } };
+            return Some(Buffer { data, len, home: Home::Pages { _kept: kept } });
         }
         // SAFETY: the layout has a size above zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let start = NonNull::new(raw)?;
         // SAFETY: as above.
-        Buffer { data: unsafe { start.add(before) }.cast(), len, home: Home::Heap { before } }
+        Some(Buffer { data: unsafe { start.add(before) }.cast(), len, home: Home::Heap { before } })
     }
 
-    /// Of `len` floats and so many bytes before them, a multiple of the alignment.
-    fn layout(len: usize, before: usize) -> Layout {
-        let bytes = len.saturating_mul(size_of::<f32>()).saturating_add(before);
-        match Layout::from_size_align(bytes, ALIGNMENT) {
-            Ok(layout) => layout,
-            Err(_) => handle_alloc_error(Layout::new::<f32>()),
-        }
+    /// Of `len` floats and so many bytes before them, a multiple of the alignment; `None` beyond the address space.
+    fn layout(len: usize, before: usize) -> Option<Layout> {
+        let bytes = len.checked_mul(size_of::<f32>())?.checked_add(before)?;
+        Layout::from_size_align(bytes, ALIGNMENT).ok()
+    }
+
+    /// What an abort says was asked for.
+    fn asked_for(len: usize) -> Layout {
+        Self::layout(len, 0).unwrap_or(Layout::new::<f32>())
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let (1.., Home::Heap { before }) = (self.len, &self.home) {
+        if let (1.., Home::Heap { before }) = (self.len, &self.home)
+            && let Some(layout) = Self::layout(self.len, *before)
+        {
             // SAFETY: allocated in `within` with the same layout, and that many bytes before the data.
-            unsafe { dealloc(self.data.as_ptr().cast::<u8>().sub(*before), Self::layout(self.len, *before)) }
+            unsafe { dealloc(self.data.as_ptr().cast::<u8>().sub(*before), layout) }
         }
     }
 }
@@ -208,6 +222,14 @@ mod tests {
             assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(ALIGNMENT));
             assert!(buffer.iter().all(|&x| x == 0.0));
         }
+    }
+
+    #[test]
+    fn gives_nothing_where_the_system_has_nothing() {
+        for len in [1 << 58, 1 << 60, usize::MAX / 4, usize::MAX] {
+            assert!(Buffer::try_new(len).is_none(), "{len}");
+        }
+        assert_eq!(Buffer::try_new(100).map(|b| b.len()), Some(100));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! and vectors sum in other orders.
 
 use crate::activation::Activation;
-use crate::attention::{AttentionParams, HeadView, attention};
+use crate::attention::{AttentionParams, HeadView, attention, attention_of_few};
 use crate::blocks::{BlockShape, Blocks, Values, blocks_gemm, blocks_gemm_int8};
 use crate::calibrate::{Range, channel_min_max, histogram, min_max, moments};
 use crate::conv::{
@@ -14,14 +14,14 @@ use crate::conv::{
 };
 use crate::gemm::{Bias, Gemm, Lhs, MatrixView, PackedB, Rhs, gemm};
 use crate::integer::{
-    Divisor, PoolNhwcParams, Quant, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack, max_pool2d_nhwc,
+    Divisor, PoolDepth, PoolNhwcParams, Quant, avg_pool2d_nhwc, depthwise_nhwc, depthwise_nhwc_pack, max_pool2d_nhwc,
 };
 use crate::panel::{
     Elements, Epilogue, FloatMatMul, Residual, Rows, Target, conv_transpose2d_nhwc, conv_transpose2d_nhwc_pack,
     conv2d_nhwc, conv2d_nhwc_pack, panel_float_matmul, panel_gemm, panel_gemm_pack,
 };
 use crate::pooling::{Pool2dParams, average_pool2d, max_pool2d};
-use crate::testing::{Guarded, Random, assert_same_everywhere, bits, with_special};
+use crate::testing::{Guarded, Random, assert_close, assert_same_everywhere, bits, with_special};
 
 /// Fills a column's scales or zero points.
 type Column<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
@@ -236,7 +236,8 @@ fn pools_to_the_same_bits_everywhere() {
         let x = r.vec(2 * c * h * w);
         let (window, strides, pads, dilations) = ([window; 2], [stride; 2], [pad; 4], [1, 1]);
         let p = Pool2dParams { planes: 2 * c, h, w, window, strides, pads, dilations, out };
-        let last = PoolNhwcParams { n: 2, h, w, c, window, strides, pads, dilations, out };
+        let depth = PoolDepth::ONE;
+        let last = PoolNhwcParams { n: 2, h, w, c, window, strides, pads, dilations, out, depth };
         for max in [false, true] {
             assert_same_everywhere(&format!("{p:?} max {max}"), &|exec, edge| {
                 let (mut x, len) = (Guarded::at(edge, &x), 2 * c * out[0] * out[1]);
@@ -274,6 +275,8 @@ fn attends_to_the_same_bits_everywhere() {
         base,
         AttentionParams { kv_heads: 2, keys: 50, depth: 7, value_depth: 33, ..base },
         AttentionParams { causal: true, keys: 45, ..base },
+        AttentionParams { queries: 1, depth: 70, value_depth: 130, kv_heads: 1, ..base },
+        AttentionParams { queries: 2, causal: true, depth: 64, value_depth: 64, kv_heads: 2, ..base },
         AttentionParams { batch: 1, heads: 1, kv_heads: 1, queries: 150, keys: 700, depth: 64, ..base },
     ] {
         let q = r.vec(p.batch * p.heads * p.queries * p.depth);
@@ -292,7 +295,10 @@ fn attends_to_the_same_bits_everywhere() {
             let mask = HeadView { data: mask.get(), strides: strides(p.heads, p.queries, p.keys) };
             let to = strides(p.heads, p.queries, p.value_depth);
             attention(exec, &p, views, Some(mask), None, out.get(), to).unwrap();
-            bits(out.get())
+            let mut few = Guarded::at(edge, &vec![9f32; out.get().len()]);
+            attention_of_few(exec, &p, views, Some(mask), few.get(), to).unwrap();
+            assert_close(few.get(), out.get(), 1e-5, &format!("{p:?}"));
+            bits(&[out.get(), few.get()].concat())
         });
     }
 }

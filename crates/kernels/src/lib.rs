@@ -35,6 +35,7 @@ pub mod pooling;
 pub mod quantize;
 pub mod recurrent;
 pub mod reduce;
+pub mod rotate;
 mod simd;
 
 pub use activation::Activation;

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{Def, Fact, Graph, Node, NodeId, ValueId};
 use narrowbit_kernels::Exec;
-use narrowbit_tensor::{DType, Tensor};
+use narrowbit_tensor::{DType, Tensor, TensorError, memory};
 
 use crate::bands;
 use crate::collapse::{self, Lookup};
 use crate::error::RunError;
 use crate::fuse::{self, Fusion};
 use crate::kernel::{BuildCx, Built, Concrete, Kernel};
-use crate::memory::{self, Life};
+use crate::memory::{self as slots, Life};
 use crate::ops;
 use crate::rounded_rows;
 use crate::scope::{Scope, concrete};
@@ -111,7 +111,22 @@ pub fn compile(
         compiler.round_between();
     }
     compiler.join_bands();
-    Ok(compiler.finish())
+    Ok(compiler.finish()?)
+}
+
+/// Elements of a constant in panels of a kernel, at the most: the columns of each of `groups` are filled up.
+fn padded(shape: &[usize], groups: usize) -> usize {
+    /// Columns of the widest panel.
+    const PANEL: usize = 64;
+    let elements: usize = shape.iter().product();
+    let columns = match *shape {
+        [] | [_] => return 0,
+        [rows, columns] => rows.min(columns),
+        // Of a convolution, transposed or not.
+        [first, second, ..] => (first / groups.max(1)).min(second.max(1)),
+    };
+    let columns = columns.max(1);
+    (elements / columns).saturating_mul(columns.next_multiple_of(PANEL))
 }
 
 fn is_static(graph: &Graph, facts: &Facts) -> bool {
@@ -378,6 +393,8 @@ impl<'a> Compiler<'a> {
         if let Some((y, lookup)) = made.and_then(|y| Some((y, self.lookups.get(&y)?))) {
             return Ok(Some(ops::lookup(&cx, lookup, y)));
         }
+        self.check_packing(id, fusion)
+            .map_err(|error| RunError::Kernel { node: cx.node.name.clone(), error: error.into() })?;
         let built = match fusion {
             Some(f) => ops::fused(&cx, f),
             None => ops::build(&cx).map(Some),
@@ -385,15 +402,38 @@ impl<'a> Compiler<'a> {
         built.map_err(|error| RunError::Kernel { node: cx.node.name.clone(), error }.into())
     }
 
-    fn finish(self) -> Plan {
+    /// Checks that there is memory to unpack and to pack the constants that a step reads, where that is still to be done.
+    fn check_packing(&self, id: NodeId, fusion: Option<&Fusion>) -> Result<(), TensorError> {
+        if self.weights.has(id) {
+            return Ok(());
+        }
+        let nodes = fusion.map_or_else(|| vec![id], |f| f.nodes.clone());
+        let read = nodes.iter().flat_map(|&n| &self.scope.graph.node(n).inputs).flatten();
+        let constants = read.filter(|v| self.scope.is_constant(**v));
+        let types = constants.filter_map(|v| concrete(self.scope.facts.get(*v)));
+        let op = &self.scope.graph.node(id).op;
+        // The rows of a table are read where they stand.
+        if op.name().starts_with("Gather") {
+            return Ok(());
+        }
+        let groups = op.attrs().int_or("group", 1).ok().and_then(|g| usize::try_from(g).ok()).unwrap_or(1);
+        let (plain, full) = types.fold((0usize, 0usize), |(plain, full), ty| {
+            (plain.saturating_add(ty.len()), full.saturating_add(padded(&ty.shape, groups)))
+        });
+        let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
+        memory::check(bytes(plain), bytes(full))
+    }
+
+    fn finish(self) -> Result<Plan, RunError> {
         let lifetimes = Lifetimes::new(&self.scope, &self.steps);
-        let layout = memory::plan(&lifetimes.lives);
+        let layout = slots::plan(&lifetimes.lives);
         let mut table = Table {
             scope: &self.scope,
             slot_of: lifetimes.life_of.iter().map(|(&v, &l)| (v, layout.slot_of[l])).collect(),
             values: Vec::new(),
             index: BTreeMap::new(),
             consts: Vec::new(),
+            failed: None,
         };
         let outputs = self.scope.graph.outputs().iter().map(|&v| table.value(v)).collect();
         let (fusions, joined) = (&self.fusions, &self.joined);
@@ -413,7 +453,10 @@ impl<'a> Compiler<'a> {
             }
         });
         let steps = steps.collect();
-        Plan { steps, values: table.values, consts: table.consts, slots: layout.slots, outputs }
+        if let Some((node, error)) = table.failed {
+            return Err(RunError::Kernel { node, error: error.into() });
+        }
+        Ok(Plan { steps, values: table.values, consts: table.consts, slots: layout.slots, outputs })
     }
 }
 
@@ -475,6 +518,8 @@ struct Table<'a> {
     values: Vec<PlanValue>,
     index: BTreeMap<ValueId, usize>,
     consts: Vec<Tensor>,
+    /// The first constant that there was no memory for.
+    failed: Option<(String, TensorError)>,
 }
 
 impl Table<'_> {
@@ -485,7 +530,10 @@ impl Table<'_> {
         let (root, graph) = (self.scope.root(id), self.scope.graph);
         let channels_last = self.scope.is_channels_last(id);
         let place = if let Some(t) = self.scope.constant(root) {
-            self.consts.push(aligned(&t));
+            self.consts.push(aligned(&t).unwrap_or_else(|e| {
+                self.failed.get_or_insert((graph.value(self.scope.base(root)).name.clone(), e));
+                t
+            }));
             Place::Const(self.consts.len() - 1)
         } else if !self.scope.is_channels_last(root) && graph.value(root).def == Def::Input {
             Place::Input(graph.inputs().iter().position(|&v| v == root).unwrap_or(0))
@@ -500,13 +548,17 @@ impl Table<'_> {
 
 /// The tensor itself where its bytes are aligned for every element type, else a copy.
 /// Bytes of a mapped file may stand anywhere.
-pub fn aligned(t: &Tensor) -> Tensor {
+///
+/// # Errors
+/// There is no memory for a copy.
+pub fn aligned(t: &Tensor) -> Result<Tensor, TensorError> {
     if t.bytes().as_ptr().align_offset(8) == 0 {
-        return t.clone();
+        return Ok(t.clone());
     }
+    memory::check(t.bytes().len(), t.bytes().len())?;
     let words: Vec<u64> = t.bytes().chunks(8).map(le_word).collect();
     let bytes = bytemuck::cast_slice(&words)[..t.bytes().len()].to_vec();
-    Tensor::from_bytes(t.dtype(), t.shape(), bytes).unwrap_or_else(|_| t.clone())
+    Tensor::from_bytes(t.dtype(), t.shape(), bytes)
 }
 
 fn le_word(chunk: &[u8]) -> u64 {

@@ -80,15 +80,22 @@ impl Core {
         observer: Observer,
         profile: Option<&mut Profile>,
     ) -> Result<Vec<Tensor>, RunError> {
-        let inputs: Vec<Tensor> = inputs.iter().map(compile::aligned).collect();
+        let inputs = self.aligned(inputs)?;
         let views: Vec<View> = inputs.iter().map(View::of).collect();
         let mut outputs = Vec::new();
-        let mut take = |_: usize, view: View| {
-            outputs.push(view.to_tensor().map_err(|e| self.failed(e))?);
+        let mut take = |i: usize, view: View| {
+            let maker = self.graph.outputs().get(i).and_then(|&v| self.graph.producer(v));
+            let node = maker.map_or(&self.graph.name, |(id, _)| &self.graph.node(id).name);
+            let copy = view.to_tensor();
+            outputs.push(copy.map_err(|e| RunError::Kernel { node: node.clone(), error: StepError::Tensor(e) })?);
             Ok(())
         };
         self.run_views(exec, &views, observer, profile, &mut take)?;
         Ok(outputs)
+    }
+
+    fn aligned(&self, tensors: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+        tensors.iter().map(compile::aligned).collect::<Result<_, TensorError>>().map_err(|e| self.failed(e))
     }
 
     fn failed(&self, e: TensorError) -> RunError {
@@ -110,11 +117,11 @@ impl Core {
             (Program::Stages(stages), _) => {
                 let inputs: Result<Vec<Tensor>, TensorError> = inputs.iter().map(View::to_tensor).collect();
                 let outputs = stages.run(self, exec, &inputs.map_err(|e| self.failed(e))?, observer, profile)?;
-                let outputs: Vec<Tensor> = outputs.iter().map(compile::aligned).collect();
+                let outputs = self.aligned(&outputs)?;
                 return outputs.iter().enumerate().try_for_each(|(i, t)| take(i, View::of(t)));
             }
         };
-        let mut arena = arena.unwrap_or_else(|| Arena::new(&plan));
+        let mut arena = arena.map_or_else(|| self.new_arena(&plan), Ok)?;
         let _awake = exec.pool().keep_awake();
         let mut clock = Clock::new(profile);
         arena.run(&plan, &self.graph, exec, inputs, &self.observe, observer, &mut clock, take)?;
@@ -125,9 +132,19 @@ impl Core {
         Ok(())
     }
 
+    /// An arena of a plan, if need be in the place of those that wait for other inputs.
+    fn new_arena(&self, plan: &Plan) -> Result<Arena, RunError> {
+        Arena::new(plan, &self.graph).or_else(|_| {
+            let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+            plans.by_input.iter_mut().for_each(|(_, entry)| entry.idle.clear());
+            drop(plans);
+            Arena::new(plan, &self.graph)
+        })
+    }
+
     /// Bytes of the arena for these inputs; 0 where nothing of the graph is compiled beforehand.
     pub fn arena_bytes(&self, exec: &Exec, inputs: &[Tensor]) -> Result<usize, RunError> {
-        let aligned: Vec<Tensor> = inputs.iter().map(compile::aligned).collect();
+        let aligned = self.aligned(inputs)?;
         let views: Vec<View> = aligned.iter().map(View::of).collect();
         match self.program(exec, &views)?.0 {
             Program::Plan(plan) => Ok(plan.slots.iter().sum()),

@@ -1,5 +1,6 @@
 use narrowbit_ir::{NodeError, OpError};
 use narrowbit_kernels::KernelError;
+use narrowbit_tensor::memory::readable;
 
 /// Why a model could not be compiled or run.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,18 @@ pub enum StepError {
     /// A tensor could not be read.
     #[error(transparent)]
     Tensor(#[from] narrowbit_tensor::TensorError),
+    /// There is no memory for what the steps of a run make.
+    #[error(
+        "the values of a run take {}, the result of this node, {largest}, the most of it, and there is not that much memory left\nhelp: {}",
+        readable(*bytes),
+        "run smaller inputs or fewer samples at a time, on a machine or under a limit (ulimit -v) with more memory"
+    )]
+    Arena {
+        /// Bytes of all values, where those that live at different times share memory.
+        bytes: usize,
+        /// Type and shape of the largest result.
+        largest: String,
+    },
     /// The result has another type or shape than was inferred.
     #[error("output {index} was inferred as {inferred}, but came out as {actual}")]
     Inferred {

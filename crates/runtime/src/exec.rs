@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use narrowbit_ir::{Graph, ValueId};
 use narrowbit_kernels::{Buffer, Exec, Few};
+use narrowbit_tensor::memory;
 
 use crate::compile::{Place, Plan, Step};
 use crate::error::{RunError, StepError};
@@ -47,8 +48,22 @@ impl<'a> Clock<'a> {
 }
 
 impl Arena {
-    pub fn new(plan: &Plan) -> Arena {
-        Arena { slots: plan.slots.iter().map(|&bytes| Buffer::new(bytes.div_ceil(4))).collect() }
+    /// The memory of a plan, and room for what its kernels and the copies of its outputs take beside. An error names the
+    /// node whose result takes the most.
+    pub fn new(plan: &Plan, graph: &Graph) -> Result<Arena, RunError> {
+        let bytes = plan.slots.iter().fold(0usize, |all, &n| all.saturating_add(n));
+        let largest = plan.steps.iter().flat_map(|s| s.outs.iter().map(move |&o| (s, &plan.values[o].ty)));
+        let largest = largest.max_by_key(|(_, ty)| ty.bytes());
+        let beside = largest.map_or(0, |(_, ty)| ty.bytes());
+        let slots = memory::check(bytes, beside).ok().and_then(|()| {
+            let slot = |&bytes: &usize| Buffer::try_new(bytes.div_ceil(4));
+            plan.slots.iter().map(slot).collect::<Option<Vec<Buffer>>>()
+        });
+        slots.map(|slots| Arena { slots }).ok_or_else(|| {
+            let node = largest.map_or(&graph.name, |(step, _)| &graph.node(step.node).name);
+            let largest = largest.map(|(_, ty)| format!("{}{:?}", ty.dtype, ty.shape)).unwrap_or_default();
+            RunError::Kernel { node: node.clone(), error: StepError::Arena { bytes, largest } }
+        })
     }
 
     #[allow(clippy::too_many_arguments)] // One internal caller; a struct would only rename the list.

@@ -179,6 +179,9 @@ pub fn weights(graph: &Graph, facts: &Facts, v: ValueId, axis: usize) -> Option<
     (zeros.len() == scales.len()).then_some(IntWeights { value: x, scales, zeros })
 }
 
+/// Phases of a transposed convolution for which one of its own each still pays.
+pub const MOST_PHASES: usize = 64;
+
 /// The axis of a product's weights that its output channels lie on.
 pub fn channel_axis(node: &Node, rank: usize) -> usize {
     match node.op.name() {
@@ -202,8 +205,8 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
         "Conv" if by_row(&x) => None,
         "Conv" => ((3..=5).contains(&rank) && weighted && constant(node.input(2))).then(|| vec![Some(x), None]),
         "ConvTranspose" => {
-            let fits = (3..=4).contains(&rank) && weighted && constant(node.input(2)) && !by_row(&x);
-            (fits && tiles(facts, node)).then(|| vec![Some(x), None])
+            let fits = (3..=5).contains(&rank) && weighted && constant(node.input(2)) && !by_row(&x);
+            (fits && has_phases(facts, node)).then(|| vec![Some(x), None])
         }
         "Gemm" => {
             let plain = node.op.attrs().int_or("transA", 0).ok()? == 0;
@@ -220,24 +223,17 @@ pub fn product_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option<Vec
     }
 }
 
-/// Whether the windows of a ConvTranspose tile its output, in one group.
-fn tiles(facts: &Facts, node: &Node) -> bool {
-    let dims = |v: Option<ValueId>| -> Option<Vec<usize>> { facts.shape(v?)?.iter().map(|d| d.as_usize()).collect() };
-    let (Some(x), Some(w), Some(y)) = (dims(node.input(0)), dims(node.input(1)), dims(node.output(0))) else {
-        return false;
+/// Whether a ConvTranspose has so few phases that a convolution for each of them pays, or tiles its output.
+fn has_phases(facts: &Facts, node: &Node) -> bool {
+    let known = |v: Option<ValueId>| {
+        v.and_then(|v| facts.shape(v)).is_some_and(|s| s.iter().all(|d| d.as_usize().is_some_and(|n| n > 0)))
     };
-    let mut attrs = node.op.attrs();
-    let all = |list: Result<Option<Vec<i64>>, _>, value: i64| {
-        list.is_ok_and(|l: Option<Vec<i64>>| l.is_none_or(|l| l.iter().all(|&v| v == value)))
-    };
-    let plain = all(attrs.ints("pads"), 0) && all(attrs.ints("output_padding"), 0) && all(attrs.ints("dilations"), 1);
-    let steps = attrs.ints("strides").ok().flatten().unwrap_or_else(|| vec![1; x.len().saturating_sub(2)]);
-    let same = w.len() == x.len() && steps.iter().zip(&w[2..]).all(|(&s, &k)| usize::try_from(s) == Ok(k));
-    let whole = x.len() == y.len() && (2..x.len()).all(|i| x[i].checked_mul(w[i]) == Some(y[i]));
-    let padded = attrs.string("auto_pad").map(Option::unwrap_or_default);
-    let stated = padded.is_ok_and(|p| matches!(p.as_str(), "" | "NOTSET" | "VALID"));
-    let one = attrs.int_or("group", 1) == Ok(1) && !x.contains(&0) && !w.contains(&0);
-    plain && same && whole && stated && one
+    let strides = node.op.attrs().ints("strides").ok().flatten().unwrap_or_default();
+    let count = strides.iter().try_fold(1i64, |all, &s| all.checked_mul(s));
+    let windows = node.input(1).and_then(|w| facts.shape(w)?.get(2..)?.iter().map(|d| d.as_usize()).collect());
+    let tiles = windows.is_some_and(|w: Vec<usize>| w.iter().map(|&k| k as i64).eq(strides.iter().copied()));
+    let few = count.is_some_and(|n| n <= MOST_PHASES as i64);
+    known(node.input(0)) && known(node.input(1)) && known(node.output(0)) && (tiles || few)
 }
 
 /// Whether a value does not depend on the model's inputs: a constant, or one behind a DequantizeLinear.
@@ -274,9 +270,7 @@ pub fn elementwise_operands(graph: &Graph, facts: &Facts, node: &Node) -> Option
         }
         "GlobalAveragePool" | "AveragePool" => {
             let x = source(graph, facts, node.input(0)?)?;
-            // Whole volumes are as simple as whole planes.
-            let most = if node.op.name() == "GlobalAveragePool" { 5 } else { 4 };
-            (3..=most).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
+            (3..=5).contains(&facts.shape(x.value)?.len()).then(|| vec![Some(x)])
         }
         "Softmax" | "LayerNormalization" | "RMSNormalization" | "BatchNormalization" => {
             let plain = node.outputs.iter().flatten().count() == 1;

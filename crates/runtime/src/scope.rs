@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::infer::Facts;
-use narrowbit_ir::{Datum, EvalCx, Fact, Graph, NodeId, ValueId, check_size};
+use narrowbit_ir::{Datum, EvalCx, Fact, Graph, NodeId, ValueId, check_limit};
 use narrowbit_tensor::{DType, Tensor};
 
 use crate::kernel::Concrete;
@@ -13,12 +13,12 @@ const UNPACKING: &[&str] = &["DequantizeLinear", "Cast", "Gather", "Mul", "Resha
 /// Such operators in a row at the most: as many as the table needs, and a Transpose.
 const UNPACKING_STEPS: usize = 6;
 
-/// The concrete type of a fact. Tensors that no operator may make (see [`check_size`]) have none: a graph that asks
+/// The concrete type of a fact. Tensors that no operator may make (see [`check_limit`]) have none: a graph that asks
 /// for one is cut before that node, which the error then names.
 pub fn concrete(fact: &Fact) -> Option<Concrete> {
     let ty = fact.ty.tensor()?;
     let (dtype, shape) = (ty.dtype?, ty.concrete_shape()?);
-    (dtype != DType::String && check_size(dtype, &shape).is_ok()).then_some(Concrete { dtype, shape })
+    (dtype != DType::String && check_limit(dtype, &shape).is_ok()).then_some(Concrete { dtype, shape })
 }
 
 /// What is known of the graph's values.

@@ -253,7 +253,7 @@ impl Session {
 
     fn observe_inputs(&self, inputs: &[Tensor], observer: Observer) -> Result<(), RunError> {
         for (&v, t) in self.graph().inputs().iter().zip(inputs).filter(|(v, _)| self.core.observe.contains(v)) {
-            let t = compile::aligned(t);
+            let t = compile::aligned(t).map_err(|e| RunError::Observer(e.to_string()))?;
             let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false };
             observer(v, view).map_err(RunError::Observer)?;
         }

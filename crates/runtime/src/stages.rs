@@ -127,9 +127,12 @@ fn interpret(
             profile.rows.push(row(n, start.elapsed().as_secs_f64()));
         }
         if let (true, Some(t), None) = (core.observe.contains(&v), d.tensor(), &failed) {
-            let t = compile::aligned(t);
-            let view = View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false };
-            failed = observer(v, view).err();
+            failed = compile::aligned(t)
+                .map_err(|e| e.to_string())
+                .and_then(|t| {
+                    observer(v, View { dtype: t.dtype(), shape: t.shape(), bytes: t.bytes(), channels_last: false })
+                })
+                .err();
         }
         start = Instant::now();
     })?;

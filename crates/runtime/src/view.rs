@@ -1,4 +1,4 @@
-use narrowbit_tensor::{DType, Element, Tensor, TensorError};
+use narrowbit_tensor::{DType, Element, Tensor, TensorError, memory};
 
 /// A value while a model runs: its type, its shape and its bytes, aligned for every element type.
 #[derive(Debug, Clone, Copy)]
@@ -53,11 +53,12 @@ impl<'a> View<'a> {
     /// A copy as a tensor.
     ///
     /// # Errors
-    /// Never for views that a session makes.
+    /// When there is no memory for it.
     pub fn to_tensor(&self) -> Result<Tensor, TensorError> {
         fn typed<T: Element>(v: &View) -> Result<Tensor, TensorError> {
             Tensor::new(v.shape, v.slice::<T>()?.to_vec())
         }
+        memory::check(self.bytes.len(), 0)?;
         if self.channels_last {
             return self.plain();
         }

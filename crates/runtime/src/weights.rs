@@ -15,18 +15,25 @@ pub struct Form {
     taps: Option<Taps>,
     /// The planes of a window over volumes, likewise.
     planes: Option<Range<usize>>,
+    /// The phase of a transposed convolution, and what is cut at the start of each axis.
+    phase: Option<(usize, [usize; 3])>,
 }
 
 impl Form {
     /// Of some taps of a window, and of some planes of it where it has others, too.
     pub fn of(name: &'static str, taps: &Taps, planes: Option<&Range<usize>>) -> Form {
-        Form { name, taps: (!taps.are_all()).then(|| taps.clone()), planes: planes.cloned() }
+        Form { name, taps: (!taps.are_all()).then(|| taps.clone()), planes: planes.cloned(), phase: None }
+    }
+
+    /// Of a phase of a transposed convolution, whose taps depend on what is cut at the start of each axis.
+    pub fn of_phase(name: &'static str, index: usize, pads: [usize; 3]) -> Form {
+        Form { phase: Some((index, pads)), ..Form::from(name) }
     }
 }
 
 impl From<&'static str> for Form {
     fn from(name: &'static str) -> Form {
-        Form { name, taps: None, planes: None }
+        Form { name, taps: None, planes: None, phase: None }
     }
 }
 
@@ -62,6 +69,12 @@ impl Weights {
     /// Frees what was needed only for packing.
     pub fn drop_scratch(&self) {
         *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether an operand of a node is packed already, in any form.
+    pub fn has(&self, node: NodeId) -> bool {
+        let map = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        map.keys().any(|(n, _)| *n == node)
     }
 
     /// The packed operand of a node, made by `pack` the first time.

@@ -1,4 +1,5 @@
 use crate::DType;
+use crate::memory::readable;
 
 /// Why a tensor could not be made or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,4 +36,14 @@ pub enum TensorError {
     /// An axis, or a place of it, is not there.
     #[error("shape {1:?} has no axis {0} of that length")]
     Axis(usize, Vec<usize>),
+    /// The system has no such memory left.
+    #[error(
+        "{} more are needed, and there is not that much memory left\nhelp: {}",
+        readable(*bytes),
+        "run smaller inputs or fewer samples at a time, on a machine or under a limit (ulimit -v) with more memory"
+    )]
+    Memory {
+        /// The bytes that were asked for.
+        bytes: usize,
+    },
 }

@@ -12,6 +12,7 @@ mod element;
 mod error;
 #[allow(unsafe_code)] // the one file with a memory map
 pub mod mapped;
+pub mod memory;
 pub mod minifloat;
 mod rng;
 pub mod shape;

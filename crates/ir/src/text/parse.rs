@@ -4,7 +4,7 @@ use bytes::Bytes;
 use narrowbit_tensor::{DType, SplitMix64, Tensor, shape};
 
 use super::lex::{Token, tokens};
-use crate::{Attr, AttrMap, Dim, Graph, Model, OpSource, Opaque, TensorType, ValueId, ValueType, check_size};
+use crate::{Attr, AttrMap, Dim, Graph, Model, OpSource, Opaque, TensorType, ValueId, ValueType, check_limit};
 
 /// What is wrong in a text form, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -451,7 +451,7 @@ impl<'a> Parser<'a> {
         let (Some(dtype), Some(shape)) = (ty.dtype, ty.concrete_shape()) else {
             return self.error("a constant needs an element type and a shape of numbers");
         };
-        let n = match check_size(dtype, &shape) {
+        let n = match check_limit(dtype, &shape) {
             Ok(n) => n,
             Err(e) => return self.error(e.to_string()),
         };

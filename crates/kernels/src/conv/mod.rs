@@ -1,12 +1,14 @@
 //! 2-D, 1-D and 3-D convolution and its transpose on NCHW f32.
 
 mod depthwise;
+mod phases;
 mod plane;
 mod reference;
 mod taps;
 mod transpose;
 mod volume;
 
+pub use phases::{Phase, TransposedAxis, phase_weights};
 pub use reference::{conv_transpose2d_reference, conv2d_reference};
 pub(crate) use taps::Axis;
 pub use taps::Taps;

@@ -25,7 +25,9 @@ pub use depthwise::{DepthwiseElement, DepthwiseWeights, depthwise_nhwc, depthwis
 pub use fixed::{ApartWeights, FixedElement, Rescale, RescaleChannel, rescale, sums_apart};
 pub use layout::{dequantize_to_nchw, quantize_to_nhwc, to_nchw, to_nhwc};
 pub use lookup::{lookup, lookup_in_place};
-pub use pool::{Divisor, PoolElement, PoolNhwcParams, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc};
+pub use pool::{
+    Divisor, PoolDepth, PoolElement, PoolNhwcParams, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc,
+};
 pub use qlinear::{CodeOp, CodePair, qlinear_binary};
 pub(crate) use rows::exponentials_or_zeros;
 pub use rows::{RowNorm, layer_norm_rows, softmax_rows, unary_rows};

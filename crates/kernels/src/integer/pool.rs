@@ -1,4 +1,4 @@
-//! Max and average pooling of NHWC images; vectors run over the channels.
+//! Max and average pooling of images and volumes with their channels last; vectors run over the channels.
 
 use std::ops::Range;
 
@@ -18,7 +18,29 @@ const CHANNELS: usize = 256;
 /// Elements that 32-bit sums of 8-bit integers hold.
 const MAX_WINDOW: usize = 1 << 23;
 
-/// Shape of a 2-D pooling of NHWC images; the caller works out `out` (floor or ceil).
+/// The depth of a pooling of volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolDepth {
+    /// Planes of a volume.
+    pub len: usize,
+    /// Window depth.
+    pub window: usize,
+    /// Step along the depth.
+    pub stride: usize,
+    /// Padding before and after.
+    pub pads: [usize; 2],
+    /// Step within the window.
+    pub dilation: usize,
+    /// Output depth.
+    pub out: usize,
+}
+
+impl PoolDepth {
+    /// That of images.
+    pub const ONE: PoolDepth = PoolDepth { len: 1, window: 1, stride: 1, pads: [0; 2], dilation: 1, out: 1 };
+}
+
+/// Shape of a pooling of NHWC images, or of volumes; the caller works out `out` (floor or ceil).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolNhwcParams {
     /// Images.
@@ -39,6 +61,58 @@ pub struct PoolNhwcParams {
     pub dilations: [usize; 2],
     /// Output height and width.
     pub out: [usize; 2],
+    /// What volumes have besides.
+    pub depth: PoolDepth,
+}
+
+/// A window along one axis.
+#[derive(Clone, Copy)]
+struct Along {
+    len: usize,
+    window: usize,
+    stride: usize,
+    dilation: usize,
+    pads: [usize; 2],
+    out: usize,
+}
+
+impl Along {
+    fn check(&self) -> Result {
+        let some = self.window > 0 && self.stride > 0 && self.dilation > 0;
+        require(NAME, some, "window, stride and dilation must be above 0")?;
+        product(NAME, &[self.window, self.dilation, 64])?;
+        product(NAME, &[self.out.max(1), self.stride, 64])?;
+        require(NAME, self.pads[0].max(self.pads[1]) < isize::MAX as usize / 64, "the padding is too large")
+    }
+
+    /// Taps of output position `o` that lie in the image.
+    #[inline(always)]
+    fn taps(&self, o: usize) -> Range<usize> {
+        self.taps_within(o, self.pads[0], self.pads[0] + self.len)
+    }
+
+    /// Taps whose place in the padded line is in `from..to`.
+    #[inline(always)]
+    fn taps_within(&self, o: usize, from: usize, to: usize) -> Range<usize> {
+        let start = o * self.stride;
+        let first = |place: usize| place.saturating_sub(start).div_ceil(self.dilation).min(self.window);
+        first(from)..first(to).max(first(from))
+    }
+
+    /// Elements of the window at an output position that count.
+    #[inline(always)]
+    fn count(&self, o: usize, include_pad: bool) -> usize {
+        if include_pad {
+            return self.taps_within(o, 0, self.len + self.pads[0] + self.pads[1]).len();
+        }
+        self.taps(o).len()
+    }
+
+    /// The place in the image of a tap that lies in it.
+    #[inline(always)]
+    fn place(&self, o: usize, tap: usize) -> usize {
+        (o * self.stride + tap * self.dilation).wrapping_sub(self.pads[0])
+    }
 }
 
 impl PoolNhwcParams {
@@ -54,95 +128,99 @@ impl PoolNhwcParams {
             pads: [0; 4],
             dilations: [1, 1],
             out: [1, 1],
+            depth: PoolDepth::ONE,
         }
+    }
+
+    /// The windows along depth, height and width.
+    #[inline(always)]
+    fn axes(&self) -> [Along; 3] {
+        let PoolDepth { len, window, stride, pads, dilation, out } = self.depth;
+        let plane = |i: usize| Along {
+            len: [self.h, self.w][i],
+            window: self.window[i],
+            stride: self.strides[i],
+            dilation: self.dilations[i],
+            pads: [self.pads[i], self.pads[i + 2]],
+            out: self.out[i],
+        };
+        [Along { len, window, stride, dilation, pads, out }, plane(0), plane(1)]
     }
 
     fn check(&self, x: usize, y: usize) -> Result {
-        exact(NAME, "x", x, product(NAME, &[self.n, self.h, self.w, self.c])?)?;
-        exact(NAME, "y", y, product(NAME, &[self.n, self.out[0], self.out[1], self.c])?)?;
-        for axis in 0..2 {
-            let (window, stride, dilation) = (self.window[axis], self.strides[axis], self.dilations[axis]);
-            require(NAME, window > 0 && stride > 0 && dilation > 0, "window, stride and dilation must be above 0")?;
-            product(NAME, &[window, dilation, 64])?;
-            product(NAME, &[self.out[axis].max(1), stride, 64])?;
-            let limit = isize::MAX as usize / 64;
-            require(NAME, self.pads[axis].max(self.pads[axis + 2]) < limit, "the padding is too large")?;
-        }
-        let elements = product(NAME, &[self.window[0].min(self.h), self.window[1].min(self.w)])?;
+        let axes = self.axes();
+        let [d, h, w] = axes.map(|a| a.len);
+        let [od, oh, ow] = axes.map(|a| a.out);
+        exact(NAME, "x", x, product(NAME, &[self.n, d, h, w, self.c])?)?;
+        exact(NAME, "y", y, product(NAME, &[self.n, od, oh, ow, self.c])?)?;
+        axes.iter().try_for_each(Along::check)?;
+        let elements = product(NAME, &axes.map(|a| a.window.min(a.len)))?;
         require(NAME, elements < MAX_WINDOW, "the window has over eight million elements")
     }
 
-    /// Taps of output position `o` that lie in the image.
-    fn taps(&self, axis: usize, o: usize) -> Range<usize> {
-        self.taps_within(axis, o, self.pads[axis], self.pads[axis] + [self.h, self.w][axis])
-    }
-
-    /// Taps whose place in the padded line is in `from..to`.
-    fn taps_within(&self, axis: usize, o: usize, from: usize, to: usize) -> Range<usize> {
-        let (start, dilation, window) = (o * self.strides[axis], self.dilations[axis], self.window[axis]);
-        let first = |place: usize| place.saturating_sub(start).div_ceil(dilation).min(window);
-        first(from)..first(to).max(first(from))
-    }
-
-    /// Elements of the window at an output position that count.
-    fn count(&self, axis: usize, o: usize, include_pad: bool) -> usize {
-        if include_pad {
-            let padded = [self.h, self.w][axis] + self.pads[axis] + self.pads[axis + 2];
-            return self.taps_within(axis, o, 0, padded).len();
-        }
-        self.taps(axis, o).len()
-    }
-
-    /// Calls `body(image, output row, channels)` for parts of the result, in parallel.
-    fn parts(&self, exec: &Exec, body: &(dyn Fn(usize, usize, Range<usize>) + Sync)) {
-        let [oh, ow] = self.out;
-        if self.n * oh * ow * self.c == 0 {
+    /// Calls `body(output row, channels)` for parts of the result, in parallel; rows are counted over all images and planes.
+    fn parts(&self, exec: &Exec, body: &(dyn Fn(usize, Range<usize>) + Sync)) {
+        let axes = self.axes();
+        let rows = self.n * axes[0].out * axes[1].out;
+        if rows * axes[2].out * self.c == 0 {
             return;
         }
-        let step = if self.n * oh < 4 * exec.threads() { CHANNELS } else { self.c };
+        let step = if rows < 4 * exec.threads() { CHANNELS } else { self.c };
         let across = self.c.div_ceil(step);
-        let window = self.window[0].min(self.h).max(1) * self.window[1].min(self.w).max(1);
-        let work = (ow * step.min(self.c)).saturating_mul(window);
-        exec.split(self.n * oh * across, GRAIN / work + 1, &|range| {
+        let window: usize = axes.iter().map(|a| a.window.min(a.len).max(1)).product();
+        let work = (axes[2].out * step.min(self.c)).saturating_mul(window);
+        exec.split(rows * across, GRAIN / work + 1, &|range| {
             for index in range {
                 let (row, part) = (index / across, index % across);
-                body(row / oh, row % oh, part * step..self.c.min((part + 1) * step));
+                body(row, part * step..self.c.min((part + 1) * step));
             }
         });
     }
 
-    /// The taps of output pixel `(oy, ox)`: the first element in `image`, and how rows and
-    /// columns go on.
-    fn window(&self, image: usize, oy: usize, ox: usize, channel: usize) -> Window {
-        let (rows, columns) = (self.taps(0, oy), self.taps(1, ox));
-        let place = |axis: usize, o: usize, tap: usize| {
-            (o * self.strides[axis] + tap * self.dilations[axis]).wrapping_sub(self.pads[axis])
-        };
-        let empty = rows.is_empty() || columns.is_empty();
-        let (y, x) = if empty { (0, 0) } else { (place(0, oy, rows.start), place(1, ox, columns.start)) };
+    /// The image, plane and line of an output row.
+    #[inline(always)]
+    fn place(&self, row: usize) -> [usize; 3] {
+        let (oh, od) = (self.out[0], self.depth.out);
+        [row / oh / od, row / oh % od, row % oh]
+    }
+
+    /// The taps of the output pixel `ox` of a row: the first element in `image`, and how planes, rows and columns go on.
+    #[inline(always)]
+    fn window(&self, [image, oz, oy]: [usize; 3], ox: usize, channel: usize) -> Window {
+        let [depth, down, across] = self.axes();
+        let (planes, rows, columns) = (depth.taps(oz), down.taps(oy), across.taps(ox));
+        let empty = planes.is_empty() || rows.is_empty() || columns.is_empty();
+        let place = |axis: Along, o: usize, taps: &Range<usize>| if empty { 0 } else { axis.place(o, taps.start) };
+        let [z, y, x] = [place(depth, oz, &planes), place(down, oy, &rows), place(across, ox, &columns)];
+        let line = self.w * self.c;
         Window {
-            first: ((image * self.h + y) * self.w + x) * self.c + channel,
-            rows: if empty { 0 } else { rows.len() },
-            columns: if empty { 0 } else { columns.len() },
-            steps: [self.dilations[0] * self.w * self.c, self.dilations[1] * self.c],
+            first: (((image * depth.len + z) * self.h + y) * self.w + x) * self.c + channel,
+            planes: if empty { 0 } else { planes.len() },
+            rows: rows.len(),
+            columns: columns.len(),
+            steps: [depth.dilation * self.h * line, down.dilation * line, across.dilation * self.c],
         }
     }
 }
 
-/// Places of the taps of one output: `first + row · steps[0] + column · steps[1]`.
+/// Places of the taps of one output: `first + plane · steps[0] + row · steps[1] + column · steps[2]`.
 struct Window {
     first: usize,
+    planes: usize,
     rows: usize,
     columns: usize,
-    steps: [usize; 2],
+    steps: [usize; 3],
 }
 
 impl Window {
     #[inline(always)]
     fn each(&self, mut body: impl FnMut(usize)) {
-        for r in 0..self.rows {
-            for c in 0..self.columns {
-                body(self.first + r * self.steps[0] + c * self.steps[1]);
+        for p in 0..self.planes {
+            for r in 0..self.rows {
+                let line = self.first + p * self.steps[0] + r * self.steps[1];
+                for c in 0..self.columns {
+                    body(line + c * self.steps[2]);
+                }
             }
         }
     }
@@ -177,8 +255,8 @@ impl PoolElement for f32 {
 pub fn max_pool2d_nhwc<T: PoolElement>(exec: &Exec, p: &PoolNhwcParams, x: &[T], y: &mut [T]) -> Result {
     p.check(x.len(), y.len())?;
     let out = SharedMut::new(y);
-    p.parts(exec, &|image, oy, channels| {
-        exec.isa().dispatch(MaxRow { p, x, image, oy, channels, out });
+    p.parts(exec, &|row, channels| {
+        exec.isa().dispatch(MaxRow { p, x, row, channels, out });
     });
     Ok(())
 }
@@ -187,8 +265,7 @@ pub fn max_pool2d_nhwc<T: PoolElement>(exec: &Exec, p: &PoolNhwcParams, x: &[T],
 struct MaxRow<'a, T> {
     p: &'a PoolNhwcParams,
     x: &'a [T],
-    image: usize,
-    oy: usize,
+    row: usize,
     channels: Range<usize>,
     out: SharedMut<T>,
 }
@@ -198,10 +275,10 @@ impl<T: PoolElement> Kernel for MaxRow<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (p, [oh, ow]) = (self.p, self.p.out);
+        let (p, place, ow) = (self.p, self.p.place(self.row), self.p.out[1]);
         for ox in 0..ow {
-            let window = p.window(self.image, self.oy, ox, self.channels.start);
-            let at = ((self.image * oh + self.oy) * ow + ox) * p.c + self.channels.start;
+            let window = p.window(place, ox, self.channels.start);
+            let at = (self.row * ow + ox) * p.c + self.channels.start;
             // SAFETY: the task owns these channels of the row.
             let y = unsafe { self.out.slice(at, self.channels.len()) };
             let mut done = 0;
@@ -260,8 +337,8 @@ pub fn avg_pool2d_nhwc(exec: &Exec, p: &PoolNhwcParams, divisor: Divisor, x: Qua
     p.check(x.len(), y.len())?;
     y.require_results(NAME)?;
     let (x, out) = (x.input(), y.shared());
-    p.parts(exec, &|image, oy, channels| {
-        exec.isa().dispatch(MeanRow { p, x, image, oy, channels, divisor, out });
+    p.parts(exec, &|row, channels| {
+        exec.isa().dispatch(MeanRow { p, x, row, channels, divisor, out });
     });
     Ok(())
 }
@@ -278,8 +355,7 @@ pub fn global_avg_pool_nhwc(exec: &Exec, x: Quant<'_>, shape: [usize; 3], y: Tar
 struct MeanRow<'a> {
     p: &'a PoolNhwcParams,
     x: Input,
-    image: usize,
-    oy: usize,
+    row: usize,
     channels: Range<usize>,
     divisor: Divisor,
     out: Out,
@@ -323,7 +399,7 @@ impl MeanRow<'_> {
             s,
             #[inline(always)]
             |window, offset, n| {
-                let elements = (window.rows * window.columns) as i32;
+                let elements = (window.planes * window.rows * window.columns) as i32;
                 let mut sum = s.splat_i(elements.wrapping_mul(self.x.zero).wrapping_neg());
                 window.each(
                     #[inline(always)]
@@ -339,17 +415,17 @@ impl MeanRow<'_> {
 
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, sum: impl Fn(&Window, usize, usize) -> S::F) {
-        let (p, [oh, ow]) = (self.p, self.p.out);
-        let rounding = Rounding::new(s, &self.out);
+        let (p, place, ow) = (self.p, self.p.place(self.row), self.p.out[1]);
+        let (rounding, axes) = (Rounding::new(s, &self.out), p.axes());
         let count = |axis: usize, o: usize| match self.divisor {
             Divisor::One => 1,
-            divisor => p.count(axis, o, divisor == Divisor::Padded),
+            divisor => axes[axis].count(o, divisor == Divisor::Padded),
         };
-        let down = count(0, self.oy);
+        let outer = count(0, place[1]) * count(1, place[2]);
         for ox in 0..ow {
-            let window = p.window(self.image, self.oy, ox, self.channels.start);
-            let divisor = s.splat((down * count(1, ox)) as f32);
-            let at = ((self.image * oh + self.oy) * ow + ox) * p.c + self.channels.start;
+            let window = p.window(place, ox, self.channels.start);
+            let divisor = s.splat((outer * count(2, ox)) as f32);
+            let at = (self.row * ow + ox) * p.c + self.channels.start;
             let (mut i, len) = (0, self.channels.len());
             // SAFETY: the task owns these channels of the row.
             unsafe {

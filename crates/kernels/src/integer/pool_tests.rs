@@ -12,7 +12,9 @@ fn params() -> Vec<PoolNhwcParams> {
         pads: [1, 1, 1, 1],
         dilations: [1, 1],
         out: [4, 5],
+        depth: PoolDepth::ONE,
     };
+    let deep = PoolDepth { len: 5, window: 3, stride: 2, pads: [1, 1], dilation: 1, out: 3 };
     vec![
         base,
         PoolNhwcParams { c: 64, window: [2, 2], pads: [0; 4], out: [3, 4], ..base },
@@ -21,23 +23,33 @@ fn params() -> Vec<PoolNhwcParams> {
         // As with ceil_mode, the last windows begin in the padding.
         PoolNhwcParams { pads: [2, 0, 0, 1], window: [2, 3], out: [5, 5], ..base },
         PoolNhwcParams { c: 600, n: 1, window: [7, 9], pads: [0; 4], out: [1, 1], ..base },
+        // Volumes.
+        PoolNhwcParams { depth: deep, ..base },
+        PoolNhwcParams { c: 67, depth: PoolDepth { window: 2, stride: 1, pads: [0, 1], out: 5, ..deep }, ..base },
+        PoolNhwcParams { c: 16, depth: PoolDepth { dilation: 2, stride: 1, out: 3, ..deep }, ..base },
     ]
 }
 
 /// Calls `body(output element, elements of the window, count with padding)`.
 fn walk(p: &PoolNhwcParams, mut body: impl FnMut(usize, &[usize], usize)) {
-    let [oh, ow] = p.out;
-    for i in 0..p.n * oh * ow * p.c {
+    let ([oh, ow], z) = (p.out, p.depth);
+    for i in 0..p.n * z.out * oh * ow * p.c {
         let (c, ox, oy, n) = (i % p.c, i / p.c % ow, i / p.c / ow % oh, i / p.c / ow / oh);
+        let (oz, n) = (n % z.out, n / z.out);
         let (mut taps, mut padded) = (Vec::new(), 0);
-        for r in 0..p.window[0] {
-            for k in 0..p.window[1] {
-                let y = oy * p.strides[0] + r * p.dilations[0];
-                let x = ox * p.strides[1] + k * p.dilations[1];
-                padded += usize::from(y < p.h + p.pads[0] + p.pads[2] && x < p.w + p.pads[1] + p.pads[3]);
-                let (y, x) = (y.wrapping_sub(p.pads[0]), x.wrapping_sub(p.pads[1]));
-                if y < p.h && x < p.w {
-                    taps.push(((n * p.h + y) * p.w + x) * p.c + c);
+        for d in 0..z.window {
+            for r in 0..p.window[0] {
+                for k in 0..p.window[1] {
+                    let deep = oz * z.stride + d * z.dilation;
+                    let y = oy * p.strides[0] + r * p.dilations[0];
+                    let x = ox * p.strides[1] + k * p.dilations[1];
+                    let plane = y < p.h + p.pads[0] + p.pads[2] && x < p.w + p.pads[1] + p.pads[3];
+                    padded += usize::from(plane && deep < z.len + z.pads[0] + z.pads[1]);
+                    let (y, x) = (y.wrapping_sub(p.pads[0]), x.wrapping_sub(p.pads[1]));
+                    let deep = deep.wrapping_sub(z.pads[0]);
+                    if deep < z.len && y < p.h && x < p.w {
+                        taps.push((((n * z.len + deep) * p.h + y) * p.w + x) * p.c + c);
+                    }
                 }
             }
         }
@@ -49,7 +61,7 @@ fn walk(p: &PoolNhwcParams, mut body: impl FnMut(usize, &[usize], usize)) {
 fn takes_the_largest_of_each_window() {
     let mut random = Random::new(1);
     for p in params() {
-        let len = p.n * p.h * p.w * p.c;
+        let len = p.n * p.depth.len * p.h * p.w * p.c;
         let x: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
         let signed: Vec<i8> = x.iter().map(|&v| v as i8).collect();
         let floats = random.vec(len);
@@ -77,7 +89,7 @@ fn takes_the_largest_of_each_window() {
 fn averages_windows_with_and_without_padding() {
     let mut random = Random::new(6);
     for p in params() {
-        let len = p.n * p.h * p.w * p.c;
+        let len = p.n * p.depth.len * p.h * p.w * p.c;
         let x: Vec<i8> = (0..len).map(|_| random.next() as i8).collect();
         let floats = random.vec(len);
         let (zero, scale) = (-11, 0.37f32);
@@ -139,5 +151,9 @@ fn refuses_bad_parameters_and_lengths() {
     assert!(max_pool2d_nhwc(exec, &p, &x, &mut y[1..]).is_err());
     assert!(max_pool2d_nhwc(exec, &PoolNhwcParams { strides: [0, 1], ..p }, &x, &mut y).is_err());
     assert!(max_pool2d_nhwc(exec, &PoolNhwcParams { window: [usize::MAX, 1], ..p }, &x, &mut y).is_err());
+    let deep = PoolDepth { len: 2, ..PoolDepth::ONE };
+    assert!(max_pool2d_nhwc(exec, &PoolNhwcParams { depth: deep, ..p }, &x, &mut y).is_err());
+    let still = PoolDepth { stride: 0, ..PoolDepth::ONE };
+    assert!(max_pool2d_nhwc(exec, &PoolNhwcParams { depth: still, ..p }, &x, &mut y).is_err());
     assert!(max_pool2d_nhwc(exec, &PoolNhwcParams { pads: [0, 0, 0, usize::MAX], ..p }, &x, &mut y).is_err());
 }

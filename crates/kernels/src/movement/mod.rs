@@ -1,7 +1,9 @@
 //! Data movement: permutation, strided copies, gathers and scatters, padding, resizing.
 
 mod copy;
+mod interleave;
 mod join;
+mod mix;
 mod pad;
 mod permute;
 mod resample;
@@ -9,7 +11,9 @@ mod resize;
 mod scatter;
 
 pub use copy::floats_of;
+pub use interleave::{Interleave, interleave, pick_interleaved};
 pub use join::{concat, split};
+pub use mix::{Tap, mix_pixels};
 pub use pad::{Padding, Places, pad, pick};
 pub use permute::{Element, copy_strided, gather_rows, permute};
 pub use resample::{Resample, Sample, Taps, resample};

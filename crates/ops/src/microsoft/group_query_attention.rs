@@ -85,13 +85,14 @@ struct Parts {
 }
 
 /// What of the cache is valid.
-struct Cache {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
     /// Keys in the cache that is handed on.
-    total: usize,
+    pub total: usize,
     /// By batch element: valid keys, of which these are from before.
-    valid: Vec<(usize, usize)>,
+    pub valid: Vec<(usize, usize)>,
     /// Whether there is nothing from before.
-    is_first: bool,
+    pub is_first: bool,
 }
 
 impl GroupQueryAttention {
@@ -157,27 +158,35 @@ impl GroupQueryAttention {
         let &[all] = given.as_slice() else {
             return Err(OpError::input(6, format!("{} elements", given.len()), "one integer"));
         };
-        let all = usize::try_from(all).ok().filter(|&n| n >= p.length).ok_or_else(|| {
-            OpError::input(6, format!("{all}"), format!("a length of at least the {} new elements", p.length))
-        })?;
-        let (is_first, total) = (all == p.length, past.max(all));
         let lengths = cx.get(5)?.to_i64s()?;
         if lengths.len() != p.batch {
             return Err(OpError::input(5, format!("{} elements", lengths.len()), format!("{}, one each", p.batch)));
         }
+        self.cache_of(&lengths, all, past, p.length)
+    }
+
+    /// What is valid of a cache of `past` rows with `length` new ones: `lengths` has seqlens_k of each batch element, `all` is
+    /// total_sequence_length.
+    ///
+    /// # Errors
+    /// When these contradict each other.
+    pub fn cache_of(&self, lengths: &[i64], all: i64, past: usize, length: usize) -> Result<Cache, OpError> {
+        let all = usize::try_from(all).ok().filter(|&n| n >= length).ok_or_else(|| {
+            OpError::input(6, format!("{all}"), format!("a length of at least the {} new elements", length))
+        })?;
+        let (is_first, total) = (all == length, past.max(all));
         let problem = |n: i64| {
-            let message =
-                format!("seqlens_k has {n}: with {} new keys, {past} of the past and {total} in all", p.length);
+            let message = format!("seqlens_k has {n}: with {} new keys, {past} of the past and {total} in all", length);
             OpError::Value(message)
         };
         let valid = |n: i64| {
             let keys = n.checked_add(1).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0 && n <= total);
             let keys = keys.ok_or_else(|| problem(n))?;
             // The first elements of a batch may be padded behind; later ones follow what is valid.
-            let before = if is_first { 0 } else { keys.checked_sub(p.length).ok_or_else(|| problem(n))? };
+            let before = if is_first { 0 } else { keys.checked_sub(length).ok_or_else(|| problem(n))? };
             if before > past { Err(problem(n)) } else { Ok((keys, before)) }
         };
-        let valid = lengths.into_iter().map(valid).collect::<Result<_, OpError>>()?;
+        let valid = lengths.iter().map(|&n| valid(n)).collect::<Result<_, OpError>>()?;
         Ok(Cache { total, valid, is_first })
     }
 

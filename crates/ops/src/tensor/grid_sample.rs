@@ -65,11 +65,71 @@ pub fn build(opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
     Ok(Arc::new(GridSample { mode, padding, align_corners: attrs.flag("align_corners")?, opset }))
 }
 
+/// Which elements the places of a grid mix, for images of given extents.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    op: &'a GridSample,
+    space: &'a [usize],
+}
+
+impl<'a> Places<'a> {
+    /// Of an operator and the spatial extents of its input, whose product must not overflow.
+    pub fn new(op: &'a GridSample, space: &'a [usize]) -> Places<'a> {
+        Places { op, space }
+    }
+
+    /// Elements of each place.
+    pub fn taps(&self) -> usize {
+        let each = match self.op.mode {
+            Mode::Nearest => 1usize,
+            Mode::Linear => 2,
+            Mode::Cubic => 4,
+        };
+        each.pow(self.space.len() as u32)
+    }
+
+    /// Calls `put(i, element, weight)` for the [`Places::taps`] elements of a place whose coordinates are `at`, in the order
+    /// that they are added up in. What is outside of the input has weight 0, and element 0.
+    #[inline]
+    pub fn find(&self, at: &[f32], mut put: impl FnMut(usize, usize, f64)) {
+        let (rank, total) = (self.space.len(), self.taps());
+        let mut axes = [([(None, 0.0); 4], 0); 3];
+        let mut near = 1;
+        for (a, (&n, axis)) in self.space.iter().zip(&mut axes).enumerate() {
+            *axis = self.op.neighbours(f64::from(at[rank - 1 - a]), n, true);
+            near *= axis.1;
+        }
+        for i in 0..total {
+            let (mut element, mut weight, mut rest) = (0, 1.0, near);
+            // Places that are no numbers have no neighbours.
+            if i >= near {
+                put(i, 0, 0.0);
+                continue;
+            }
+            let mut left = i;
+            for ((near, count), &n) in axes.iter().zip(self.space) {
+                rest /= count;
+                let (index, w) = near[left / rest];
+                left %= rest;
+                (element, weight) = (element * n + index.unwrap_or(0), if index.is_some() { weight * w } else { 0.0 });
+            }
+            put(i, if weight == 0.0 { 0 } else { element }, weight);
+        }
+    }
+}
+
 /// The neighbours of one place along one axis, with their weights; an index outside of the axis is `None`.
 type Neighbours = [(Option<usize>, f64); 4];
 
 impl GridSample {
+    /// Whether a grid of shape `g` fits an input of shape `s`.
+    pub fn fits(&self, s: &[usize], g: &[usize]) -> bool {
+        let fits = s.len() == g.len() && s.len() > 2 && s[0] == g[0] && g[g.len() - 1] == s.len() - 2;
+        fits && (self.mode != Mode::Cubic || s.len() == 4)
+    }
+
     /// The place along an axis of `n` elements, in elements, in the grid's own precision.
+    #[inline]
     fn place(&self, g: f64, n: usize, single: bool) -> f64 {
         let n = n as f64;
         match (single, self.align_corners) {
@@ -80,6 +140,7 @@ impl GridSample {
         }
     }
 
+    #[inline]
     fn reflect(&self, x: f64, n: usize) -> f64 {
         let (lo, hi) = if self.align_corners { (0.0, n as f64 - 1.0) } else { (-0.5, n as f64 - 0.5) };
         if (lo..=hi).contains(&x) || hi <= lo {
@@ -91,6 +152,7 @@ impl GridSample {
         if (x < lo) == (turns % 2.0 == 0.0) { lo + rest } else { hi - rest }
     }
 
+    #[inline]
     fn index(&self, i: f64, n: usize) -> Option<usize> {
         let last = n as f64 - 1.0;
         match self.padding {
@@ -100,6 +162,7 @@ impl GridSample {
         }
     }
 
+    #[inline]
     fn neighbours(&self, g: f64, n: usize, single: bool) -> (Neighbours, usize) {
         let mut x = self.place(g, n, single);
         if self.mode == Mode::Nearest {
@@ -138,6 +201,7 @@ impl GridSample {
 }
 
 /// The weights of the four neighbours at distance `t` from the second (Keys, a = −0.75).
+#[inline]
 fn cubic(t: f64) -> [f64; 4] {
     const A: f64 = -0.75;
     let near = |d: f64| ((A + 2.0) * d - (A + 3.0)) * d * d + 1.0;
@@ -189,8 +253,7 @@ impl Op for GridSample {
     fn eval(&self, cx: &EvalCx) -> Result<Vec<Tensor>, OpError> {
         let (x, grid) = (cx.get(0)?, cx.get(1)?);
         let (s, g) = (x.shape(), grid.shape());
-        let fits = s.len() == g.len() && s.len() > 2 && s[0] == g[0] && g[g.len() - 1] == s.len() - 2;
-        if !fits || self.mode == Mode::Cubic && s.len() != 4 {
+        if !self.fits(s, g) {
             return Err(OpError::shape(format!("a grid of shape {g:?} does not fit an input of shape {s:?}")));
         }
         // More axes would mix more than 2^8 elements per place.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use narrowbit_ir::{AttrMap, Dim, EvalCx, Fact, InferCx, Op, OpError};
-use narrowbit_tensor::{DType, Tensor, shape};
+use narrowbit_ir::{AttrMap, Dim, EvalCx, Fact, InferCx, Op, OpError, check_size};
+use narrowbit_tensor::{DType, Tensor, memory, shape};
 
 use super::keys::sort_keys;
 use super::{moves, params};
@@ -81,6 +81,10 @@ impl Op for TopK {
             return Ok(vec![Tensor::zeros(x.dtype(), out.clone())?, Tensor::zeros(DType::I64, out)?]);
         }
         let (outer, inner) = (shape::count(&x.shape()[..axis])?, shape::count(&x.shape()[axis + 1..])?);
+        let selected = check_size(DType::I64, &out)?;
+        // Keys and places of all elements; places, offsets and indices of those that are selected.
+        let places = |n: usize, each: usize| n.saturating_mul(each * size_of::<usize>());
+        memory::check(0, places(x.len(), 2).saturating_add(places(n, 1)).saturating_add(places(selected, 3)))?;
         let keys = sort_keys(x)?;
         let mut places = vec![0usize; outer * k * inner];
         let mut order: Vec<usize> = Vec::with_capacity(n);

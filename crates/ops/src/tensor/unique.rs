@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use narrowbit_ir::{AttrMap, Dim, EvalCx, Fact, InferCx, Op, OpError};
-use narrowbit_tensor::{DType, Tensor};
+use narrowbit_tensor::{DType, Tensor, memory};
 
 use super::keys::sort_keys;
 use super::{moves, params};
@@ -72,6 +72,8 @@ impl Op for Unique {
             Some(a) => (input.clone(), params::axis(a, input.rank())?),
         };
         let n = x.shape()[axis];
+        // Keys of all elements, and for each slice a list of its own with its place in others.
+        memory::check(0, x.len().saturating_mul(16).saturating_add(n.saturating_mul(96)))?;
         let front: Vec<usize> = std::iter::once(axis).chain((0..x.rank()).filter(|&a| a != axis)).collect();
         let groups = groups(&sort_keys(&moves::permute(&x, &front)?)?, n, self.sorted);
         let first: Vec<usize> = groups.iter().map(|g| g[0]).collect();

@@ -1,6 +1,6 @@
 //! The pass [`ConstantFolding`].
 
-use narrowbit_ir::{Datum, Dim, EvalCx, NodeId, Patch, ValueId, check_size};
+use narrowbit_ir::{Datum, Dim, EvalCx, NodeId, Patch, ValueId, check_limit};
 use narrowbit_tensor::{DType, Tensor};
 
 use crate::View;
@@ -77,7 +77,7 @@ fn compute(view: &View, id: NodeId) -> Found<Vec<Tensor>> {
     let mut made = 0usize;
     for v in node.outputs.iter().flatten() {
         let (dtype, shape) = (view.dtype(*v).or_no()?, view.concrete(*v).or_no()?);
-        made = made.saturating_add(dtype.byte_len(check_size(dtype, &shape)?).or_no()?);
+        made = made.saturating_add(dtype.byte_len(check_limit(dtype, &shape)?).or_no()?);
     }
     let limit = given.saturating_add(view.options.max_growth);
     if made > limit {

@@ -1,4 +1,4 @@
-//! Conv of floats over one to three axes and ConvTranspose over up to two; others run on the reference.
+//! Conv and ConvTranspose of floats over one to three axes; others run on the reference.
 
 use std::sync::Arc;
 
@@ -30,17 +30,17 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
     let (Some(x), Some(w), Some(out)) = (cx.f32_shape(0), cx.f32_shape(1), f.output) else { return Ok(None) };
     let Some(y) = cx.out(0).map(|t| t.shape) else { return Ok(None) };
     let transposed = cx.node.op.name() == "ConvTranspose";
-    let most = if transposed { 4 } else { 5 };
-    let ranks_fit = (3..=most).contains(&x.len()) && w.len() == x.len() && y.len() == x.len();
+    let ranks_fit = (3..=5).contains(&x.len()) && w.len() == x.len() && y.len() == x.len();
     if !ranks_fit || !cx.is_constant(1) || cx.node.input(2).is_some() && cx.floats(2).is_none() {
         return Ok(None);
     }
     if !transposed {
         return images(cx, f, (&x, &w, &y));
     }
-    let Some(window) = window(cx, &x, &w, &y, true) else { return Ok(None) };
+    let p = window(cx, &x, &w, &y, true).map(|window| transposed_params(cx, &window, &x, &w, &y));
+    // There are such kernels for images only.
+    let Some(p) = p else { return super::phases::floats(cx, f) };
     let bias = cx.floats(2);
-    let p = transposed_params(cx, &window, &x, &w, &y);
     if let (Some(x), true) = (cx.node.input(0), conv_transpose2d_nhwc_fits(&p) && f.residual.is_none()) {
         let pack = |w: &[f32]| match cx.exec.bf16() {
             true => conv_transpose2d_nhwc_pack_bf16(cx.exec, &p, w),
@@ -52,6 +52,9 @@ pub fn build(cx: &BuildCx, f: &Fusion) -> Maybe {
         let kernel = Tiling { p, weights, bias, activation: f.activation };
         let (ins, outs) = (vec![(cx.channels_last)(x)], vec![(cx.channels_last)(out)]);
         return Ok(Some(Built { kernel: Box::new(kernel), ins, outs }));
+    }
+    if let Some(built) = super::phases::floats(cx, f)? {
+        return Ok(Some(built));
     }
     let weights = cx.packed("conv-transpose", |w| conv_transpose2d_prepack(cx.exec, &p, w))?;
     let kernel = Box::new(Transposed { p, weights, bias, activation: f.activation });

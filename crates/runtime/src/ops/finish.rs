@@ -24,7 +24,11 @@ pub(super) fn load(cx: &BuildCx, w: &IntWeights, columns: usize) -> Option<Loade
     let (flip, shift) = if t.dtype() == DType::U8 { (0x80, 128) } else { (0, 0) };
     let data = t.bytes().iter().map(|&b| (b ^ flip) as i8).collect();
     t.release();
-    let spread = |i: usize| if w.scales.len() == 1 { 0 } else { i };
+    if w.scales.is_empty() {
+        return None;
+    }
+    // One for all columns, one for each, or one for each column of a group.
+    let spread = |i: usize| i % w.scales.len();
     let zeros: Vec<i32> = (0..columns).map(|i| w.zeros[spread(i)] - shift).collect();
     let zeros = if zeros.iter().all(|&z| z == 0) { Vec::new() } else { zeros };
     Some(Loaded { data, scales: (0..columns).map(|i| w.scales[spread(i)]).collect(), zeros })
@@ -328,6 +332,15 @@ impl Finish {
 
     pub fn target<'a>(&self, cx: &'a mut RunCx) -> Result<Target<'a>, StepError> {
         target(self.output, cx)
+    }
+
+    /// Results in memory elsewhere, aligned for floats.
+    pub fn target_of<'a>(&self, bytes: &'a mut [u8]) -> Target<'a> {
+        match self.output {
+            None => Target::F32(bytemuck::cast_slice_mut(bytes)),
+            Some(Codes { dtype: DType::U8, inverse, zero }) => Target::U8(bytes, inverse, zero),
+            Some(Codes { inverse, zero, .. }) => Target::I8(bytemuck::cast_slice_mut(bytes), inverse, zero),
+        }
     }
 }
 

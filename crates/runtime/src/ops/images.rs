@@ -12,17 +12,17 @@ use crate::weights::Form;
 
 /// A window along one axis.
 #[derive(Clone, Copy)]
-struct Along {
-    kernel: usize,
-    stride: usize,
-    dilation: usize,
+pub(super) struct Along {
+    pub kernel: usize,
+    pub stride: usize,
+    pub dilation: usize,
     /// Before and behind the image.
-    pads: [usize; 2],
+    pub pads: [usize; 2],
 }
 
 impl Along {
     /// Along an axis of extent 1.
-    const ONE: Along = Along { kernel: 1, stride: 1, dilation: 1, pads: [0; 2] };
+    pub const ONE: Along = Along { kernel: 1, stride: 1, dilation: 1, pads: [0; 2] };
 }
 
 /// A window over up to two dimensions, completed with a first one of extent 1.
@@ -55,7 +55,7 @@ pub(super) fn plane(shape: &[usize]) -> [usize; 2] {
 }
 
 /// The window along each axis of `x` `[n, c, …]`, with weights `w` and results `y`; `None` where attributes are no such window.
-fn axes(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transposed: bool) -> Option<Vec<Along>> {
+pub(super) fn axes(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transposed: bool) -> Option<Vec<Along>> {
     let n = x.len().checked_sub(2).filter(|_| w.len() == x.len() && y.len() == x.len())?;
     let list = |name: &str, len: usize, default: i64| -> Option<Vec<usize>> {
         let v = cx.list(name).unwrap_or_else(|| vec![default; len]);
@@ -63,20 +63,31 @@ fn axes(cx: &BuildCx, x: &[usize], w: &[usize], y: &[usize], transposed: bool) -
     };
     let (strides, dilations) = (list("strides", n, 1)?, list("dilations", n, 1)?);
     let auto = cx.node.op.attrs().string("auto_pad").ok()?.unwrap_or_default();
+    // The pads of a transposed convolution follow from the result where its extent is given.
+    let (adjust, fixed) = match transposed {
+        true => (list("output_padding", n, 0)?, cx.list("output_shape").is_some() || auto.starts_with("SAME")),
+        false => (vec![0; n], false),
+    };
     let given = if matches!(auto.as_str(), "" | "NOTSET") { list("pads", 2 * n, 0)? } else { vec![0; 2 * n] };
     let along = |i: usize| {
         let (kernel, stride, dilation) = (w[i + 2], strides[i], dilations[i]);
         let pads = match auto.as_str() {
+            upper if fixed => {
+                let full = x[i + 2].checked_sub(1)?.checked_mul(stride)?.checked_add(adjust[i])?;
+                let full = kernel.checked_sub(1)?.checked_mul(dilation)?.checked_add(full)?.checked_add(1)?;
+                let total = full.saturating_sub(y[i + 2]);
+                let less = total / 2;
+                if upper == "SAME_UPPER" { [less, total - less] } else { [total - less, less] }
+            }
             "" | "NOTSET" | "VALID" => [given[i], given[n + i]],
             // With the output known, the padding is what the last window lacks.
-            same if !transposed => {
+            same => {
                 let steps = y[i + 2].checked_sub(1)?.checked_mul(stride)?;
                 let reach = kernel.checked_sub(1)?.checked_mul(dilation)?.checked_add(steps)?.checked_add(1)?;
                 let total = reach.saturating_sub(x[i + 2]);
                 let begin = if same == "SAME_LOWER" { total.div_ceil(2) } else { total / 2 };
                 [begin, total - begin]
             }
-            _ => return None,
         };
         Some(Along { kernel, stride, dilation, pads })
     };

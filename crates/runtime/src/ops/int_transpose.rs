@@ -1,4 +1,4 @@
-//! Transposed convolution on integers, where its windows tile the output.
+//! Transposed convolution on integers: where its windows tile the output here, others by phases.
 
 use std::sync::Arc;
 
@@ -30,9 +30,9 @@ pub(super) fn build(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
     let (Some(dims), Some(of_weights), Some(y)) = (shape(x.value), shape(w), cx.node.output(0).and_then(shape)) else {
         return Ok(None);
     };
-    let Some(window) = window(cx, &dims, &of_weights, &y, true) else { return Ok(None) };
-    let p = transposed_params(cx, &window, &dims, &of_weights, &y);
-    let Some(weights) = cx.int_weights(w, 1).filter(|_| conv_transpose2d_nhwc_fits(&p)) else { return Ok(None) };
+    let p = window(cx, &dims, &of_weights, &y, true).map(|w| transposed_params(cx, &w, &dims, &of_weights, &y));
+    let Some(p) = p.filter(conv_transpose2d_nhwc_fits) else { return super::phases::integers(cx, f, ints) };
+    let Some(weights) = cx.int_weights(w, 1) else { return Ok(None) };
     let Some(loaded) = load(cx, &weights, p.oc) else { return Ok(None) };
     let pack = || conv_transpose2d_nhwc_pack(cx.exec, &p, &loaded.data).map_err(StepError::from);
     let packed = cx.weights.get(cx.id, "conv-transpose-i8", pack)?;

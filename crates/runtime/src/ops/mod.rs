@@ -7,6 +7,8 @@ mod coded;
 mod conv;
 mod elementwise;
 mod finish;
+mod grid_sample;
+mod group_attention;
 mod images;
 mod int_attention;
 mod int_transpose;
@@ -17,6 +19,7 @@ mod matmul;
 mod movement;
 mod norm;
 mod pad;
+mod phases;
 mod pool;
 mod qlinear;
 mod quantize;
@@ -24,6 +27,7 @@ mod recurrent;
 mod reduce;
 mod reference;
 mod resize;
+mod rotary;
 mod scatter;
 mod stack;
 mod table;
@@ -93,6 +97,9 @@ fn fast(cx: &BuildCx) -> Maybe {
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
+        "GridSample" => grid_sample::build(cx),
+        "RotaryEmbedding" => rotary::build(cx),
+        "GroupQueryAttention" => group_attention::build(cx),
         "QuantizeLinear" | "DequantizeLinear" => quantize::build(cx),
         "DynamicQuantizeLinear" => quantize::dynamic(cx),
         "DynamicQuantizeRows" => quantize::dynamic_rows(cx),

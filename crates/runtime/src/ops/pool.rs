@@ -1,7 +1,7 @@
-//! Pooling of float images: 1-D and 2-D windows, and whole planes.
+//! Pooling over one to three axes, and of whole planes.
 
 use narrowbit_kernels::integer::{
-    Divisor, PoolNhwcParams, Quant, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc,
+    Divisor, PoolDepth, PoolNhwcParams, Quant, avg_pool2d_nhwc, global_avg_pool_nhwc, max_pool2d_nhwc,
 };
 use narrowbit_kernels::panel::Target;
 use narrowbit_kernels::pooling::{Pool2dParams, average_pool2d, global_average_pool, global_max_pool, max_pool2d};
@@ -9,7 +9,7 @@ use narrowbit_kernels::pooling::{Pool2dParams, average_pool2d, global_average_po
 use narrowbit_tensor::DType;
 
 use super::Maybe;
-use super::images::{Window, plane, window};
+use super::images::{Along, axes};
 use crate::kernel::{BuildCx, Built, simple};
 
 /// The kernel of a pooling.
@@ -47,7 +47,7 @@ fn global(cx: &BuildCx, max: bool) -> Option<Built> {
 fn windowed(cx: &BuildCx) -> Option<Built> {
     let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
     let max = cx.node.op.name() == "MaxPool";
-    let q = params(cx, &dims)?;
+    let q = params(cx, &dims).filter(|q| q.depth == PoolDepth::ONE)?;
     let p = Pool2dParams {
         planes: q.n * q.c,
         h: q.h,
@@ -73,8 +73,10 @@ fn windowed(cx: &BuildCx) -> Option<Built> {
 /// The kernel of a pooling of integers, or of floats whose channels stand last.
 fn channels_last(cx: &BuildCx) -> Option<Built> {
     let (x, y, ty) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?);
-    let floats = ty.dtype == DType::F32 && cx.is_channels_last(x);
     let name = cx.node.op.name();
+    // Windows over volumes have no other kernel.
+    let volumes = ty.shape.len() == 5 && matches!(name, "MaxPool" | "AveragePool");
+    let floats = ty.dtype == DType::F32 && (cx.is_channels_last(x) || volumes);
     let place = |v| (cx.channels_last)(v);
     if name == "GlobalAveragePool" && floats {
         let (shape, ins) = (image(&ty.shape)?, vec![place(x)]);
@@ -113,20 +115,32 @@ pub(super) fn image(shape: &[usize]) -> Option<[usize; 3]> {
     (shape.len() >= 3 && pixels > 0).then_some([n, pixels, c])
 }
 
-/// The window of a pooling over `dims`.
+/// The window of a pooling over one to three axes of `dims`.
 pub(super) fn params(cx: &BuildCx, dims: &[usize]) -> Option<PoolNhwcParams> {
     let out = cx.out(0)?.shape;
     let kernel: Vec<usize> =
         cx.list("kernel_shape")?.into_iter().map(usize::try_from).collect::<Result<_, _>>().ok()?;
-    // The window helper reads kernels as the tail of a weight's shape.
+    // The helper reads kernels as the tail of a weight's shape.
     let weight: Vec<usize> = [1, 1].into_iter().chain(kernel).collect();
-    if weight.len() != dims.len() || !(3..=4).contains(&dims.len()) {
-        return None;
-    }
-    let Window { kernel, strides, dilations, pads } = window(cx, dims, &weight, &out, false)?;
-    let [h, w] = plane(dims);
-    let (n, c) = (dims[0], dims[1]);
-    Some(PoolNhwcParams { n, h, w, c, window: kernel, strides, pads, dilations, out: plane(&out) })
+    let mut along = axes(cx, dims, &weight, &out, false).filter(|a| (1..=3).contains(&a.len()))?;
+    let missing = 3 - along.len();
+    along.splice(0..0, std::iter::repeat_n(Along::ONE, missing));
+    let extents = |s: &[usize]| std::iter::repeat_n(1, missing).chain(s[2..].iter().copied()).collect::<Vec<usize>>();
+    let &[depth, down, across] = along.as_slice() else { return None };
+    let (from, to) = (extents(dims), extents(&out));
+    let Along { kernel: window, stride, dilation, pads } = depth;
+    Some(PoolNhwcParams {
+        n: dims[0],
+        h: from[1],
+        w: from[2],
+        c: dims[1],
+        window: [down.kernel, across.kernel],
+        strides: [down.stride, across.stride],
+        pads: [down.pads[0], across.pads[0], down.pads[1], across.pads[1]],
+        dilations: [down.dilation, across.dilation],
+        out: [to[1], to[2]],
+        depth: PoolDepth { len: from[0], window, stride, pads, dilation, out: to[0] },
+    })
 }
 
 /// What the sums of a pooling's windows are divided by.

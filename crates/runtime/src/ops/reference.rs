@@ -70,7 +70,9 @@ impl Kernel for Reference {
                 _ => read.as_ref(),
             })
             .collect();
-        let results = self.op.eval(&EvalCx::new(&refs, self.outputs.len()))?;
+        let operands = EvalCx::new(&refs, self.outputs.len());
+        operands.check_memory()?;
+        let results = self.op.eval(&operands)?;
         for (i, place) in self.outputs.iter().enumerate().filter_map(|(i, p)| Some((i, (*p)?))) {
             let result = results.get(i).ok_or(OpError::Value(format!("output {i} was not made")))?;
             store(cx, i, place, result)?;

@@ -61,7 +61,10 @@ pub fn samples(graph: &Graph) -> Vec<Tensor> {
         match dtype {
             DType::F32 => Tensor::new(shape, (0..len).map(|_| random.unit()).collect::<Vec<f32>>()),
             DType::Bool => Tensor::from_bools(shape, (0..len).map(|_| random.next() < 1 << 30).collect()),
-            _ => Tensor::from_bytes(dtype, shape, (0..len).map(|_| random.next() as u8).collect::<Vec<u8>>()),
+            _ => {
+                let bytes = dtype.byte_len(len).expect("it fits");
+                Tensor::from_bytes(dtype, shape, (0..bytes).map(|_| random.next() as u8).collect::<Vec<u8>>())
+            }
         }
         .expect("the length fits")
     };
@@ -108,4 +111,29 @@ pub fn assert_same_codes(graph: &Graph, expected: &[&str]) {
     assert_eq!(got.bytes(), want.bytes());
     let distinct: std::collections::BTreeSet<u8> = got.bytes().iter().copied().collect();
     assert!(distinct.len() > 8, "the test data exercises only {} codes", distinct.len());
+}
+
+/// Asserts `|got − want| ≤ tolerance · max(1, |want|)`, and NaN in the same places.
+#[track_caller]
+pub fn assert_close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
+    assert_eq!(got.shape(), want.shape(), "{what}");
+    let (got, want) = (got.to_f32s().expect("floats"), want.to_f32s().expect("floats"));
+    let near = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= tolerance * b.abs().max(1.0);
+    let far = got.iter().zip(want.iter()).position(|(&a, &b)| !near(a, b));
+    assert!(far.is_none(), "{what}: {:?}", far.map(|i| (i, got[i], want[i])));
+}
+
+/// Runs on all outputs, with each of some numbers of threads, on a kernel of that name.
+#[track_caller]
+pub fn check(graph: &Graph, inputs: &[Tensor], kernel: &str, tolerance: f32, what: &str) {
+    let (_, profile) = session(graph, 1).profile(inputs).expect("it runs");
+    let kernels: Vec<&str> = profile.rows.iter().map(|r| r.kernel.as_str()).collect();
+    assert!(kernels.contains(&kernel) && !kernels.contains(&"reference"), "{what}: {kernels:?}");
+    let want = interp::run_tensors(graph, inputs).expect("it runs on the interpreter");
+    let one = session(graph, 1).run(inputs).expect("it runs");
+    let three = session(graph, 3).run(inputs).expect("it runs");
+    for ((a, b), want) in one.iter().zip(&three).zip(&want) {
+        assert_close(a, want, tolerance, what);
+        assert_eq!(a.bytes(), b.bytes(), "{what}: threads");
+    }
 }
