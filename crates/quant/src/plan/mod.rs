@@ -238,7 +238,8 @@ impl QuantPlan {
         used.check()?;
         used.check_names(graph)?;
         used.check_equalized(graph)?;
-        Ok((plan, used.finish(graph)))
+        let applied = used.finish(graph, &plan.biases);
+        Ok((plan, applied))
     }
 
     /// Measures on samples (the model's inputs of each run, and which of them is the mask) by how much rounding moves the means
