@@ -6,6 +6,7 @@ use narrowbit_tensor::{DType, Tensor};
 use super::functions::{self, Functions};
 use super::{Reason, blocks, channels};
 use crate::options::{Matcher, PatternError, QuantOptions};
+use crate::scheme::Formula;
 
 /// How a node takes part in integer computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -457,8 +458,11 @@ impl Planner<'_> {
     fn group(&mut self) {
         let mut parent: BTreeMap<ValueId, ValueId> = self.points.iter().map(|&v| (v, v)).collect();
         for (id, node) in self.graph.nodes() {
-            // Where blocks end, each value is rounded by itself.
-            if self.layout.kinds.get(&id) != Some(&Kind::Movement) || self.options.rounds_blocks() {
+            // Where blocks end, each value is rounded by itself, and ONNX Runtime's tool has scales of its own for all that a
+            // Concat reads and makes.
+            let own = self.options.activations.formula == Formula::Onnxruntime
+                && matches!(node.op.quant(), QuantRole::Arithmetic { .. });
+            if self.layout.kinds.get(&id) != Some(&Kind::Movement) || self.options.rounds_blocks() || own {
                 continue;
             }
             let reads =

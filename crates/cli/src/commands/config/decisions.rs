@@ -190,8 +190,10 @@ fn is_folded(graph: &Graph, node: &Node, steps: usize) -> bool {
         if matches!(name, "Relu" | "Clip") && matches!(maker.op.quant(), QuantRole::Arithmetic { .. }) && arithmetic() {
             return true;
         }
+        // What products of matrices make is rounded once with a bound behind it, and before any other function.
         match product {
-            true => !affine || maker.op.name() == "Conv",
+            true if affine => maker.op.name() == "Conv",
+            true => matches!(name, "Relu" | "Clip" | "Abs") || matches!(maker.op.name(), "Conv" | "ConvTranspose"),
             false => steps > 0 && is_folded(graph, maker, steps - 1),
         }
     };
