@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::{Model, Node, NodeId, QuantRole};
 use narrowbit_tensor::Tensor;
 
+use crate::approach::Approach;
 use crate::op_types;
 use crate::options::QuantOptions;
 use crate::plan::{Kind, Layout, Reason};
 use crate::quantize::{QuantizeError, facts, refuse_quantized};
 
 /// What is worked on, and why the rest is not.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Selection {
     /// Products with a constant weight, in topological order.
     pub products: Vec<NodeId>,
@@ -21,18 +22,23 @@ pub(crate) struct Selection {
     pub reasons: BTreeMap<NodeId, Reason>,
 }
 
-/// Selects among the operator types that the user names, or else among `usual`.
+/// Selects the nodes of an approach among the operator types that the user names, or else among `usual`.
 ///
 /// # Errors
-/// When the model is quantized already or holds nothing of the kind, or an override can't be read.
-pub(crate) fn select(model: &Model, options: &QuantOptions, usual: &[&str]) -> Result<Selection, QuantizeError> {
+/// When the model is quantized already, or an override can't be read.
+pub(crate) fn select(
+    model: &Model,
+    options: &QuantOptions,
+    approach: Approach,
+    usual: &[&str],
+) -> Result<Selection, QuantizeError> {
     op_types::check(&options.op_types)?;
     refuse_quantized(&model.graph)?;
     let mut options = options.clone();
     if options.op_types.is_empty() {
         options.op_types = usual.iter().map(ToString::to_string).collect();
     }
-    let layout = Layout::new(&model.graph, &facts(model)?, &options)?;
+    let layout = Layout::new(&model.graph, &facts(model)?, &options, approach)?;
     let mut found = Selection { products: Vec::new(), tables: Vec::new(), reasons: BTreeMap::new() };
     for (id, node) in model.graph.nodes() {
         match layout.kinds.get(&id) {
@@ -55,9 +61,25 @@ pub(crate) fn select(model: &Model, options: &QuantOptions, usual: &[&str]) -> R
             }
         }
     }
-    if found.products.is_empty() && found.tables.is_empty() {
+    Ok(found)
+}
+
+impl Selection {
+    /// Whether nothing is selected.
+    pub fn is_empty(&self) -> bool {
+        self.products.is_empty() && self.tables.is_empty()
+    }
+
+    /// The selection, if it is of anything.
+    ///
+    /// # Errors
+    /// Why it is of nothing.
+    pub fn filled(self, model: &Model) -> Result<Selection, QuantizeError> {
+        if !self.is_empty() {
+            return Ok(self);
+        }
         let weighted = |id: &NodeId| matches!(model.graph.node(*id).op.quant(), QuantRole::Weighted { .. });
-        let products = || found.reasons.iter().filter(|(id, _)| weighted(id));
+        let products = || self.reasons.iter().filter(|(id, _)| weighted(id));
         let text = match products().map(|(_, r)| r).max() {
             // Who has convolutions alone learns here that they have to be asked for.
             Some(r @ Reason::TypeNotSelected) => {
@@ -67,9 +89,8 @@ pub(crate) fn select(model: &Model, options: &QuantOptions, usual: &[&str]) -> R
             Some(r) => format!(" ({r})"),
             None => String::new(),
         };
-        return Err(QuantizeError::Nothing(text));
+        Err(QuantizeError::Nothing(text))
     }
-    Ok(found)
 }
 
 /// The constant weight of a product: a matrix, or the windows of a convolution.
@@ -118,7 +139,7 @@ mod tests {
     #[test]
     fn takes_products_with_weights_and_tables_and_says_why_not_the_others() {
         let m = model();
-        let s = select(&m, &QuantOptions::default(), &["MatMul", "Gemm", "Gather"]).unwrap();
+        let s = select(&m, &QuantOptions::default(), Approach::Static, &["MatMul", "Gemm", "Gather"]).unwrap();
         assert_eq!(names(&m, &s.products), ["first", "second"]);
         assert_eq!(names(&m, &s.tables), ["table"]);
         assert_eq!(reason(&m, &s, "scores"), Some("weight-not-constant"));
@@ -135,13 +156,14 @@ mod tests {
             overrides: vec![excluded],
             ..QuantOptions::default()
         };
-        let s = select(&m, &options, &["MatMul", "Gemm", "Gather"]).unwrap();
+        let s = select(&m, &options, Approach::Static, &["MatMul", "Gemm", "Gather"]).unwrap();
         assert_eq!(names(&m, &s.products), ["conv"]);
         assert!(s.tables.is_empty());
         assert_eq!(reason(&m, &s, "first"), Some("excluded"));
         assert_eq!(reason(&m, &s, "second"), Some("type-not-selected"));
         let none = QuantOptions { op_types: vec!["Relu".into()], ..QuantOptions::default() };
-        let Err(QuantizeError::Nothing(why)) = select(&m, &none, &[]) else { panic!("it has no Relu with weights") };
+        let found = select(&m, &none, Approach::Static, &[]).unwrap();
+        let Err(QuantizeError::Nothing(why)) = found.filled(&m) else { panic!("it has no Relu with weights") };
         assert_eq!(why, " (its type is not among --op-types; those with weights are Conv, Gemm, MatMul)");
     }
 }

@@ -16,6 +16,7 @@ mod help;
 mod home;
 mod job;
 mod json;
+mod mixture;
 mod models;
 mod onnxruntime;
 mod peers;
