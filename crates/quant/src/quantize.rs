@@ -133,7 +133,10 @@ impl NodeFate {
 /// # Errors
 /// When the model is quantized already or has nothing to quantize, or an override can't be read.
 pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeError> {
-    op_types::check(&options.op_types)?;
+    match options.is_mixture() {
+        true => op_types::check_weights(&options.op_types)?,
+        false => op_types::check(&options.op_types)?,
+    }
     check_percentiles(options)?;
     options.check()?;
     mixture::check_exceptions(options)?;

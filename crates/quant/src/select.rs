@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use narrowbit_ir::{Model, Node, NodeId, QuantRole};
-use narrowbit_tensor::Tensor;
+use narrowbit_tensor::{DType, Tensor};
 
 use crate::approach::Approach;
 use crate::op_types;
-use crate::options::QuantOptions;
-use crate::plan::{Kind, Layout, Reason};
+use crate::options::{Matcher, QuantOptions};
+use crate::plan::{Kind, Layout, Reason, all_finite};
 use crate::quantize::{QuantizeError, facts, refuse_quantized};
 
 /// What is worked on, and why the rest is not.
@@ -18,6 +18,8 @@ pub(crate) struct Selection {
     pub products: Vec<NodeId>,
     /// Gathers from a constant table, in topological order.
     pub tables: Vec<NodeId>,
+    /// Recurrent operators with constant weights, in topological order.
+    pub recurrent: Vec<NodeId>,
     /// Why each other node stays as it is.
     pub reasons: BTreeMap<NodeId, Reason>,
 }
@@ -32,15 +34,31 @@ pub(crate) fn select(
     approach: Approach,
     usual: &[&str],
 ) -> Result<Selection, QuantizeError> {
-    op_types::check(&options.op_types)?;
+    op_types::check_weights(&options.op_types)?;
     refuse_quantized(&model.graph)?;
     let mut options = options.clone();
+    let matcher_of = options.clone();
+    let matcher = Matcher::new(&matcher_of.overrides)?;
     if options.op_types.is_empty() {
-        options.op_types = usual.iter().map(ToString::to_string).collect();
+        options.op_types = usual.iter().chain(&op_types::RECURRENT).map(ToString::to_string).collect();
     }
     let layout = Layout::new(&model.graph, &facts(model)?, &options, approach)?;
-    let mut found = Selection { products: Vec::new(), tables: Vec::new(), reasons: BTreeMap::new() };
+    let mut found =
+        Selection { products: Vec::new(), tables: Vec::new(), recurrent: Vec::new(), reasons: BTreeMap::new() };
     for (id, node) in model.graph.nodes() {
+        if op_types::RECURRENT.contains(&node.op.name()) && node.op.domain().is_empty() {
+            let own = options.approach_of(&matcher, node) == approach;
+            let weights = || recurrent_weights(model, id);
+            match if own {
+                options.selects(&matcher, node).and_then(|()| weights())
+            } else {
+                Err(Reason::OtherApproach)
+            } {
+                Ok(()) => found.recurrent.push(id),
+                Err(reason) => drop(found.reasons.insert(id, reason)),
+            }
+            continue;
+        }
         match layout.kinds.get(&id) {
             Some(Kind::Embedding) => found.tables.push(id),
             Some(Kind::Product) => match weight(model, id, node) {
@@ -67,7 +85,7 @@ pub(crate) fn select(
 impl Selection {
     /// Whether nothing is selected.
     pub fn is_empty(&self) -> bool {
-        self.products.is_empty() && self.tables.is_empty()
+        self.products.is_empty() && self.tables.is_empty() && self.recurrent.is_empty()
     }
 
     /// The selection, if it is of anything.
@@ -91,6 +109,17 @@ impl Selection {
         };
         Err(QuantizeError::Nothing(text))
     }
+}
+
+/// Whether both weights of a recurrent operator, W and R, are constant matrices by direction.
+fn recurrent_weights(model: &Model, id: NodeId) -> Result<(), Reason> {
+    [1, 2].into_iter().try_for_each(|i| match model.graph.const_input(id, i) {
+        None => Err(Reason::WeightNotConstant),
+        Some(w) if w.dtype() != DType::F32 => Err(Reason::NotFloatData),
+        Some(w) if w.rank() != 3 || w.is_empty() => Err(Reason::Form),
+        Some(w) if !all_finite(w) => Err(Reason::WeightNotFinite),
+        Some(_) => Ok(()),
+    })
 }
 
 /// The constant weight of a product: a matrix, or the windows of a convolution.

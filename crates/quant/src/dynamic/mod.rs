@@ -9,6 +9,7 @@
 //! The two products of attention, of activations both, are those of [`attention`].
 
 mod attention;
+mod recurrent;
 mod weights;
 mod write;
 
@@ -39,6 +40,8 @@ pub(crate) struct Chosen {
     jobs: Vec<Job>,
     tables: Vec<(NodeId, WeightScheme)>,
     attentions: Vec<Attention>,
+    /// Recurrent operators, whose weights become integers, and which go on computing on floats.
+    recurrent: Vec<(NodeId, WeightScheme)>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -67,7 +70,8 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
 /// When the settings of one can't be written.
 pub(crate) fn choose(model: &Model, options: &QuantOptions) -> Result<Chosen, QuantizeError> {
     let chosen = of_selection(model, select(model, options, Approach::Dynamic, &USUAL)?, options)?;
-    let schemes = chosen.jobs.iter().map(|j| j.scheme).chain(chosen.tables.iter().map(|t| t.1));
+    let stored = chosen.tables.iter().chain(&chosen.recurrent).map(|t| t.1);
+    let schemes = chosen.jobs.iter().map(|j| j.scheme).chain(stored);
     schemes.into_iter().try_for_each(|s| s.check_dynamic())?;
     Ok(chosen)
 }
@@ -94,7 +98,10 @@ fn of_selection(model: &Model, mut found: Selection, options: &QuantOptions) -> 
         ..matcher.of(model.graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights)
     };
     let tables = found.tables.iter().map(|&id| (id, scheme(id))).collect();
-    Ok(Chosen { found, jobs, tables, attentions, warnings: Vec::new() })
+    let own = |id: NodeId| matcher.of(model.graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights);
+    let recurrent: Vec<_> = found.recurrent.iter().map(|&id| (id, own(id))).collect();
+    let warnings = recurrent::warning(&model.graph, &found.recurrent).into_iter().collect();
+    Ok(Chosen { found, jobs, tables, attentions, recurrent, warnings })
 }
 
 /// Rewrites what was chosen in a graph whose nodes are still those that it was chosen in.
@@ -103,6 +110,7 @@ fn of_selection(model: &Model, mut found: Selection, options: &QuantOptions) -> 
 /// When the graph can't be rewritten.
 pub(crate) fn write(model: &mut Model, chosen: &Chosen, exec: &Exec) -> Result<(), QuantizeError> {
     tables(model, &chosen.tables, exec)?;
+    recurrent::write(model, &chosen.recurrent, exec)?;
     let weights = weights::make(&model.graph, &chosen.jobs, exec).map_err(QdqError::from)?;
     Ok(write::products(model, &chosen.jobs, &weights, &chosen.attentions)?)
 }
@@ -111,6 +119,9 @@ impl Chosen {
     /// What becomes of a node.
     pub fn fate(&self, id: NodeId, node: &Node) -> NodeFate {
         let reason = self.found.reasons.get(&id).copied();
+        if let Some((_, scheme)) = self.recurrent.iter().find(|(n, _)| *n == id) {
+            return NodeFate { stored: Some(scheme.format.name().to_owned()), ..NodeFate::new(node, None) };
+        }
         NodeFate { integer: reason.is_none(), ..NodeFate::new(node, reason) }
     }
 }

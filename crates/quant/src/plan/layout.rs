@@ -549,7 +549,7 @@ fn find(parent: &BTreeMap<ValueId, ValueId>, mut v: ValueId) -> ValueId {
     v
 }
 
-pub(super) fn all_finite(t: &Tensor) -> bool {
+pub(crate) fn all_finite(t: &Tensor) -> bool {
     if t.dtype() != DType::F32 {
         return t.to_f32s().is_ok_and(|v| v.iter().all(|x| x.is_finite()));
     }

@@ -29,7 +29,7 @@ use serde::Serialize;
 
 use functions::NormParams;
 use given::{Used, fixed};
-pub(crate) use layout::ARITHMETIC;
+pub(crate) use layout::{ARITHMETIC, all_finite};
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
 pub use rounding::gain as rounding_gain;

@@ -110,7 +110,7 @@ impl fmt::Display for Reason {
             Reason::FloatConsumer => "no integer node reads its output",
             Reason::BehindFloat => "it comes after the first operator without integer form, where this scheme ends",
             Reason::NoWeight => "has no constant weight, which this approach is about",
-            Reason::NoBlocks => "weights by blocks are those of MatMul, Gemm and Gather",
+            Reason::NoBlocks => "weights by blocks are those of MatMul, Gemm, Gather, LSTM, GRU and RNN",
             Reason::OtherApproach => "belongs to another approach",
             Reason::Sensitive => "needs the range or the precision of float32 for its sums, powers or exponentials",
             Reason::NoHalfForm => "not among the operators that are written in half precision",

@@ -51,7 +51,9 @@ pub(crate) fn quantize(
 ) -> Result<Converted, QuantizeError> {
     let mut chosen = choose(model, options)?;
     if chosen.found.is_empty() {
-        let blocks = || QuantizeError::Nothing(" (weights by blocks are those of MatMul, Gemm and Gather)".into());
+        let blocks = || {
+            QuantizeError::Nothing(" (weights by blocks are those of MatMul, Gemm, Gather, LSTM, GRU and RNN)".into())
+        };
         let convolved = chosen.found.reasons.values().any(|r| *r == Reason::NoBlocks);
         return Err(match chosen.found.filled(model) {
             // Of types that nobody asked for there is no form, whatever is asked for.
@@ -87,7 +89,7 @@ pub(crate) fn choose(model: &Model, options: &QuantOptions) -> Result<Chosen, Qu
         let rounding = options.rounding_of_blocks(own().find_map(|o| o.weight_rounding), &blocks);
         Job { node, options: blocks, rounding }
     };
-    let jobs: Vec<Job> = found.products.iter().chain(&found.tables).map(of).collect();
+    let jobs: Vec<Job> = found.products.iter().chain(&found.tables).chain(&found.recurrent).map(of).collect();
     let needed = jobs.iter().map(|j| j.options.opset()).max().unwrap_or(0);
     if model.opset() < needed {
         return Err(crate::approach::ApproachError::Opset(model.opset(), needed).into());

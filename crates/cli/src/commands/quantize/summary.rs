@@ -292,6 +292,9 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     };
     out.push_str(&format!("  nodes   {done} of {} {what}\n", s.nodes));
     s.parts.iter().for_each(|p| out.push_str(&p.text()));
+    if s.approach == Approach::Dynamic && s.parts.is_empty() && s.stored_nodes > 0 {
+        out.push_str(&format!("          {} on floats, their weights in 8 bits (recurrent)\n", s.stored_nodes));
+    }
     for (why, groups) in by_reason(&s.float) {
         let count: usize = groups.iter().map(|g| g.count).sum();
         let ops: Vec<String> = groups.iter().map(|g| format!("{} {}", g.count, g.op)).collect();
