@@ -124,6 +124,61 @@ impl Chosen {
     }
 }
 
+/// A quantized matrix beside the floats that it was, for explanations.
+pub(crate) struct Quantized<'a> {
+    values: &'a [f32],
+    blocks: Blocks,
+    by_column: bool,
+}
+
+/// A block: its numbers, and each value with what stands for it and whether it lies beyond the codes.
+pub(crate) struct Block {
+    pub scale: f32,
+    pub zero: i32,
+    pub values: Vec<(f32, f32, bool)>,
+}
+
+impl<'a> Quantized<'a> {
+    /// Quantizes a matrix, `[n, k]` where `by_column` and `[k, n]` otherwise; `None` where there are no two axes.
+    pub fn new(
+        exec: &Exec,
+        values: &'a [f32],
+        shape: &[usize],
+        by_column: bool,
+        options: WeightOnlyOptions,
+    ) -> Option<Quantized<'a>> {
+        let &[rows, columns] = shape else { return None };
+        let (n, k) = if by_column { (rows, columns) } else { (columns, rows) };
+        let blocks = Blocks::new(exec, pack::Matrix { values, n, k, by_column }, options);
+        Some(Quantized { values, blocks, by_column })
+    }
+
+    /// Blocks of an output.
+    pub fn per_column(&self) -> usize {
+        self.blocks.blocks().max(1)
+    }
+
+    /// All blocks, output by output.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> {
+        let b = &self.blocks;
+        let (length, per) = (b.options.block, self.per_column());
+        (0..b.n * b.blocks()).map(move |at| {
+            let (column, first) = (at / per, at % per * length);
+            let (scale, zero) = (b.scales[at], b.zeros.as_ref().map_or(0, |z| z[at]));
+            let known = block::Values::new(b.options.codes);
+            let range = b.options.codes.code_range();
+            let value = |k: usize| {
+                let place = if self.by_column { column * b.k + k } else { k * b.n + column };
+                let x = self.values[place];
+                let code = x / scale + f32::from(zero);
+                let beyond = range.is_some_and(|(lo, hi)| code < lo as f32 - 0.501 || code > hi as f32 + 0.501);
+                (x, known.round(x, scale, zero).1, beyond)
+            };
+            Block { scale, zero: zero.into(), values: (first..(first + length).min(b.k)).map(value).collect() }
+        })
+    }
+}
+
 /// A node whose constant is quantized.
 #[derive(Debug, Clone, Copy)]
 struct Job {
