@@ -53,6 +53,14 @@ pub fn thread_count(text: &str) -> Result<usize, String> {
     if n > MOST_THREADS { Err(format!("more than {MOST_THREADS} threads")) } else { Ok(n) }
 }
 
+/// A number of things of which there must be some.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse().map_err(|_| "no whole number that counts something".to_owned())? {
+        0 => Err("at least 1".to_owned()),
+        n => Ok(n),
+    }
+}
+
 impl Threads {
     /// The threads with the instruction set that this machine or the environment gives.
     pub fn exec(&self) -> anyhow::Result<Exec> {

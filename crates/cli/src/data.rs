@@ -24,13 +24,13 @@ pub struct DataArgs {
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Use N random samples instead of data: fine for speed, useless for accuracy
-    #[arg(long, value_name = "N", help_heading = "Data", conflicts_with = "data")]
+    #[arg(long, value_name = "N", value_parser = random_count, help_heading = "Data", conflicts_with = "data")]
     pub random: Option<usize>,
     /// Labels in a file of their own: .npy, .npz, .csv or .txt, in the order of the samples
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub labels: Option<PathBuf>,
     /// At most N samples
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", value_parser = crate::args::count, help_heading = "Data")]
     pub samples: Option<usize>,
     /// Samples per run [default: what the file fixes, else 1; to calibrate as another tool (--scheme) and where the model
     /// takes as many: the tool's own, 32 of quantizeml]
@@ -51,6 +51,15 @@ pub struct DataArgs {
     /// How images become inputs.
     #[command(flatten)]
     pub preprocess: PreprocessArgs,
+}
+
+/// Random samples: none say nothing, and past a few thousand more say nothing new.
+fn random_count(text: &str) -> Result<usize, String> {
+    const MOST: usize = 10_000_000;
+    match crate::args::count(text)? {
+        n if n <= MOST => Ok(n),
+        _ => Err(format!("more than {MOST} samples")),
+    }
 }
 
 /// A part of a file.

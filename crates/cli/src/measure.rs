@@ -185,7 +185,11 @@ impl Job {
 
 /// Where nodes compute that are quantized to a format.
 fn on(format: &str) -> String {
-    if format == "int8" { "on integers".into() } else { format!("in {format}") }
+    match format {
+        "int8" => "on integers".into(),
+        "mixed" => "quantized".into(),
+        _ => format!("in {format}"),
+    }
 }
 
 fn seconds(session: &Session, inputs: &[Tensor]) -> Result<f64> {

@@ -12,8 +12,10 @@ use narrowbit_import::onnx;
 use narrowbit_ir::{Attr, Dim, Graph, Model, ValueId};
 use narrowbit_passes::SanitizeOptions;
 use narrowbit_passes::replace::{self, Replaced};
+use narrowbit_passes::sanitize::upgrade_opset;
 use narrowbit_quant::approach::Approach;
 use narrowbit_quant::options::QuantOptions;
+use narrowbit_quant::quantize;
 use narrowbit_runtime::{Options, Session};
 use narrowbit_tensor::{DType, Tensor};
 
@@ -104,10 +106,21 @@ pub fn sanitize(model: &mut Model) -> Result<narrowbit_passes::Report> {
 pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<usize> {
     sanitize(model)?;
     replace(model, options)?;
-    if !options.smooth || !matches!(options.approach, Approach::Static | Approach::Dynamic) {
+    if !options.smooth || !options.uses(Approach::Static) && !options.uses(Approach::Dynamic) {
         return Ok(0);
     }
     Ok(narrowbit_passes::equalize(model)?.rewrites())
+}
+
+/// Brings a model whose nodes get different approaches to the operator set that has the forms of all, before any is chosen:
+/// calibration and rewriting must see the same nodes.
+pub fn raise_for_mixture(model: &mut Model, options: &QuantOptions) -> Result<()> {
+    if !options.is_mixture() {
+        return Ok(());
+    }
+    upgrade_opset::upgrade(model, quantize::opset(options))
+        .map_err(|e| anyhow::Error::new(*e))
+        .context("the model can't be brought to the operator set that this mixture needs")
 }
 
 /// Replaces Softmax and LayerNormalization in a cleaned model by what fixed point computes, if the options ask for it.
@@ -116,7 +129,7 @@ pub fn replace(model: &mut Model, options: &QuantOptions) -> Result<()> {
         return Ok(());
     }
     options.check()?;
-    if !options.approach.needs_ranges() {
+    if !options.uses(Approach::Static) {
         bail!("--shiftmax and --layer-mad are for --approach static\nhelp: leave them away, or leave --approach away");
     }
     type Replace = fn(&mut Model) -> Result<Replaced, narrowbit_passes::PassError>;
@@ -147,14 +160,12 @@ pub fn scale_as(float: &mut Model, quantized: &Model) {
 
 /// Checks that a model could be brought to a version of ONNX's operator set.
 pub fn check_opset(model: &Model, least: i64) -> Result<()> {
-    narrowbit_passes::sanitize::upgrade_opset::check(model, wanted(least))
-        .map_err(|e| anyhow!("the number format needs opset {least}: {e}"))
+    upgrade_opset::check(model, wanted(least)).map_err(|e| anyhow!("the number format needs opset {least}: {e}"))
 }
 
 /// Brings a model to a version of ONNX's operator set that has its number formats.
 pub fn raise_opset(model: &mut Model, least: i64) -> Result<()> {
-    narrowbit_passes::sanitize::upgrade_opset::upgrade(model, wanted(least))
-        .map_err(|e| anyhow!("the number format needs opset {least}: {e}"))
+    upgrade_opset::upgrade(model, wanted(least)).map_err(|e| anyhow!("the number format needs opset {least}: {e}"))
 }
 
 /// Cleaning has brought models to 13 where that could be, and others do with what they have.

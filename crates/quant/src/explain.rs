@@ -1,6 +1,16 @@
 //! Why a tensor has the scale that it has, what that costs, and what other choices would give.
 
+mod bias;
+mod blocks;
+mod channels;
 mod formula;
+mod run_time;
+mod sums;
+
+pub use bias::bias;
+pub use blocks::blocks;
+pub use channels::ByChannel;
+pub use run_time::RunTime;
 
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::{DType, Tensor, minifloat};
@@ -20,8 +30,8 @@ pub struct Choice {
     pub format: String,
     /// Whether zero has the middle code.
     pub symmetric: bool,
-    /// What shares a scale: the tensor or a channel.
-    pub granularity: &'static str,
+    /// What shares a scale: the tensor, a channel, a token, or a block of so many.
+    pub granularity: String,
     /// How the range was chosen.
     pub method: String,
     /// The range that scale and zero point are computed from; of the whole tensor.
@@ -91,7 +101,7 @@ pub fn activation(
             chosen,
             format: named(scheme.format, scheme.bits),
             symmetric: scheme.symmetric || scheme.format.is_float(),
-            granularity: "tensor",
+            granularity: "tensor".into(),
             method: method_name(method),
             range,
             scale: point.scale,
@@ -219,7 +229,7 @@ fn of_weight(
         chosen,
         format: named(s.format, s.bits),
         symmetric: s.symmetric || s.format.is_float(),
-        granularity: if params.axis.is_some() { "channel" } else { "tensor" },
+        granularity: if params.axis.is_some() { "channel" } else { "tensor" }.into(),
         method: "minmax".into(),
         range,
         scale: least,

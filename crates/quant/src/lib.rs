@@ -16,6 +16,7 @@ pub mod fill;
 pub mod gptq;
 mod half;
 mod mean_shift;
+pub mod mixture;
 pub mod observe;
 pub mod op_types;
 pub mod options;

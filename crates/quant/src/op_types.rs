@@ -50,6 +50,18 @@ fn integer_form(e: &narrowbit_ops::Entry) -> Option<&'static str> {
     known.then_some(e.name)
 }
 
+/// Operators that keep computing on floats, and whose weights are stored as integers by approaches that are about weights.
+pub(crate) const RECURRENT: [&str; 3] = ["GRU", "LSTM", "RNN"];
+
+/// As [`check`], for approaches that store the weights of recurrent operators too.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_weights(names: &[String]) -> Result<(), OpTypeError> {
+    let rest: Vec<String> = names.iter().filter(|n| !RECURRENT.contains(&n.as_str())).cloned().collect();
+    check(&rest)
+}
+
 /// Checks that each name is that of an operator with an integer form.
 ///
 /// # Errors

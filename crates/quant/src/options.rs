@@ -24,7 +24,7 @@ pub struct QuantOptions {
     /// The runtime that the file is for, if its limits are to be kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
-    /// How the model is quantized; decides which of the other settings count.
+    /// How nodes are quantized that no override has another approach for; decides which of the other settings count.
     pub approach: Approach,
     /// The operators that integers are written in (static quantization).
     #[serde(skip_serializing_if = "is_default")]
@@ -223,7 +223,8 @@ impl QuantOptions {
         if let Some(bits) = self.buffer_bits.filter(|b| !(8..=32).contains(b)) {
             return Err(SchemeError::Buffer(bits));
         }
-        self.overrides.iter().filter(|o| o.float != Some(true)).try_for_each(|o| {
+        let calibrated = |o: &&Override| o.float != Some(true) && o.approach.is_none_or(Approach::needs_ranges);
+        self.overrides.iter().filter(calibrated).try_for_each(|o| {
             let activations = o.activations.unwrap_or(self.activations);
             activations.check_method(o.method.unwrap_or(self.method))?;
             check_pair(&activations, &o.weights.unwrap_or(self.weights))
@@ -235,12 +236,11 @@ impl QuantOptions {
     /// # Errors
     /// The first other type.
     pub fn check_dynamic(&self) -> Result<(), SchemeError> {
-        let eight = |f: NumberFormat| matches!(f, NumberFormat::Int8 | NumberFormat::Uint8);
         let mut all = self.overrides.iter().filter_map(|o| o.weights).chain([self.weights]);
-        all.try_for_each(|w| if eight(w.format) { w.check() } else { Err(SchemeError::Dynamic(w.format.name())) })
+        all.try_for_each(|w| w.check_dynamic())
     }
 
-    /// The first version of ONNX's operator set that has all formats.
+    /// The first version of ONNX's operator set that has all formats of static quantization.
     pub fn least_opset(&self) -> i64 {
         let weights = self.overrides.iter().filter_map(|o| o.weights).chain([self.weights]).map(|w| w.format);
         let activations = self.overrides.iter().filter_map(|o| o.activations).chain([self.activations]);
@@ -294,14 +294,16 @@ impl QuantOptions {
     pub fn rounds_by_samples(&self) -> bool {
         let first = WeightScheme { bits: self.input_weight_bits.or(self.weights.bits), ..self.weights };
         let usual = [Override::default(), Override { weights: Some(first), ..Override::default() }];
-        let of = |o: &Override| match self.approach {
+        let of = |approach: Approach, o: &Override| match approach {
+            _ if o.approach.is_some_and(|own| own != approach) => WeightRounding::Nearest,
             Approach::Static => self.rounding_of(o.weight_rounding, &o.weights.unwrap_or(self.weights)),
             Approach::WeightOnly => {
                 self.rounding_of_blocks(o.weight_rounding, &o.weight_only.unwrap_or(self.weight_only))
             }
             _ => WeightRounding::Nearest,
         };
-        self.overrides.iter().filter(|o| o.float != Some(true)).chain(&usual).any(|o| of(o) == WeightRounding::Gptq)
+        let all = || self.overrides.iter().filter(|o| o.float != Some(true)).chain(&usual);
+        self.approaches().into_iter().any(|a| all().any(|o| of(a, o) == WeightRounding::Gptq))
     }
 
     /// What must be said of every model that is made with these settings.
@@ -387,6 +389,9 @@ pub struct Override {
     /// Whether the node stays float.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub float: Option<bool>,
+    /// Another approach for the node, which is quantized whatever the operator types are ([`crate::mixture`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approach: Option<Approach>,
     /// The range method for what the node reads and makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,

@@ -15,14 +15,15 @@ use crate::encodings::{Applied, Encodings};
 use crate::equalize::{self, Equalized};
 use crate::fill::{self, FillError, Rates};
 use crate::gptq::{Report, Rounder, RoundingError};
+use crate::mixture::Others;
 use crate::observe::{Method, Stats};
 use crate::op_types::{self, OpTypeError};
 use crate::options::{PatternError, QuantOptions};
-use crate::plan::{self, Kind, Layout, PlanError, QuantPlan, correction};
+use crate::plan::{self, Kind, Layout, PlanError, QuantPlan, Reason, correction};
 use crate::qdq::{self, QdqError};
 use crate::ranges::{Ranges, RangesError};
 use crate::scheme::SchemeError;
-use crate::{dynamic, half, mean_shift, weight_only};
+use crate::{dynamic, half, mean_shift, mixture, weight_only};
 
 /// Why a model could not be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +103,29 @@ pub struct NodeFate {
     /// Why not, as a phrase.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// Its approach, in a mixture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approach: Option<Approach>,
+}
+
+impl NodeFate {
+    /// Of a node that stays as it is for a reason, or that something is to be said of.
+    pub(crate) fn new(node: &Node, reason: Option<Reason>) -> NodeFate {
+        NodeFate {
+            node: node.name.clone(),
+            op: node.op.name().into(),
+            integer: false,
+            stored: None,
+            reason: reason.map(Reason::code),
+            why: reason.map(|r| r.to_string()),
+            approach: None,
+        }
+    }
+
+    /// Whether the node has become something else.
+    pub fn is_done(&self) -> bool {
+        self.integer || self.stored.is_some()
+    }
 }
 
 /// Which nodes of the sanitized model will compute on integers, and what calibration has to observe.
@@ -109,14 +133,24 @@ pub struct NodeFate {
 /// # Errors
 /// When the model is quantized already or has nothing to quantize, or an override can't be read.
 pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeError> {
-    op_types::check(&options.op_types)?;
+    match options.is_mixture() {
+        true => op_types::check_weights(&options.op_types)?,
+        false => op_types::check(&options.op_types)?,
+    }
     check_percentiles(options)?;
     options.check()?;
+    mixture::check_exceptions(options)?;
     let graph = &model.graph;
     refuse_quantized(graph)?;
     let facts = facts(model)?;
-    let layout = Layout::new(graph, &facts, options)?;
-    if !layout.kinds.values().any(|k| matches!(k, Kind::Product | Kind::Embedding)) {
+    let mut layout = match options.uses(Approach::Static) {
+        true => Layout::new(graph, &facts, options, Approach::Static)?,
+        false => Layout::default(),
+    };
+    if options.is_mixture() {
+        layout.others = Others::choose(model, options, &layout)?;
+    }
+    if !is_static(&layout) && layout.others.is_empty() {
         if let Some(error) = other_floats(graph, &facts) {
             return Err(error);
         }
@@ -124,6 +158,11 @@ pub fn layout(model: &Model, options: &QuantOptions) -> Result<Layout, QuantizeE
         return Err(QuantizeError::Nothing(why));
     }
     Ok(layout)
+}
+
+/// Whether a layout has products or tables that are static, for which ranges are calibrated.
+pub fn is_static(layout: &Layout) -> bool {
+    layout.kinds.values().any(|k| matches!(k, Kind::Product | Kind::Embedding))
 }
 
 /// The first product of floats that are no float32, as an error.
@@ -169,7 +208,7 @@ pub(crate) fn facts(model: &Model) -> Result<Facts, NodeError> {
 /// # Errors
 /// When a rate is for something that can't be scaled.
 pub fn prepare(model: &mut Model, options: &QuantOptions) -> Result<Option<Equalized>, QuantizeError> {
-    if !options.approach.needs_ranges() {
+    if !options.uses(Approach::Static) {
         return Ok(None);
     }
     let equalized = match options.equalize {
@@ -269,13 +308,20 @@ pub fn quantize_with(
     if corrects {
         plan.correct((&model.graph, model.opset()), &tensors, options, (seen.inputs, seen.mask), exec)?;
     }
+    let mut others = std::mem::take(&mut plan.layout.others);
     let report = match seen.rounder {
-        Some(rounder) => Some(plan.round(&model.graph, &tensors, options, rounder, exec)?),
+        Some(rounder) => {
+            let report = plan.round(&model.graph, &tensors, options, rounder, exec)?;
+            let beside = others.round(&model.graph, rounder, exec)?;
+            Some(beside.into_iter().fold(report, Report::and))
+        }
         None => None,
     };
-    let fates = fates(model, &plan);
+    let fates = others.fates(&model.graph, &plan.layout);
     let opset = model.opset();
     qdq::insert(&mut model.graph, &plan, opset, exec)?;
+    others.write(model, options, exec)?;
+    plan.layout.others = others;
     forget_types(model);
     infer::annotate(&mut model.graph)?;
     Ok((plan, fates, applied, report))
@@ -332,11 +378,10 @@ pub fn convert_with(
     rounder: Option<&mut Rounder>,
     exec: &Exec,
 ) -> Result<Converted, QuantizeError> {
+    mixture::check_exceptions(options)?;
     let done = match options.approach {
-        Approach::Dynamic => {
-            options.check_dynamic()?;
-            dynamic::quantize(model, options, exec)?
-        }
+        _ if options.is_mixture() => convert_mixture(model, options, rounder, exec)?,
+        Approach::Dynamic => dynamic::quantize(model, options, exec)?,
         Approach::WeightOnly => weight_only::quantize(model, options, rounder, exec)?,
         Approach::Float16 | Approach::Bfloat16 => half::convert(model, options, exec)?,
         Approach::Static => return Err(QuantizeError::NeedsRanges),
@@ -346,11 +391,36 @@ pub fn convert_with(
     Ok(done)
 }
 
-/// The first operator set that can hold what [`convert`] writes with these options; a model below has to be raised.
+/// A mixture of which nothing is static.
+fn convert_mixture(
+    model: &mut Model,
+    options: &QuantOptions,
+    rounder: Option<&mut Rounder>,
+    exec: &Exec,
+) -> Result<Converted, QuantizeError> {
+    let mut layout = layout(model, options)?;
+    if is_static(&layout) {
+        return Err(QuantizeError::NeedsRanges);
+    }
+    let mut others = std::mem::take(&mut layout.others);
+    let rounding = match rounder {
+        Some(rounder) => others.round(&model.graph, rounder, exec)?,
+        None => None,
+    };
+    let fates = others.fates(&model.graph, &layout);
+    others.write(model, options, exec)?;
+    Ok(Converted { fates, warnings: others.warnings().to_vec(), rounding })
+}
+
+/// The first operator set that can hold what is written with these options; a model below has to be raised.
 pub fn opset(options: &QuantOptions) -> i64 {
+    options.approaches().into_iter().map(|a| opset_of(options, a)).max().unwrap_or(13)
+}
+
+fn opset_of(options: &QuantOptions, approach: Approach) -> i64 {
     let blocks = || options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
     let rows = || options.overrides.iter().filter_map(|o| o.dynamic).chain([options.dynamic]);
-    match options.approach {
+    match approach {
         Approach::Static => options.least_opset(),
         // The blocks of QuantizeLinear.
         Approach::Dynamic if rows().any(|d| d.granularity == Granularity::Token) => 21,
@@ -374,25 +444,10 @@ pub struct Converted {
 }
 
 /// Types of inner values changed (a table's rows are integers now): infer them anew.
-fn forget_types(model: &mut Model) {
+pub(crate) fn forget_types(model: &mut Model) {
     let graph = &mut model.graph;
     let inner: Vec<_> = graph.nodes().flat_map(|(_, n)| n.outputs.iter().flatten().copied()).collect();
     for v in inner.into_iter().filter(|&v| !graph.is_output(v)).collect::<Vec<_>>() {
         graph.set_type(v, ValueType::Unknown);
     }
-}
-
-fn fates(model: &Model, plan: &QuantPlan) -> Vec<NodeFate> {
-    let fate = |(id, node): (_, &narrowbit_ir::Node)| {
-        let reason = plan.layout.reasons.get(&id);
-        NodeFate {
-            node: node.name.clone(),
-            op: node.op.name().into(),
-            integer: plan.layout.kinds.contains_key(&id),
-            stored: None,
-            reason: reason.map(|r| r.code()),
-            why: reason.map(|r| r.to_string()),
-        }
-    };
-    model.graph.nodes().map(fate).collect()
 }

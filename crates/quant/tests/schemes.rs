@@ -237,3 +237,30 @@ fn agrees_with_quantizeml() {
         assert_eq!(quantizeml::ceil_log2(x), n, "{x}");
     }
 }
+
+/// What `onnxruntime.quantization.quantize_static` 1.31 gives a Concat of two ranges far apart: each its own scale, where other
+/// schemes have one for all.
+#[test]
+fn gives_concat_scales_of_its_own_as_onnx_runtime_does() {
+    let text = r#"model opset=17 graph "g" { input %x: f32[1, 3, 8, 8]
+        const %v: f32[4, 3, 3, 3] = random(1) const %w: f32[4, 3, 3, 3] = random(2) const %f: f32[] = [20]
+        const %k: f32[5, 8, 1, 1] = random(3)
+        %a = Conv(%x, %v) {pads=[1, 1, 1, 1]} @"a"
+        %r = Relu(%a)
+        %s = Mul(%x, %f)
+        %b = Conv(%s, %w) {pads=[1, 1, 1, 1]} @"b"
+        %c = Concat(%r, %b) {axis=1} @"c"
+        %y = Conv(%c, %k) @"y"
+        output %y }"#;
+    let model = narrowbit_ir::text::parse_model(text, &narrowbit_ops::Registry).unwrap();
+    let groups = |preset: Preset| {
+        let layout = narrowbit_quant::quantize::layout(&model, &preset.options()).unwrap();
+        let value = |name: &str| model.graph.value_named(name).unwrap();
+        let of = |name: &str| layout.groups().position(|g| g.contains(&value(name))).unwrap();
+        [of("r"), of("b"), of("c")]
+    };
+    let [r, b, c] = groups(Preset::Onnxruntime);
+    assert!(r != b && b != c && r != c);
+    let [r, b, c] = groups(Preset::Tflite);
+    assert!(r == b && b == c);
+}

@@ -7,11 +7,13 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use narrowbit_data::{Dataset, Fill, Split};
 use narrowbit_ir::{Graph, Model, ValueId};
+use narrowbit_quant::approach::Approach;
 use narrowbit_quant::calibrate::{ByChannel, Calibrator, mask};
 use narrowbit_quant::options::QuantOptions;
 use narrowbit_quant::plan::Layout;
 use narrowbit_quant::quantize;
 use narrowbit_quant::ranges::Ranges;
+use narrowbit_quant::target;
 use serde::Serialize;
 
 use crate::args::{Floats, Global, Threads};
@@ -109,12 +111,22 @@ impl Calibrate {
         interrupt::install();
         output::check_writable(&self.output)?;
         let mut model = model::load_runnable(&self.model)?;
-        let options = self.scheme.resolve()?;
-        if !options.approach.needs_ranges() {
+        let mut options = self.scheme.resolve()?;
+        if !options.uses(Approach::Static) {
             bail!("this approach needs no ranges\nhelp: run `narrowbit quantize` right away");
         }
         model::prepare(&mut model, &options)?;
+        if options.is_mixture() {
+            // A target may have another form, which older operator sets have.
+            target::fit(&mut options, &model.graph, false)?;
+            model::raise_for_mixture(&mut model, &options)?;
+        }
         quantize::prepare(&mut model, &options)?;
+        if options.is_mixture() && !quantize::is_static(&quantize::layout(&model, &options)?) {
+            bail!(
+                "no node is static with these settings, so that none needs ranges\nhelp: run `narrowbit quantize` right away"
+            );
+        }
         let mut start = Ranges { graph: narrowbit_quant::ranges::graph_hash(&model.graph), ..Ranges::default() };
         for path in &self.merge {
             start.merge(&Ranges::load(path)?).with_context(|| path.display().to_string())?;

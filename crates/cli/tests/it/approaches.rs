@@ -22,7 +22,7 @@ fn save<'a>(path: &Path, arrays: impl Iterator<Item = (String, &'a Tensor)>) {
 }
 
 /// Quantizes an example; what our interpreter makes of the file on some samples, beside ONNX Runtime.
-fn beside(home: &Home, flags: &str) -> Option<Value> {
+pub fn beside(home: &Home, flags: &str) -> Option<Value> {
     home.ok(&format!("quantize model.onnx {flags} -o out.onnx"));
     narrowbit_testkit::paths::python()?;
     let graph = onnx::load(home.path("out.onnx")).expect("the file").graph;
@@ -35,11 +35,11 @@ fn beside(home: &Home, flags: &str) -> Option<Value> {
     Some(python("ort_outputs.py", &[&home.path("out.onnx"), folder.path()])?.expect(0).json())
 }
 
-fn number(report: &Value, key: &str) -> f64 {
+pub fn number(report: &Value, key: &str) -> f64 {
     report[key].as_f64().unwrap_or_else(|| panic!("no {key}: {report}"))
 }
 
-fn count(report: &Value, op: &str) -> u64 {
+pub fn count(report: &Value, op: &str) -> u64 {
     report["operators"][op].as_u64().unwrap_or(0)
 }
 

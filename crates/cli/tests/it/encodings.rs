@@ -88,6 +88,13 @@ fn writes_quant_info_as_vitis_does() {
     assert_eq!(keys, ["param", "output", "input", "fast_finetuned", "bias_corrected", "version"]);
     let (input, pair) = info["input"].as_object().and_then(|o| o.iter().next()).expect("an input");
     assert!(pair[0][0] == 8 && pair[0][1].is_i64(), "{input}: {pair}");
+    // Weights and biases, as Vitis has both among the parameters.
+    let params = info["param"].as_object().expect("an object");
+    let biases: Vec<_> = params.iter().filter(|(name, _)| name.ends_with("_bias")).collect();
+    assert!(
+        2 * biases.len() == params.len() && biases.iter().all(|(_, p)| p[0][0] == 8 && p[0][1].is_i64()),
+        "{params:?}"
+    );
 }
 
 #[test]

@@ -113,6 +113,10 @@ fn shows_the_error_of_each_layer() {
     // 8 bits in the first product, 4 in the next.
     assert!(smapes(&weight)[0] < smapes(&weight)[1], "{weight}");
     home.run(&format!("analyze q.onnx q.onnx --data test.npz {p} --mode weight")).expect(2);
+    // Inputs and outputs of one name do not make models related.
+    std::fs::copy(crate::home::example("digits-vit").join("model.onnx"), home.path("other.onnx")).expect("a copy");
+    let ran = home.run(&format!("analyze q.onnx other.onnx --data test.npz {p}")).expect(2);
+    assert!(ran.stderr.contains("was not made from it"), "{}", ran.stderr);
 }
 
 #[test]

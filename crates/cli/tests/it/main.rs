@@ -17,6 +17,7 @@ mod home;
 mod job;
 mod json;
 mod memory;
+mod mixture;
 mod models;
 mod onnxruntime;
 mod peers;

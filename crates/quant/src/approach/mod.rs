@@ -2,6 +2,8 @@
 
 mod blocks;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub use blocks::{Algorithm, BlockFormat, BlockScales, BlockType, MX_BLOCK, WeightOnlyOptions};
@@ -28,6 +30,24 @@ impl Approach {
     /// Whether ranges have to be calibrated.
     pub fn needs_ranges(self) -> bool {
         self == Approach::Static
+    }
+
+    /// Whether it is half precision, of which nodes of all kinds have a form.
+    pub fn is_half(self) -> bool {
+        matches!(self, Approach::Float16 | Approach::Bfloat16)
+    }
+}
+
+impl fmt::Display for Approach {
+    /// As in settings: `weight-only`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Approach::Static => "static",
+            Approach::Dynamic => "dynamic",
+            Approach::WeightOnly => "weight-only",
+            Approach::Float16 => "float16",
+            Approach::Bfloat16 => "bfloat16",
+        })
     }
 }
 
@@ -93,6 +113,35 @@ impl HalfOptions {
     }
 }
 
+/// An exception whose approach has no form of any node that it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoForm {
+    /// The exception, by its criteria.
+    pub exception: String,
+    /// How many nodes it is about.
+    pub nodes: usize,
+    /// Its approach.
+    pub approach: Approach,
+    /// The name of one of the nodes: a product, if there is one.
+    pub node: String,
+    /// That node's operator.
+    pub op: String,
+    /// Why that node can't have the approach.
+    pub why: String,
+    /// What could have it.
+    pub help: &'static str,
+}
+
+impl fmt::Display for NoForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NoForm { exception, nodes, approach, node, op, why, help } = self;
+        write!(
+            f,
+            "{exception}: none of the {nodes} nodes that it matches can be {approach}: \"{node}\" ({op}) {why}\nhelp: {help}"
+        )
+    }
+}
+
 /// Settings that contradict each other or can't be written as a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -142,6 +191,34 @@ pub enum ApproachError {
     /// Half-precision inputs of operators that compute in float32.
     #[error("inputs and outputs stay float32 where operators compute in float32\nhelp: add --compute half")]
     HalfIo,
+    /// An exception that contradicts itself.
+    #[error(
+        "{0} has both float = true and approach = \"{1}\"\nhelp: leave one of them out; a later exception counts before an earlier one"
+    )]
+    FloatApproach(String, Approach),
+    /// Activations of a format that dynamic products do not have, in an exception.
+    #[error(
+        "{0} has approach = \"dynamic\" and a format of activations: DynamicQuantizeLinear has no other than asymmetric uint8\nhelp: leave \"activations\" out of it, or make it static"
+    )]
+    DynamicActivations(String),
+    /// An exception whose approach has no form of any node that it is about.
+    #[error("{0}")]
+    NoForm(Box<NoForm>),
+    /// Inputs and outputs in half precision, where only some nodes are.
+    #[error(
+        "inputs and outputs of a mixture stay float32: half precision is the approach of some nodes only\nhelp: leave out \"io\" of [half], or make a half precision the approach of the whole job"
+    )]
+    MixedIo,
+    /// QLinear operators beside other forms.
+    #[error(
+        "--format qoperator is a form of static quantization alone, and this is a mixture of approaches\nhelp: leave it out: QuantizeLinear and DequantizeLinear hold every mixture"
+    )]
+    MixedForm,
+    /// Fixed-point hardware runs nothing else.
+    #[error(
+        "--scheme {0} is for hardware that computes on fixed point alone, and an exception has approach = \"{1}\"\nhelp: make those nodes float (float = true), or take another scheme"
+    )]
+    MixedFixed(&'static str, Approach),
     /// The operator set of the model is too old.
     #[error("the model has opset {0}, but this needs {1}\nhelp: `narrowbit convert` or the exporter can raise it")]
     Opset(i64, i64),

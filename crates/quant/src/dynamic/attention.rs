@@ -20,7 +20,7 @@ const MOST: usize = 5;
 
 /// Two products of activations and the softmax between them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attention {
+pub(crate) struct Attention {
     /// Queries and keys.
     pub scores: NodeId,
     softmax: NodeId,

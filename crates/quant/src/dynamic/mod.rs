@@ -9,18 +9,16 @@
 //! The two products of attention, of activations both, are those of [`attention`].
 
 mod attention;
+mod recurrent;
 mod weights;
 mod write;
 
 pub(crate) use weights::transpose_bytes;
 
-use std::collections::BTreeMap;
-
 use narrowbit_ir::{Model, Node, NodeId};
 use narrowbit_kernels::Exec;
 
-use crate::approach::{ApproachError, AttentionProducts, Granularity};
-use crate::fill::Rates;
+use crate::approach::{Approach, ApproachError, AttentionProducts, Granularity};
 use crate::options::{Matcher, QuantOptions};
 use crate::parallel::in_parallel;
 use crate::plan::{Kind, Layout, QuantPlan, Reason, weight_params};
@@ -28,11 +26,25 @@ use crate::qdq::{self, QdqError};
 use crate::quantize::{Converted, NodeFate, QuantizeError, facts};
 use crate::scheme::{ActivationScheme, WeightScheme};
 use crate::select::{Selection, select};
+use attention::Attention;
 
 /// Operator types that are quantized unless the user names some.
 const USUAL: [&str; 3] = ["MatMul", "Gemm", "Gather"];
 /// The longest sum of products of two 8-bit codes that 32 bits hold for certain.
 const DEEPEST: usize = (i32::MAX / (255 * 255)) as usize;
+
+/// What is dynamic in a graph.
+#[derive(Debug, Clone)]
+pub(crate) struct Chosen {
+    found: Selection,
+    jobs: Vec<Job>,
+    tables: Vec<(NodeId, WeightScheme)>,
+    attentions: Vec<Attention>,
+    /// Recurrent operators, whose weights become integers, and which go on computing on floats.
+    recurrent: Vec<(NodeId, WeightScheme)>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
 
 /// Quantizes a sanitized model in place.
 ///
@@ -43,36 +55,84 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
     if other(&options.activations) || options.overrides.iter().filter_map(|o| o.activations.as_ref()).any(other) {
         return Err(ApproachError::Activations.into());
     }
-    let (mut found, warnings) = select_products(model, options)?;
+    options.check_dynamic()?;
+    let (found, warnings) = select_products(model, options)?;
+    let mut chosen = of_selection(model, found, options)?;
+    chosen.warnings.extend(warnings);
+    let fates = model.graph.nodes().map(|(id, node)| chosen.fate(id, node)).collect();
+    write(model, &chosen, exec)?;
+    Ok(Converted { fates, warnings: chosen.warnings, ..Converted::default() })
+}
+
+/// Selects the dynamic nodes of a mixture.
+///
+/// # Errors
+/// When the settings of one can't be written.
+pub(crate) fn choose(model: &Model, options: &QuantOptions) -> Result<Chosen, QuantizeError> {
+    let chosen = of_selection(model, select(model, options, Approach::Dynamic, &USUAL)?, options)?;
+    let stored = chosen.tables.iter().chain(&chosen.recurrent).map(|t| t.1);
+    let schemes = chosen.jobs.iter().map(|j| j.scheme).chain(stored);
+    schemes.into_iter().try_for_each(|s| s.check_dynamic())?;
+    Ok(chosen)
+}
+
+fn of_selection(model: &Model, mut found: Selection, options: &QuantOptions) -> Result<Chosen, QuantizeError> {
     drop_deep(model, &mut found);
     let matcher = Matcher::new(&options.overrides)?;
     let jobs: Vec<Job> =
         found.products.iter().map(|&id| job(model, &matcher, options, id)).collect::<Result<_, _>>()?;
     let needed = if jobs.iter().any(|j| j.granularity == Granularity::Token) { 21 } else { 13 };
-    if model.opset() < needed {
+    if model.opset() < needed && !jobs.is_empty() {
         return Err(ApproachError::Opset(model.opset(), needed).into());
     }
-    let attentions = match options.dynamic.attention {
-        AttentionProducts::Int8 => attention::find(&model.graph, &facts(model)?, &found),
-        AttentionProducts::Float => Vec::new(),
-    };
+    let own = |a: &Attention| matcher.of(model.graph.node(a.scores)).find_map(|o| o.dynamic);
+    let on_integers = |a: &Attention| own(a).unwrap_or(options.dynamic).attention == AttentionProducts::Int8;
+    let mut attentions = attention::find(&model.graph, &facts(model)?, &found);
+    attentions.retain(on_integers);
     for a in &attentions {
         found.reasons.remove(&a.scores);
         found.reasons.remove(&a.values);
     }
-    let fates = fates(model, &found);
-    tables(model, &matcher, options, &found, exec)?;
-    let weights = weights::make(&model.graph, &jobs, exec).map_err(QdqError::from)?;
-    write::products(model, &jobs, &weights, &attentions)?;
-    Ok(Converted { fates, warnings, ..Converted::default() })
+    let scheme = |id: NodeId| WeightScheme {
+        per_channel: false,
+        ..matcher.of(model.graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights)
+    };
+    let tables = found.tables.iter().map(|&id| (id, scheme(id))).collect();
+    let own = |id: NodeId| matcher.of(model.graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights);
+    let recurrent: Vec<_> = found.recurrent.iter().map(|&id| (id, own(id))).collect();
+    let warnings = recurrent::warning(&model.graph, &found.recurrent).into_iter().collect();
+    Ok(Chosen { found, jobs, tables, attentions, recurrent, warnings })
+}
+
+/// Rewrites what was chosen in a graph whose nodes are still those that it was chosen in.
+///
+/// # Errors
+/// When the graph can't be rewritten.
+pub(crate) fn write(model: &mut Model, chosen: &Chosen, exec: &Exec) -> Result<(), QuantizeError> {
+    tables(model, &chosen.tables, exec)?;
+    recurrent::write(model, &chosen.recurrent, exec)?;
+    let weights = weights::make(&model.graph, &chosen.jobs, exec).map_err(QdqError::from)?;
+    Ok(write::products(model, &chosen.jobs, &weights, &chosen.attentions)?)
+}
+
+impl Chosen {
+    /// What becomes of a node.
+    pub fn fate(&self, id: NodeId, node: &Node) -> NodeFate {
+        let reason = self.found.reasons.get(&id).copied();
+        if let Some((_, scheme)) = self.recurrent.iter().find(|(n, _)| *n == id) {
+            return NodeFate { stored: Some(scheme.format.name().to_owned()), ..NodeFate::new(node, None) };
+        }
+        NodeFate { integer: reason.is_none(), ..NodeFate::new(node, reason) }
+    }
 }
 
 /// The usual products; convolutions, whose samples share a range, only where there is nothing else, and with a warning.
 fn select_products(model: &Model, options: &QuantOptions) -> Result<(Selection, Vec<String>), QuantizeError> {
-    match select(model, options, &USUAL) {
+    match select(model, options, Approach::Dynamic, &USUAL)?.filled(model) {
         Err(QuantizeError::Nothing(why)) if options.op_types.is_empty() => {
             let all = [&USUAL[..], &["Conv"]].concat();
-            let found = select(model, options, &all).map_err(|_| QuantizeError::Nothing(why))?;
+            let found = select(model, options, Approach::Dynamic, &all)?.filled(model);
+            let found = found.map_err(|_| QuantizeError::Nothing(why))?;
             let text = "the model has no products but convolutions, which therefore are quantized (ConvInteger): all samples of a run share a range, and --approach static is faster";
             Ok((found, vec![text.to_owned()]))
         }
@@ -124,64 +184,30 @@ fn drop_deep(model: &Model, found: &mut Selection) {
 }
 
 /// Tables are stored in 8 bits as in static quantization: one scale, dequantized behind the Gather.
-fn tables(
-    model: &mut Model,
-    matcher: &Matcher,
-    options: &QuantOptions,
-    found: &Selection,
-    exec: &Exec,
-) -> Result<(), QuantizeError> {
+fn tables(model: &mut Model, tables: &[(NodeId, WeightScheme)], exec: &Exec) -> Result<(), QuantizeError> {
     let graph = &model.graph;
-    let scheme = |id: NodeId| WeightScheme {
-        per_channel: false,
-        ..matcher.of(graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights)
-    };
     let jobs: Vec<_> =
-        found.tables.iter().filter_map(|&id| Some((id, graph.const_input(id, 0)?, scheme(id)))).collect();
+        tables.iter().filter_map(|&(id, scheme)| Some((id, graph.const_input(id, 0)?, scheme))).collect();
     let params = in_parallel(exec, &jobs, |(_, table, scheme)| weight_params(exec, table, *scheme, None));
     let mut layout = Layout::default();
     layout.kinds.extend(jobs.iter().map(|(id, ..)| (*id, Kind::Embedding)));
     let weights = jobs.iter().zip(params).map(|((id, ..), p)| ((*id, 0), p)).collect();
-    let plan = QuantPlan {
-        layout,
-        activations: BTreeMap::new(),
-        channel_scales: BTreeMap::new(),
-        weights,
-        biases: BTreeMap::new(),
-        float_biases: BTreeMap::new(),
-        norms: Vec::new(),
-        rates: Rates::new(),
-        shifts: Default::default(),
-        kept_biases: BTreeMap::new(),
-    };
+    let plan = QuantPlan { weights, ..QuantPlan::of_layout(layout) };
     let opset = model.opset();
     Ok(qdq::insert(&mut model.graph, &plan, opset, exec)?)
 }
 
-fn fates(model: &Model, found: &Selection) -> Vec<NodeFate> {
-    let fate = |(id, node): (NodeId, &Node)| {
-        let reason = found.reasons.get(&id);
-        NodeFate {
-            node: node.name.clone(),
-            op: node.op.name().into(),
-            integer: reason.is_none(),
-            stored: None,
-            reason: reason.map(|r| r.code()),
-            why: reason.map(|r| r.to_string()),
-        }
-    };
-    model.graph.nodes().map(fate).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use narrowbit_ir::{interp, text};
     use narrowbit_kernels::Isa;
     use narrowbit_ops::Registry;
     use narrowbit_tensor::Tensor;
 
     use super::*;
-    use crate::approach::{Approach, DynamicOptions};
+    use crate::approach::DynamicOptions;
 
     const TEXT: &str = r#"model opset=21 graph "g" {
         input %x: f32[n, t, 8] const %w: f32[8, 4] = random(1) const %v: f32[3, 4] = random(2)

@@ -1,10 +1,10 @@
 //! The encodings that a quantized graph holds, under the names that its tensors had.
 
-use narrowbit_ir::{Graph, NodeId, ValueId};
+use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 use narrowbit_tensor::{DType, Tensor};
 
 use super::{Encoding, Encodings, EncodingsError, Given, Part, qlinear};
-use crate::scheme::{NumberFormat, ScalePoint};
+use crate::scheme::{NumberFormat, ScalePoint, vitis};
 
 impl Encodings {
     /// Takes scales and zero points from the QuantizeLinear and DequantizeLinear of a graph, and from QLinear operators: of
@@ -27,6 +27,7 @@ impl Encodings {
                 }
                 _ => None,
             };
+            found.bias_positions.extend(bias_position(graph, id, node));
             for entry in entry.into_iter().chain(qlinear::entries(graph, id)) {
                 match entry {
                     (name, Ok(Some(e))) => drop(found.tensors.entry(name).or_insert(e)),
@@ -58,6 +59,20 @@ impl Encodings {
             _ => qlinear::codes(graph, maker).map(|_| qlinear::plain_name(graph, v)),
         }
     }
+}
+
+/// The name and the position of a bias of 8 bits, where its scales are one power of two: that of the product.
+fn bias_position(graph: &Graph, id: NodeId, node: &Node) -> Option<(String, i32)> {
+    let v = node.input(0).filter(|_| node.op.name() == "DequantizeLinear")?;
+    let codes = graph.constant(v).filter(|t| t.dtype() == DType::I32)?;
+    let scales = graph.const_input(id, 1)?.to_f32s().ok()?;
+    let &first = scales.first()?;
+    let product = vitis::position_of(first);
+    if scales.iter().any(|s| *s != first) || vitis::scale_of(product) != first {
+        return None;
+    }
+    let codes: Vec<i32> = codes.to_i64s().ok()?.into_iter().map(|c| c as i32).collect();
+    Some((weight_name(graph, v), vitis::bias_position(&codes, product)?))
 }
 
 /// The table whose rows a Gather picks.
@@ -122,9 +137,13 @@ fn bits_between([low, high]: [Option<f32>; 2], e: &Encoding) -> Option<u8> {
     (2..=16).find(|&b| codes < f64::from(1u32 << b)).filter(|&b| usize::from(b) < format.dtype().bits())
 }
 
-fn weight(graph: &Graph, id: NodeId, v: ValueId, codes: &Tensor) -> Entry {
+fn weight_name(graph: &Graph, v: ValueId) -> String {
     let name = &graph.value(v).name;
-    let name = name.strip_suffix("_quantized").unwrap_or(name).to_owned();
+    name.strip_suffix("_quantized").unwrap_or(name).to_owned()
+}
+
+fn weight(graph: &Graph, id: NodeId, v: ValueId, codes: &Tensor) -> Entry {
+    let name = weight_name(graph, v);
     if codes.dtype() == DType::I32 {
         return (name, Ok(None));
     }

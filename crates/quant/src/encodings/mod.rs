@@ -90,6 +90,9 @@ pub struct Encodings {
     pub own: bool,
     /// Biases that took up the errors of rounding, by the product that they belong to; of our own configuration.
     pub biases: BTreeMap<String, KeptBias>,
+    /// Positions of biases of 8 bits, for formats that have them, by the bias's name: `<node>_bias`, because constants in files
+    /// that we write are named after the product.
+    pub bias_positions: BTreeMap<String, i32>,
     /// Whether biases of the model took up errors of rounding, for formats that say so.
     pub bias_corrected: bool,
 }

@@ -1,5 +1,6 @@
 //! `quant_info.json` of Vitis AI: `{"param": {name: [[bits, position], …]}, "output": {…}, "input": {…}, …}`; a value is
-//! `code · 2^−position` with signed codes.
+//! `code · 2^−position` with signed codes. Biases are among the parameters; what is read of them has no effect, because they
+//! follow from the scales of their product.
 
 use serde_json::{Map, Value, json};
 
@@ -7,6 +8,9 @@ use super::{Encoding, Encodings, EncodingsError, Given, Part, integer};
 use crate::scheme::{ScalePoint, vitis};
 
 const PARTS: [(&str, Part); 3] = [("param", Part::Param), ("output", Part::Output), ("input", Part::Input)];
+
+/// Bits of a bias.
+const BIAS_BITS: i64 = 8;
 
 pub(super) fn read(all: &Map<String, Value>) -> Result<Encodings, String> {
     let mut found = Encodings::default();
@@ -42,6 +46,9 @@ pub(super) fn write(e: &Encodings) -> Result<Value, EncodingsError> {
     for (name, encoding) in &e.tensors {
         let at = PARTS.iter().position(|(_, p)| encoding.part == Some(*p)).unwrap_or(1);
         parts[at].insert(name.clone(), json!([pair(name, encoding)?]));
+    }
+    for (name, position) in &e.bias_positions {
+        parts[0].insert(name.clone(), json!([[BIAS_BITS, position]]));
     }
     let [param, output, input] = parts;
     Ok(json!({

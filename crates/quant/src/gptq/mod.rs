@@ -127,6 +127,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// Both reports of one job.
+    pub(crate) fn and(mut self, other: Report) -> Report {
+        self.weights.extend(other.weights);
+        self.left.extend(other.left);
+        Report { passes: self.passes + other.passes, ..self }
+    }
+
     /// The means over the weights of [`Gain::nearest_db`] and [`Gain::rounded_db`], where there are any.
     pub fn means(&self) -> Option<(f64, f64)> {
         let mean = |of: fn(&Gain) -> f64| self.weights.iter().map(of).sum::<f64>() / self.weights.len() as f64;

@@ -24,54 +24,124 @@ use crate::quantize::{Converted, NodeFate, QuantizeError, facts, refuse_quantize
 /// Constants with fewer elements stay float32 where they would need a Cast of their own.
 const WORTH_A_CAST: usize = 256;
 
+/// What is in half precision in a graph.
+#[derive(Debug, Clone)]
+pub(crate) struct Chosen {
+    /// float16 or bfloat16.
+    approach: Approach,
+    compute: Compute,
+    roles: Roles,
+    /// The nodes that compute in half precision or read constants of it.
+    reached: BTreeSet<NodeId>,
+}
+
 /// Converts a sanitized model in place.
 ///
 /// # Errors
 /// When the model is quantized or holds no float32, or an override can't be read.
 pub(crate) fn convert(model: &mut Model, options: &QuantOptions, exec: &Exec) -> Result<Converted, QuantizeError> {
-    let to = if options.approach == Approach::Bfloat16 { DType::Bf16 } else { DType::F16 };
-    let compute = options.half.compute(options.approach);
-    if compute == Compute::Float32 && options.half.io {
-        return Err(ApproachError::HalfIo.into());
-    }
-    if let Some(name) = options.op_types.iter().find(|n| !types::HALF.contains(&n.as_str())) {
-        return Err(ApproachError::HalfType(name.clone(), types::HALF.join(" ")).into());
-    }
     refuse_quantized(&model.graph)?;
-    let facts = facts(model)?;
-    let roles = Roles::new(&model.graph, &facts, options)?;
-    if roles.half.is_empty() {
-        let why = roles.reasons.values().max().map(|r| format!(" ({r})")).unwrap_or_default();
+    let chosen = choose(model, options, options.approach, |_| false)?;
+    if chosen.roles.half.is_empty() {
+        let why = chosen.roles.reasons.values().max().map(|r| format!(" ({r})")).unwrap_or_default();
         return Err(QuantizeError::Nothing(why));
     }
-    let (stored, mut warnings) = match compute {
-        Compute::Half => write::half(model, &facts, &roles, to, options.half.io, exec)?,
-        Compute::Float32 => write::stored(model, &roles, to, exec)?,
+    let fates = model.graph.nodes().map(|(id, node)| chosen.fate(id, node)).collect();
+    let warnings = write(model, &facts(model)?, &chosen, options.half.io, exec)?;
+    Ok(Converted { fates, warnings, ..Converted::default() })
+}
+
+/// Selects the nodes of a half precision, but for those that are `taken`.
+///
+/// # Errors
+/// When the settings contradict each other, or an override can't be read.
+pub(crate) fn choose(
+    model: &Model,
+    options: &QuantOptions,
+    approach: Approach,
+    taken: impl Fn(NodeId) -> bool,
+) -> Result<Chosen, QuantizeError> {
+    let compute = options.half.compute(approach);
+    if compute == Compute::Float32 && options.half.io && approach == options.approach {
+        return Err(ApproachError::HalfIo.into());
+    }
+    // Those of a mixture are for its other approaches, too.
+    if let Some(name) = options.op_types.iter().find(|n| !types::HALF.contains(&n.as_str()) && !options.is_mixture()) {
+        return Err(ApproachError::HalfType(name.clone(), types::HALF.join(" ")).into());
+    }
+    let roles = Roles::new(&model.graph, &facts(model)?, options, approach, taken)?;
+    let reached = match compute {
+        Compute::Half => roles.half.clone(),
+        Compute::Float32 => write::readers(&model.graph, &roles),
     };
-    if compute == Compute::Half && to == DType::Bf16 {
+    Ok(Chosen { approach, compute, roles, reached })
+}
+
+/// Writes what was chosen into a graph that still has those nodes, whose values `facts` are about; gives what the user should
+/// know.
+///
+/// # Errors
+/// When the graph can't be rewritten.
+pub(crate) fn write(
+    model: &mut Model,
+    facts: &Facts,
+    chosen: &Chosen,
+    io: bool,
+    exec: &Exec,
+) -> Result<Vec<String>, QuantizeError> {
+    let to = chosen.dtype();
+    let mut warnings = match chosen.compute {
+        Compute::Half => write::half(model, facts, &chosen.roles, to, io, exec)?,
+        Compute::Float32 => write::stored(model, &chosen.roles, to, exec)?,
+    };
+    if chosen.compute == Compute::Half && to == DType::Bf16 {
         warnings.push(
             "ONNX Runtime has no bfloat16 operators on CPUs: leave out --compute half for a file that it runs".into(),
         );
     }
-    Ok(Converted { fates: fates(&roles, &stored, to), warnings, ..Converted::default() })
+    Ok(warnings)
+}
+
+impl Chosen {
+    /// float16 or bfloat16.
+    pub fn approach(&self) -> Approach {
+        self.approach
+    }
+
+    fn dtype(&self) -> DType {
+        if self.approach == Approach::Bfloat16 { DType::Bf16 } else { DType::F16 }
+    }
+
+    /// What becomes of a node.
+    pub fn fate(&self, id: NodeId, node: &Node) -> NodeFate {
+        if self.reached.contains(&id) {
+            return NodeFate { stored: Some(self.approach.to_string()), ..NodeFate::new(node, None) };
+        }
+        NodeFate::new(node, Some(self.roles.reasons.get(&id).copied().unwrap_or(Reason::NoWeight)))
+    }
 }
 
 /// Which nodes become half-precision ones, and why the others do not.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 struct Roles {
     half: BTreeSet<NodeId>,
     reasons: BTreeMap<NodeId, Reason>,
-    /// Name and operator of each node, in topological order: as they were.
-    nodes: Vec<(NodeId, String, String)>,
 }
 
 impl Roles {
-    fn new(graph: &Graph, facts: &Facts, options: &QuantOptions) -> Result<Roles, QuantizeError> {
+    fn new(
+        graph: &Graph,
+        facts: &Facts,
+        options: &QuantOptions,
+        approach: Approach,
+        taken: impl Fn(NodeId) -> bool,
+    ) -> Result<Roles, QuantizeError> {
         let matcher = Matcher::new(&options.overrides)?;
-        let mut roles = Roles { half: BTreeSet::new(), reasons: BTreeMap::new(), nodes: Vec::new() };
+        let mut roles = Roles::default();
         for (id, node) in graph.nodes() {
-            roles.nodes.push((id, node.name.clone(), node.op.name().into()));
-            match role(node, facts, &matcher, options) {
+            let own = options.approach_of(&matcher, node) == approach && !taken(id);
+            let role = if own { role(node, facts, &matcher, options) } else { Err(Reason::OtherApproach) };
+            match role {
                 Ok(()) => {
                     roles.half.insert(id);
                 }
@@ -81,6 +151,11 @@ impl Roles {
             }
         }
         Ok(roles)
+    }
+
+    /// Whether a node is one of these: not one that was written since, nor one of another approach.
+    fn has(&self, id: NodeId) -> bool {
+        self.half.contains(&id) || self.reasons.get(&id).is_some_and(|r| *r != Reason::OtherApproach)
     }
 }
 
@@ -93,32 +168,7 @@ fn role(node: &Node, facts: &Facts, matcher: &Matcher, options: &QuantOptions) -
     if !types::HALF.contains(&name) || !node.op.domain().is_empty() {
         return Err(if types::SENSITIVE.contains(&name) { Reason::Sensitive } else { Reason::NoHalfForm });
     }
-    match matcher.of(node).find_map(|o| o.float) {
-        Some(true) => return Err(Reason::Excluded),
-        Some(false) => return Ok(()),
-        None => {}
-    }
-    let named = options.op_types.is_empty() || options.op_types.iter().any(|t| t == name);
-    if named { Ok(()) } else { Err(Reason::TypeNotSelected) }
-}
-
-/// `stored`: the nodes that compute in half precision or read constants of it.
-fn fates(roles: &Roles, stored: &BTreeSet<NodeId>, to: DType) -> Vec<NodeFate> {
-    let name = if to == DType::Bf16 { "bfloat16" } else { "float16" };
-    let fate = |(id, node, op): &(NodeId, String, String)| {
-        let is_stored = stored.contains(id);
-        let reason = roles.reasons.get(id).copied().or((!is_stored).then_some(Reason::NoWeight));
-        let reason = reason.filter(|_| !is_stored);
-        NodeFate {
-            node: node.clone(),
-            op: op.clone(),
-            integer: false,
-            stored: is_stored.then(|| name.to_owned()),
-            reason: reason.map(Reason::code),
-            why: reason.map(|r| r.to_string()),
-        }
-    };
-    roles.nodes.iter().map(fate).collect()
+    options.selects(matcher, node)
 }
 
 #[cfg(test)]

@@ -13,9 +13,6 @@ use super::constants::Constants;
 use super::{Roles, WORTH_A_CAST};
 use crate::qdq::QdqError;
 
-/// Nodes that the half precision reaches, and warnings.
-type Done = (BTreeSet<NodeId>, Vec<String>);
-
 /// The f32 constants that nodes read outside of subgraphs, of so many elements at least, by those who read them.
 fn constants(graph: &Graph, least: usize, mut readers: impl FnMut(NodeId) -> bool) -> Vec<ValueId> {
     let mut found = BTreeSet::new();
@@ -34,36 +31,43 @@ fn cast(opset: i64, to: DType) -> Result<Arc<dyn Op>, QdqError> {
     Ok(Registry::make("Cast", opset, AttrMap::new().with("to", i64::from(to.to_onnx())))?)
 }
 
-/// Stores the constants of the selected nodes in half precision, each behind a Cast.
-pub(super) fn stored(model: &mut Model, roles: &Roles, to: DType, exec: &Exec) -> Result<Done, QdqError> {
+/// Whether the constants of a node are stored in half precision where operators compute in float32: where an operator is kept
+/// float32, its constants are.
+fn stores(roles: &Roles, id: NodeId) -> bool {
+    use crate::plan::Reason::{Excluded, TypeNotSelected};
+    roles.has(id) && !matches!(roles.reasons.get(&id), Some(Excluded | TypeNotSelected))
+}
+
+/// The nodes whose constants [`stored`] stores in half precision.
+pub(super) fn readers(graph: &Graph, roles: &Roles) -> BTreeSet<NodeId> {
+    let values = constants(graph, WORTH_A_CAST, |id| stores(roles, id));
+    values.iter().flat_map(|&v| graph.uses(v)).map(|u| u.node).filter(|&id| stores(roles, id)).collect()
+}
+
+/// Stores the constants of the selected nodes in half precision, each behind a Cast; gives warnings.
+pub(super) fn stored(model: &mut Model, roles: &Roles, to: DType, exec: &Exec) -> Result<Vec<String>, QdqError> {
     let (opset, graph) = (model.opset(), &model.graph);
-    // Where an operator is kept float32, its constants are.
-    let selected = |id: NodeId| {
-        use crate::plan::Reason::{Excluded, TypeNotSelected};
-        !matches!(roles.reasons.get(&id), Some(Excluded | TypeNotSelected))
-    };
-    let values = constants(graph, WORTH_A_CAST, selected);
+    let values = constants(graph, WORTH_A_CAST, |id| stores(roles, id));
     let made = Constants::new(graph, &values, to, exec)?;
-    let (mut patch, mut reached) = (Patch::new(graph), BTreeSet::new());
+    let mut patch = Patch::new(graph);
     for &v in &values {
         let Some(t) = made.get(graph, v) else { continue };
         let name = &graph.value(v).name;
         let half = patch.constant(&format!("{name}_{}", suffix(to)), t);
         let wide = patch.node(&format!("{name}_Cast"), cast(opset, DType::F32)?, &[Some(half)]);
-        for u in graph.uses(v).iter().filter(|u| selected(u.node)) {
+        for u in graph.uses(v).iter().filter(|u| stores(roles, u.node)) {
             patch.set_input(u.node, u.input, Some(wide));
-            reached.insert(u.node);
         }
     }
     model.graph.apply(patch)?;
-    Ok((reached, made.warnings))
+    Ok(made.warnings)
 }
 
 fn suffix(to: DType) -> &'static str {
     if to == DType::Bf16 { "bfloat16" } else { "float16" }
 }
 
-/// Lets the selected nodes compute in half precision.
+/// Lets the selected nodes compute in half precision; gives warnings.
 pub(super) fn half(
     model: &mut Model,
     facts: &Facts,
@@ -71,7 +75,7 @@ pub(super) fn half(
     to: DType,
     io: bool,
     exec: &Exec,
-) -> Result<Done, QdqError> {
+) -> Result<Vec<String>, QdqError> {
     let (opset, graph) = (model.opset(), &model.graph);
     let values = constants(graph, 0, |id| roles.half.contains(&id));
     let made = Constants::new(graph, &values, to, exec)?;
@@ -94,7 +98,7 @@ pub(super) fn half(
     for (v, ty) in ends {
         model.graph.set_type(v, ty);
     }
-    Ok((roles.half.clone(), made.warnings.into_iter().chain(lost).collect()))
+    Ok(made.warnings.into_iter().chain(lost).collect())
 }
 
 struct Writer<'a> {

@@ -1,16 +1,16 @@
 //! Entries of another tool's file in a plan: which were used, and for what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use narrowbit_ir::{Graph, QuantRole, ValueId};
+use narrowbit_ir::{Graph, NodeId, QuantRole, ValueId};
 use narrowbit_kernels::Exec;
 use narrowbit_tensor::Tensor;
 
-use super::weights::WeightParams;
+use super::weights::{BiasParams, WeightParams};
 use super::{ActivationParams, PlanError, weight_params};
 use crate::encodings::{Activation, Applied, Encoding, Encodings, Given, held};
 use crate::equalize;
-use crate::scheme::{ActivationScheme, WeightScheme};
+use crate::scheme::{ActivationScheme, WeightScheme, vitis};
 
 /// The entries, and what became of them so far.
 pub(super) struct Used<'a> {
@@ -25,16 +25,30 @@ impl<'a> Used<'a> {
         Used { given, names: BTreeSet::new(), applied }
     }
 
-    /// What became of all entries.
-    pub fn finish(mut self, graph: &Graph) -> Applied {
+    /// What became of all entries, in a plan with these biases.
+    pub fn finish(mut self, graph: &Graph, planned: &BTreeMap<(NodeId, usize), BiasParams>) -> Applied {
         let bias = |name: &str| {
             let reads = |u: &narrowbit_ir::Use| match graph.node(u.node).op.quant() {
                 QuantRole::Weighted { bias, .. } => bias == Some(u.input),
                 _ => false,
             };
-            graph.value_named(name).is_some_and(|v| graph.constant(v).is_some() && graph.uses(v).iter().any(reads))
+            let named = graph.value_named(name);
+            named.is_some_and(|v| graph.constant(v).is_some() && graph.uses(v).iter().any(reads))
+                // As we name them, after their product or the Add behind it.
+                || named.is_none() && name.strip_suffix("_bias").is_some_and(|n| graph.node_named(n).is_some())
         };
-        let idle = self.given.tensors.keys().filter(|n| !self.names.contains(n.as_str()));
+        // A bias that has the position of the entry anyway is nothing to tell of.
+        let same = |name: &str, entry: &Encoding| {
+            let id = name.strip_suffix("_bias").and_then(|n| graph.node_named(n))?;
+            let (_, params) = planned.range((id, 0)..=(id, usize::MAX)).next()?;
+            let product = vitis::position_of(*params.scales.first()?);
+            let position = vitis::bias_position(params.codes.as_ref()?, product)?;
+            let point = entry.values.first()?;
+            Some(matches!(point, Given::Point(p) if p.scale == vitis::scale_of(position)))
+        };
+        let told =
+            |(name, e): &(&String, &Encoding)| same(name, e) != Some(true) && !self.names.contains(name.as_str());
+        let idle = self.given.tensors.iter().filter(told).map(|(name, _)| name);
         let (biases, unmatched): (Vec<&String>, Vec<&String>) = idle.partition(|n| bias(n));
         let follow = |n: &String| format!("{n}: a bias, whose scale follows from those of the product");
         self.applied.ignored.extend(biases.into_iter().map(follow));
@@ -184,7 +198,8 @@ fn weight(
         return Err("this weight has one scale".into());
     }
     if axis.is_some() && axis != channel {
-        return Err(format!("its scales lie along axis {axis:?}, but its output channels along {channel:?}"));
+        let place = |a: Option<usize>| a.map_or("no axis".to_owned(), |a| format!("axis {a}"));
+        return Err(format!("its scales lie along {}, but its output channels along {}", place(axis), place(channel)));
     }
     let mut params = weight_params(exec, w, scheme, axis);
     let channels = params.points.len();

@@ -5,7 +5,10 @@ use narrowbit_tensor::{DType, Tensor};
 
 use super::functions::{self, Functions};
 use super::{Reason, blocks, channels};
+use crate::approach::Approach;
+use crate::mixture::Others;
 use crate::options::{Matcher, PatternError, QuantOptions};
+use crate::scheme::Formula;
 
 /// How a node takes part in integer computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Layout {
     pub reasons: BTreeMap<NodeId, Reason>,
     /// The functions of several nodes among the integer ones.
     pub functions: Functions,
+    /// What becomes of the nodes that are not static; nothing but in a mixture.
+    pub others: Others,
     groups: Vec<Vec<ValueId>>,
     group_of: BTreeMap<ValueId, usize>,
 }
@@ -57,15 +62,20 @@ pub(crate) const ARITHMETIC: &[&str] = &[
 const ONE_TO_ONE: &[&str] = &["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"];
 
 impl Layout {
-    /// Decides for every node of a sanitized graph.
+    /// Decides for every node of a sanitized graph; products and tables are those whose approach is `approach`.
     ///
     /// # Errors
     /// When an override can't be read.
-    pub fn new(graph: &Graph, facts: &Facts, options: &QuantOptions) -> Result<Layout, PatternError> {
+    pub fn new(
+        graph: &Graph,
+        facts: &Facts,
+        options: &QuantOptions,
+        approach: Approach,
+    ) -> Result<Layout, PatternError> {
         let matcher = Matcher::new(&options.overrides)?;
         let functions = if options.rounds_blocks() { Functions::of(graph) } else { Functions::default() };
         let (layout, points) = (Layout::default(), BTreeSet::new());
-        let mut planner = Planner { graph, facts, options, matcher, functions, layout, points };
+        let mut planner = Planner { graph, facts, options, approach, matcher, functions, layout, points };
         planner.products();
         planner.embeddings();
         planner.flow();
@@ -103,6 +113,8 @@ pub(super) struct Planner<'a> {
     pub(super) graph: &'a Graph,
     pub(super) facts: &'a Facts,
     pub(super) options: &'a QuantOptions,
+    /// That of the products and tables.
+    approach: Approach,
     matcher: Matcher<'a>,
     /// All functions that could be computed as a whole.
     pub(super) functions: Functions,
@@ -124,7 +136,13 @@ impl Planner<'_> {
                 }
             }
         }
-        let weighted: Vec<NodeId> = found.iter().copied().filter(|&n| self.weight_const(n).is_some()).collect();
+        // The first and the last product of all, whatever the approach of each.
+        let own: BTreeSet<NodeId> = found.iter().copied().collect();
+        let counts = |n: &NodeId| {
+            let other = self.layout.reasons.get(n) == Some(&Reason::OtherApproach);
+            (other || own.contains(n)) && self.weight_const(*n).is_some()
+        };
+        let weighted: Vec<NodeId> = self.graph.order().iter().copied().filter(counts).collect();
         let first = weighted.first().copied().filter(|_| self.options.keep_first);
         let rest = || weighted.iter().copied().filter(|&n| Some(n) != first);
         let depthwise = |n: NodeId| self.options.keep_depthwise && channels::is_depthwise(self.graph, n);
@@ -133,9 +151,11 @@ impl Planner<'_> {
         let left: Vec<NodeId> = rest().filter(|&n| !(keeps && depthwise(n))).collect();
         let last = left.last().copied().filter(|_| self.options.keep_last && left.len() > 1);
         for id in found {
-            let reason = if Some(id) == first || Some(id) == last {
+            // Whose approach is named is asked for.
+            let named = self.options.own_approach(&self.matcher, self.graph.node(id)).is_some();
+            let reason = if (Some(id) == first || Some(id) == last) && !named {
                 Reason::EdgeLayer
-            } else if keeps && depthwise(id) {
+            } else if keeps && depthwise(id) && !named {
                 Reason::Depthwise
             } else {
                 self.layout.kinds.insert(id, Kind::Product);
@@ -160,6 +180,7 @@ impl Planner<'_> {
         weight: usize,
         bias: Option<usize>,
     ) -> Result<(), Reason> {
+        self.check_approach(node)?;
         self.check_options(node)?;
         let is_f32 = |i: usize| node.input(i).is_some_and(|v| self.facts.dtype(v) == Some(DType::F32));
         if !is_f32(data) || !is_f32(weight) {
@@ -210,15 +231,18 @@ impl Planner<'_> {
         w.rank() <= if node.op.name() == "Conv" { 5 } else { 4 }
     }
 
+    /// Whether a product or a table is one of this approach.
+    fn check_approach(&self, node: &Node) -> Result<(), Reason> {
+        let own = self.options.approach_of(&self.matcher, node);
+        if own == self.approach { Ok(()) } else { Err(Reason::OtherApproach) }
+    }
+
     pub(super) fn check_options(&self, node: &Node) -> Result<(), Reason> {
-        match self.matcher.of(node).find_map(|o| o.float) {
-            Some(true) => return Err(Reason::Excluded),
-            Some(false) => return Ok(()),
-            None => {}
+        // Half precision has a form of all nodes; the other approaches are about products and tables.
+        if self.options.own_approach(&self.matcher, node).is_some_and(|a| a.is_half() && a != self.approach) {
+            return Err(Reason::OtherApproach);
         }
-        let types = &self.options.op_types;
-        let selected = types.is_empty() || types.iter().any(|t| t == node.op.name());
-        if selected { Ok(()) } else { Err(Reason::TypeNotSelected) }
+        self.options.selects(&self.matcher, node)
     }
 
     /// Tables read by Gather are stored in 8 bits; the rows read are dequantized.
@@ -233,8 +257,10 @@ impl Planner<'_> {
             let fits = table.dtype() == DType::F32 && table.rank() == 2 && table.len() >= MIN_ELEMENTS;
             let axis_0 = node.op.attrs().int_or("axis", 0) == Ok(0);
             let only = node.input(0).is_some_and(|v| self.graph.uses(v).len() == 1);
-            let fp8 = self.matcher.of(node).find_map(|o| o.weights).unwrap_or(self.options.weights).format.is_float();
-            if fits && !fp8 && axis_0 && only && all_finite(table) && self.check_options(node).is_ok() {
+            let weights = self.matcher.of(node).find_map(|o| o.weights).unwrap_or(self.options.weights);
+            let fp8 = weights.format.is_float() && self.approach != Approach::WeightOnly;
+            let asked = || self.check_approach(node).is_ok() && self.check_options(node).is_ok();
+            if fits && !fp8 && axis_0 && only && all_finite(table) && asked() {
                 self.layout.kinds.insert(id, Kind::Embedding);
             }
         }
@@ -457,8 +483,11 @@ impl Planner<'_> {
     fn group(&mut self) {
         let mut parent: BTreeMap<ValueId, ValueId> = self.points.iter().map(|&v| (v, v)).collect();
         for (id, node) in self.graph.nodes() {
-            // Where blocks end, each value is rounded by itself.
-            if self.layout.kinds.get(&id) != Some(&Kind::Movement) || self.options.rounds_blocks() {
+            // Where blocks end, each value is rounded by itself, and ONNX Runtime's tool has scales of its own for all that a
+            // Concat reads and makes.
+            let own = self.options.activations.formula == Formula::Onnxruntime
+                && matches!(node.op.quant(), QuantRole::Arithmetic { .. });
+            if self.layout.kinds.get(&id) != Some(&Kind::Movement) || self.options.rounds_blocks() || own {
                 continue;
             }
             let reads =
@@ -520,7 +549,7 @@ fn find(parent: &BTreeMap<ValueId, ValueId>, mut v: ValueId) -> ValueId {
     v
 }
 
-pub(super) fn all_finite(t: &Tensor) -> bool {
+pub(crate) fn all_finite(t: &Tensor) -> bool {
     if t.dtype() != DType::F32 {
         return t.to_f32s().is_ok_and(|v| v.iter().all(|x| x.is_finite()));
     }

@@ -29,7 +29,7 @@ use serde::Serialize;
 
 use functions::NormParams;
 use given::{Used, fixed};
-pub(crate) use layout::ARITHMETIC;
+pub(crate) use layout::{ARITHMETIC, all_finite};
 pub use layout::{Kind, Layout};
 pub use reason::Reason;
 pub use rounding::gain as rounding_gain;
@@ -140,6 +140,22 @@ pub enum PlanError {
 }
 
 impl QuantPlan {
+    /// A plan without any numbers.
+    pub(crate) fn of_layout(layout: Layout) -> QuantPlan {
+        QuantPlan {
+            layout,
+            activations: BTreeMap::new(),
+            channel_scales: BTreeMap::new(),
+            weights: BTreeMap::new(),
+            biases: BTreeMap::new(),
+            float_biases: BTreeMap::new(),
+            norms: Vec::new(),
+            rates: Rates::new(),
+            shifts: MeanShifts::new(),
+            kept_biases: BTreeMap::new(),
+        }
+    }
+
     /// Chooses scales and zero points for a layout from calibrated records, by tensor name.
     ///
     /// # Errors
@@ -219,18 +235,8 @@ impl QuantPlan {
             let params = ActivationParams { scheme, point: scheme.qparams(range), range };
             activations.extend(group.iter().map(|&v| (v, params)));
         }
-        let mut plan = QuantPlan {
-            layout,
-            activations,
-            channel_scales,
-            weights: BTreeMap::new(),
-            biases: BTreeMap::new(),
-            float_biases: BTreeMap::new(),
-            norms: Vec::new(),
-            rates: Rates::new(),
-            shifts: MeanShifts::new(),
-            kept_biases: given.biases.clone(),
-        };
+        let kept_biases = given.biases.clone();
+        let mut plan = QuantPlan { activations, channel_scales, kept_biases, ..QuantPlan::of_layout(layout) };
         channels::choose(graph, stats, &matcher, options, |v| fixed_values.contains(&v), &mut plan);
         channels::round(graph, stats, options, |v| fixed_values.contains(&v), &mut plan)?;
         weights::plan(graph, &matcher, stats, options, exec, &mut used, &mut plan)?;
@@ -238,7 +244,8 @@ impl QuantPlan {
         used.check()?;
         used.check_names(graph)?;
         used.check_equalized(graph)?;
-        Ok((plan, used.finish(graph)))
+        let applied = used.finish(graph, &plan.biases);
+        Ok((plan, applied))
     }
 
     /// Measures on samples (the model's inputs of each run, and which of them is the mask) by how much rounding moves the means

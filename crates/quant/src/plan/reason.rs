@@ -37,6 +37,8 @@ pub enum Reason {
     NoWeight,
     /// Its weights have no form by blocks.
     NoBlocks,
+    /// An override gives it to another approach.
+    OtherApproach,
     /// Half precision would lose or overflow its sums, powers or exponentials.
     Sensitive,
     /// The operator is not among those that are written in half precision.
@@ -45,7 +47,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::FloatOperator,
         Reason::NotFloatData,
         Reason::Excluded,
@@ -61,6 +63,7 @@ impl Reason {
         Reason::BehindFloat,
         Reason::NoWeight,
         Reason::NoBlocks,
+        Reason::OtherApproach,
         Reason::Sensitive,
         Reason::NoHalfForm,
     ];
@@ -83,6 +86,7 @@ impl Reason {
             Reason::BehindFloat => "behind-float",
             Reason::NoWeight => "no-weight",
             Reason::NoBlocks => "no-blocks",
+            Reason::OtherApproach => "other-approach",
             Reason::Sensitive => "sensitive",
             Reason::NoHalfForm => "no-half-form",
         }
@@ -106,7 +110,8 @@ impl fmt::Display for Reason {
             Reason::FloatConsumer => "no integer node reads its output",
             Reason::BehindFloat => "it comes after the first operator without integer form, where this scheme ends",
             Reason::NoWeight => "has no constant weight, which this approach is about",
-            Reason::NoBlocks => "weights by blocks are those of MatMul, Gemm and Gather",
+            Reason::NoBlocks => "weights by blocks are those of MatMul, Gemm, Gather, LSTM, GRU and RNN",
+            Reason::OtherApproach => "belongs to another approach",
             Reason::Sensitive => "needs the range or the precision of float32 for its sums, powers or exponentials",
             Reason::NoHalfForm => "not among the operators that are written in half precision",
         })

@@ -296,6 +296,17 @@ impl WeightScheme {
         q.clamp(f64::from(qmin), f64::from(qmax)) as i32
     }
 
+    /// Checks that a dynamic product can multiply such weights: bytes.
+    ///
+    /// # Errors
+    /// When the type is another one, or [`WeightScheme::check`] refuses the scheme.
+    pub fn check_dynamic(&self) -> Result<(), SchemeError> {
+        match self.format {
+            NumberFormat::Int8 | NumberFormat::Uint8 => self.check(),
+            other => Err(SchemeError::Dynamic(other.name())),
+        }
+    }
+
     /// Checks what does not depend on a model.
     ///
     /// # Errors

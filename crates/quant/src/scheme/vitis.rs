@@ -120,6 +120,18 @@ pub fn bias_codes(bias: &[f32], product: i32, cut: i32) -> Vec<i32> {
     bias.iter().map(code).collect()
 }
 
+/// The position of a bias of 8 bits whose codes stand in units of the product, `2^−product`: the finest one that holds all of
+/// them exactly, as the position that [`bias_codes`] has found does; `None` where there is none.
+pub fn bias_position(codes: &[i32], product: i32) -> Option<i32> {
+    let fits = |&shift: &i32| {
+        codes.iter().all(|&c| {
+            let code = i64::from(c) >> shift;
+            code << shift == i64::from(c) && (-128..=127).contains(&code)
+        })
+    };
+    (0..=16).find(fits).map(|shift| product - shift)
+}
+
 /// The checks of the DPU's shifter on a product, and the positions that pass them: `shift_cut = fp_w + fp_i −
 /// fp_o` must lie in 0 … 16, or fp_o moves; `shift_bias = fp_w + fp_i − fp_b` in
 /// `min(0, −(24 − (8 + shift_cut))) … 16`, or fp_b moves.
@@ -174,6 +186,17 @@ mod tests {
         let r = range(-0.45, 1.1f32.into());
         assert_eq!((first_position(r, 8), diffs(&values, r, 8, Rounding::HalfUp)), (6, 7));
         assert_eq!(diffs(&[0.0; 4], range(0.0, 0.0), 8, Rounding::HalfUp), 18);
+    }
+
+    #[test]
+    fn finds_the_position_of_a_bias_in_its_codes() {
+        // 8 bits at position 6 hold 1.9; the product has position 12.
+        let codes = bias_codes(&[1.9, -0.5, 0.015_625], 12, 7);
+        assert_eq!((codes.as_slice(), bias_position(&codes, 12)), ([122 << 6, -32 << 6, 1 << 6].as_slice(), Some(6)));
+        // 8 bits of the product's own position, and what no position of 8 bits holds.
+        assert_eq!(bias_position(&[-128, 3, 127], 9), Some(9));
+        assert_eq!(bias_position(&[129, 2], 9), None);
+        assert_eq!(bias_position(&[0, 0], 9), Some(9));
     }
 
     #[test]

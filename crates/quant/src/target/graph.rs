@@ -1,28 +1,95 @@
 //! What a float graph holds of what targets mind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use narrowbit_ir::{Graph, ValueId};
+use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 
-use crate::options::QuantOptions;
+use crate::approach::Approach;
+use crate::options::{Matcher, Override, QuantOptions};
+
+/// The nodes of a graph that have an approach.
+pub(super) struct Part<'a> {
+    pub options: &'a QuantOptions,
+    pub approach: Approach,
+    pub graph: &'a Graph,
+    /// Those of a mixture; otherwise all have it. With the exceptions that are about each.
+    own: Option<BTreeMap<NodeId, Vec<&'a Override>>>,
+}
+
+impl<'a> Part<'a> {
+    /// The nodes of a graph that have an approach with these settings. Patterns that can't be read are about no node: the plan
+    /// refuses them.
+    pub fn new(options: &'a QuantOptions, approach: Approach, graph: &'a Graph) -> Part<'a> {
+        let matcher = Matcher::new(&options.overrides).ok().filter(|_| options.is_mixture());
+        let own = matcher.map(|m| {
+            let own = graph.nodes().filter(|(_, n)| options.approach_of(&m, n) == approach);
+            own.map(|(id, n)| (id, m.of(n).collect())).collect()
+        });
+        Part { options, approach, graph, own }
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &'a Node)> {
+        self.graph.nodes().filter(|(id, _)| self.own.as_ref().is_none_or(|own| own.contains_key(id)))
+    }
+
+    /// Whether no node that could be quantized has the approach.
+    pub fn is_empty(&self) -> bool {
+        let fits = |n: &Node| {
+            self.approach.is_half()
+                || n.op.name() == "Gather"
+                || matches!(n.op.quant(), narrowbit_ir::QuantRole::Weighted { .. })
+        };
+        self.own.is_some() && !self.nodes().any(|(_, n)| fits(n))
+    }
+
+    /// The settings that nodes have: those of exceptions, or of the whole job.
+    pub fn settings<T: Copy + PartialEq>(&self, of: impl Fn(&Override) -> Option<T>, usual: T) -> Vec<T> {
+        let all: Vec<T> = match &self.own {
+            None => self.options.overrides.iter().filter_map(&of).chain([usual]).collect(),
+            Some(own) => own.values().map(|o| o.iter().find_map(|o| of(o)).unwrap_or(usual)).collect(),
+        };
+        let mut distinct = Vec::new();
+        all.into_iter().for_each(|t| {
+            if !distinct.contains(&t) {
+                distinct.push(t);
+            }
+        });
+        distinct
+    }
+
+    /// Whether there is an operator of a type.
+    pub fn has(&self, op: &str) -> bool {
+        self.nodes().any(|(_, n)| n.op.name() == op)
+    }
+
+    /// Whether operators of a type are quantized, as far as types tell.
+    pub fn quantizes(&self, op: &str) -> bool {
+        let options = self.options;
+        let named = self.own.is_some() || options.op_types.is_empty() || options.op_types.iter().any(|t| t == op);
+        let out = |o: &Override| o.float == Some(true) && o.op_type.as_deref() == Some(op);
+        let left = options.overrides.iter().any(|o| out(o) && o.name.is_none() && o.regex.is_none());
+        named && !left && (self.own.is_none() || self.has(op))
+    }
+}
 
 /// Whether a MatMul is quantized, as far as operator types tell.
-pub(super) fn multiplies(options: &QuantOptions, graph: &Graph) -> bool {
-    quantizes(options, "MatMul") && graph.nodes().any(|(_, n)| n.op.name() == "MatMul")
+pub(super) fn multiplies(part: &Part) -> bool {
+    part.quantizes("MatMul") && part.has("MatMul")
 }
 
 /// Whether there is an operator of a type.
-pub(super) fn has(graph: &Graph, op: &str) -> bool {
+fn has(graph: &Graph, op: &str) -> bool {
     graph.nodes().any(|(_, n)| n.op.name() == op)
 }
 
 /// The depths of products with a constant matrix.
-pub(super) fn depths<'a>(options: &'a QuantOptions, graph: &'a Graph) -> impl Iterator<Item = usize> + 'a {
+pub(super) fn depths(part: &Part) -> impl Iterator<Item = usize> {
     let products =
-        graph.nodes().filter(|(_, n)| matches!(n.op.name(), "MatMul" | "Gemm") && quantizes(options, n.op.name()));
+        part.nodes().filter(|(_, n)| matches!(n.op.name(), "MatMul" | "Gemm") && part.quantizes(n.op.name()));
     products.filter_map(|(id, n)| {
         let axis = usize::from(n.op.attrs().int_or("transB", 0) == Ok(1));
-        graph.const_input(id, 1)?.shape().get(axis).copied()
+        part.graph.const_input(id, 1)?.shape().get(axis).copied()
     })
 }
 
@@ -62,16 +129,10 @@ pub(super) fn convolves_joined(graph: &Graph) -> bool {
     false
 }
 
-/// Whether operators of a type are quantized, as far as types tell.
-pub(super) fn quantizes(options: &QuantOptions, op: &str) -> bool {
-    let named = options.op_types.is_empty() || options.op_types.iter().any(|t| t == op);
-    let out = |o: &crate::options::Override| o.float == Some(true) && o.op_type.as_deref() == Some(op);
-    named && !options.overrides.iter().any(|o| out(o) && o.name.is_none() && o.regex.is_none())
-}
-
 /// Whether a Concat joins a convolution's output, perhaps moved, with something else, as the class token of a vision
 /// transformer and its patches.
-pub(super) fn joins_codes(options: &QuantOptions, graph: &Graph) -> bool {
+pub(super) fn joins_codes(part: &Part) -> bool {
+    let graph = part.graph;
     const MOVES: [&str; 6] = ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"];
     const MOST: usize = 8;
     let from_conv = |v: ValueId| {
@@ -91,10 +152,10 @@ pub(super) fn joins_codes(options: &QuantOptions, graph: &Graph) -> bool {
         let (of_conv, others) = n.inputs.iter().flatten().partition::<Vec<ValueId>, _>(|&&v| from_conv(v));
         n.op.name() == "Concat" && !of_conv.is_empty() && !others.is_empty()
     };
-    quantizes(options, "Conv") && graph.nodes().any(|(_, n)| joins(n))
+    part.quantizes("Conv") && graph.nodes().any(|(_, n)| joins(n))
 }
 
 /// Whether a Gather reads a constant table.
-pub(super) fn has_table(graph: &Graph) -> bool {
-    graph.nodes().any(|(id, n)| n.op.name() == "Gather" && graph.const_input(id, 0).is_some_and(|t| t.rank() == 2))
+pub(super) fn has_table(part: &Part) -> bool {
+    part.nodes().any(|(id, n)| n.op.name() == "Gather" && part.graph.const_input(id, 0).is_some_and(|t| t.rank() == 2))
 }

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::approach::{Approach, BlockFormat, BlockScales, BlockType, Compute, Granularity};
 use crate::options::QuantOptions;
-use crate::scheme::{ActivationScheme, Formula, NumberFormat, WeightScheme};
+use crate::scheme::{ActivationScheme, Formula, NumberFormat};
 
-use graph::{convolves_joined, depths, hands_on_codes, has, has_table, joins_codes, multiplies, quantizes};
+use graph::{Part, convolves_joined, depths, hands_on_codes, has_table, joins_codes, multiplies};
 pub use table::{PROFILES, Profile, ROWS, Row};
 
 /// A runtime that a file is written for.
@@ -324,20 +324,16 @@ impl Target {
     }
 }
 
-/// All that the file of a graph with these settings may hold.
+/// All that the file of a graph with these settings may hold. Of a mixture each approach is asked about its own nodes.
 pub fn features(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feature> {
-    let mut all = match options.approach {
-        Approach::Static => of_static(options, graph, qoperator),
-        Approach::Dynamic => of_dynamic(options, graph),
-        Approach::WeightOnly => of_blocks(options, graph),
-        Approach::Float16 | Approach::Bfloat16 => {
-            vec![match (options.half.compute(options.approach), options.approach) {
-                (Compute::Float32, _) => Feature::HalfWeights,
-                (Compute::Half, Approach::Float16) => Feature::Float16,
-                (Compute::Half, _) => Feature::Bfloat16,
-            }]
+    let mut all = Vec::new();
+    for approach in options.approaches() {
+        let part = Part::new(options, approach, graph);
+        if !part.is_empty() {
+            let found = of_part(&part, qoperator);
+            all.extend(found);
         }
-    };
+    }
     let mut seen = Vec::new();
     all.retain(|f| {
         !seen.contains(f) && {
@@ -348,17 +344,24 @@ pub fn features(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<F
     all
 }
 
-fn activations(options: &QuantOptions) -> impl Iterator<Item = ActivationScheme> {
-    options.overrides.iter().filter_map(|o| o.activations).chain([options.activations])
+fn of_part(part: &Part, qoperator: bool) -> Vec<Feature> {
+    let half = &part.options.half;
+    match part.approach {
+        Approach::Static => of_static(part, qoperator),
+        Approach::Dynamic => of_dynamic(part),
+        Approach::WeightOnly => of_blocks(part),
+        Approach::Float16 | Approach::Bfloat16 => vec![match (half.compute(part.approach), part.approach) {
+            (Compute::Float32, _) => Feature::HalfWeights,
+            (Compute::Half, Approach::Float16) => Feature::Float16,
+            (Compute::Half, _) => Feature::Bfloat16,
+        }],
+    }
 }
 
-fn weights(options: &QuantOptions) -> impl Iterator<Item = WeightScheme> {
-    options.overrides.iter().filter_map(|o| o.weights).chain([options.weights])
-}
-
-fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feature> {
+fn of_static(part: &Part, qoperator: bool) -> Vec<Feature> {
+    let (options, graph) = (part.options, part.graph);
     let mut all = Vec::new();
-    for a in activations(options) {
+    for a in part.settings(|o| o.activations, options.activations) {
         // Symmetric schemes that take uint8 where nothing is negative keep the zero point 0.
         let unsigned = matches!(a.formula, Formula::Tensorflow | Formula::Ipex | Formula::Mxnet)
             || a.formula == Formula::Quantizeml && a.bits.is_some_and(|b| b < 8);
@@ -369,23 +372,23 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
         if !a.symmetric && !a.format.is_float() {
             all.push(Feature::ActivationZeroPoints);
         }
-        if a.format.is_float() && multiplies(options, graph) {
+        if a.format.is_float() && multiplies(part) {
             all.push(Feature::Fp8MatMul);
         }
-        if a.format.is_float() && quantizes(options, "Conv") && hands_on_codes(graph) {
+        if a.format.is_float() && part.quantizes("Conv") && hands_on_codes(graph) {
             all.push(Feature::Fp8Conv);
         }
-        if a.format == NumberFormat::Int8 && quantizes(options, "Conv") && convolves_joined(graph) {
+        if a.format == NumberFormat::Int8 && part.quantizes("Conv") && convolves_joined(graph) {
             let fixed = matches!(a.formula, Formula::Quantizeml | Formula::Vitis);
             all.push(if fixed { Feature::JoinedPositions } else { Feature::JoinedInt8 });
         }
     }
-    for w in weights(options) {
+    for w in part.settings(|o| o.weights, options.weights) {
         all.push(Feature::Weights(w.format));
         // Unsigned codes around the middle one have a zero point, too.
         if !w.format.is_float() && (!w.symmetric || !w.format.is_signed()) {
             all.push(Feature::WeightZeroPoints);
-            if quantizes(options, "ConvTranspose") && has(graph, "ConvTranspose") {
+            if part.quantizes("ConvTranspose") && part.has("ConvTranspose") {
                 all.push(Feature::TransposedZeroPoints);
             }
         }
@@ -393,13 +396,13 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
     if !options.float_biases && !options.weights.format.is_float() {
         all.push(Feature::Int32Biases);
     }
-    if !options.float_outputs && !options.activations.format.is_float() && joins_codes(options, graph) {
+    if !options.float_outputs && !options.activations.format.is_float() && joins_codes(part) {
         all.push(Feature::JoinedCodes);
     }
     let convolves = |group: fn(i64) -> bool| {
         let fits =
             |n: &narrowbit_ir::Node| n.op.name() == "Conv" && group(n.op.attrs().int_or("group", 1).unwrap_or(1));
-        graph.nodes().any(|(_, n)| fits(n)) && !options.activations.format.is_float()
+        part.nodes().any(|(_, n)| fits(n)) && !options.activations.format.is_float()
     };
     if options.channel_activations && options.float_outputs && convolves(|groups| groups > 1) {
         all.push(Feature::ChannelActivations);
@@ -407,7 +410,7 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
     if options.float_outputs && convolves(|_| true) {
         all.push(Feature::FloatOutputs);
     }
-    if options.embeddings && !options.weights.format.is_float() && has_table(graph) {
+    if options.embeddings && !options.weights.format.is_float() && has_table(part) {
         all.push(Feature::Tables);
     }
     if qoperator {
@@ -416,22 +419,24 @@ fn of_static(options: &QuantOptions, graph: &Graph, qoperator: bool) -> Vec<Feat
     all
 }
 
-fn of_dynamic(options: &QuantOptions, graph: &Graph) -> Vec<Feature> {
-    let rows = options.overrides.iter().filter_map(|o| o.dynamic).chain([options.dynamic]);
+fn of_dynamic(part: &Part) -> Vec<Feature> {
+    let options = part.options;
+    let rows = part.settings(|o| o.dynamic, options.dynamic);
     let mut all: Vec<Feature> = rows
+        .into_iter()
         .map(|d| match d.granularity {
             Granularity::Token => Feature::DynamicToken,
             Granularity::Tensor => Feature::DynamicTensor,
         })
         .collect();
-    if options.embeddings && has_table(graph) {
+    if options.embeddings && has_table(part) {
         all.push(Feature::Tables);
     }
     all
 }
 
-fn of_blocks(options: &QuantOptions, graph: &Graph) -> Vec<Feature> {
-    let blocks = options.overrides.iter().filter_map(|o| o.weight_only).chain([options.weight_only]);
+fn of_blocks(part: &Part) -> Vec<Feature> {
+    let blocks = part.settings(|o| o.weight_only, part.options.weight_only);
     let of = |w: crate::approach::WeightOnlyOptions| {
         let powers = (w.scales() == BlockScales::E8m0).then_some(Feature::PowerScales);
         let form = match w.format {
@@ -441,11 +446,11 @@ fn of_blocks(options: &QuantOptions, graph: &Graph) -> Vec<Feature> {
         };
         // The table of NF4 is no DequantizeLinear.
         let dequantized = w.format == BlockFormat::Qdq && w.codes != BlockType::Nf4;
-        let ragged = (dequantized && depths(options, graph).any(|k| !k.is_multiple_of(w.block)))
+        let ragged = (dequantized && depths(part).any(|k| !k.is_multiple_of(w.block)))
             .then(|| if w.codes.code_range().is_some() { Feature::RaggedCodes } else { Feature::RaggedFloats });
         form.into_iter().chain(powers).chain(ragged)
     };
-    blocks.flat_map(of).collect()
+    blocks.into_iter().flat_map(of).collect()
 }
 
 fn apply(options: &mut QuantOptions, change: Change) {

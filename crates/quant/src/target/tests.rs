@@ -4,7 +4,7 @@ use narrowbit_testkit::graphs::GraphBuilder;
 
 use super::*;
 use crate::approach::{BlockScales, WeightOnlyOptions};
-use crate::scheme::Preset;
+use crate::scheme::{Preset, WeightScheme};
 
 /// A table, a MatMul and a Gemm.
 fn graph() -> Graph {

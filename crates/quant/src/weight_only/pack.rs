@@ -20,7 +20,7 @@ pub(super) struct Matrix<'a> {
 }
 
 /// A quantized matrix.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Blocks {
     pub n: usize,
     pub k: usize,

@@ -32,7 +32,7 @@ pub(super) fn round(
     let mut shared: BTreeMap<Key, Shared> = BTreeMap::new();
     for job in jobs.iter().filter(|j| j.rounding == WeightRounding::Gptq) {
         let node = graph.node(job.node);
-        let Some(v) = node.input(1).filter(|_| node.op.name() != "Gather") else { continue };
+        let Some(v) = node.input(1).filter(|_| matches!(node.op.name(), "MatMul" | "Gemm")) else { continue };
         let by_column = is_transposed(node);
         let Some(key) = write::key(graph, v, by_column, &job.options) else { continue };
         if let Some(known) = shared.get_mut(&key) {

@@ -186,5 +186,5 @@ fn refuses_what_no_file_can_hold() {
         %y = Conv(%x, %w) output %y }"#;
     let mut o = options(BlockType::Int4, Algorithm::Rtn, BlockFormat::Qdq);
     o.op_types = vec!["Conv".into()];
-    assert!(of(&o, conv).contains("MatMul, Gemm and Gather"));
+    assert!(of(&o, conv).contains("MatMul, Gemm, Gather, LSTM"));
 }

@@ -12,6 +12,7 @@ use super::pack::{Blocks, Matrix};
 use super::table::{NF4, NF4_TABLE};
 use super::{Job, Key, is_transposed};
 use crate::approach::{BlockFormat, BlockScales, BlockType, WeightOnlyOptions};
+use crate::op_types::RECURRENT;
 use crate::qdq::QdqError;
 
 /// The domain of ONNX Runtime's own operators.
@@ -32,6 +33,7 @@ pub(super) fn all(
         let node = graph.node(job.node);
         match (node.op.name(), job.options.format) {
             ("Gather", _) => writer.table(job, node)?,
+            (name, _) if RECURRENT.contains(&name) => writer.recurrent(job, node)?,
             (_, BlockFormat::Qdq) => writer.product(job, node)?,
             (_, BlockFormat::Matmulnbits) => writer.nbits(job, node)?,
         }
@@ -251,6 +253,37 @@ impl Writer<'_> {
                 let floats = self.table_floats(&name, &b)?;
                 self.patch.set_input(job.node, 0, Some(floats));
             }
+        }
+        Ok(())
+    }
+
+    /// Both weights of a recurrent operator, blocks along what is summed, behind a DequantizeLinear whatever the format: other
+    /// forms are for products.
+    fn recurrent(&mut self, job: &Job, node: &Node) -> Result<(), QdqError> {
+        for input in [1, 2] {
+            let Some(v) = node.input(input) else { continue };
+            let Some(key) = key(self.graph, v, true, &job.options) else { continue };
+            let floats = match self.written.get(&key).and_then(|v| v.first().copied().flatten()) {
+                Some(floats) => floats,
+                None => {
+                    let Some(w) = self.graph.constant(v) else { continue };
+                    let &[directions, rows, k] = w.shape() else { continue };
+                    let values = w.to_f32s()?;
+                    let matrix = Matrix { values: &values, n: directions * rows, k, by_column: true };
+                    let blocks = Blocks::new(self.exec, matrix, job.options);
+                    drop(values);
+                    w.release();
+                    let name = self.graph.value(v).name.clone();
+                    let floats = self.table_floats(&name, &blocks)?;
+                    let shape = [directions, rows, k].map(|d| d as i64);
+                    let shape = self.patch.constant(&format!("{name}_shape"), Tensor::vector(shape.to_vec()));
+                    let inputs = [Some(floats), Some(shape)];
+                    let floats = self.node(&format!("{name}_Reshape"), "Reshape", AttrMap::new(), &inputs)?;
+                    self.written.insert(key, vec![Some(floats)]);
+                    floats
+                }
+            };
+            self.patch.set_input(job.node, input, Some(floats));
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 mod kernels;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use narrowbit_data::Split;
-use narrowbit_ir::{Datum, EvalCx, Graph, Node, QuantRole};
+use narrowbit_ir::{Datum, EvalCx, Graph, Node, NodeId, QuantRole};
 use narrowbit_tensor::Tensor;
 use serde::Serialize;
 
@@ -100,6 +101,7 @@ impl Analyze {
         let mut float = model::load_runnable(&self.float)?;
         model::sanitize(&mut float)?;
         let quantized = model::load_runnable(&self.quantized)?;
+        check_related(&float.graph, &quantized.graph)?;
         model::scale_as(&mut float, &quantized);
         let of = |name: &str| self.layer.as_deref().is_none_or(|text| name.contains(text));
         let layers = match self.mode {
@@ -148,6 +150,32 @@ impl Analyze {
         };
         Ok(comparison.tensors().into_iter().filter_map(row).collect())
     }
+}
+
+/// Refuses models of which one was not made from the other: names of inputs, outputs and of some layers are often the same.
+fn check_related(float: &Graph, quantized: &Graph) -> Result<()> {
+    let names: BTreeSet<&str> = quantized.nodes().map(|(_, n)| n.name.as_str()).collect();
+    let values: BTreeSet<&str> = quantized.values().map(|(_, v)| v.name.as_str()).collect();
+    let known = |node: &Node| {
+        // As QDQ files have it, and integer operators of this and other tools.
+        let has = |name: &str| names.contains(name) || values.contains(name);
+        let made = node.output(0).map_or("", |v| float.value(v).name.as_str());
+        let ending = ["_quant", "_quantized", "_MatMulNBits", "_MatMul"];
+        [node.name.as_str(), made].iter().any(|n| has(n) || ending.iter().any(|e| has(&format!("{n}{e}"))))
+    };
+    let reads_constant = |id: NodeId, node: &Node| match node.op.quant() {
+        QuantRole::Weighted { weight, .. } => float.const_input(id, weight).is_some(),
+        _ => false,
+    };
+    let layers: Vec<&Node> = float.nodes().filter(|(id, n)| reads_constant(*id, n)).map(|(_, n)| n).collect();
+    let shared = layers.iter().filter(|n| known(n)).count();
+    if 2 * shared < layers.len() {
+        bail!(
+            "the quantized model has {shared} of the float model's {} layers with weights, so that it was not made from it\nhelp: give the float model that it was made from",
+            layers.len()
+        );
+    }
+    Ok(())
 }
 
 impl Row {

@@ -2,21 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::others::Others;
 use narrowbit_ir::{Graph, Node, NodeId, QuantRole, ValueId};
 use narrowbit_ops::functions::{LayerMad, Shiftmax};
+use narrowbit_quant::approach::Approach;
 use narrowbit_quant::encodings::{Encodings, KeptBias, qlinear};
+use narrowbit_quant::options::{Matcher, PatternError, QuantOptions};
 use serde::{Deserialize, Serialize};
 
 /// What was decided of a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Decision {
     /// Its name in the float model.
     pub node: String,
     /// Its operator there.
     pub op: String,
-    /// Whether it computes on integers (or fp8).
+    /// Whether it computes on integers (or fp8), or as its approach says.
     pub quantized: bool,
+    /// Its approach in a mixture, where that is not static.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approach: Option<Approach>,
     /// Why not, as it follows from the settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -38,6 +44,11 @@ impl Decision {
     /// Whether somebody wants another decision than the settings give.
     pub fn is_edited(&self) -> bool {
         self.quantized == self.why.is_some()
+    }
+
+    /// Whether a tensor is one of those that it reads and makes.
+    pub fn names(&self, tensor: &str) -> bool {
+        self.inputs.iter().chain(&self.weight).chain(&self.output).any(|name| name == tensor)
     }
 }
 
@@ -71,11 +82,36 @@ impl Blocks {
 }
 
 /// The decisions of a quantized graph; `blocks` says that integers are rounded at the ends of blocks only.
-pub fn of_graph(graph: &Graph, blocks: bool) -> Vec<Decision> {
+pub fn of_graph(graph: &Graph, blocks: bool) -> Vec<(NodeId, Decision)> {
     let blocks = blocks.then(|| Blocks::of(graph));
     let form = ["QuantizeLinear", "DequantizeLinear", "Constant"];
     let nodes = graph.nodes().filter(|(_, n)| !form.contains(&n.op.name()));
-    nodes.map(|(id, node)| on_codes(graph, id).unwrap_or_else(|| decision(graph, id, node, blocks.as_ref()))).collect()
+    let of = |id, node| on_codes(graph, id).unwrap_or_else(|| decision(graph, id, node, blocks.as_ref()));
+    nodes.map(|(id, node)| (id, of(id, node))).collect()
+}
+
+/// The decisions of a mixture, of which `all` are those of all its nodes as if they were static.
+///
+/// # Errors
+/// When an exception of the settings can't be read.
+pub fn with_others(
+    graph: &Graph,
+    all: Vec<(NodeId, Decision)>,
+    settings: &QuantOptions,
+) -> Result<Vec<Decision>, PatternError> {
+    let matcher = Matcher::new(&settings.overrides)?;
+    let mut others = Others::of(graph);
+    let own = |(id, d): (NodeId, Decision)| {
+        if let Some(other) = others.decisions.remove(&id) {
+            return Some(other);
+        }
+        // Tables of dynamic nodes have the form of static ones.
+        let node = graph.node(id);
+        let approach = Some(settings.approach_of(&matcher, node)).filter(|a| *a == Approach::Dynamic);
+        let approach = approach.filter(|_| d.quantized && table(graph, node).is_some());
+        (!others.parts.contains(&id)).then_some(Decision { approach, ..d })
+    };
+    Ok(all.into_iter().filter_map(own).collect())
 }
 
 /// The decision of a node that reads codes: a QLinear operator, or one that moves them.
@@ -92,11 +128,10 @@ fn on_codes(graph: &Graph, id: NodeId) -> Option<Decision> {
         node: node.name.strip_suffix("_quant").unwrap_or(&node.name).to_owned(),
         op: qlinear::float_name(node.op.name()).unwrap_or(node.op.name()).to_owned(),
         quantized: true,
-        why: None,
         weight: constants.first().map(|&v| plain(v)),
         inputs: data.into_iter().map(plain).collect(),
         output: result.map(plain),
-        bias: None,
+        ..Decision::default()
     })
 }
 
@@ -145,7 +180,7 @@ fn decision(graph: &Graph, id: NodeId, node: &Node, blocks: Option<&Blocks>) -> 
         weight,
         inputs: data(node).into_iter().filter_map(name).collect(),
         output: rounded_as(graph, id).and_then(|q| Encodings::name_of(graph, q)),
-        bias: None,
+        ..Decision::default()
     }
 }
 
@@ -190,8 +225,10 @@ fn is_folded(graph: &Graph, node: &Node, steps: usize) -> bool {
         if matches!(name, "Relu" | "Clip") && matches!(maker.op.quant(), QuantRole::Arithmetic { .. }) && arithmetic() {
             return true;
         }
+        // What products of matrices make is rounded once with a bound behind it, and before any other function.
         match product {
-            true => !affine || maker.op.name() == "Conv",
+            true if affine => maker.op.name() == "Conv",
+            true => matches!(name, "Relu" | "Clip" | "Abs") || matches!(maker.op.name(), "Conv" | "ConvTranspose"),
             false => steps > 0 && is_folded(graph, maker, steps - 1),
         }
     };

@@ -1,4 +1,5 @@
 mod decisions;
+mod others;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use narrowbit_ir::Graph;
+use narrowbit_quant::approach::Approach;
 use narrowbit_quant::encodings::{Decided, Encodings};
 use narrowbit_quant::options::{Override, QuantOptions};
 use narrowbit_quant::plan::Layout;
@@ -27,7 +29,8 @@ use crate::{fixed, measure, model, output};
 /// and all of the tensors: without samples, if every tensor has scales. A tensor whose type, bits or axis are edited gets
 /// scales of its own again, as does one whose scales are taken out, and as do all whose settings (`weights`, `method` …)
 /// are edited or overruled by flags. Biases follow from the scales, and those that took up what samples told are in `bias`
-/// of their node. Of models without calibrated scales (--approach) the settings say all.
+/// of their node. Of models without calibrated scales (--approach) the settings say all, and of a mixture they do of the nodes
+/// that have another `approach` than static.
 #[derive(Debug, Args)]
 pub struct Config {
     /// The quantized model (.onnx)
@@ -54,12 +57,22 @@ impl Config {
     pub fn run(&self, global: &Global) -> Result<ExitCode> {
         let model = model::load(&self.model)?;
         let settings = fixed::settings(&model);
-        let scaled = settings.as_ref().is_none_or(|o| o.approach.needs_ranges());
+        let mixture = settings.as_ref().is_some_and(QuantOptions::is_mixture);
+        let scaled = settings.as_ref().is_none_or(|o| o.uses(Approach::Static));
         let blocks = settings.as_ref().is_some_and(|o| o.activations.formula == Formula::Quantizeml);
-        let mut nodes = if scaled { decisions::of_graph(&model.graph, blocks) } else { Vec::new() };
-        let tensors = if scaled { Encodings::decided(&model.graph, settings.as_ref()) } else { BTreeMap::new() };
+        let found = if scaled { decisions::of_graph(&model.graph, blocks) } else { Vec::new() };
+        let mut nodes = match settings.as_ref().filter(|_| mixture) {
+            Some(settings) => decisions::with_others(&model.graph, found, settings)?,
+            None => found.into_iter().map(|(_, d)| d).collect(),
+        };
+        let scaled = scaled && (!mixture || nodes.iter().any(|d| d.quantized && d.approach.is_none()));
+        let mut tensors = if scaled { Encodings::decided(&model.graph, settings.as_ref()) } else { BTreeMap::new() };
         if scaled && !nodes.iter().any(|d| d.quantized) {
             bail!("{}: no node is quantized\nhelp: `narrowbit quantize` makes a quantized model", self.model.display());
+        }
+        if mixture && scaled {
+            let named = |name: &str| nodes.iter().any(|d| d.approach.is_none() && d.names(name));
+            tensors.retain(|name, _| named(name));
         }
         if settings.as_ref().is_some_and(|o| o.bias_correction || o.correct_activations) {
             decisions::keep_biases(&mut nodes, Encodings::biases_of(&model.graph));
@@ -157,7 +170,11 @@ impl Decisions {
                     d.node
                 )
             };
-            if let Some(why) = layout.reasons.get(&id).filter(|_| d.quantized) {
+            let why = match layout.others.fate_of(id) {
+                Some(fate) => fate.why.clone(),
+                None => layout.reasons.get(&id).map(ToString::to_string),
+            };
+            if let Some(why) = why.filter(|_| d.quantized) {
                 bail!(
                     "nodes: \"{}\" ({}) can't be quantized: {why}\nhelp: set \"quantized\" to false again",
                     d.node,

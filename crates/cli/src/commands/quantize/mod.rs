@@ -46,7 +46,8 @@ use crate::{interrupt, measure, model, output};
 /// most, 4 of a large model) and says what was lost.
 ///
 /// --approach dynamic, weight-only, float16 and bfloat16 need no samples; with --data they say what was lost, too, and
-/// weight-only rounds weights of up to 4 bits by them (--weight-rounding).
+/// weight-only rounds weights of up to 4 bits by them (--weight-rounding). An exception in --config may name an approach
+/// for its nodes ([[override]] with `approach`): a mixture needs samples if any of it is static.
 #[derive(Debug, Args)]
 pub struct Quantize {
     /// The float model (.onnx)
@@ -148,10 +149,11 @@ impl Quantize {
         let mut model = model::load_runnable(&self.model)?;
         let smoothed = model::prepare(&mut model, &options)?;
         let fitted = self.fit(&mut options, &model)?;
+        model::raise_for_mixture(&mut model, &options)?;
         let unreadable = target::unreadable(&options, &model.graph, is_qoperator(&options));
         // Before anything is written, so that who needs another runtime can stop here.
         unreadable.iter().for_each(|text| output::note(format_args!("warning: {text}")));
-        let mut made = match options.approach.needs_ranges() {
+        let mut made = match needs_ranges(&model, &options)? {
             true => self.with_ranges(&mut model, &options)?,
             false => self.without_ranges(&mut model, &options)?,
         };
@@ -230,19 +232,26 @@ impl Quantize {
     /// The settings, the form of the graph among them.
     fn options(&self) -> Result<QuantOptions> {
         let mut options = self.scheme.resolve()?;
-        if self.float.float != FloatType::F32 && (self.ranges.is_some() || !options.approach.needs_ranges()) {
+        if self.float.float != FloatType::F32 && (self.ranges.is_some() || !options.uses(Approach::Static)) {
             bail!("--float is how the float model is calibrated, and nothing is calibrated here\nhelp: leave it out");
         }
-        match (options.approach, self.format) {
-            (_, None) => {}
-            (Approach::WeightOnly, Some(Format::Matmulnbits)) => options.weight_only.format = BlockFormat::Matmulnbits,
-            (Approach::WeightOnly, Some(Format::Qdq)) => options.weight_only.format = BlockFormat::Qdq,
-            (Approach::Static, Some(Format::Qdq)) => options.form = GraphForm::Qdq,
+        let (statically, by_blocks) = (options.uses(Approach::Static), options.uses(Approach::WeightOnly));
+        match self.format {
+            None => {}
+            Some(Format::Matmulnbits) if by_blocks => options.weight_only.format = BlockFormat::Matmulnbits,
+            Some(Format::Qdq) if statically || by_blocks => {
+                if by_blocks {
+                    options.weight_only.format = BlockFormat::Qdq;
+                }
+                if statically {
+                    options.form = GraphForm::Qdq;
+                }
+            }
             // A QLinearConv makes integers.
-            (Approach::Static, Some(Format::Qoperator)) => {
+            Some(Format::Qoperator) if statically => {
                 (options.form, options.float_outputs) = (GraphForm::Qoperator, false)
             }
-            (_, Some(_)) => bail!(
+            Some(_) => bail!(
                 "--format has no such form for this approach\nhelp: qdq and qoperator are for static, qdq and matmulnbits for weight-only"
             ),
         }
@@ -283,6 +292,7 @@ impl Quantize {
                 Ok(quantize::quantize_with(model, layout, &ranges, given, options, seen, &exec)?)
             })?;
         let check = check.filter(|_| !self.no_check);
+        warnings.extend(plan.layout.others.warnings().iter().cloned());
         warnings.extend(rounding::left(rounding.as_ref()));
         warnings.extend(warnings::first_float(&fates, options));
         warnings.extend(warnings::narrow_register(&model.graph, options));
@@ -460,6 +470,14 @@ fn chosen_anew(stale: &Stale) -> Option<String> {
 fn without_stale(mut applied: Applied, stale: &Stale) -> Applied {
     applied.without.retain(|name| !stale.tensors.contains(name));
     applied
+}
+
+/// Whether any node is static, for which ranges have to be there.
+fn needs_ranges(model: &Model, options: &QuantOptions) -> Result<bool> {
+    match options.is_mixture() {
+        true => Ok(quantize::is_static(&quantize::layout(model, options)?)),
+        false => Ok(options.approach.needs_ranges()),
+    }
 }
 
 /// Whether integers are written in operators of their own.

@@ -88,7 +88,7 @@ impl Quantize {
 /// What a configuration asks for that can't be done without samples.
 pub(super) fn unmet(options: &QuantOptions, rounds: bool) -> Option<String> {
     let asked = options.weight_rounding == Some(WeightRounding::Gptq);
-    let fits = matches!(options.approach, Approach::Static | Approach::WeightOnly);
+    let fits = options.uses(Approach::Static) || options.uses(Approach::WeightOnly);
     (asked && !rounds && fits).then(|| {
         "weights are rounded to the nearest: the configuration says gptq, which needs samples (--data DATA)".to_owned()
     })

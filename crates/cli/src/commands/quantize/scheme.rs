@@ -307,7 +307,7 @@ impl SchemeArgs {
         if let Some(a) = self.approach {
             o.approach = a.into();
         }
-        self.check_flags(o.approach)?;
+        self.check_flags(&o)?;
         o.target = self.target.map(Target::from).or(o.target);
         if let Some(t) = self.activations {
             o.activations.format = t.into();
@@ -406,8 +406,8 @@ impl SchemeArgs {
         }
     }
 
-    /// Refuses flags that an approach has no use for: who gives them expects another one.
-    fn check_flags(&self, approach: Approach) -> Result<()> {
+    /// Refuses flags that no approach of these settings has a use for: who gives them expects another one.
+    fn check_flags(&self, o: &QuantOptions) -> Result<()> {
         use Approach::{Bfloat16, Dynamic, Float16, Static, WeightOnly};
         let all: [(bool, &str, &[Approach]); 23] = [
             (self.preset.is_given(), "--scheme and its like", &[Static]),
@@ -438,18 +438,11 @@ impl SchemeArgs {
             (self.io_float16, "--io-float16", &[Float16, Bfloat16]),
             (self.compute.is_some(), "--compute", &[Float16, Bfloat16]),
         ];
-        let idle = all.into_iter().find(|(given, _, fits)| *given && !fits.contains(&approach));
+        let approaches = o.approaches();
+        let idle = all.into_iter().find(|(given, _, fits)| *given && !fits.iter().any(|a| approaches.contains(a)));
         let Some((_, flag, fits)) = idle else { return Ok(()) };
-        let name = |a: Approach| match a {
-            Static => "static",
-            Dynamic => "dynamic",
-            WeightOnly => "weight-only",
-            Float16 => "float16",
-            Bfloat16 => "bfloat16",
-            _ => "another",
-        };
-        let fits: Vec<&str> = fits.iter().map(|&a| name(a)).collect();
-        bail!("{flag} has no meaning for --approach {}\nhelp: it is for {}", name(approach), fits.join(", "))
+        let listed = |all: &[Approach]| all.iter().map(Approach::to_string).collect::<Vec<_>>().join(", ");
+        bail!("{flag} has no meaning for --approach {}\nhelp: it is for {}", listed(&approaches), listed(fits))
     }
 
     fn method(&self, before: Method) -> Result<Method> {

@@ -27,6 +27,12 @@ pub struct Summary {
     model: PathBuf,
     output: PathBuf,
     approach: Approach,
+    /// What each approach of a mixture is for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
+    /// Whether values of samples count: whether any node is static.
+    #[serde(skip)]
+    calibrated: bool,
     /// Nodes that compute on integers, and all nodes of the cleaned graph.
     pub integer_nodes: usize,
     /// Nodes whose weights or results have become another type, where they are no integers that they compute on.
@@ -75,6 +81,18 @@ pub struct Summary {
     node_list: Vec<NodeFate>,
 }
 
+/// The nodes of an approach in a mixture.
+#[derive(Serialize)]
+struct Part {
+    approach: Approach,
+    /// What their constants or results are, where they are no integers that they compute on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<String>,
+    count: usize,
+    /// Number of nodes by operator.
+    ops: BTreeMap<String, usize>,
+}
+
 /// Nodes that stay float for one reason.
 #[derive(Serialize)]
 pub struct FloatGroup {
@@ -100,6 +118,7 @@ impl Quantize {
         seconds: f64,
     ) -> Result<Summary> {
         let Made { fates, ranges, warnings, encodings, equalized, by_channel, batch, rounding, .. } = made;
+        let calibrated = options.uses(Approach::Static) && (ranges.is_some() || !options.is_mixture());
         let (samples, random) = ranges.map_or((0, false), |r| (r.samples, r.random));
         let mut warnings = warnings;
         if random {
@@ -122,6 +141,8 @@ impl Quantize {
             model: self.model.clone(),
             output: self.output.clone(),
             approach: options.approach,
+            parts: parts(&fates, options),
+            calibrated,
             format: format_name(options),
             stored_nodes: fates.iter().filter(|f| f.stored.is_some()).count(),
             integer_nodes: fates.iter().filter(|f| f.integer).count(),
@@ -152,8 +173,14 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-/// What a model becomes with these settings: int8, int16, fp8, int4, float16.
+/// The format of a model whose nodes have different ones.
+pub const MIXED: &str = "mixed";
+
+/// What a model becomes with these settings: int8, int16, fp8, int4, float16, or [`MIXED`].
 pub fn format_name(options: &QuantOptions) -> String {
+    if options.is_mixture() {
+        return MIXED.into();
+    }
     match options.approach {
         Approach::WeightOnly => options.weight_only.codes.to_string(),
         Approach::Float16 => "float16".into(),
@@ -176,6 +203,38 @@ pub fn unasked(g: &FloatGroup) -> bool {
             g.reason,
             "excluded" | "type-not-selected" | "edge-layer" | "depthwise" | "not-float-data" | "no-weight"
         )
+}
+
+/// What became of nodes, by approach and format, in a mixture.
+fn parts(fates: &[NodeFate], options: &QuantOptions) -> Vec<Part> {
+    let fp8 = |a: Approach| (a == Approach::Static && options.activations.format.is_float()).then(|| "fp8".to_owned());
+    let mut all: Vec<Part> = Vec::new();
+    for f in fates.iter().filter(|f| f.is_done()) {
+        let Some(approach) = f.approach else { continue };
+        let stored = f.stored.clone().or_else(|| fp8(approach));
+        let place = all.iter().position(|p| p.approach == approach && p.stored == stored).unwrap_or_else(|| {
+            all.push(Part { approach, stored, count: 0, ops: BTreeMap::new() });
+            all.len() - 1
+        });
+        all[place].count += 1;
+        *all[place].ops.entry(f.op.clone()).or_default() += 1;
+    }
+    all.sort_by_key(|p| std::cmp::Reverse(p.count));
+    all
+}
+
+impl Part {
+    fn text(&self) -> String {
+        let mut ops: Vec<(&String, &usize)> = self.ops.iter().collect();
+        ops.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+        let ops: Vec<String> = ops.into_iter().map(|(op, n)| format!("{n} {op}")).collect();
+        let what = match (self.approach, &self.stored) {
+            (Approach::WeightOnly, Some(codes)) => format!("weight-only, on constants of {codes}"),
+            (_, Some(half)) => format!("in {half}"),
+            (approach, None) => format!("{approach}, on integers"),
+        };
+        format!("          {} {what}:\n            {}\n", self.count, ops.join(", "))
+    }
 }
 
 fn groups(fates: &[NodeFate]) -> Vec<FloatGroup> {
@@ -225,12 +284,17 @@ fn applied(e: &Applied) -> String {
 pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
     let mut out = format!("{} → {}\n", s.model.display(), s.output.display());
     let (done, what, rest) = match s.approach {
+        _ if !s.parts.is_empty() => (s.integer_nodes + s.stored_nodes, "are quantized".to_owned(), "as before"),
         Approach::WeightOnly => (s.stored_nodes, format!("read constants of {}", s.format), "as before"),
         Approach::Float16 | Approach::Bfloat16 => (s.stored_nodes, format!("are in {}", s.format), "float32"),
         _ if s.format == "fp8" => (s.integer_nodes, "compute in fp8".to_owned(), "float"),
         _ => (s.integer_nodes, "compute on integers".to_owned(), "float"),
     };
     out.push_str(&format!("  nodes   {done} of {} {what}\n", s.nodes));
+    s.parts.iter().for_each(|p| out.push_str(&p.text()));
+    if s.approach == Approach::Dynamic && s.parts.is_empty() && s.stored_nodes > 0 {
+        out.push_str(&format!("          {} on floats, their weights in 8 bits (recurrent)\n", s.stored_nodes));
+    }
     for (why, groups) in by_reason(&s.float) {
         let count: usize = groups.iter().map(|g| g.count).sum();
         let ops: Vec<String> = groups.iter().map(|g| format!("{} {}", g.count, g.op)).collect();
@@ -278,12 +342,12 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
             e.figures.cosine,
             e.figures.max_error,
             e.samples,
-            if s.approach.needs_ranges() { "calibration " } else { "" }
+            if s.calibrated { "calibration " } else { "" }
         ));
         for (f, q) in e.float.iter().zip(&e.quantized) {
             out.push_str(&format!("  metric  {f} float, {q} {}, on the same samples\n", s.format));
         }
-    } else if !s.approach.needs_ranges() {
+    } else if !s.calibrated {
         out.push_str("  error   not measured (--data DATA does it on its first samples)\n");
     }
     if let Some(speed) = &s.speed {
@@ -293,7 +357,7 @@ pub fn text(s: &Summary, data: &DataArgs, skipped: bool) -> String {
             "  speed   not measured, because it takes more than a tenth of the time (--measure does it all the same)\n",
         );
     }
-    match s.approach.needs_ranges() && s.samples > 0 {
+    match s.calibrated && s.samples > 0 {
         true => {
             let runs = s.batch.filter(|&b| b > 1).map(|b| format!(", {b} a run,")).unwrap_or_default();
             out.push_str(&format!(

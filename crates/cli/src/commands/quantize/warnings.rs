@@ -44,7 +44,7 @@ pub fn first_float(fates: &[NodeFate], options: &QuantOptions) -> Option<String>
 
 /// Sums and biases of fixed point that the register can't hold.
 pub fn narrow_register(graph: &Graph, options: &QuantOptions) -> Vec<String> {
-    if options.approach != Approach::Static {
+    if !options.uses(Approach::Static) {
         return Vec::new();
     }
     let biases = clipped_biases(graph);

@@ -1,3 +1,7 @@
+//! The command `explain`: ranges and weights here, what takes more than a range in [`forms`].
+
+mod forms;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use narrowbit_data::{Fill, Split};
 use narrowbit_ir::{Graph, Model, NodeId, QuantRole, ValueId};
+use narrowbit_quant::approach::Approach;
 use narrowbit_quant::calibrate::Calibrator;
 use narrowbit_quant::explain::{self, Choice, Explanation};
 use narrowbit_quant::gptq::{MEMORY, Report, Rounder};
@@ -29,7 +34,9 @@ use crate::{interrupt, model, output};
 ///
 /// Puts the numbers into the formula, and compares range methods, types and granularities side by side on the values that
 /// the tensor holds: those of the samples, or of ranges from `narrowbit calibrate`. A weight needs neither; with --data it says
-/// what rounding by the samples gains, where the settings do it. Tensors are named as in the cleaned float model (`narrowbit inspect --sanitize`).
+/// what rounding by the samples gains, where the settings do it. With --approach dynamic an activation is explained by token and by
+/// tensor, as DynamicQuantizeLinear finds its range in the samples, and with weight-only a weight by its blocks, of which the one
+/// that errs most is shown. The scale of a bias is that of its product, which takes samples or ranges. Tensors are named as in the cleaned float model (`narrowbit inspect --sanitize`).
 #[derive(Debug, Args)]
 pub struct Explain {
     /// The float model (.onnx)
@@ -74,15 +81,23 @@ impl Explain {
         model::sanitize(&mut model)?;
         let options = self.scheme.resolve()?;
         options.check()?;
-        if !options.approach.needs_ranges() {
-            bail!("explain knows static quantization\nhelp: leave --approach away");
-        }
+        model::raise_for_mixture(&mut model, &options)?;
         model::replace(&mut model, &options)?;
         quantize::prepare(&mut model, &options)?;
         let v = self.find(&model.graph)?;
-        let summary = match model.graph.constant(v) {
-            Some(_) => self.weight(&model, v, &options)?,
-            None => self.activation(&model, v, &options)?,
+        let approach = self.approach(&model.graph, v, &options)?;
+        let summary = match (model.graph.constant(v), approach) {
+            (_, Approach::Float16 | Approach::Bfloat16) => bail!(
+                "\"{}\" becomes {approach} with these settings: no scale, and the nearest of its values\nhelp: static, dynamic and weight-only have scales to explain",
+                self.tensor
+            ),
+            (Some(_), approach) => self.weight(&model, v, approach, &options)?,
+            (None, Approach::Dynamic) => self.at_run_time(&model, v, &options)?,
+            (None, Approach::WeightOnly) => bail!(
+                "\"{}\" stays float32: weight-only quantization is about constants\nhelp: name a weight of MatMul, Gemm or Gather",
+                self.tensor
+            ),
+            (None, _) => self.activation(&model, v, &options)?,
         };
         if global.json {
             output::json(&summary)?;
@@ -107,11 +122,19 @@ impl Explain {
         )
     }
 
-    fn weight(&self, model: &Model, v: ValueId, options: &QuantOptions) -> Result<Summary> {
+    fn weight(&self, model: &Model, v: ValueId, approach: Approach, options: &QuantOptions) -> Result<Summary> {
         let graph = &model.graph;
         let w = graph.constant(v).context("a constant")?;
         if !w.dtype().is_float() || w.is_empty() {
             bail!("\"{}\" holds {} {:?}, which is not quantized", self.tensor, w.dtype(), w.shape());
+        }
+        if approach == Approach::WeightOnly {
+            return self.blocks(graph, v, w, options);
+        }
+        if approach == Approach::Static
+            && let Some(bias) = self.bias(model, v, options)?
+        {
+            return Ok(bias);
         }
         let reader = graph.uses(v).iter().find_map(|u| as_weight(graph, u.node, u.input));
         let matcher = Matcher::new(&options.overrides)?;
@@ -123,9 +146,13 @@ impl Explain {
             }
             None => (options.weights, None, "a constant that no product has for its weight".to_owned()),
         };
-        let explanation = explain::weight(&self.threads.exec()?, w, scheme, channel)?;
+        let mut explanation = explain::weight(&self.threads.exec()?, w, scheme, channel)?;
+        if approach == Approach::Dynamic && reader.is_some() {
+            let sum = "y = (Σ x_code · w_code − zero_x · Σ w_code) · scale_x · scale_w, the sum of MatMulInteger; scale_x is found at run time";
+            explanation.formula.push(sum.to_owned());
+        }
         let axis = channel.filter(|_| scheme.per_channel);
-        let rounding = match reader {
+        let rounding = match reader.filter(|_| approach == Approach::Static) {
             Some((id, _)) => self.rounding(model, id, (scheme, axis), options)?,
             None => None,
         };
@@ -163,6 +190,9 @@ impl Explain {
 
     fn activation(&self, model: &Model, v: ValueId, options: &QuantOptions) -> Result<Summary> {
         let graph = &model.graph;
+        if let Some(found) = self.by_channel(model, v, options)? {
+            return Ok(found);
+        }
         let stats = self.stats(model, v, options)?;
         let layout = quantize::layout(model, options)?;
         let matcher = Matcher::new(&options.overrides)?;
@@ -170,6 +200,7 @@ impl Explain {
         let nodes: Vec<NodeId> = maker.into_iter().chain(graph.uses(v).iter().map(|u| u.node)).collect();
         let own: Vec<_> = nodes.iter().flat_map(|&n| matcher.of(graph.node(n))).collect();
         let scheme = own.iter().find_map(|o| o.activations).unwrap_or(options.activations);
+        let scheme = self.fixed_scheme(model, v, options)?.unwrap_or(scheme);
         let method = own.iter().find_map(|o| o.method).unwrap_or(options.method);
         let method = layout.method(graph, method, &scheme);
         let role = match (layout.is_quantized(v), maker.and_then(|n| layout.reasons.get(&n))) {
@@ -271,7 +302,7 @@ fn text(s: &Summary) -> String {
             if c.chosen { "→" } else { "" }.to_owned(),
             c.format.clone(),
             if c.symmetric { "middle" } else { "free" }.to_owned(),
-            c.granularity.to_owned(),
+            c.granularity.clone(),
             c.method.clone(),
             format!("{:.4}", c.range.min),
             format!("{:.4}", c.range.max),
