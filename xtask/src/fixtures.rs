@@ -36,10 +36,11 @@ pub fn prepare(layout: &Layout) -> Result<Fixtures> {
 /// Runs a script of `tests/conformance` that fills a folder under `target/`, unless it holds that already.
 fn export(layout: &Layout, venv: &Venv, script: &str, folder: &str) -> Result<PathBuf> {
     let dir = layout.target(folder);
-    let script = layout.repo("tests/conformance").join(script);
+    let scripts = layout.repo("tests/conformance");
+    let (script, tools) = (scripts.join(script), scripts.join("ms_tools.py"));
     let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let requirements = read(&layout.repo("tests/requirements.txt"))?;
-    let stamp = Stamp::new(dir.join(".narrowbit-stamp"), &[&requirements, &read(&script)?]);
+    let stamp = Stamp::new(dir.join(".narrowbit-stamp"), &[&requirements, &read(&script)?, &read(&tools)?]);
     if !stamp.is_current() {
         proc::run(Command::new(venv.python()).arg(&script).arg(&dir))?;
         stamp.write()?;
