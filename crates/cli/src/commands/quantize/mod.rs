@@ -47,7 +47,7 @@ use crate::{interrupt, measure, model, output};
 ///
 /// --approach dynamic, weight-only, float16 and bfloat16 need no samples; with --data they say what was lost, too, and
 /// weight-only rounds weights of up to 4 bits by them (--weight-rounding). An exception in --config may name an approach
-/// for its nodes ([[override]] with `approach`): a mixture needs samples if any of it is static.
+/// for its nodes (`[[override]]` with `approach`): a mixture needs samples if any of it is static.
 #[derive(Debug, Args)]
 pub struct Quantize {
     /// The float model (.onnx)
