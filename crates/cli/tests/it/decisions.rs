@@ -272,3 +272,17 @@ fn lets_exceptions_name_a_part_of_a_types_settings() {
     home.write("o.toml", "[[override]]\nop-type = \"Conv\"\nweights = { typ = \"int4\" }\n");
     assert!(home.run(&format!("{line} -o none.onnx")).expect(2).stderr.contains("typ"));
 }
+
+#[test]
+fn counts_the_nodes_that_the_summary_counts() {
+    // Sigmoid and its product behind a Gemm are rounded behind it, on floats.
+    for example in crate::home::EXAMPLES {
+        let home = Home::with_example(example);
+        let p = preprocess(example);
+        let made = home.json(&format!("quantize model.onnx --data calib.npz {p} --no-check --measure=no -o q.onnx"));
+        home.ok("config q.onnx -o config.json");
+        let all = config(&home);
+        let nodes = all["nodes"].as_array().expect("nodes").iter().filter(|n| n["quantized"] == true).count();
+        assert_eq!(made["integer_nodes"], nodes, "{example}");
+    }
+}

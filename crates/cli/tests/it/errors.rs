@@ -261,3 +261,18 @@ fn refuses_outputs_that_can_not_be_written() {
     assert!(std::fs::read_dir(home.path("folder")).expect("the folder").next().is_none());
     insta::assert_snapshot!("unwritable", texts.join("\n"));
 }
+
+#[test]
+fn refuses_counts_of_nothing_and_beyond_all_patience() {
+    let home = linear();
+    for (flags, text) in [
+        ("--data data.npz --samples 0", "'--samples <N>': at least 1"),
+        ("--random 0", "'--random <N>': at least 1"),
+        ("--random 99999999999999", "'--random <N>': more than 10000000 samples"),
+        ("--random some", "'--random <N>': no whole number"),
+        ("--random 2 --batch 0", "--batch must be at least 1"),
+    ] {
+        let ran = refuse(&home, &format!("calibrate model.onnx {flags} -o r.json"));
+        assert!(ran.stderr.contains(text), "{flags}: {}", ran.stderr);
+    }
+}

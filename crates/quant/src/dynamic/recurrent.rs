@@ -1,7 +1,7 @@
 //! Recurrent operators: their weights are stored in 8 bits, and dequantized when the file is loaded.
 //!
 //! `com.microsoft.DynamicQuantizeLSTM` would multiply integers, but rounds the hidden state anew in each step with a range of its
-//! own, which no kernel here does faster than floats, and there is none for GRU and RNN.
+//! own, for which the runtime has the reference operator alone, and there is no such operator for GRU and RNN.
 
 use narrowbit_ir::{AttrMap, Graph, Model, NodeId, Patch};
 use narrowbit_kernels::Exec;
@@ -16,7 +16,7 @@ use crate::scheme::WeightScheme;
 pub(super) fn warning(graph: &Graph, nodes: &[NodeId]) -> Option<String> {
     let first = graph.node(*nodes.first()?);
     Some(format!(
-        "{} recurrent nodes, \"{}\" ({}) first, compute on floats: their weights are stored in 8 bits, because none of their integer forms is faster than floats",
+        "{} recurrent nodes, \"{}\" ({}) first, compute on floats: only their weights are stored in 8 bits, because there is no kernel of integers for them here",
         nodes.len(),
         first.name,
         first.op.name()

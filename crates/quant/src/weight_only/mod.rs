@@ -94,7 +94,7 @@ pub(crate) fn choose(model: &Model, options: &QuantOptions) -> Result<Chosen, Qu
     if model.opset() < needed {
         return Err(crate::approach::ApproachError::Opset(model.opset(), needed).into());
     }
-    let warnings = warnings(&jobs);
+    let warnings = warnings(&model.graph, &jobs);
     Ok(Chosen { found, jobs, rounded: BTreeMap::new(), warnings })
 }
 
@@ -195,11 +195,13 @@ fn is_transposed(node: &Node) -> bool {
     node.op.name() == "Gemm" && node.op.attrs().int_or("transB", 0).is_ok_and(|t| t != 0)
 }
 
-fn warnings(jobs: &[Job]) -> Vec<String> {
+fn warnings(graph: &Graph, jobs: &[Job]) -> Vec<String> {
+    // What ONNX Runtime makes MatMulNBits of.
+    let multiplies = |j: &&Job| matches!(graph.node(j.node).op.name(), "MatMul" | "Gemm");
     let qdq = |j: &Job| j.options.format == BlockFormat::Qdq;
     let integers = |j: &Job| j.options.codes.code_range().is_some();
     let mut all = Vec::new();
-    if jobs.iter().any(|j| qdq(j) && integers(j)) {
+    if jobs.iter().filter(multiplies).any(|j| qdq(j) && integers(j)) {
         all.push(
             "ONNX Runtime rounds the activations of such products to 8 bits unless the session sets \
                   session.qdq_matmulnbits_accuracy_level to 1"
