@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+pub use narrowbit_tensor::memory::readable as bytes;
 use serde::Serialize;
 
 use crate::args::Global;
@@ -120,16 +121,6 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         out.push_str(&line((0..header.len()).map(|i| row.get(i).map_or("", String::as_str)).collect()));
     }
     out
-}
-
-/// A size in bytes for people, in decimal units.
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1_000 => format!("{n} B"),
-        1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
 }
 
 /// A count for people: 1.2 k, 3.4 M, 5.6 G.

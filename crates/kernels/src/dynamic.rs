@@ -118,6 +118,7 @@ impl Kernel for Extremes<'_> {
 mod tests {
     use super::*;
     use crate::activation::Activation;
+    use crate::elementwise::{UnaryOp, unary_in_place};
     use crate::panel::{Epilogue, Residual, RowParams, Rows, Target, panel_gemm, panel_gemm_pack};
     use crate::testing::{Guarded, Random, execs};
 
@@ -178,40 +179,50 @@ mod tests {
             let w: Vec<i8> = (0..k * n).map(|_| random.next() as i8).collect();
             let (scales, bias): (Vec<f32>, Vec<f32>) =
                 (0..n).map(|_| (0.01 + 0.001 * random.unit(), random.unit())).unzip();
-            let weight_zeros: Vec<i32> = (0..n).map(|_| random.below(7) as i32 - 3).collect();
-            for per_row in [false, true] {
+            let zeros: Vec<i32> = (0..n).map(|_| random.below(7) as i32 - 3).collect();
+            let floats = random.vec(m * n);
+            for variant in 0..16 {
+                let (per_row, added) = (variant & 1 != 0, variant & 2 != 0);
+                let weight_zeros = if variant & 4 != 0 { &zeros[..] } else { &[] };
+                let activation = if variant & 8 != 0 { Activation::Sigmoid } else { Activation::Relu };
                 let count = if per_row { m } else { 1 };
                 let row_scales: Vec<f32> = (0..count).map(|_| 0.02 + 0.01 * random.unit()).collect();
                 let row_zeros: Vec<i32> = (0..count).map(|_| random.below(256) as i32).collect();
                 let at = |i: usize| if per_row { i } else { 0 };
-                let want = |i: usize, j: usize| {
+                let weight_zero = |j: usize| weight_zeros.get(j).copied().unwrap_or(0);
+                let sum = |i: usize, j: usize| {
                     let term = |q: usize| {
-                        (i32::from(x[i * k + q]) - row_zeros[at(i)]) * (i32::from(w[q * n + j]) - weight_zeros[j])
+                        (i32::from(x[i * k + q]) - row_zeros[at(i)]) * (i32::from(w[q * n + j]) - weight_zero(j))
                     };
                     let v = (0..k).map(term).sum::<i32>() as f32 * (row_scales[at(i)] * scales[j]) + bias[j];
-                    v.max(0.0)
+                    if added { v + floats[i * n + j] } else { v }
                 };
-                let want: Vec<f32> = (0..m * n).map(|i| want(i / n, i % n)).collect();
+                let mut want: Vec<f32> = (0..m * n).map(|i| sum(i / n, i % n)).collect();
+                match activation {
+                    Activation::Relu => want.iter_mut().for_each(|v| *v = v.max(0.0)),
+                    // The function has tests of its own.
+                    _ => unary_in_place(&execs()[0], UnaryOp::Activation(activation), &mut want),
+                }
                 for exec in execs() {
                     let weights = panel_gemm_pack(&exec, (k, n), &w, false).unwrap();
-                    let column_sums: Vec<i32> =
-                        weights.column_sums().iter().zip(&weight_zeros).map(|(s, z)| s - k as i32 * z).collect();
+                    let sums = weights.column_sums().iter().enumerate();
+                    let column_sums: Vec<i32> = sums.map(|(j, s)| s - k as i32 * weight_zero(j)).collect();
                     let rows = RowParams { scales: &row_scales, zeros: &row_zeros, column_sums: &column_sums };
                     let epilogue = Epilogue {
                         offsets: &vec![0; n],
                         scales: &scales,
-                        weight_zeros: &weight_zeros,
+                        weight_zeros,
                         bias: &bias,
                         stage: None,
-                        residual: Residual::None,
-                        activation: Activation::Relu,
+                        residual: if added { Residual::F32(&floats) } else { Residual::None },
+                        activation,
                         factors: &[],
                         shifts: &[],
                         rows: Some(rows),
                     };
                     let mut y = vec![0f32; m * n];
                     panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, &epilogue, Target::F32(&mut y)).unwrap();
-                    assert_eq!(y, want, "{m}×{k}×{n} {} per row {per_row}", weights.kernel().name);
+                    assert_eq!(y, want, "{m}×{k}×{n} {} variant {variant}", weights.kernel().name);
                     let short = RowParams { zeros: &row_zeros[1..], ..rows };
                     let bad = Epilogue { rows: Some(short), ..epilogue };
                     assert!(panel_gemm(&exec, Rows::U8(&x), (m, k, k), &weights, &bad, Target::F32(&mut y)).is_err());

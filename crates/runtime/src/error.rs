@@ -95,7 +95,7 @@ pub enum StepError {
     /// There is no memory for what the steps of a run make.
     #[error(
         "the values of a run take {}, the result of this node, {largest}, the most of it, and there is not that much memory left\nhelp: {}",
-        readable(*bytes),
+        readable(*bytes as u64),
         "run smaller inputs or fewer samples at a time, on a machine or under a limit (ulimit -v) with more memory"
     )]
     Arena {

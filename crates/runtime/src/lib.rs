@@ -20,6 +20,7 @@ mod kernel;
 mod lower;
 mod memory;
 mod ops;
+mod parts;
 mod projections;
 mod rounded_rows;
 mod rows;

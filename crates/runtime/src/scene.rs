@@ -6,7 +6,7 @@ use std::sync::Arc;
 use narrowbit_ir::infer::{self, Facts};
 use narrowbit_ir::{AttrMap, Dim, Graph, Node, NodeId, Op, OpSource, Patch, PatchError, ValueId};
 use narrowbit_ops::Registry;
-use narrowbit_tensor::Tensor;
+use narrowbit_tensor::{DType, Tensor};
 
 /// The opset whose forms are written: the first that has all of them.
 const OPSET: i64 = 21;
@@ -64,6 +64,11 @@ impl<'a> Scene<'a> {
     /// The extents of a value.
     pub fn shape(&self, v: ValueId) -> Option<&[Dim]> {
         self.facts.shape(v)
+    }
+
+    /// The element type of a value.
+    pub fn dtype(&self, v: ValueId) -> Option<DType> {
+        self.graph.constant(v).map(Tensor::dtype).or_else(|| self.facts.dtype(v))
     }
 
     /// The extents of a value, where all are numbers.

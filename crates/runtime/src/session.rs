@@ -10,6 +10,7 @@ use crate::compile;
 use crate::core::Core;
 use crate::error::RunError;
 use crate::forms;
+use crate::parts;
 use crate::projections;
 use crate::rows;
 use crate::smooth;
@@ -103,6 +104,9 @@ impl Session {
             if let Some(wide) = forms::widen(&graph)? {
                 graph = Arc::new(wide);
             }
+            if let Some(apart) = parts::take_apart(&graph)? {
+                graph = Arc::new(apart);
+            }
             if let Some(qdq) = forms::to_qdq(&graph)? {
                 graph = Arc::new(qdq);
             }
@@ -112,6 +116,7 @@ impl Session {
             if let Some(parts) = projections::split(&graph)? {
                 graph = Arc::new(parts);
             }
+            graph = transparent::lift_dynamic(&graph)?.map_or(graph, Arc::new);
             if let Some(one) = attention::normalise(&graph)? {
                 graph = Arc::new(one);
             }

@@ -11,12 +11,29 @@ use narrowbit_ops::tensor::resize::Resize;
 use narrowbit_ops::tensor::upsample::Upsample;
 use narrowbit_tensor::{DType, Tensor};
 
-/// The graph with every DequantizeLinear as late as can be.
+/// The graph with every DequantizeLinear as late as can be, and QuantizeLinear before what only moves elements.
 ///
 /// # Errors
 /// Never for a graph that verifies.
 pub fn sink(graph: &Graph) -> Result<Option<Graph>, PatchError> {
-    if !graph.nodes().any(|(_, n)| matches!(n.op.name(), "QuantizeLinear" | "DequantizeLinear")) {
+    apply(graph, &["QuantizeLinear", "DequantizeLinear"], next)
+}
+
+/// The graph with every DynamicQuantizeLinear before what only moves elements: behind [`super::projections::split`], which looks
+/// for such operators at the parts of a product.
+///
+/// # Errors
+/// Never for a graph that verifies.
+pub fn lift_dynamic(graph: &Graph) -> Result<Option<Graph>, PatchError> {
+    apply(graph, &["DynamicQuantizeLinear"], |graph| {
+        let mut dynamic = graph.nodes().map(|(_, n)| n).filter(|n| n.op.name() == "DynamicQuantizeLinear");
+        dynamic.find_map(|node| lifted(graph, node).or_else(|| scaled_before(graph, node)))
+    })
+}
+
+/// Applies patches while there are any, to a graph with one of these operators.
+fn apply(graph: &Graph, names: &[&str], next: fn(&Graph) -> Option<Patch>) -> Result<Option<Graph>, PatchError> {
+    if !graph.nodes().any(|(_, n)| names.contains(&n.op.name())) {
         return Ok(None);
     }
     let mut graph = graph.clone();
@@ -113,26 +130,68 @@ fn requantized(graph: &Graph, node: &Node) -> Option<Patch> {
     Some(patch)
 }
 
-/// A QuantizeLinear with one scale for all goes before the operator that only gives its operand another order, or copies
-/// elements of it around it: bytes are moved instead of floats, and what is quantized in several shapes is quantized once.
+/// A QuantizeLinear with one scale for all, or one that is found from all, goes before the operator that only gives its operand
+/// another order, or copies elements of it around it: bytes are moved instead of floats, and what is quantized in several
+/// shapes is quantized once.
 fn lifted(graph: &Graph, node: &Node) -> Option<Patch> {
     let (x, y) = (node.input(0)?, node.output(0)?);
     let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1);
-    graph.only_use(x)?;
-    let mover = graph.node(graph.producer(x)?.0);
-    let orders = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"].contains(&mover.op.name());
-    let from = mover.input(0).filter(|&v| (orders || copies(mover)) && graph.constant(v).is_none())?;
-    if !single(node.input(1)?) || !node.input(2).is_none_or(single) || !mover.op.domain().is_empty() {
+    let mover = mover(graph, x)?;
+    let from = mover.input(0).filter(|&v| graph.constant(v).is_none())?;
+    let fits = match node.op.name() {
+        // Its range is that of all elements, of which a Pad may drop some.
+        "DynamicQuantizeLinear" => !copies(mover),
+        _ => single(node.input(1)?) && node.input(2).is_none_or(single),
+    };
+    if !fits {
         return None;
     }
     let mut patch = Patch::new(graph);
     let mut inputs = node.inputs.clone();
     inputs[0] = Some(from);
-    let codes = patch.node(&node.name, Arc::clone(&node.op), &inputs);
+    let names: Vec<_> = (0..node.outputs.len()).map(|i| node.output(i).map(|_| format!("{}_{i}", node.name))).collect();
+    let names: Vec<Option<&str>> = names.iter().map(Option::as_deref).collect();
+    let made = patch.node_outputs(&node.name, Arc::clone(&node.op), &inputs, &names);
     let mut inputs = mover.inputs.clone();
-    inputs[0] = Some(codes);
+    inputs[0] = *made.first()?;
     let moved = patch.node(&mover.name, Arc::clone(&mover.op), &inputs);
     patch.replace(y, moved);
+    // Scale and zero point of what is dynamic.
+    for (old, new) in node.outputs.iter().zip(made).skip(1) {
+        if let (Some(old), Some(new)) = (*old, new) {
+            patch.replace(old, new);
+        }
+    }
+    Some(patch)
+}
+
+/// What makes a value that nobody else reads by giving its operand another order, or by copying elements around it.
+fn mover(graph: &Graph, v: ValueId) -> Option<&Node> {
+    graph.only_use(v)?;
+    let node = graph.node(graph.producer(v)?.0);
+    let orders = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"].contains(&node.op.name());
+    ((orders || copies(node)) && node.op.domain().is_empty()).then_some(node)
+}
+
+/// A factor between a movement and the DynamicQuantizeLinear `node` goes before the movement, which the quantization can then
+/// pass.
+fn scaled_before(graph: &Graph, node: &Node) -> Option<Patch> {
+    let x = node.input(0)?;
+    graph.only_use(x)?;
+    let scaling = graph.node(graph.producer(x)?.0);
+    let moved = scaling.input(0).filter(|_| matches!(scaling.op.name(), "Mul" | "Div"))?;
+    let mover = mover(graph, moved).filter(|mover| !copies(mover))?;
+    // A factor of one axis must not give a scalar one.
+    let turns =
+        mover.op.name() == "Transpose" && mover.op.attrs().ints("perm").is_ok_and(|p| p.is_some_and(|p| !p.is_empty()));
+    let single = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() == 1 && t.rank() <= usize::from(turns));
+    let factor = scaling.input(1).filter(|&v| single(v))?;
+    let mut patch = Patch::new(graph);
+    let scaled = patch.node(&scaling.name, Arc::clone(&scaling.op), &[mover.input(0), Some(factor)]);
+    let mut inputs = mover.inputs.clone();
+    inputs[0] = Some(scaled);
+    let moved = patch.node(&mover.name, Arc::clone(&mover.op), &inputs);
+    patch.replace(x, moved);
     Some(patch)
 }
 

@@ -39,7 +39,7 @@ pub enum TensorError {
     /// The system has no such memory left.
     #[error(
         "{} more are needed, and there is not that much memory left\nhelp: {}",
-        readable(*bytes),
+        readable(*bytes as u64),
         "run smaller inputs or fewer samples at a time, on a machine or under a limit (ulimit -v) with more memory"
     )]
     Memory {

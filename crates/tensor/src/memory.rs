@@ -4,6 +4,7 @@
 //! size of is therefore asked for here first, so that a lack of memory is an error like any other.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::MmapMut;
@@ -42,9 +43,28 @@ pub fn check(bytes: usize, working: usize) -> Result<(), TensorError> {
     MmapMut::map_anon(all).map(|pages| drop(black_box(pages))).map_err(|_| refused())
 }
 
-/// Bytes that the machine can give to programs without ending one; `None` where the system does not tell.
+/// Bytes that the machine, or the container, can give to this program without ending one; `None` where the system does not
+/// tell.
 fn free() -> Option<usize> {
-    total(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    let machine = total(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(left_to_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(machine, |left| left.min(machine)))
+}
+
+/// What the control groups of this process leave it: of all from its own to the root, the least (Linux' cgroup v2). What the
+/// files that a group has read occupy is given back to it when it needs more.
+fn left_to_groups(groups: &str, root: &Path) -> Option<usize> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let left = |group: &Path| {
+        let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<usize>().ok();
+        // A group without a limit says "max".
+        let (most, used) = (number("memory.max")?, number("memory.current")?);
+        let stat = read("memory.stat").unwrap_or_default();
+        let files = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<usize>().ok());
+        Some(most.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
+    };
+    Path::new(own).ancestors().filter_map(|group| left(&root.join(group))).min()
 }
 
 /// What is available, and free to swap to, in the words of Linux.
@@ -56,13 +76,13 @@ fn total(meminfo: &str) -> Option<usize> {
     Some(field("MemAvailable:")?.saturating_add(field("SwapFree:").unwrap_or(0)))
 }
 
-/// A number of bytes as people read it, for messages.
-pub fn readable(bytes: usize) -> String {
+/// A size in bytes for people, in decimal units.
+pub fn readable(bytes: u64) -> String {
     match bytes {
-        0..1024 => format!("{bytes} bytes"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }
 
@@ -84,7 +104,7 @@ mod tests {
             assert_eq!(check(bytes, working), Err(TensorError::Memory { bytes: all }), "{bytes} {working}");
         }
         let text = TensorError::Memory { bytes: 3 << 30 }.to_string();
-        assert!(text.contains("3.0 GiB") && text.contains("help: "), "{text}");
+        assert!(text.contains("3.22 GB") && text.contains("help: "), "{text}");
     }
 
     #[test]
@@ -98,7 +118,30 @@ mod tests {
 
     #[test]
     fn writes_bytes_in_the_unit_that_fits() {
-        let texts = [12, 1536, 3 << 20, 5 << 30].map(readable);
-        assert_eq!(texts, ["12 bytes", "1.5 KiB", "3.0 MiB", "5.0 GiB"]);
+        let texts = [12, 1536, 3_000_000, 5_000_000_000].map(readable);
+        assert_eq!(texts, ["12 B", "1.5 kB", "3.0 MB", "5.00 GB"]);
+    }
+
+    #[test]
+    fn heeds_the_limits_of_all_control_groups() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let left = |groups: &str| left_to_groups(groups, root.path());
+        assert_eq!(left("0::/a/b\n"), None);
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "700\n");
+        assert_eq!(left("0::/a/b\n"), None);
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "800\n");
+        assert_eq!(left("0::/a/b\n"), Some(200));
+        write("a/memory.stat", "anon 500\ninactive_file 300\n");
+        assert_eq!(left("1:name=systemd:/\n0::/a/b\n"), Some(500));
+        write("a/b/memory.max", "600\n");
+        assert_eq!(left("0::/a/b\n"), Some(0));
+        assert_eq!(left("1:memory:/a\n"), None);
     }
 }

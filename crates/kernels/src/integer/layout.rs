@@ -1,11 +1,10 @@
 //! NCHW to NHWC and back, with the conversion between floats and integers on the way.
 
-use std::ops::Range;
-
 use super::block::{Input, Quant};
 use crate::buffer::{SharedMut, with_scratch};
 use crate::error::{Result, exact, product, require};
 use crate::exec::Exec;
+use crate::movement::turn::{NARROW, Turn, WIDE, blocks};
 use crate::movement::{Element, permute};
 use crate::panel::Kind;
 use crate::quantize::{Quantized, steps};
@@ -13,20 +12,12 @@ use crate::simd::{Kernel, Simd, low_bits};
 
 const NAME: &str = "layout";
 
-/// A block: the channels and pixels that one step transposes.
-const CHANNELS: usize = 64;
-const PIXELS: usize = 256;
-/// Elements that one task moves at least.
-const GRAIN: usize = 1 << 15;
-/// Channels up to which pixels are gathered one by one.
-const NARROW: usize = 4;
-
 /// `[n, c, pixels]` to `[n, pixels, c]`.
 ///
 /// # Errors
 /// A slice has another length than the shape.
 pub fn to_nhwc<T: Element>(exec: &Exec, x: &[T], shape: [usize; 3], y: &mut [T]) -> Result {
-    swap(exec, x, shape, y)
+    permute(exec, x, &shape, &[0, 2, 1], y)
 }
 
 /// `[n, pixels, c]` to `[n, c, pixels]`.
@@ -34,30 +25,7 @@ pub fn to_nhwc<T: Element>(exec: &Exec, x: &[T], shape: [usize; 3], y: &mut [T])
 /// # Errors
 /// A slice has another length than the shape.
 pub fn to_nchw<T: Element>(exec: &Exec, x: &[T], [n, c, pixels]: [usize; 3], y: &mut [T]) -> Result {
-    swap(exec, x, [n, pixels, c], y)
-}
-
-/// `[n, rows, columns]` to `[n, columns, rows]`.
-fn swap<T: Element>(exec: &Exec, x: &[T], [n, rows, columns]: [usize; 3], y: &mut [T]) -> Result {
-    let len = product(NAME, &[n, rows, columns])?;
-    exact(NAME, "x", x.len(), len)?;
-    exact(NAME, "y", y.len(), len)?;
-    if rows == 1 || columns == 1 {
-        y.copy_from_slice(x);
-        return Ok(());
-    }
-    let narrow = rows.min(columns) <= NARROW;
-    if size_of::<T>() != 1 && !(narrow && size_of::<T>() == 4) {
-        return permute(exec, x, &[n, rows, columns], &[0, 2, 1], y);
-    }
-    let (from, to) = (Source(x.as_ptr()), SharedMut::new(y));
-    blocks(exec, [n, rows, columns], &|image, r, c| {
-        let start = image * rows * columns;
-        let x = from.at(start + r.start * columns + c.start);
-        let y = to.ptr().wrapping_add(start + c.start * rows + r.start);
-        exec.isa().dispatch(Transpose { x, ld_x: columns, rows: r.len(), columns: c.len(), y, ld_y: rows });
-    });
-    Ok(())
+    permute(exec, x, &[n, pixels, c], &[0, 2, 1], y)
 }
 
 /// Quantizes `[n, c, pixels]` to `[n, pixels, c]`, as ONNX `QuantizeLinear` with one scale.
@@ -80,7 +48,7 @@ pub fn quantize_to_nhwc<T: Quantized + Element>(
         let start = image * c * pixels;
         let y = to.ptr().wrapping_add(start + range.start * c + channels.start).cast::<u8>();
         let pitch = range.len().next_multiple_of(16);
-        with_scratch(CHANNELS * PIXELS / 4, |scratch| {
+        with_scratch(NARROW * WIDE / 4, |scratch| {
             let block = scratch.as_mut_ptr().cast::<u8>();
             for (i, channel) in channels.clone().enumerate() {
                 let x = &x[start + channel * pixels + range.start..][..range.len()];
@@ -88,7 +56,7 @@ pub fn quantize_to_nhwc<T: Quantized + Element>(
                 exec.isa().dispatch(QuantizeRow { x, y, scale, zero, limits: (T::MIN, T::MAX) });
             }
             let (rows, columns) = (channels.len(), range.len());
-            exec.isa().dispatch(Transpose { x: block.cast_const(), ld_x: pitch, rows, columns, y, ld_y: c });
+            exec.isa().dispatch(Turn { x: block.cast_const(), ld_x: pitch, rows, columns, y, ld_y: c });
         });
     });
     Ok(())
@@ -110,10 +78,10 @@ pub fn dequantize_to_nchw(exec: &Exec, x: Quant<'_>, [n, c, pixels]: [usize; 3],
         let start = image * c * pixels;
         let x = input.byte(start + range.start * c + channels.start);
         let pitch = range.len().next_multiple_of(16);
-        with_scratch(CHANNELS * PIXELS / 4, |scratch| {
+        with_scratch(NARROW * WIDE / 4, |scratch| {
             let y = scratch.as_mut_ptr().cast::<u8>();
             let (rows, columns) = (range.len(), channels.len());
-            exec.isa().dispatch(Transpose { x, ld_x: c, rows, columns, y, ld_y: pitch });
+            exec.isa().dispatch(Turn { x, ld_x: c, rows, columns, y, ld_y: pitch });
             for (i, channel) in channels.clone().enumerate() {
                 let x = Input { data: y.wrapping_add(i * pitch), ..input };
                 // SAFETY: each block owns its elements of the result.
@@ -123,123 +91,6 @@ pub fn dequantize_to_nchw(exec: &Exec, x: Quant<'_>, [n, c, pixels]: [usize; 3],
         });
     });
     Ok(())
-}
-
-/// Calls `body(image, rows, columns)` for blocks of `[n, rows, columns]`: at most
-/// [`PIXELS`] along the longer side and [`CHANNELS`] along the other.
-fn blocks(exec: &Exec, [n, rows, columns]: [usize; 3], body: &(dyn Fn(usize, Range<usize>, Range<usize>) + Sync)) {
-    if n * rows * columns == 0 {
-        return;
-    }
-    let (high, wide) = if rows < columns { (CHANNELS, PIXELS) } else { (PIXELS, CHANNELS) };
-    let (down, across) = (rows.div_ceil(high), columns.div_ceil(wide));
-    let size = high.min(rows) * wide.min(columns);
-    exec.split(n * down * across, GRAIN.div_ceil(size), &|range| {
-        for index in range {
-            let (image, block) = (index / (down * across), index % (down * across));
-            // Neighbours that write to the same rows of the result follow each other.
-            let (i, j) = (block % down, block / down);
-            body(image, i * high..rows.min((i + 1) * high), j * wide..columns.min((j + 1) * wide));
-        }
-    });
-}
-
-#[derive(Clone, Copy)]
-struct Source<T>(*const T);
-// SAFETY: only read, while the slice that it came from is borrowed.
-unsafe impl<T: Sync> Send for Source<T> {}
-// SAFETY: as above.
-unsafe impl<T: Sync> Sync for Source<T> {}
-impl<T> Source<T> {
-    fn at(&self, offset: usize) -> *const T {
-        self.0.wrapping_add(offset)
-    }
-}
-
-/// `x` covers `rows × columns` at `ld_x`, `y` the transpose at `ld_y`, of which no other
-/// task writes an element.
-struct Transpose<T> {
-    x: *const T,
-    ld_x: usize,
-    rows: usize,
-    columns: usize,
-    y: *mut T,
-    ld_y: usize,
-}
-
-impl<T: Element> Kernel for Transpose<T> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // SAFETY: the struct's contract.
-        unsafe {
-            match (self.rows, self.columns) {
-                (2, _) => self.few_rows::<2>(),
-                (3, _) => self.few_rows::<3>(),
-                (4, _) => self.few_rows::<4>(),
-                (_, 2) => self.few_columns::<2>(),
-                (_, 3) => self.few_columns::<3>(),
-                (_, 4) => self.few_columns::<4>(),
-                _ if size_of::<T>() == 1 => self.bytes(s),
-                _ => self.plain(),
-            }
-        }
-    }
-}
-
-impl<T: Element> Transpose<T> {
-    #[inline(always)]
-    unsafe fn few_rows<const N: usize>(self) {
-        for c in 0..self.columns {
-            for r in 0..N {
-                // SAFETY: the struct's contract.
-                unsafe { *self.y.add(c * self.ld_y + r) = *self.x.add(r * self.ld_x + c) };
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn few_columns<const N: usize>(self) {
-        for r in 0..self.rows {
-            for c in 0..N {
-                // SAFETY: the struct's contract.
-                unsafe { *self.y.add(c * self.ld_y + r) = *self.x.add(r * self.ld_x + c) };
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn plain(self) {
-        for c in 0..self.columns {
-            for r in 0..self.rows {
-                // SAFETY: the struct's contract.
-                unsafe { *self.y.add(c * self.ld_y + r) = *self.x.add(r * self.ld_x + c) };
-            }
-        }
-    }
-
-    /// Tiles of 16 × 16; the last ones overlap those before them.
-    #[inline(always)]
-    unsafe fn bytes<S: Simd>(self, s: S) {
-        let (x, y) = (self.x.cast::<u8>(), self.y.cast::<u8>());
-        let (high, wide) = (self.rows.min(16), self.columns.min(16));
-        for c in (0..self.columns).step_by(16) {
-            let c = c.min(self.columns - wide);
-            for r in (0..self.rows).step_by(16) {
-                let r = r.min(self.rows - high);
-                // SAFETY: the tile lies in both matrices.
-                unsafe {
-                    let (from, to) = (x.add(r * self.ld_x + c), y.add(c * self.ld_y + r));
-                    if (high, wide) == (16, 16) {
-                        s.transpose_bytes(from, self.ld_x, 16, 16, to, self.ld_y);
-                    } else {
-                        s.transpose_bytes(from, self.ld_x, high, wide, to, self.ld_y);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// `y` covers as many bytes as `x` has elements.

@@ -9,6 +9,7 @@ mod permute;
 mod resample;
 mod resize;
 mod scatter;
+pub(crate) mod turn;
 
 pub use copy::floats_of;
 pub use interleave::{Interleave, interleave, pick_interleaved};

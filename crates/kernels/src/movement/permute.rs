@@ -1,11 +1,10 @@
 //! Permuting and copying strided tensors of 1-, 2-, 4- or 8-byte elements.
 
+use super::turn::{Turn, blocks};
 use crate::buffer::SharedMut;
 use crate::error::{Result, at_least, exact, product, product_of, require, span};
 use crate::exec::Exec;
 use crate::few::Few;
-use crate::gemm::transpose_block;
-use crate::simd::{Kernel, Simd};
 
 const NAME: &str = "permute";
 
@@ -103,6 +102,15 @@ fn copy_planes<T: Element>(exec: &Exec, x: &[T], dims: &mut Few<(usize, usize), 
     }
     let (rows, row_step) = dims.pop().unwrap_or((1, 0));
     let planes: usize = dims.iter().map(|dim| dim.0).product();
+    if row_step == 1 && col_step != 0 {
+        let len = rows * columns;
+        return blocks(exec, [planes, columns, rows], &|plane, r, c| {
+            let (from, y) =
+                (origin(dims, plane) + r.start * col_step + c.start, plane * len + c.start * columns + r.start);
+            let (x, y) = (x[from..].as_ptr(), out.ptr().wrapping_add(y));
+            exec.isa().dispatch(Turn { x, ld_x: col_step, rows: r.len(), columns: c.len(), y, ld_y: columns });
+        });
+    }
     let bands = rows.div_ceil(BLOCK);
     exec.split(planes * bands, GRAIN / (columns * BLOCK.min(rows)) + 1, &|range| {
         for index in range {
@@ -117,7 +125,7 @@ fn copy_planes<T: Element>(exec: &Exec, x: &[T], dims: &mut Few<(usize, usize), 
             };
             let at = (plane * rows + first) * columns;
             // SAFETY: each band of rows owns its part of the output.
-            view.copy(exec, unsafe { out.slice(at, view.rows * columns) });
+            view.copy(unsafe { out.slice(at, view.rows * columns) });
         }
     });
 }
@@ -142,51 +150,14 @@ struct Plane<'a, T> {
 }
 
 impl<T: Element> Plane<'_, T> {
-    fn copy(&self, exec: &Exec, y: &mut [T]) {
-        if self.row_step == 1 && size_of::<T>() == 4 {
-            exec.isa().dispatch(Transpose32 {
-                x: self.x.as_ptr().cast(),
-                ld: self.col_step,
-                rows: self.columns,
-                columns: self.rows,
-                y: y.as_mut_ptr().cast(),
-            });
-            return;
-        }
-        // Blocks of columns keep the lines of x that a block touches in L1.
-        let block = if self.row_step == 1 { BLOCK } else { self.columns };
-        for first in (0..self.columns).step_by(block) {
-            let len = block.min(self.columns - first);
-            for (r, row) in y.chunks_exact_mut(self.columns).enumerate() {
-                let from = &self.x[r * self.row_step + first * self.col_step..];
-                for (out, &v) in row[first..first + len].iter_mut().zip(from.iter().step_by(self.col_step.max(1))) {
-                    *out = v;
-                }
-                if self.col_step == 0 {
-                    row[first..first + len].fill(from[0]);
-                }
+    fn copy(&self, y: &mut [T]) {
+        for (r, row) in y.chunks_exact_mut(self.columns).enumerate() {
+            let from = &self.x[r * self.row_step..];
+            match self.col_step {
+                0 => row.fill(from[0]),
+                step => row.iter_mut().zip(from.iter().step_by(step)).for_each(|(out, &v)| *out = v),
             }
         }
-    }
-}
-
-/// A transpose of 4-byte elements; x covers `rows × columns` at `ld`, y its transpose.
-struct Transpose32 {
-    x: *const f32,
-    ld: usize,
-    rows: usize,
-    columns: usize,
-    y: *mut f32,
-}
-
-impl Kernel for Transpose32 {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // Vector moves keep every bit, so any 4-byte element may pass as f32.
-        // SAFETY: the struct's contract; `y` is dense, so its step is `rows`.
-        unsafe { transpose_block(s, self.x, self.ld, self.rows, self.columns, self.y, self.rows) };
     }
 }
 
@@ -253,6 +224,10 @@ mod tests {
             (&[2, 50, 3, 16], &[0, 2, 1, 3]),
             (&[2, 3, 50, 16], &[0, 1, 3, 2]),
             (&[2, 9, 11, 5], &[0, 3, 1, 2]),
+            (&[2, 6, 7], &[0, 2, 1]),
+            (&[2, 300, 70], &[0, 2, 1]),
+            (&[70, 260, 2], &[2, 1, 0]),
+            (&[17, 1024], &[1, 0]),
             (&[2, 9, 11, 5], &[3, 2, 1, 0]),
             (&[4, 1, 6, 1, 3], &[4, 1, 0, 3, 2]),
             (&[3, 0, 2], &[2, 0, 1]),

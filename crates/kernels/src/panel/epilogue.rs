@@ -47,14 +47,6 @@ pub struct RowParams<'a> {
     pub column_sums: &'a [i32],
 }
 
-impl RowParams<'_> {
-    #[inline(always)]
-    pub(super) fn at(&self, row: usize) -> (f32, i32) {
-        let i = if self.scales.len() == 1 { 0 } else { row };
-        (self.scales[i], self.zeros[i])
-    }
-}
-
 impl Default for Epilogue<'_> {
     fn default() -> Self {
         Epilogue {

@@ -7,7 +7,7 @@
 //! are one multiplication and addition with a single rounding.
 
 use super::epilogue::{Epilogue, Residual, load_bf16};
-use super::forms::{ANY, BF16, Form, PASS, PLAIN, is_code, is_float_sum};
+use super::forms::{ANY, BF16, Form, PASS, PLAIN, ROWS, is_code, is_float_sum};
 use super::stage::{Stage, Steps};
 use super::target::Out;
 use crate::activation::Activation;
@@ -53,11 +53,18 @@ struct Constants<S: Simd> {
     residual_zero: S::I,
     /// The stage before it.
     stage: Steps<S>,
+    /// The scale and the zero point of the first row, where rows have their own, and how far apart those of the next one are.
+    row_scales: *const f32,
+    row_zeros: *const i32,
+    row_step: usize,
 }
 
 /// What is the same for all rows of a vector of columns.
 struct Column<S: Simd> {
     offset: S::I,
+    /// What is taken off for each step of a row's zero point, and for each one of the sum of its elements.
+    sum: S::I,
+    weight_zero: S::I,
     scale: S::F,
     bias: S::F,
     /// Steps that are added behind the stage.
@@ -246,6 +253,11 @@ impl Finish<'_> {
             _ => (std::ptr::null(), 1.0, 0),
         };
         let stage = self.epilogue.stage.unwrap_or(Stage::new(false, 1.0, 1.0, 0));
+        let (row_scales, row_zeros, row_step) = match &self.epilogue.rows {
+            None => (std::ptr::null(), std::ptr::null(), 0),
+            Some(rows) if rows.scales.len() == 1 => (rows.scales.as_ptr(), rows.zeros.as_ptr(), 0),
+            Some(rows) => (rows.scales[self.row..].as_ptr(), rows.zeros[self.row..].as_ptr(), 1),
+        };
         Constants {
             acc: self.acc,
             width: self.width,
@@ -258,6 +270,9 @@ impl Finish<'_> {
             residual_scale: s.splat(scale),
             residual_zero: s.splat_i(zero),
             stage: Steps::new(s, stage),
+            row_scales,
+            row_zeros,
+            row_step,
         }
     }
 
@@ -298,6 +313,14 @@ impl Finish<'_> {
         unsafe {
             Column {
                 offset: if F::INTS { s.load_i32_n(e.offsets.as_ptr().add(at), n) } else { s.splat_i(0) },
+                sum: match &e.rows {
+                    Some(rows) if F::INTS => s.load_i32_n(rows.column_sums.as_ptr().add(at), n),
+                    _ => s.splat_i(0),
+                },
+                weight_zero: match F::MODE == PASS && !e.weight_zeros.is_empty() {
+                    true => s.load_i32_n(e.weight_zeros.as_ptr().add(at), n),
+                    false => s.splat_i(0),
+                },
                 scale: if F::INTS || !e.scales.is_empty() {
                     s.load_bits(e.scales.as_ptr().add(at), bits)
                 } else {
@@ -357,16 +380,12 @@ impl Finish<'_> {
             let mut v = if F::INTS {
                 let mut x = s.add_i(s.to_bits(s.load(acc.cast())), column.offset);
                 if F::MODE == PASS && !e.weight_zeros.is_empty() {
-                    let zeros = s.load_i32_n(e.weight_zeros.as_ptr().add(self.column + j), n);
-                    x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), zeros));
+                    x = s.sub_i(x, s.mul_i(s.splat_i(*self.row_sums.add(i)), column.weight_zero));
                 }
                 let mut scale = column.scale;
-                if F::MODE == PASS
-                    && let Some(rows) = &e.rows
-                {
-                    let (row_scale, zero) = rows.at(self.row + i);
-                    let sums = s.load_i32_n(rows.column_sums.as_ptr().add(self.column + j), n);
-                    x = s.sub_i(x, s.mul_i(s.splat_i(zero), sums));
+                if F::MODE == ROWS || F::MODE == PASS && !c.row_scales.is_null() {
+                    let (row_scale, zero) = (*c.row_scales.add(i * c.row_step), *c.row_zeros.add(i * c.row_step));
+                    x = s.sub_i(x, s.mul_i(s.splat_i(zero), column.sum));
                     scale = s.mul(s.splat(row_scale), scale);
                 }
                 s.mul(s.to_f32(x), scale)

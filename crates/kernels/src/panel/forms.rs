@@ -12,8 +12,11 @@ use crate::simd::{Kernel, Simd};
 pub(super) const GENERAL: u8 = 0;
 /// Without bias, and without factors that are 1.
 pub(super) const PLAIN: u8 = 1;
-/// With an activation that is more than a clamp, a shift behind it, zero points of weights, or rows with a format of their own.
+/// With an activation that is more than a clamp, a shift behind it, zero points of weights, or codes of rows with a format of
+/// their own.
 pub(super) const PASS: u8 = 2;
+/// Floats of rows with a format of their own.
+pub(super) const ROWS: u8 = 3;
 
 /// The residual is told by [`Constants`]: where a pass dominates, a branch costs nothing.
 pub(super) const ANY: u8 = 10;
@@ -44,7 +47,7 @@ pub(super) trait Form {
     const KIND: u8;
     /// What is added to them, as [`Finish::residual`] numbers it, or [`ANY`].
     const RESIDUAL: u8;
-    /// [`GENERAL`], [`PLAIN`] or [`PASS`].
+    /// [`GENERAL`], [`PLAIN`], [`PASS`] or [`ROWS`].
     const MODE: u8;
 }
 
@@ -81,10 +84,22 @@ impl Finish<'_> {
     fn by_residual<const INTS: bool, const KIND: u8>(&self, isa: Isa) {
         let e = self.epilogue;
         let factors = !is_code(KIND) && !e.factors.is_empty() || !e.shifts.is_empty();
-        if e.activation.needs_pass() || !e.weight_zeros.is_empty() || e.rows.is_some() || factors {
+        let residual = self.residual();
+        if e.activation.needs_pass() || !e.weight_zeros.is_empty() || factors {
+            // What dynamic quantization has before a function.
+            if INTS && KIND == 0 && residual == 0 {
+                return isa.dispatch(Loops::<Chosen<true, 0, 0, PASS>>(self, PhantomData));
+            }
             return isa.dispatch(Loops::<Chosen<INTS, KIND, ANY, PASS>>(self, PhantomData));
         }
-        match self.residual() {
+        if e.rows.is_some() {
+            return match (KIND, residual) {
+                (0, 0) => isa.dispatch(Loops::<Chosen<true, 0, 0, ROWS>>(self, PhantomData)),
+                (0, 1) => isa.dispatch(Loops::<Chosen<true, 0, 1, ROWS>>(self, PhantomData)),
+                _ => isa.dispatch(Loops::<Chosen<INTS, KIND, ANY, PASS>>(self, PhantomData)),
+            };
+        }
+        match residual {
             0 => self.by_mode::<INTS, KIND, 0>(isa),
             1 => self.by_mode::<INTS, KIND, 1>(isa),
             2 => self.by_mode::<INTS, KIND, 2>(isa),

@@ -300,6 +300,26 @@ impl Finish {
         }
     }
 
+    /// What follows the sums of a convolution into `channels` channels: its own bias, and all that is fused to it.
+    pub fn take_rest(
+        &mut self,
+        cx: &BuildCx,
+        (f, ints): (&Fusion, &Ints),
+        ins: &mut Vec<ValueId>,
+        channels: usize,
+    ) -> Option<()> {
+        if let Some(v) = cx.node.input(2) {
+            match bias_steps(cx, v, self, channels) {
+                Some(steps) => self.add_steps(steps),
+                None => self.add_bias(&cx.floats(2)?),
+            }
+        }
+        self.take_affine(cx, f)?;
+        self.take_residual(f, ints, ins, cx.channels_last);
+        self.at_once();
+        Some(())
+    }
+
     pub fn epilogue<'a>(&'a self, cx: &RunCx<'a>, format: &'a Option<Format>) -> Result<Epilogue<'a>, StepError> {
         let residual = match self.residual {
             None => self.row.as_ref().map_or(Residual::None, |r| Residual::Row(&r.steps, r.scale)),

@@ -114,17 +114,7 @@ fn plan_conv(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Result<Option<(Conv, Vec<
     let mut ins = image(cx, &p, x.value, volumes.is_none() && is_read_alone(cx, x.value));
     let parts = ins.len();
     finish.at_run_time(*x, &mut ins, packed.column_sums(), depth);
-    if let Some(v) = cx.node.input(2) {
-        if let Some(steps) = bias_steps(cx, v, &finish, p.oc) {
-            finish.add_steps(steps);
-        } else {
-            let Some(bias) = cx.floats(2) else { return Ok(None) };
-            finish.add_bias(&bias);
-        }
-    }
-    let Some(()) = finish.take_affine(cx, f) else { return Ok(None) };
-    finish.take_residual(f, ints, &mut ins, cx.channels_last);
-    finish.at_once();
+    let Some(()) = finish.take_rest(cx, (f, ints), &mut ins, p.oc) else { return Ok(None) };
     let out = (cx.channels_last)(out);
     Ok(Some((Conv { p, volumes, input: x.params, parts, weights: packed, finish }, ins, out)))
 }

@@ -89,11 +89,11 @@ fn fast(cx: &BuildCx) -> Maybe {
         "MaxPool" | "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" => pool::build(cx),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" | "ReduceSumSquare" => reduce::build(cx),
         "CumSum" => reduce::running(cx),
+        "ArgMax" | "ArgMin" => reduce::places(cx),
         "ScatterElements" | "Scatter" | "ScatterND" => scatter::build(cx),
         "GatherND" => scatter::gather(cx),
-        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Where" | "GatherElements" => {
-            movement::build(cx)
-        }
+        "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Tile" | "Where" | "GatherElements"
+        | "DepthToSpace" | "SpaceToDepth" => movement::build(cx),
         "LSTM" | "GRU" => recurrent::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),

@@ -3,6 +3,7 @@
 use narrowbit_kernels::elementwise;
 use narrowbit_kernels::movement::{self, copy_strided, gather_rows, permute};
 use narrowbit_kernels::{Exec, Few};
+use narrowbit_ops::tensor::depth_to_space::{DepthToSpace, Mode, SpaceToDepth};
 use narrowbit_tensor::{DType, shape};
 
 use super::Maybe;
@@ -22,6 +23,9 @@ pub fn build(cx: &BuildCx) -> Maybe {
         "Split" => split(cx),
         "Gather" => gather(cx),
         "Expand" => expand(cx),
+        "Tile" => tile(cx),
+        "DepthToSpace" => depth_to_space(cx),
+        "SpaceToDepth" => space_to_depth(cx),
         "GatherElements" => gather_elements(cx),
         "Where" => select(cx),
         _ => None,
@@ -176,6 +180,77 @@ fn expand(cx: &BuildCx) -> Option<Built> {
     let steps = shape::broadcast_strides(&from.shape, &out.shape);
     let dims = out.shape.iter().copied().zip(steps).collect();
     Some(Built { kernel: strided("expand", from.dtype, 0, dims), ins: vec![x], outs: vec![y] })
+}
+
+/// Each axis is one that repeats, and the axis itself in it.
+fn tile(cx: &BuildCx) -> Option<Built> {
+    let (x, y, from, out) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?, cx.out(0)?);
+    if from.shape.len() != out.shape.len() {
+        return None;
+    }
+    let steps = shape::strides(&from.shape);
+    let mut dims = Vec::new();
+    for ((&len, &to), step) in from.shape.iter().zip(&out.shape).zip(steps) {
+        let repeats = to.checked_div(len).filter(|r| r * len == to)?;
+        dims.extend([(repeats, 0), (len, step)]);
+    }
+    Some(Built { kernel: strided("tile", from.dtype, 0, dims), ins: vec![x], outs: vec![y] })
+}
+
+/// Lengths and steps of what a deep pixel has: the channels of each place in its block, and the rows and columns of the block.
+struct Block {
+    channels: (usize, usize),
+    rows: (usize, usize),
+    columns: (usize, usize),
+}
+
+impl Block {
+    /// Of channels that are `step` apart.
+    fn new(mode: Mode, (b, c): (usize, usize), step: usize) -> Block {
+        let (channels, place) = match mode {
+            Mode::Dcr => (step, c * step),
+            Mode::Crd => (b * b * step, step),
+        };
+        Block { channels: (c, channels), rows: (b, b * place), columns: (b, place) }
+    }
+}
+
+fn depth_to_space(cx: &BuildCx) -> Option<Built> {
+    let (x, y, from) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?);
+    let op = cx.node.op.downcast::<DepthToSpace>()?;
+    let &[n, depth, h, w] = from.shape.as_slice() else { return None };
+    let (b, last) = (op.block, cx.is_channels_last(x));
+    let c = depth / (b * b);
+    let dims = if last {
+        let of = Block::new(op.mode, (b, c), 1);
+        vec![(n * h, w * depth), of.rows, (w, depth), of.columns, of.channels]
+    } else {
+        let of = Block::new(op.mode, (b, c), h * w);
+        vec![(n, depth * h * w), of.channels, (h, w), of.rows, (w, 1), of.columns]
+    };
+    let place = |v| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel: strided("depth_to_space", from.dtype, 0, dims), ins: vec![place(x)], outs: vec![place(y)] })
+}
+
+fn space_to_depth(cx: &BuildCx) -> Option<Built> {
+    let (x, y, from) = (cx.node.input(0)?, cx.node.output(0)?, cx.ty(0)?);
+    let op = cx.node.op.downcast::<SpaceToDepth>()?;
+    let &[n, c, high, wide] = from.shape.as_slice() else { return None };
+    let (b, last) = (op.block, cx.is_channels_last(x));
+    let (h, w) = (high / b, wide / b);
+    // Elements from a pixel to the next one of its row.
+    let pixel = if last { c } else { 1 };
+    let channels = (c, if last { 1 } else { high * wide });
+    let (rows, columns) = ((b, wide * pixel), (b, pixel));
+    let depth = match op.mode {
+        Mode::Dcr => [rows, columns, channels],
+        Mode::Crd => [channels, rows, columns],
+    };
+    let pixels = [(h, b * wide * pixel), (w, b * pixel)];
+    let image = [(n, c * high * wide)];
+    let dims = if last { [&image[..], &pixels, &depth] } else { [&image[..], &depth, &pixels] }.concat();
+    let place = |v| if last { (cx.channels_last)(v) } else { v };
+    Some(Built { kernel: strided("space_to_depth", from.dtype, 0, dims), ins: vec![place(x)], outs: vec![place(y)] })
 }
 
 fn gather(cx: &BuildCx) -> Option<Built> {

@@ -13,7 +13,7 @@ use narrowbit_kernels::panel::{
 use narrowbit_kernels::{Activation, Exec, KernelError, with_scratch_bytes};
 
 use super::Maybe;
-use super::finish::{Finish, Loaded, bias_steps, load, rows};
+use super::finish::{Finish, Loaded, load, rows};
 use super::images::{Along, axes, pixels};
 use crate::error::StepError;
 use crate::fuse::{Fusion, Ints};
@@ -244,17 +244,7 @@ pub(super) fn integers(cx: &BuildCx, f: &Fusion, ints: &Ints) -> Maybe {
         let mut finish = Finish::new(f, ints, x.params, each, sums, (depth, 1.0));
         let mut ins = vec![(cx.channels_last)(x.value)];
         finish.at_run_time(*x, &mut ins, sums, depth);
-        if let Some(v) = cx.node.input(2) {
-            if let Some(steps) = bias_steps(cx, v, &finish, channels) {
-                finish.add_steps(steps);
-            } else {
-                let Some(bias) = cx.floats(2) else { return Ok(None) };
-                finish.add_bias(&bias);
-            }
-        }
-        let Some(()) = finish.take_affine(cx, f) else { return Ok(None) };
-        finish.take_residual(f, ints, &mut ins, cx.channels_last);
-        finish.at_once();
+        let Some(()) = finish.take_rest(cx, (f, ints), &mut ins, channels) else { return Ok(None) };
         all.push((phase, packed, finish));
         operands = ins;
     }

@@ -1,6 +1,9 @@
-//! Reductions of floats along neighbouring axes, and running sums along one.
+//! Reductions of floats along neighbouring axes; running sums and the places of extremes along one.
 
-use narrowbit_kernels::reduce::{ReduceOp, Running, reduce, running_sum, running_sum_in_place};
+use narrowbit_kernels::reduce::{
+    ArgExtreme, ReduceOp, Running, arg_extreme, reduce, running_sum, running_sum_in_place,
+};
+use narrowbit_ops::math::argmax;
 use narrowbit_ops::math::cumulate::Cumulate;
 use narrowbit_tensor::shape;
 
@@ -73,5 +76,32 @@ fn running_sums(cx: &BuildCx) -> Option<Built> {
         let x = cx.f32s(0)?;
         Ok(running_sum(exec, how, x, cx.out_f32s()?, split)?)
     });
+    Some(Built { kernel, ins: vec![x], outs: vec![y] })
+}
+
+/// The kernel of an ArgMax or ArgMin of floats.
+pub fn places(cx: &BuildCx) -> Maybe {
+    Ok(places_of(cx))
+}
+
+fn places_of(cx: &BuildCx) -> Option<Built> {
+    let (x, y, dims) = (cx.node.input(0)?, cx.node.output(0)?, cx.f32_shape(0)?);
+    let op = cx.node.op.downcast::<argmax::ArgExtreme>()?;
+    let axis = shape::axis(op.axis, dims.len()).filter(|&axis| dims[axis] > 0)?;
+    let how = ArgExtreme { least: op.min, last: op.select_last_index };
+    // With the channels last they are one row of each pixel.
+    let last = axis == 1 && cx.is_channels_last(x);
+    let product = |d: &[usize]| d.iter().product::<usize>();
+    let split = match last {
+        true => [product(&dims) / dims[1], dims[1], 1],
+        false => [product(&dims[..axis]), dims[axis], product(&dims[axis + 1..])],
+    };
+    let kernel = simple("arg_extreme_f32", move |cx| {
+        let (exec, x) = (cx.exec, cx.f32s(0)?);
+        let Some(y) = cx.outs.first_mut() else { return Ok(()) };
+        Ok(arg_extreme(exec, how, x, split, y.slice::<i64>()?)?)
+    });
+    // One place for each pixel: its order is the same in both layouts.
+    let x = if last { (cx.channels_last)(x) } else { x };
     Some(Built { kernel, ins: vec![x], outs: vec![y] })
 }
