@@ -83,7 +83,9 @@ fn dynamic_lstms_run_alike_in_onnx_runtime_and_here() {
         println!("{flags}: {report}");
         let there = report["onnxruntime"]["sqnr_db"].as_f64().unwrap_or(-1e9);
         assert!(there > 60.0, "{flags}: {report}");
-        assert!(report["openvino"]["error"].is_string() || report["openvino"].is_null(), "{report}");
+        // OpenVINO leaves out what the operator rounds, which the table says.
+        let rounded = report["openvino"]["sqnr_db"].as_f64().is_some_and(|db| db > 55.0);
+        assert!(!rounded, "{flags}: {report}");
     }
 }
 

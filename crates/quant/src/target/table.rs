@@ -80,6 +80,7 @@ const TRT_CHANNELS: &str = "quantizes activations by tensor";
 const OV_JOINED: &str = "joins such codes with constants wrongly when it optimizes";
 const OV_JOINED_INT8: &str = "computes convolutions of int8 codes behind a Concat wrongly";
 const OV_TRANSPOSED: &str = "computes transposed convolutions wrongly whose weights have zero points";
+const OV_LSTM: &str = "computes DynamicQuantizeLSTM on floats, without the roundings that it is defined by";
 const OV_RAGGED: &str = "takes only blocks that divide the depth";
 const OV_RAGGED_HELP: &str = "use --weights nf4 or int4, or a --block that divides it";
 const OV_TWO_BITS: &str = "does not read 2-bit types";
@@ -134,7 +135,7 @@ pub const ROWS: &[Row] = &[
             Refuse("has no DynamicQuantizeLinear and no MatMulInteger", DYNAMIC_HELP),
         ],
     ),
-    Row(Feature::DynamicLstm, [Runs, Adapt(Change::FloatLstm, NO_MS), Adapt(Change::FloatLstm, NO_MS)]),
+    Row(Feature::DynamicLstm, [Runs, Adapt(Change::FloatLstm, OV_LSTM), Adapt(Change::FloatLstm, NO_MS)]),
     Row(Blocks(BlockInt8), blocks(Refuse(TRT_BLOCKS, TRT_BLOCK_HELP))),
     Row(Blocks(BlockUint8), blocks(Refuse(TRT_BLOCKS, TRT_BLOCK_HELP))),
     Row(Blocks(Int4), blocks(Runs)),
