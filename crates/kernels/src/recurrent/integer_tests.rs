@@ -209,10 +209,10 @@ fn refuses_slices_and_lengths_that_do_not_fit() {
     assert!(run(&Recurrent { lens: Some(&[4, 0]), ..p }, &good.x).is_err());
     assert!(run(&Recurrent { reverse: &[false, true], ..p }, &good.x).is_err());
     let spoiled: [fn(&mut Case); 5] = [
-        |c| drop(c.codes[0].pop()),
-        |c| drop(c.scales[1].pop()),
-        |c| drop(c.zeros[0].pop()),
-        |c| drop(c.bias.pop()),
+        |c| c.codes[0].truncate(2),
+        |c| c.scales[1].truncate(2),
+        |c| c.zeros[0].truncate(2),
+        |c| c.bias.truncate(2),
         |c| c.zeros[1][3] = i32::MAX,
     ];
     for spoil in spoiled {
