@@ -234,7 +234,7 @@ fn is_time_major(graph: &Graph, v: ValueId) -> bool {
             let node = graph.node(u.node);
             let time_first = node.op.attrs().get("layout").is_none_or(|a| matches!(a, Attr::Int(0)));
             match (node.op.name(), u.input) {
-                ("LSTM" | "GRU" | "RNN", 0 | 5 | 6) if time_first => found = true,
+                ("LSTM" | "GRU" | "RNN" | "DynamicQuantizeLSTM", 0 | 5 | 6) if time_first => found = true,
                 (name, 0) if KEEPS_AXES.contains(&name) && seen.insert(u.node) => open.extend(node.output(0)),
                 (name, 0) if KEEPS_AXES.contains(&name) => {}
                 _ => return false,

@@ -177,7 +177,14 @@ fn other_floats(graph: &Graph, facts: &Facts) -> Option<QuantizeError> {
 /// Refuses a graph that some tool has quantized.
 pub(crate) fn refuse_quantized(graph: &Graph) -> Result<(), QuantizeError> {
     let of = |name: &str| {
-        let known = ["QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"];
+        let known = [
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "MatMulInteger",
+            "ConvInteger",
+            "MatMulNBits",
+            "DynamicQuantizeLSTM",
+        ];
         known.contains(&name) || name.starts_with("QLinear")
     };
     match graph.nodes().find(|(_, n)| of(n.op.name())) {

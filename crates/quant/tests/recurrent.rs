@@ -3,7 +3,7 @@
 use narrowbit_ir::{Model, interp, text};
 use narrowbit_kernels::{Exec, Isa};
 use narrowbit_ops::Registry;
-use narrowbit_quant::approach::{Approach, BlockType, WeightOnlyOptions};
+use narrowbit_quant::approach::{Approach, BlockType, DynamicOptions, LstmProducts, WeightOnlyOptions};
 use narrowbit_quant::options::{Override, QuantOptions};
 use narrowbit_quant::quantize::{self, NodeFate};
 use narrowbit_runtime::{Options, Session};
@@ -34,15 +34,15 @@ fn inputs() -> Vec<Tensor> {
     vec![Tensor::new([5, 2, 40], (0..400).map(|_| r.normal() as f32).collect::<Vec<f32>>()).unwrap()]
 }
 
-/// The greatest difference from the float model's results, which are within ±1; the runtime must give the interpreter's, on the
-/// kernels of floats.
-fn loss(quantized: &Model) -> f32 {
+/// The greatest difference from the float model's results, which are within ±1; the runtime must give the interpreter's, on these
+/// kernels.
+fn loss(quantized: &Model, kernel: [&str; 2]) -> f32 {
     let want = interp::run_tensors(&model().graph, &inputs()).unwrap();
     let got = interp::run_tensors(&quantized.graph, &inputs()).unwrap();
     let session = Session::new(quantized.graph.clone(), Options { threads: 1, ..Options::default() }).unwrap();
     let (ran, profile) = session.profile(&inputs()).unwrap();
     let kernels: Vec<String> = profile.rows.iter().map(|r| r.kernel.to_string()).collect();
-    for name in ["lstm_f32", "gru_f32"] {
+    for name in kernel {
         assert!(kernels.iter().any(|k| k == name), "{name}: {kernels:?}");
     }
     assert!(!kernels.iter().any(|k| k.contains("reference")), "weights are dequantized once: {kernels:?}");
@@ -75,23 +75,83 @@ fn stores_weights_by_blocks() {
         assert!(!warnings.iter().any(products), "there are none: {warnings:?}");
         let stored = |name: &str| fates.iter().find(|f| f.node == name).unwrap().stored.clone();
         assert_eq!((stored("lstm"), stored("gru")), (Some(codes.to_string()), Some(codes.to_string())));
-        let left = loss(&model);
+        let left = loss(&model, ["lstm_f32", "gru_f32"]);
         assert!(left < most, "{codes}: {left}");
         let size = weight_bytes(&model) as f64 / weight_bytes(&self::model()) as f64;
         assert!(size < share, "{codes}: {size}");
     }
 }
 
+fn dynamic(per_channel: bool, lstm: LstmProducts) -> QuantOptions {
+    let dynamic = DynamicOptions { lstm, ..DynamicOptions::default() };
+    let mut o = QuantOptions { approach: Approach::Dynamic, dynamic, ..QuantOptions::default() };
+    o.weights.per_channel = per_channel;
+    o
+}
+
 #[test]
-fn stores_weights_in_8_bits_beside_dynamic_products_and_says_why() {
+fn puts_lstms_on_integers_and_stores_the_weights_of_others_in_8_bits() {
     for per_channel in [true, false] {
-        let mut o = QuantOptions { approach: Approach::Dynamic, ..QuantOptions::default() };
-        o.weights.per_channel = per_channel;
-        let (model, fates, warnings) = quantized(&o);
-        assert!(fates.iter().all(|f| !f.integer) && fates[0].stored.as_deref() == Some("int8"), "{fates:?}");
-        assert!(warnings[0].contains("\"lstm\" (LSTM) first"), "{warnings:?}");
-        assert!(loss(&model) < 0.04);
+        let (model, fates, warnings) = quantized(&dynamic(per_channel, LstmProducts::Int8));
+        let of = |name: &str| fates.iter().find(|f| f.node == name).unwrap();
+        assert!(of("lstm").integer && of("lstm").stored.is_none(), "{fates:?}");
+        assert!(!of("gru").integer && of("gru").stored.as_deref() == Some("int8"), "{fates:?}");
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("\"gru\" (GRU), computes on floats"), "{warnings:?}");
+        assert!(warnings[0].contains("for LSTM alone"), "{warnings:?}");
+        assert_eq!(model.opsets.get("com.microsoft"), Some(&1));
+        let (_, node) = model.graph.nodes().find(|(_, n)| n.op.name() == "DynamicQuantizeLSTM").unwrap();
+        let shape = |i: usize| model.graph.constant(node.input(i).unwrap()).unwrap().shape().to_vec();
+        let scales = if per_channel { vec![2, 96] } else { vec![2] };
+        assert_eq!([shape(1), shape(2)], [vec![2, 40, 96], vec![2, 24, 96]]);
+        assert!([8, 9, 10, 11].iter().all(|&i| shape(i) == scales));
+        // Gates of 40 products of weights within ±1 are steep: X and the hidden states, rounded too, cost as much as the weights.
+        let left = loss(&model, ["lstm_int8", "gru_f32"]);
+        assert!(left < 0.1, "{left}");
         assert!(weight_bytes(&model) * 10 < weight_bytes(&self::model()) * 4);
+    }
+}
+
+#[test]
+fn keeps_lstms_on_floats_where_the_settings_say_so() {
+    for per_channel in [true, false] {
+        let (model, fates, warnings) = quantized(&dynamic(per_channel, LstmProducts::Float));
+        assert!(fates.iter().all(|f| !f.integer) && fates[0].stored.as_deref() == Some("int8"), "{fates:?}");
+        assert!(warnings.iter().any(|w| w.contains("\"lstm\" (LSTM), computes on floats")), "{warnings:?}");
+        assert!(loss(&model, ["lstm_f32", "gru_f32"]) < 0.04);
+        assert!(weight_bytes(&model) * 10 < weight_bytes(&self::model()) * 4);
+        assert_eq!(model.opsets.get("com.microsoft"), None);
+    }
+}
+
+#[test]
+fn says_which_lstms_have_no_integer_form() {
+    let bias = "%x, %w, %r, %b)";
+    let asymmetric = |o: &mut QuantOptions| o.weights.symmetric = false;
+    let nothing = |_: &mut QuantOptions| {};
+    let peepholes = ("%x, %w, %r, %b, _, _, _, %p)", "", nothing as fn(&mut QuantOptions), "peepholes");
+    let relu = ", activations=[\"Sigmoid\", \"Tanh\", \"Relu\", \"Sigmoid\", \"Tanh\", \"Relu\"]";
+    let cases = [
+        peepholes,
+        (bias, relu, nothing, "usual functions"),
+        (bias, ", layout=1", nothing, "time first"),
+        (bias, "", asymmetric, "one zero point"),
+        ("%x, %w, %r, %free)", "", nothing, "biases are not constant"),
+    ];
+    for (inputs, attrs, change, why) in cases {
+        let text = format!(
+            r#"model opset=21 graph "g" {{ input %x: f32[5, 2, 40] input %free: f32[2, 192]
+            const %w: f32[2, 96, 40] = random(1) const %r: f32[2, 96, 24] = random(2) const %b: f32[2, 192] = random(3)
+            const %p: f32[2, 72] = random(4)
+            %y = LSTM({inputs} {{direction="bidirectional", hidden_size=24{attrs}}} @"lstm" output %y }}"#
+        );
+        let mut model = text::parse_model(&text, &Registry).unwrap();
+        let mut o = dynamic(true, LstmProducts::Int8);
+        change(&mut o);
+        let done = quantize::convert(&mut model, &o, &Exec::new(Isa::detect(), 1)).unwrap();
+        assert!(!done.fates.iter().any(|f| f.integer), "{inputs}{attrs}");
+        assert!(done.warnings.iter().any(|w| w.contains(why)), "{why}: {:?}", done.warnings);
+        assert!(model.graph.nodes().any(|(_, n)| n.op.name() == "LSTM"));
     }
 }
 

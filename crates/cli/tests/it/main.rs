@@ -16,6 +16,7 @@ mod help;
 mod home;
 mod job;
 mod json;
+mod lstm;
 mod memory;
 mod mixture;
 mod models;

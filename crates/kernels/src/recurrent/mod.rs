@@ -1,12 +1,15 @@
-//! LSTM and GRU of floats (ONNX operators of these names, with their default functions).
+//! LSTM and GRU of floats (ONNX operators of these names, with their default functions), and LSTM whose products are of 8-bit
+//! integers ([`int_lstm`]).
 //!
 //! The products of the inputs of all steps are one matrix product. What is left of a step is a product with the hidden state,
 //! whose weights are packed so that all gates of a vector of units stand together: a unit's gates end in registers, and its new
 //! state is made there. Each sequence of a batch and each direction is independent of the others: they are the tasks.
 
+mod integer;
 mod step;
 mod weights;
 
+pub use integer::{IntLstmWeights, IntMatrix, int_lstm};
 pub use weights::{Cell, RecurrentWeights};
 
 use crate::buffer::{SharedMut, with_scratch};
@@ -51,14 +54,15 @@ pub struct RecurrentOutputs<'a> {
 }
 
 impl Recurrent<'_> {
-    fn check(&self, w: &RecurrentWeights, x: usize, out: &RecurrentOutputs<'_>) -> Result {
-        let (dirs, hidden) = (self.reverse.len(), w.hidden());
-        require(NAME, dirs == w.directions(), "the weights are for another number of directions")?;
+    /// Checks all lengths against weights of so many directions, inputs, units and gates.
+    fn check(&self, [directions, input, hidden, gates]: [usize; 4], x: usize, out: &RecurrentOutputs<'_>) -> Result {
+        let dirs = self.reverse.len();
+        require(NAME, dirs == directions, "the weights are for another number of directions")?;
         let rows = product(NAME, &[self.steps, self.batch])?;
         let state = product(NAME, &[dirs, self.batch, hidden])?;
-        exact(NAME, "x", x, product(NAME, &[rows, w.input()])?)?;
+        exact(NAME, "x", x, product(NAME, &[rows, input])?)?;
         let all = product(NAME, &[rows, dirs, hidden])?;
-        product(NAME, &[all, w.cell().gates()])?;
+        product(NAME, &[all, gates])?;
         out.y.as_ref().map_or(Ok(()), |y| exact(NAME, "y", y.len(), all))?;
         for (what, given) in
             [("initial h", self.h), ("initial c", self.c), ("h", out.h.as_deref()), ("c", out.c.as_deref())]
@@ -92,6 +96,13 @@ impl Recurrent<'_> {
     fn len(&self, b: usize) -> usize {
         self.lens.map_or(self.steps, |lens| lens[b].max(0) as usize)
     }
+
+    /// The element that a sequence is at in a step of direction `d`, unless it has ended.
+    fn element(&self, step: usize, b: usize, d: usize) -> Option<usize> {
+        let len = self.len(b);
+        let from = if self.reverse[d] { len.checked_sub(step + 1) } else { Some(step) };
+        from.filter(|_| step < len)
+    }
 }
 
 /// Runs a recurrent layer over `x` `[steps, batch, input]`, or `[batch, steps, input]` with the batch first.
@@ -100,7 +111,7 @@ impl Recurrent<'_> {
 /// A slice has another length than the shapes, a sequence is longer than the steps, or the weights were packed for
 /// another instruction set.
 pub fn recurrent(exec: &Exec, p: &Recurrent<'_>, w: &RecurrentWeights, x: &[f32], out: RecurrentOutputs<'_>) -> Result {
-    p.check(w, x.len(), &out)?;
+    p.check([w.directions(), w.input(), w.hidden(), w.cell().gates()], x.len(), &out)?;
     require(NAME, w.is_for(exec), "the weights were packed for another instruction set")?;
     let dirs = p.reverse.len();
     let (rows, columns) = (p.steps * p.batch, dirs * w.cell().gates() * w.hidden());

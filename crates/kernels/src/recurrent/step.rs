@@ -117,14 +117,9 @@ impl<const ROWS: usize> Kernel for Steps<'_, ROWS> {
 impl Task<'_> {
     fn row(&self, step: usize, b: usize) -> Row {
         let (p, d, hidden) = (self.p, self.d, self.w.hidden());
-        let len = p.len(b);
-        let active = step < len;
-        let t = match (active, p.reverse[d]) {
-            // What is computed behind the end is dropped.
-            (false, _) => 0,
-            (true, true) => len - 1 - step,
-            (true, false) => step,
-        };
+        let element = p.element(step, b, d);
+        // What is computed behind the end is dropped.
+        let (active, t) = (element.is_some(), element.unwrap_or(0));
         let place = (p.row(t, b) * p.reverse.len() + d) * self.w.cell().gates() * hidden;
         let y = self.y.map_or(std::ptr::null_mut(), |y| y.ptr().wrapping_add(p.place(t, b, d) * hidden));
         Row { gates: self.gates[place..].as_ptr(), y, active }
@@ -178,8 +173,27 @@ unsafe fn products<S: Simd, const ROWS: usize, const G: usize>(
 unsafe fn argument<S: Simd>(s: S, l: &Layer, row: &Row, gate: usize, unit: usize, sum: S::F, bits: u32) -> S::F {
     // SAFETY: the caller vouches for the units of `bits`.
     let x = unsafe { s.load_bits(row.gates.add(gate * l.hidden + unit), bits) };
+    within(s, l.clip, s.add(x, sum))
+}
+
+/// A gate's argument clipped to ± `clip`.
+#[inline(always)]
+pub(super) fn within<S: Simd>(s: S, clip: f32, x: S::F) -> S::F {
     // NaN passes: `min` and `max` give their second operand then.
-    s.min(s.splat(l.clip), s.max(s.splat(-l.clip), s.add(x, sum)))
+    s.min(s.splat(clip), s.max(s.splat(-clip), x))
+}
+
+/// The new states of cells and the new hidden states of an LSTM's units, from the arguments of the gates i, o, f and c.
+#[inline(always)]
+pub(super) fn lstm_unit<S: Simd>(s: S, [i, o, f, c]: [S::F; 4], cell: S::F, input_forget: bool) -> (S::F, S::F) {
+    let input = math::sigmoid(s, i);
+    let output = math::sigmoid(s, o);
+    let forget = match input_forget {
+        true => s.sub(s.splat(1.0), input),
+        false => math::sigmoid(s, f),
+    };
+    let cell = s.mul_add(forget, cell, s.mul(input, math::tanh(s, c)));
+    (cell, s.mul(output, math::tanh(s, cell)))
 }
 
 /// Writes the new state of a row's units, or keeps the old one behind the end of its sequence.
@@ -210,18 +224,14 @@ unsafe fn lstm<S: Simd, const ROWS: usize>(s: S, l: &Layer, state: &States, rows
             let sums = products::<S, ROWS, 4>(s, w, (state.before, state.stride, l.hidden));
             for (i, (row, sum)) in rows.iter().zip(&sums).enumerate() {
                 let at = i * state.stride + unit;
-                let input = math::sigmoid(s, argument(s, l, row, 0, unit, sum[0], bits));
-                let output = math::sigmoid(s, argument(s, l, row, 1, unit, sum[1], bits));
-                let forget = match input_forget {
-                    true => s.sub(s.splat(1.0), input),
-                    false => math::sigmoid(s, argument(s, l, row, 2, unit, sum[2], bits)),
-                };
-                let candidate = math::tanh(s, argument(s, l, row, 3, unit, sum[3], bits));
-                let cell = s.mul_add(forget, s.load(state.cells.add(at)), s.mul(input, candidate));
+                let mut gates = *sum;
+                for (g, gate) in gates.iter_mut().enumerate() {
+                    *gate = argument(s, l, row, g, unit, *gate, bits);
+                }
+                let (cell, h) = lstm_unit(s, gates, s.load(state.cells.add(at)), input_forget);
                 if row.active {
                     s.store(state.cells.add(at), cell);
                 }
-                let h = s.mul(output, math::tanh(s, cell));
                 finish(s, state, row, at, unit, h, bits);
             }
         }

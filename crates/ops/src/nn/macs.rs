@@ -2,6 +2,7 @@
 
 use narrowbit_ir::Op;
 
+use super::recurrent::DynamicQuantizeLstm;
 use super::{Attention, Conv, ConvTranspose, DeformConv, Gru, Lstm, Rnn};
 
 /// Multiply-accumulates of one run of `op` on inputs of these shapes (`None` for absent
@@ -21,6 +22,9 @@ pub fn macs(op: &dyn Op, ins: &[Option<&[usize]>]) -> Option<u64> {
     } else if op.is::<Rnn>() || op.is::<Gru>() || op.is::<Lstm>() {
         let (&[a, b, _], &[dirs, rows, input], &[_, _, hidden]) = (at(0)?, at(1)?, at(2)?) else { return None };
         product(&[a, b, dirs, rows, input.checked_add(hidden)?])
+    } else if op.is::<DynamicQuantizeLstm>() {
+        let (&[a, b, _], &[dirs, input, columns], &[_, hidden, _]) = (at(0)?, at(1)?, at(2)?) else { return None };
+        product(&[a, b, dirs, columns, input.checked_add(hidden)?])
     } else {
         None
     }
@@ -44,6 +48,8 @@ mod tests {
         assert_eq!(macs(&*attention, &[Some(&q), Some(&k), Some(&k)]), Some(2 * 3 * 5 * 8));
         let lstm = super::super::recurrent::build_lstm(14, &mut AttrMap::new()).unwrap();
         assert_eq!(macs(&*lstm, &[Some(&[7, 2, 3]), Some(&[1, 16, 3]), Some(&[1, 16, 4])]), Some(7 * 2 * 16 * 7));
+        let lstm = super::super::recurrent::build_dynamic_lstm(1, &mut AttrMap::new()).unwrap();
+        assert_eq!(macs(&*lstm, &[Some(&[7, 2, 3]), Some(&[1, 3, 16]), Some(&[1, 4, 16])]), Some(7 * 2 * 16 * 7));
     }
 
     #[test]

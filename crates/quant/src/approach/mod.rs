@@ -73,6 +73,18 @@ pub enum AttentionProducts {
     Float,
 }
 
+/// What the products of LSTMs compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LstmProducts {
+    /// 8-bit integers, in ONNX Runtime's DynamicQuantizeLSTM: X has one range for all steps and samples of a run, and the hidden
+    /// states of all samples have one anew in each step.
+    #[default]
+    Int8,
+    /// Floats: weights are stored in 8 bits.
+    Float,
+}
+
 /// Settings of [`Approach::Dynamic`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
@@ -81,6 +93,8 @@ pub struct DynamicOptions {
     pub granularity: Granularity,
     /// What the products of attention compute on.
     pub attention: AttentionProducts,
+    /// What the products of LSTMs compute on.
+    pub lstm: LstmProducts,
 }
 
 /// What computes on half-precision weights.

@@ -177,7 +177,7 @@ mod tests {
     fn options(attention: AttentionProducts, granularity: Granularity) -> QuantOptions {
         QuantOptions {
             approach: Approach::Dynamic,
-            dynamic: DynamicOptions { granularity, attention },
+            dynamic: DynamicOptions { granularity, attention, ..DynamicOptions::default() },
             ..QuantOptions::default()
         }
     }

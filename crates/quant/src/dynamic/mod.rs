@@ -6,9 +6,10 @@
 //! `(MatMulInteger(x, w) − zero · column_sums(w)) · scale · scale_w` in standard operators, because the zero point of
 //! MatMulInteger is one for all rows in ONNX Runtime. With one scale per tensor it is DynamicQuantizeLinear →
 //! MatMulInteger (or ConvInteger) → Cast → Mul, as ONNX Runtime's `quantize_dynamic` writes it and as ONNX Runtime fuses.
-//! The two products of attention, of activations both, are those of [`attention`].
+//! The two products of attention, of activations both, are those of [`attention`]; an LSTM is an operator of ONNX Runtime ([`lstm`]).
 
 mod attention;
+mod lstm;
 mod recurrent;
 mod weights;
 mod write;
@@ -40,7 +41,9 @@ pub(crate) struct Chosen {
     jobs: Vec<Job>,
     tables: Vec<(NodeId, WeightScheme)>,
     attentions: Vec<Attention>,
-    /// Recurrent operators, whose weights become integers, and which go on computing on floats.
+    /// LSTMs, whose products become those of integers.
+    lstms: Vec<(NodeId, WeightScheme)>,
+    /// Other recurrent operators, whose weights become integers, and which go on computing on floats.
     recurrent: Vec<(NodeId, WeightScheme)>,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -70,7 +73,7 @@ pub(crate) fn quantize(model: &mut Model, options: &QuantOptions, exec: &Exec) -
 /// When the settings of one can't be written.
 pub(crate) fn choose(model: &Model, options: &QuantOptions) -> Result<Chosen, QuantizeError> {
     let chosen = of_selection(model, select(model, options, Approach::Dynamic, &USUAL)?, options)?;
-    let stored = chosen.tables.iter().chain(&chosen.recurrent).map(|t| t.1);
+    let stored = chosen.tables.iter().chain(&chosen.lstms).chain(&chosen.recurrent).map(|t| t.1);
     let schemes = chosen.jobs.iter().map(|j| j.scheme).chain(stored);
     schemes.into_iter().try_for_each(|s| s.check_dynamic())?;
     Ok(chosen)
@@ -99,9 +102,20 @@ fn of_selection(model: &Model, mut found: Selection, options: &QuantOptions) -> 
     };
     let tables = found.tables.iter().map(|&id| (id, scheme(id))).collect();
     let own = |id: NodeId| matcher.of(model.graph.node(id)).find_map(|o| o.weights).unwrap_or(options.weights);
-    let recurrent: Vec<_> = found.recurrent.iter().map(|&id| (id, own(id))).collect();
-    let warnings = recurrent::warning(&model.graph, &found.recurrent).into_iter().collect();
-    Ok(Chosen { found, jobs, tables, attentions, recurrent, warnings })
+    let (mut lstms, mut recurrent, mut whys) = (Vec::new(), Vec::new(), Vec::new());
+    for &id in &found.recurrent {
+        let (node, scheme) = (model.graph.node(id), own(id));
+        let dynamic = matcher.of(node).find_map(|o| o.dynamic).unwrap_or(options.dynamic);
+        match lstm::check(&model.graph, node, &scheme, dynamic.lstm) {
+            Ok(()) => lstms.push((id, scheme)),
+            Err(why) => {
+                recurrent.push((id, scheme));
+                whys.push((id, why));
+            }
+        }
+    }
+    let warnings = recurrent::warnings(&model.graph, &whys);
+    Ok(Chosen { found, jobs, tables, attentions, lstms, recurrent, warnings })
 }
 
 /// Rewrites what was chosen in a graph whose nodes are still those that it was chosen in.
@@ -110,6 +124,7 @@ fn of_selection(model: &Model, mut found: Selection, options: &QuantOptions) -> 
 /// When the graph can't be rewritten.
 pub(crate) fn write(model: &mut Model, chosen: &Chosen, exec: &Exec) -> Result<(), QuantizeError> {
     tables(model, &chosen.tables, exec)?;
+    lstm::write(model, &chosen.lstms, exec)?;
     recurrent::write(model, &chosen.recurrent, exec)?;
     let weights = weights::make(&model.graph, &chosen.jobs, exec).map_err(QdqError::from)?;
     Ok(write::products(model, &chosen.jobs, &weights, &chosen.attentions)?)

@@ -1,7 +1,7 @@
-//! Recurrent operators: their weights are stored in 8 bits, and dequantized when the file is loaded.
-//!
-//! `com.microsoft.DynamicQuantizeLSTM` would multiply integers, but rounds the hidden state anew in each step with a range of its
-//! own, for which the runtime has the reference operator alone, and there is no such operator for GRU and RNN.
+//! Recurrent operators that go on computing on floats: their weights are stored in 8 bits, and dequantized when the file is
+//! loaded. LSTMs of the usual form are those of [`super::lstm`]; there is no operator of integers for GRU and RNN.
+
+use std::collections::BTreeMap;
 
 use narrowbit_ir::{AttrMap, Graph, Model, NodeId, Patch};
 use narrowbit_kernels::Exec;
@@ -12,15 +12,22 @@ use crate::plan::weight_params;
 use crate::qdq::QdqError;
 use crate::scheme::WeightScheme;
 
-/// What must be said of these nodes.
-pub(super) fn warning(graph: &Graph, nodes: &[NodeId]) -> Option<String> {
-    let first = graph.node(*nodes.first()?);
-    Some(format!(
-        "{} recurrent nodes, \"{}\" ({}) first, compute on floats: only their weights are stored in 8 bits, because there is no kernel of integers for them here",
-        nodes.len(),
-        first.name,
-        first.op.name()
-    ))
+/// What must be said of these nodes, by why they are not on integers.
+pub(super) fn warnings(graph: &Graph, nodes: &[(NodeId, &'static str)]) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
+    nodes.iter().for_each(|&(id, why)| by_reason.entry(why).or_default().push(id));
+    let said = |(why, ids): (&str, Vec<NodeId>)| {
+        let (first, count) = (graph.node(ids[0]), ids.len());
+        let (nodes, compute, their) =
+            if count == 1 { ("node", "computes", "its") } else { ("nodes", "compute", "their") };
+        format!(
+            "{count} recurrent {nodes}, \"{}\" ({}){} {compute} on floats, {their} weights stored in 8 bits: {why}",
+            first.name,
+            first.op.name(),
+            if count == 1 { "," } else { " first," },
+        )
+    };
+    by_reason.into_iter().map(said).collect()
 }
 
 /// Puts both weights of each node behind a DequantizeLinear, with a scale for each output of each direction or one for all.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narrowbit_ir::{Graph, Node, NodeId, ValueId};
 
 use crate::approach::Approach;
+use crate::op_types::RECURRENT;
 use crate::options::{Matcher, Override, QuantOptions};
 
 /// The nodes of a graph that have an approach.
@@ -38,6 +39,7 @@ impl<'a> Part<'a> {
         let fits = |n: &Node| {
             self.approach.is_half()
                 || n.op.name() == "Gather"
+                || RECURRENT.contains(&n.op.name())
                 || matches!(n.op.quant(), narrowbit_ir::QuantRole::Weighted { .. })
         };
         self.own.is_some() && !self.nodes().any(|(_, n)| fits(n))

@@ -11,7 +11,7 @@ use std::fmt;
 use narrowbit_ir::Graph;
 use serde::{Deserialize, Serialize};
 
-use crate::approach::{Approach, BlockFormat, BlockScales, BlockType, Compute, Granularity};
+use crate::approach::{Approach, BlockFormat, BlockScales, BlockType, Compute, Granularity, LstmProducts};
 use crate::options::QuantOptions;
 use crate::scheme::{ActivationScheme, Formula, NumberFormat};
 
@@ -81,6 +81,8 @@ pub enum Feature {
     DynamicTensor,
     /// A scale for each row of an activation, found at run time (QuantizeLinear by blocks).
     DynamicToken,
+    /// LSTMs on integers (com.microsoft.DynamicQuantizeLSTM).
+    DynamicLstm,
     /// Weights by blocks behind DequantizeLinear.
     Blocks(BlockType),
     /// Weights by blocks of other lengths than 64 and 128 behind DequantizeLinear.
@@ -121,6 +123,7 @@ impl fmt::Display for Feature {
             Feature::QOperators => f.write_str("QLinear operators"),
             Feature::DynamicTensor => f.write_str("scales found at run time"),
             Feature::DynamicToken => f.write_str("a scale for each token, found at run time"),
+            Feature::DynamicLstm => f.write_str("LSTMs on integers"),
             Feature::Blocks(t) => write!(f, "blocks of {t} behind DequantizeLinear"),
             Feature::ShortBlocks => f.write_str("blocks of other lengths than 64 and 128"),
             Feature::RaggedCodes | Feature::RaggedFloats => {
@@ -161,6 +164,8 @@ pub enum Change {
     FloatTables,
     /// Products are dynamic by tensor instead of by token.
     DynamicTensor,
+    /// LSTMs compute on floats, with weights stored in 8 bits.
+    FloatLstm,
     /// Weights by blocks are written as MatMulNBits.
     NBits,
     /// Weights by blocks become int4.
@@ -187,6 +192,7 @@ impl fmt::Display for Change {
             Change::TensorActivations => "activations have one scale each",
             Change::FloatTables => "tables stay float",
             Change::DynamicTensor => "activations have one scale per tensor",
+            Change::FloatLstm => "LSTMs compute on floats, their weights in 8 bits",
             Change::NBits => "weights are written as MatMulNBits",
             Change::Int4 => "blocks are symmetric int4",
             Change::Block128 => "blocks have 128 weights",
@@ -422,6 +428,7 @@ fn of_static(part: &Part, qoperator: bool) -> Vec<Feature> {
 fn of_dynamic(part: &Part) -> Vec<Feature> {
     let options = part.options;
     let rows = part.settings(|o| o.dynamic, options.dynamic);
+    let lstms = part.quantizes("LSTM") && part.has("LSTM") && rows.iter().any(|d| d.lstm == LstmProducts::Int8);
     let mut all: Vec<Feature> = rows
         .into_iter()
         .map(|d| match d.granularity {
@@ -432,6 +439,7 @@ fn of_dynamic(part: &Part) -> Vec<Feature> {
     if options.embeddings && has_table(part) {
         all.push(Feature::Tables);
     }
+    all.extend(lstms.then_some(Feature::DynamicLstm));
     all
 }
 
@@ -486,6 +494,10 @@ fn apply(options: &mut QuantOptions, change: Change) {
         Change::DynamicTensor => {
             let own = options.overrides.iter_mut().filter_map(|o| o.dynamic.as_mut());
             own.chain([&mut options.dynamic]).for_each(|d| d.granularity = Granularity::Tensor);
+        }
+        Change::FloatLstm => {
+            let own = options.overrides.iter_mut().filter_map(|o| o.dynamic.as_mut());
+            own.chain([&mut options.dynamic]).for_each(|d| d.lstm = LstmProducts::Float);
         }
         Change::Float32Operators => options.half.compute = Some(Compute::Float32),
         Change::NBits | Change::Int4 | Change::Block128 | Change::FloatScales => {

@@ -65,7 +65,7 @@ const TRT_ZERO: &str = "has no zero points";
 const TRT_HELP: &str = "use int8 (the default with this target) or fp8_e4m3";
 const TRT_BLOCKS: &str = "has blocks of int4 only";
 const TRT_BLOCK_HELP: &str = "use --weights int4";
-const TRT_MS: &str = "does not have ONNX Runtime's own operators";
+const NO_MS: &str = "does not have ONNX Runtime's own operators";
 const QDQ_HELP: &str = "leave --format away: qdq is read everywhere";
 const NO_QLINEAR: &str = "does not import QLinearConv and the like";
 const DYNAMIC_HELP: &str = "use --approach static";
@@ -80,6 +80,7 @@ const TRT_CHANNELS: &str = "quantizes activations by tensor";
 const OV_JOINED: &str = "joins such codes with constants wrongly when it optimizes";
 const OV_JOINED_INT8: &str = "computes convolutions of int8 codes behind a Concat wrongly";
 const OV_TRANSPOSED: &str = "computes transposed convolutions wrongly whose weights have zero points";
+const OV_LSTM: &str = "computes DynamicQuantizeLSTM on floats, without the roundings that it is defined by";
 const OV_RAGGED: &str = "takes only blocks that divide the depth";
 const OV_RAGGED_HELP: &str = "use --weights nf4 or int4, or a --block that divides it";
 const OV_TWO_BITS: &str = "does not read 2-bit types";
@@ -134,6 +135,7 @@ pub const ROWS: &[Row] = &[
             Refuse("has no DynamicQuantizeLinear and no MatMulInteger", DYNAMIC_HELP),
         ],
     ),
+    Row(Feature::DynamicLstm, [Runs, Adapt(Change::FloatLstm, OV_LSTM), Adapt(Change::FloatLstm, NO_MS)]),
     Row(Blocks(BlockInt8), blocks(Refuse(TRT_BLOCKS, TRT_BLOCK_HELP))),
     Row(Blocks(BlockUint8), blocks(Refuse(TRT_BLOCKS, TRT_BLOCK_HELP))),
     Row(Blocks(Int4), blocks(Runs)),
@@ -173,7 +175,7 @@ const fn blocks(tensorrt: Verdict) -> [Verdict; 3] {
 
 const TWO_BITS: [Verdict; 3] =
     [Adapt(Change::NBits, ORT_TWO_BITS), Adapt(Change::NBits, OV_TWO_BITS), Refuse(TRT_BLOCKS, TRT_BLOCK_HELP)];
-const N_BITS: [Verdict; 3] = [Runs, Note(OV_ROUNDED), Refuse(TRT_MS, "leave --format away, and use --weights int4")];
+const N_BITS: [Verdict; 3] = [Runs, Note(OV_ROUNDED), Refuse(NO_MS, "leave --format away, and use --weights int4")];
 
 /// What a target does with a feature. What the table does not name is not known to run.
 pub(super) fn verdict(target: Target, feature: Feature) -> Verdict {

@@ -57,6 +57,7 @@ fn has_one_row_for_each_feature() {
         Feature::ChannelActivations,
         Feature::QOperators,
         Feature::DynamicTensor,
+        Feature::DynamicLstm,
         Feature::DynamicToken,
         Feature::ShortBlocks,
         Feature::PowerScales,

@@ -5,6 +5,7 @@ mod attention;
 mod blocks;
 mod coded;
 mod conv;
+mod dynamic_lstm;
 mod elementwise;
 mod finish;
 mod grid_sample;
@@ -95,6 +96,7 @@ fn fast(cx: &BuildCx) -> Maybe {
         "Transpose" | "Concat" | "Slice" | "Split" | "Gather" | "Expand" | "Tile" | "Where" | "GatherElements"
         | "DepthToSpace" | "SpaceToDepth" => movement::build(cx),
         "LSTM" | "GRU" => recurrent::build(cx),
+        "DynamicQuantizeLSTM" => dynamic_lstm::build(cx),
         "Pad" => pad::build(cx),
         "Resize" | "Upsample" => resize::build(cx),
         "GridSample" => grid_sample::build(cx),

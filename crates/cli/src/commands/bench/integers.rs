@@ -41,7 +41,9 @@ fn is_quantized(node: &Node) -> bool {
 
 /// Whether an operator computes on integers by its definition.
 fn is_integer(op: &str) -> bool {
-    op.starts_with("QLinear") || matches!(op, "QGemm" | "MatMulInteger" | "ConvInteger" | "DynamicQuantizeMatMul")
+    const INTEGER: [&str; 5] =
+        ["ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "QGemm"];
+    op.starts_with("QLinear") || INTEGER.contains(&op)
 }
 
 /// Whether a node multiplies the weights of an attention that were not rounded: floats, though the scores may be products of

@@ -46,6 +46,11 @@ impl Others {
         for (id, node) in graph.nodes() {
             match node.op.name() {
                 "MatMulInteger" | "ConvInteger" => found.dynamic(graph, id, node),
+                "DynamicQuantizeLSTM" => {
+                    let name = node.name.strip_suffix(PRODUCT).unwrap_or(&node.name);
+                    let weight = node.input(1).map(|v| plain(graph, v));
+                    found.decide(id, name, "LSTM", weight, Approach::Dynamic);
+                }
                 "MatMul" => found.blocks(graph, id, node),
                 "MatMulNBits" | "GatherBlockQuantized" => found.packed(graph, id, node),
                 "Gather" => found.table(graph, id, node),

@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::{fixed, model, output};
 
 /// Layers of steps in time.
-const RECURRENT: [&str; 3] = ["GRU", "LSTM", "RNN"];
+const RECURRENT: [&str; 4] = ["DynamicQuantizeLSTM", "GRU", "LSTM", "RNN"];
 
 #[derive(Serialize)]
 struct Summary {

@@ -70,6 +70,7 @@ fn parameter<'a>(graph: &'a Graph, node: &Node, input: usize) -> Option<&'a Tens
     let data = match op {
         "QuantizeLinear" | "DequantizeLinear" | "Resize" | "Upsample" => input == 0,
         "ConvInteger" | "MatMulInteger" => input < 2,
+        "DynamicQuantizeLSTM" => input < 8,
         "QLinearConcat" => input % 3 == 2,
         "QLinearConv" => matches!(input, 0 | 3 | 8),
         "QGemm" => matches!(input, 0 | 3 | 6),

@@ -18,7 +18,7 @@ use crate::quant::params::round_saturate;
 /// W's scale and zero point, R's scale and zero point, `[directions]` or `[directions, 4·hidden]` each.
 /// Source: ONNX Runtime's contrib operator com.microsoft.DynamicQuantizeLSTM, version 1.
 #[derive(Debug, Clone, PartialEq)]
-pub struct DynamicQuantizeLstm(Lstm);
+pub struct DynamicQuantizeLstm(pub Lstm);
 
 /// Makes a DynamicQuantizeLSTM.
 pub fn build(_opset: i64, attrs: &mut AttrMap) -> Result<Arc<dyn Op>, OpError> {
