@@ -240,7 +240,14 @@ impl Edit<'_> {
             let to = AttrMap::new().with("to", i64::from(DType::F32.to_onnx()));
             let sums = self.add(&format!("{name}_floats"), "Cast", &[sums], to)?;
             let scales = [self.input(node, 3)?, self.input(node, 4)?];
-            let factor = self.add(&format!("{name}_factor"), "Mul", &scales, AttrMap::new())?;
+            let known = scales.map(|v| self.scene.constant(v).and_then(|t| t.to_f32s().ok()));
+            let factor = match &known {
+                [Some(x), Some(w)] if x.len() == 1 => {
+                    let product = w.iter().map(|w| x[0] * w).collect();
+                    self.patch.constant(&format!("{name}_factor"), Tensor::vector::<f32>(product))
+                }
+                _ => self.add(&format!("{name}_factor"), "Mul", &scales, AttrMap::new())?,
+            };
             self.add(&format!("{name}_projection"), "Mul", &[sums, factor], AttrMap::new())?
         } else {
             self.add(&format!("{name}_projection"), "MatMul", &[x, w], AttrMap::new())?
