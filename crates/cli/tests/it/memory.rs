@@ -44,7 +44,10 @@ fn names_the_node_that_there_is_no_memory_for() {
         let (code, stderr) = run_within(&home, 600_000, "run model.onnx --threads 1 --data x.npz -o y.npz");
         assert_eq!(code, 2, "{stderr}");
         assert!(stderr.contains("in node \"double_"), "the error names the node: {stderr}");
-        assert!(stderr.contains(" GB, the result of this node") && stderr.contains("not that much memory left"), "{stderr}");
+        assert!(
+            stderr.contains(" GB, the result of this node") && stderr.contains("not that much memory left"),
+            "{stderr}"
+        );
         assert!(stderr.contains("help: "), "{stderr}");
         assert!(!home.files().contains(&"y.npz".to_string()), "nothing is left behind");
     }
